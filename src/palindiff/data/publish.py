@@ -1,0 +1,40 @@
+"""Writing that leaves a whole result or none: a folder or file is built beside its place and renamed into it."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def published_folder(output: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `output` that takes its name on success and is removed on any error.
+
+    Raises: FileExistsError if `output` exists and holds anything.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(
+            f"`{output}` exists and is not empty. Expected a new or empty folder. Remove it or name another."
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    folder.chmod(0o755)
+    try:
+        yield folder
+        folder.rename(output)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def publish_text(path: Path, text: str) -> None:
+    """Replace a file by `text` in one step: readers see the old text or the new, never a part."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,108 @@
+"""Training the autoencoder: a recipe, pictures in memory, the common loop, and latents brought to unit variance."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from pydantic import BaseModel
+from torch import Tensor
+
+from palindiff.data.pictures import fit_picture, read_picture, to_pixels, to_tensor
+from palindiff.data.publish import published_folder
+from palindiff.data.sources import DataConfig, open_pictures
+from palindiff.models.codec import CodecConfig, build_codec, normalize_latents
+from palindiff.objectives.codec import CodecObjective, CodecObjectiveConfig, psnr_db, squared_error
+from palindiff.training.journal import Journal
+from palindiff.training.loop import LoopConfig, MachineConfig, OptimizerConfig, Run, check_shares, train
+
+EVALUATION_BATCH = 64
+
+
+class CodecRecipe(BaseModel, frozen=True, extra="forbid"):
+    """All that `palindiff train-codec` takes."""
+
+    data: DataConfig
+    validation_split: str = "validation"
+    codec: CodecConfig = CodecConfig()
+    objective: CodecObjectiveConfig = CodecObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(new_learning_rate=1.5e-3)
+    loop: LoopConfig
+    machine: MachineConfig = MachineConfig()
+
+
+class PicturesInMemory:
+    """A training set of whole pictures, (n, 3, H, W) uint8, half of them flipped when read."""
+
+    def __init__(self, pictures: Tensor) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def read(self, rows: Tensor, uniform: Tensor) -> dict[str, Tensor]:
+        """Read rows as x (b, 3, H, W) in [-1, 1]; a first uniform number below 0.5 flips left and right."""
+        x = to_pixels(self.pictures[rows])
+        is_flipped = uniform[:, 0, None, None, None] < 0.5
+        return {"x": torch.where(is_flipped, x.flip(-1), x)}
+
+
+def train_codec(recipe: CodecRecipe, output: Path, show_progress: bool = True) -> dict[str, float]:
+    """Train an autoencoder below `output` and write it, in fp16, to `output/vae`; the same call goes on where it stopped.
+
+    Returns: `psnr_db` (mean of each picture's) and `pooled_psnr_db` on the validation pictures, from the written folder.
+    """
+    size_px, precision = recipe.codec.image_size_px, recipe.machine.precision
+    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+    check_shares(recipe.loop, accelerator.num_processes)
+    if recipe.machine.num_threads:
+        torch.set_num_threads(recipe.machine.num_threads)
+    torch.manual_seed(recipe.loop.seed)
+    vae = build_codec(recipe.codec)
+    training = read_pictures(recipe.data, size_px)
+    validation = read_pictures(recipe.data.model_copy(update={"split": recipe.validation_split}), size_px)
+    run = Run(
+        objective=CodecObjective(vae, recipe.objective),
+        parameter_groups=[{"params": list(vae.parameters()), "lr": recipe.optimizer.new_learning_rate}],
+        training_set=PicturesInMemory(training),
+        loop=recipe.loop,
+        optimizer=recipe.optimizer,
+        machine=recipe.machine,
+        journal=Journal(output, show_progress=show_progress),
+        state_dir=str(output / "state"),
+        evaluators=[lambda step: codec_error(vae, validation)],
+    )
+    train(run, accelerator)
+    mean, deviation = latent_moments(vae, training)
+    normalize_latents(vae, mean, deviation)
+    if accelerator.is_main_process and not (output / "vae").exists():
+        with published_folder(output / "vae") as folder:
+            vae.half().save_pretrained(folder)
+    accelerator.wait_for_everyone()
+    written = AutoencoderKL.from_pretrained(output / "vae").to(accelerator.device)
+    return codec_error(written, validation)
+
+
+def read_pictures(data: DataConfig, size_px: int) -> Tensor:
+    """Shapes: -> (n, 3, size_px, size_px) uint8, every picture of a split."""
+    rows = open_pictures(data)
+    return torch.stack([to_tensor(fit_picture(read_picture(row.source), size_px, data.fit)) for row in rows])
+
+
+@torch.no_grad()
+def codec_error(vae: AutoencoderKL, pictures: Tensor) -> dict[str, float]:
+    """Error of the reconstruction from the posterior's mean, in fp32: mean of each picture's PSNR, and the pooled one."""
+    errors = []
+    for part in pictures.split(EVALUATION_BATCH):
+        x = to_pixels(part).to(vae.device)
+        errors.append(squared_error(x, vae.decode(vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1)))
+    error = torch.cat(errors)
+    return {"validation_psnr_db": float(psnr_db(error).mean()), "validation_pooled_psnr_db": float(psnr_db(error.mean()))}
+
+
+@torch.no_grad()
+def latent_moments(vae: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Shapes: pictures (n, 3, H, W) uint8 -> mean, deviation (ch,) of the posterior's means over pictures and places."""
+    latents = [vae.encode(to_pixels(part).to(vae.device)).latent_dist.mode() for part in pictures.split(EVALUATION_BATCH)]
+    by_channel = torch.cat(latents).transpose(0, 1).flatten(1)  # (n, ch, h, w) -> (ch, n*h*w)
+    return by_channel.mean(dim=1), by_channel.std(dim=1)

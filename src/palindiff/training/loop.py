@@ -1,0 +1,193 @@
+"""The training loop: batch, objective, backward, clip, step, EMA, log, evaluate, save.
+
+Here: the order of those nine and nothing of what is trained. Not here: losses (`objectives/`), what a batch holds
+(`features.py`, `codec.py`), what is kept for resuming (`state.py`). The loop knows no modality.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from palindiff.training.attention import attention_backend
+from palindiff.training.journal import Journal
+from palindiff.training.order import random_generator, rows_of_step
+from palindiff.training.state import TrainState
+
+
+class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
+    """AdamW with two learning rates, warm-up, and an optional decay to zero at the end."""
+
+    learning_rate: float = Field(1e-5, gt=0)  # of weights that start from a trained model (the paper: U-Net)
+    new_learning_rate: float = Field(1e-4, gt=0)  # of new weights (the paper: the second stream)
+    weight_decay: float = Field(1e-4, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_steps: int = Field(1000, ge=0)  # linear from 0; 0 turns it off
+    decay: Literal["none", "cosine", "linear"] = "none"  # how the rate falls to zero over the last `decay_steps`
+    decay_steps: int = Field(0, ge=0)
+    clip_norm: float = Field(1.0, ge=0)  # of the gradient over all parameters; 0 turns clipping off
+
+    def rate_factor(self, step: int, num_steps: int) -> float:
+        """Share of the full learning rate at a step counted from 0; the last step of a decay still learns."""
+        factor = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        decay_steps = min(self.decay_steps, num_steps)
+        if self.decay != "none" and decay_steps:
+            remaining = min(1.0, (num_steps - step) / decay_steps)
+            factor *= remaining if self.decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * remaining)
+        return factor
+
+
+class LoopConfig(BaseModel, frozen=True, extra="forbid"):
+    """How long, how much at once, how often to look."""
+
+    num_steps: int = Field(gt=0)
+    batch_size: int = Field(64, gt=0)  # rows of one step, over all processes and accumulation together
+    accumulation: int = Field(1, gt=0)  # a step's rows go through in so many parts; negatives stay within a part
+    seed: int = Field(0, ge=0)
+    ema_decay: float = Field(0.9999, ge=0, lt=1)  # of the weights' average, each step; warms up; 0 follows the weights
+    evaluate_every: int = Field(500, ge=0)  # steps; 0 evaluates only at the end
+    save_every: int = Field(500, ge=0)  # steps; 0 saves only at the end
+    log_every: int = Field(50, gt=0)  # steps
+
+
+class MachineConfig(BaseModel, frozen=True, extra="forbid"):
+    """What may change from machine to machine and is no part of a run's identity."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    num_threads: int = Field(0, ge=0)  # of torch on a CPU; 0 leaves torch's choice
+    num_workers: int = Field(0, ge=0)  # processes that decode pictures; 0 decodes in the main process
+
+
+class TrainingSet(Protocol):
+    """Rows that can be read by number, with two uniform numbers each for what is drawn per row (flip, caption)."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: Tensor, uniform: Tensor) -> dict[str, Tensor]:
+        """Read rows (b,) int64 with uniform (b, 2) in [0, 1) -> tensors whose first dimension is b."""
+        ...
+
+
+class Objective(Protocol):
+    """A module of trainable parts: batch and draws in, named losses out; `loss` is what is minimised."""
+
+    def draw(self, b: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw all random numbers that a batch of b rows needs, so that any share of it can be computed alone."""
+        ...
+
+    def __call__(self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+
+Evaluator = Callable[[int], dict[str, float]]  # step -> named numbers; runs on the EMA weights
+
+
+@dataclass
+class Run:
+    """All that the loop needs: what to train, on what, how, and who looks at it."""
+
+    objective: nn.Module
+    parameter_groups: list[dict[str, object]]
+    training_set: TrainingSet
+    loop: LoopConfig
+    optimizer: OptimizerConfig
+    machine: MachineConfig
+    journal: Journal
+    state_dir: str
+    evaluators: Sequence[Evaluator] = field(default_factory=tuple)
+
+
+def train(run: Run, accelerator: Accelerator) -> TrainState:
+    """Train until `num_steps`, going on from the newest saved state; afterwards the objective holds the EMA weights.
+
+    Raises: FloatingPointError if the loss or the gradient is not finite.
+    """
+    rates = [group["lr"] for group in run.parameter_groups]
+    optimizer = torch.optim.AdamW(
+        run.parameter_groups,
+        betas=run.optimizer.betas,
+        weight_decay=run.optimizer.weight_decay,
+        fused=True,  # type: ignore[arg-type]
+    )
+    state = TrainState(run.objective.to(accelerator.device).train(), optimizer, run.loop.ema_decay, run.state_dir)
+    state.resume()
+    objective, optimizer = accelerator.prepare(run.objective, optimizer)
+    run.journal.start(state.step, run.loop, accelerator)
+    while state.step < run.loop.num_steps:
+        factor = run.optimizer.rate_factor(state.step, run.loop.num_steps)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+        losses = backward_step(run, objective, accelerator, state.step)
+        norm = accelerator.clip_grad_norm_(objective.parameters(), run.optimizer.clip_norm or math.inf)
+        run.journal.check_finite(state.step, losses, norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        state.advance()
+        run.journal.step(state.step, losses | {"gradient_norm": norm, "rate_factor": torch.tensor(factor)})
+        is_last = state.step == run.loop.num_steps
+        if _is_due(state.step, run.loop.evaluate_every, is_last):
+            evaluate(run, state, accelerator)
+        if _is_due(state.step, run.loop.save_every, is_last):
+            state.save(accelerator)
+    run.journal.finish()
+    state.use_ema_weights()
+    return state
+
+
+def backward_step(run: Run, objective: nn.Module, accelerator: Accelerator, step: int) -> dict[str, Tensor]:
+    """One step's losses and gradients; rows and draws depend on seed and step alone, not on the number of processes.
+
+    Returns: named losses () float32, mean over the parts of this process's share.
+    """
+    loop, num_processes = run.loop, accelerator.num_processes
+    part_size = loop.batch_size // loop.accumulation
+    rows = rows_of_step(step, loop.batch_size, len(run.training_set), loop.seed)
+    generator = random_generator(loop.seed, "draws", step)
+    total: dict[str, Tensor] = {}
+    for part in range(loop.accumulation):
+        uniform = torch.rand(part_size, 2, generator=generator)
+        draws = accelerator.unwrap_model(objective).draw(part_size, generator)
+        share = slice(
+            part_size * accelerator.process_index // num_processes,
+            part_size * (accelerator.process_index + 1) // num_processes,
+        )
+        batch = run.training_set.read(rows[part * part_size : (part + 1) * part_size][share], uniform[share])
+        batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+        draws = {name: tensor[share].to(accelerator.device) for name, tensor in draws.items()}
+        is_last = part == loop.accumulation - 1
+        with nullcontext() if is_last else accelerator.no_sync(objective), attention_backend(accelerator):
+            losses = objective(batch, draws)
+            accelerator.backward(losses["loss"] / loop.accumulation)
+        for name, loss in losses.items():
+            total[name] = total.get(name, 0) + loss.detach().float() / loop.accumulation
+    return total
+
+
+def evaluate(run: Run, state: TrainState, accelerator: Accelerator) -> None:
+    """Run every evaluator on the EMA weights, on the main process alone, and write down what they say."""
+    if accelerator.is_main_process and run.evaluators:
+        started = time.perf_counter()
+        with state.ema_weights(), torch.no_grad():
+            numbers = {name: value for each in run.evaluators for name, value in each(state.step).items()}
+        run.journal.evaluation(state.step, numbers, time.perf_counter() - started)
+    accelerator.wait_for_everyone()
+
+
+def check_shares(loop: LoopConfig, num_processes: int) -> None:
+    """Refuse a batch that does not divide evenly over processes and accumulation."""
+    if loop.batch_size % (loop.accumulation * num_processes):
+        raise ValueError(
+            f"`loop.batch_size` is {loop.batch_size} with accumulation {loop.accumulation} and {num_processes} "
+            f"processes. Expected a multiple of {loop.accumulation * num_processes}. Change one of the three."
+        )
+
+
+def _is_due(step: int, every: int, is_last: bool) -> bool:
+    return is_last or bool(every and step % every == 0)
+
