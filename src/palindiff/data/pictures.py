@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 MAX_PIXELS = 64_000_000  # 8,000 x 8,000; a picture that unpacks to more is taken for an attack
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")  # none that runs a program
 
 Fit = Literal["crop", "pad"]
 
@@ -25,15 +26,29 @@ class PictureError(ValueError):
 
 @dataclass(frozen=True)
 class PictureSource:
-    """Where one picture's bytes are: a file, or bytes with a name to call them by in a message."""
+    """Where one picture's bytes are: a file, a part of a file (of a tar), or bytes with a name for messages."""
 
     name: str
     path: Path | None = None
     data: bytes | None = None
+    offset: int | None = None  # where the picture begins in the file; None: the file is the picture
+    size: int = 0  # bytes of the picture from `offset` on
+
+    @property
+    def place(self) -> str:
+        """What a message calls this picture: the file's path, or the name where a file holds many."""
+        return str(self.path) if self.path is not None and self.offset is None else self.name
 
     def open(self) -> BinaryIO:
         """Open the bytes for reading."""
-        return io.BytesIO(self.data) if self.data is not None else Path(self.path or self.name).open("rb")
+        if self.data is not None:
+            return io.BytesIO(self.data)
+        stream = Path(self.path or self.name).open("rb")  # noqa: SIM115  # the caller closes it
+        if self.offset is None:
+            return stream
+        with stream:
+            stream.seek(self.offset)
+            return io.BytesIO(stream.read(self.size))
 
 
 def read_picture(source: PictureSource | Path | str | bytes | Image.Image) -> Image.Image:
@@ -51,30 +66,36 @@ def read_picture(source: PictureSource | Path | str | bytes | Image.Image) -> Im
         source = PictureSource(str(source), path=Path(source))
     try:
         with warnings.catch_warnings(), source.open() as stream:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS below is the limit
+            warnings.simplefilter("ignore")  # of PIL, about sizes (MAX_PIXELS is the limit) and damaged metadata
             with Image.open(stream) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise _refusal(source, f"is {picture.width} x {picture.height} pixels", f"at most {MAX_PIXELS:,} pixels")
+                _check_header(source, picture)
                 picture.load()
                 return _plain_rgb(ImageOps.exif_transpose(picture))
+    except PictureError:
+        raise
     except FileNotFoundError as error:
         raise _refusal(source, "does not exist", "a picture file") from error
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise _refusal(source, "unpacks to far too many pixels", f"at most {MAX_PIXELS:,} pixels") from error
+    except UnidentifiedImageError as error:
         found = "is empty (0 bytes)" if _is_empty(source) else "is not a picture that PIL can read"
         raise _refusal(source, found, "PNG, JPEG, WebP or another picture format") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, PictureError):
-            raise
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
         raise _refusal(source, f"cannot be decoded ({error})", "a whole, undamaged picture") from error
 
 
 def fit_picture(picture: Image.Image, size_px: int, fit: Fit = "crop") -> Image.Image:
-    """Make a picture a square of `size_px`: the shorter side to size and the middle kept, or the whole padded white."""
+    """Make a picture a square of `size_px`: its middle, the shorter side to size, or the whole of it on white."""
     if picture.size == (size_px, size_px):
         return picture
     if fit == "crop":
         return ImageOps.fit(picture, (size_px, size_px), Image.Resampling.LANCZOS)
-    return ImageOps.pad(picture, (size_px, size_px), Image.Resampling.LANCZOS, color="white")
+    scale = size_px / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)  # a thin line keeps one pixel
+    resized = picture.resize((width, height), Image.Resampling.LANCZOS)
+    square = Image.new("RGB", (size_px, size_px), "white")
+    square.paste(resized, ((size_px - width) // 2, (size_px - height) // 2))
+    return square
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
@@ -91,6 +112,14 @@ def to_picture(x: Tensor) -> Image.Image:
     """Shapes: x (3, H, W) in [-1, 1], clamped -> RGB picture."""
     pixels = ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())  # (3, H, W) -> (H, W, 3)
+
+
+def _check_header(source: PictureSource, picture: Image.Image) -> None:
+    """Refuse by what the header tells, before anything is unpacked."""
+    if picture.format not in FORMATS:
+        raise _refusal(source, f"is a file of format {picture.format}", f"one of {', '.join(FORMATS)}")
+    if picture.width * picture.height > MAX_PIXELS:
+        raise _refusal(source, f"is {picture.width} x {picture.height} pixels", f"at most {MAX_PIXELS:,} pixels")
 
 
 def _plain_rgb(picture: Image.Image) -> Image.Image:
@@ -111,4 +140,4 @@ def _is_empty(source: PictureSource) -> bool:
 
 
 def _refusal(source: PictureSource, found: str, expected: str) -> PictureError:
-    return PictureError(f"`{source.name}` {found}. Expected {expected}. Replace the file or leave it out.")
+    return PictureError(f"`{source.place}` {found}. Expected {expected}. Replace the file or leave it out.")

@@ -1,58 +1,173 @@
 """Captioned pictures from wherever a user has them, in one shape.
 
-Here: finding rows and checking them. Not here: decoding a picture (`pictures.py`).
+Here: the settings, which kind of source a path is, and where its split lies. Not here: reading each kind (`folder.py`,
+`shards.py`, `tables.py`), judging the rows (`index.py`), decoding a picture (`pictures.py`).
 """
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
-from palindiff.data.pictures import Fit, PictureSource
+from palindiff.data.folder import METADATA_NAME, has_class_folders, scan_classes, scan_folder
+from palindiff.data.index import OnBad, index_in_memory, judge
+from palindiff.data.pictures import Fit
+from palindiff.data.rows import CaptionedPicture, PictureSet
+from palindiff.data.shards import ShardReading, expand_pattern, index_tars, is_pattern, read_class_names
+from palindiff.data.tables import find_columns, index_table, is_saved_to_disk, load_hub, load_parquet
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["CaptionedPicture", "DataConfig", "Kind", "PictureSet", "open_pictures"]
+
+Kind = Literal["folder", "classes", "webdataset", "parquet", "hub"]
+
+Found = TypeVar("Found")
+
+_SPLIT_NAME = re.compile(r"(train|validation|valid|val|dev|test)[-._]")
+_MISSING = "`{}` does not exist. Expected a folder, .tar, .parquet, a pattern of these or a Hub name. Check the path."
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
-    """Which pictures, and how they become squares."""
+    """Which pictures, what their rows are called, and how they become squares."""
 
-    path: str  # a folder, a tar or parquet file, or a Hub name
-    split: str = "train"
+    path: str  # a folder, a tar or parquet file, a pattern such as "{split}/{00000..00331}.tar", or a Hub name
+    kind: Literal["auto"] | Kind = "auto"  # "auto": by what lies there; else what to take it for
+    split: str = "train"  # a folder below `path`, `{split}` in it, or a split of a Hub set; unsplit data are "train"
+    subset: str | None = None  # the configuration of a Hub set that has several; None: it has one
     fit: Fit = "crop"  # "crop": the middle square; "pad": the whole picture on white
+    image_column: str | None = None  # key or column of the picture; None: "file_name", or the only one that can be
+    caption_column: str | None = None  # of the captions; None: "captions", "caption", "text", KEY.txt, or the only one
+    caption_template: str = "a photo of a {c}"  # the caption where a row has a class {c} alone
+    on_bad: OnBad = "refuse"  # a bad row: "refuse" the source, naming all; or "skip" it, telling how many and why
+    check_pictures: bool = False  # True: decode each once when opening, so that damaged ones count as bad rows
 
-
-@dataclass(frozen=True)
-class CaptionedPicture:
-    """One row: where the picture is, what it is called, its captions, and whatever else the row tells."""
-
-    source: PictureSource
-    captions: tuple[str, ...]
-    label: str | None = None
-    fields: Mapping[str, str] = field(default_factory=dict)
-
-
-class PictureSet(Sequence[CaptionedPicture]):
-    """Rows in a fixed order, with a fingerprint of what they are."""
-
-    def __init__(self, rows: Sequence[CaptionedPicture], fingerprint: str) -> None:
-        self._rows, self.fingerprint = rows, fingerprint
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
-        return self._rows[index]
+    @field_validator("caption_template")
+    @classmethod
+    def _names_the_class(cls, template: str) -> str:
+        if "{c}" not in template:
+            raise ValueError(f"`{template}` names no class. Expected {{c}} where its name goes: 'a photo of a {{c}}'")
+        return template
 
 
 def open_pictures(config: DataConfig) -> PictureSet:
-    """Open the rows of a split, checked but not decoded."""
-    folder = Path(config.path) / config.split
-    text = (folder / "metadata.jsonl").read_text(encoding="utf-8")
-    rows = []
-    for line in text.splitlines():
-        row = json.loads(line)
-        source = PictureSource(row["file_name"], path=folder / row["file_name"])
-        others = {key: str(value) for key, value in row.items() if key not in ("file_name", "captions")}
-        rows.append(CaptionedPicture(source, tuple(row["captions"]), fields=others))
-    return PictureSet(rows, hashlib.sha256(text.encode()).hexdigest())
+    """Open the rows of a split, checked but not decoded.
+
+    Raises: ValueError if rows are bad (all are told at once), the source has no such split, or is of no known kind;
+        FileNotFoundError if nothing lies at the path; ConnectionError if the Hub cannot be reached.
+    """
+    path = Path(config.path.replace("{split}", config.split)).expanduser()
+    split = "train" if "{split}" in config.path else config.split  # a path that names the split holds nothing else
+    kind = find_kind(path, split) if config.kind == "auto" else config.kind
+    source = f"{path}/{split}" if (path / split).is_dir() else str(path)
+    if kind == "hub":
+        table, pictures = _index_table(load_hub(str(path), config.subset, config.split), source, config)
+    elif kind == "parquet":
+        table, pictures = _index_table(load_parquet(_found(_parquet_files, path, split)), source, config)
+    elif kind == "webdataset":
+        tars = _found(_tars, path, split)
+        reading = ShardReading(config.caption_template, config.caption_column, read_class_names(tars))
+        table, pictures = index_tars(tars, reading), None
+    elif kind == "classes":
+        root = _found(_class_root, path, split)
+        table, pictures = index_in_memory(scan_classes(root, config.caption_template)), None
+    else:
+        root = _found(_metadata_root, path, split)
+        entries = scan_folder(root, config.image_column or "file_name", config.caption_column)
+        table, pictures = index_in_memory(entries), None
+    return judge(table, pictures, source, config.on_bad, config.check_pictures)
+
+
+def find_kind(path: Path, split: str) -> Kind:
+    """Tell by what lies at a path how to read it.
+
+    Raises: FileNotFoundError if nothing lies there and it is no Hub name; ValueError if it is of no known kind.
+    """
+    if not path.exists() and not is_pattern(str(path)):
+        if _HUB_NAME.fullmatch(str(path)) and not (len(path.parts) == 2 and path.parent.is_dir()):
+            return "hub"
+        raise FileNotFoundError(_MISSING.format(path))
+    for kind, finder in _FINDERS.items():
+        if finder(path, split):
+            return kind
+    raise ValueError(_nothing_found(path, split))
+
+
+def _index_table(table: "Dataset", source: str, config: DataConfig) -> "tuple[Dataset, Dataset]":
+    columns = find_columns(table.features, config.image_column, config.caption_column, source)
+    return index_table(table, columns, config.caption_template)
+
+
+def _root(path: Path, split: str, holds_rows: Callable[[Path], bool]) -> Path | None:
+    """The folder of a split; what is not split is the split "train" and no other."""
+    folders = [path / split, *([path] if split == "train" else [])]
+    return next((folder.absolute() for folder in folders if folder.is_dir() and holds_rows(folder)), None)
+
+
+def _metadata_root(path: Path, split: str) -> Path | None:
+    return _root(path, split, lambda folder: (folder / METADATA_NAME).is_file())
+
+
+def _class_root(path: Path, split: str) -> Path | None:
+    return _root(path, split, has_class_folders)
+
+
+def _tars(path: Path, split: str) -> list[Path]:
+    return _files(path, split, ".tar")
+
+
+def _parquet_files(path: Path, split: str) -> list[Path]:
+    """Parquet files as `_files` finds them, or named after their split, as the Hub keeps them."""
+    for folder in (path, path / "data"):
+        files = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
+        if of_split := [file.absolute() for file in files if re.match(rf"{re.escape(split)}[-._]", file.name)]:
+            return of_split
+        if any(_SPLIT_NAME.match(file.name) for file in files):
+            return []  # named after splits, but not after this one
+    return _files(path, split, ".parquet")
+
+
+def _files(path: Path, split: str, suffix: str) -> list[Path]:
+    if path.is_dir():
+        root = _root(path, split, lambda folder: any(folder.glob(f"*{suffix}")))
+        return sorted(root.glob(f"*{suffix}")) if root else []
+    if path.suffix != suffix or split != "train":
+        return []
+    return [file.absolute() for file in expand_pattern(str(path))]
+
+
+_FINDERS: dict[Kind, Callable[[Path, str], object]] = {
+    "folder": _metadata_root,
+    "webdataset": _tars,  # before parquet: img2dataset writes both, and the tars hold the pictures
+    "parquet": _parquet_files,
+    "hub": lambda path, split: is_saved_to_disk(path),
+    "classes": _class_root,
+}
+
+
+def _found(finder: Callable[[Path, str], Found | None], path: Path, split: str) -> Found:
+    if not path.exists() and not is_pattern(str(path)):
+        raise FileNotFoundError(_MISSING.format(path))
+    if not (found := finder(path, split)):
+        raise ValueError(_nothing_found(path, split))
+    return found
+
+
+def _nothing_found(path: Path, split: str) -> str:
+    if not path.is_dir():
+        told = "is not split" if split != "train" else "is of no known kind"
+        return (
+            f"`{path}` {told}, so it cannot be read as `{split}`. Expected a folder, a .tar or .parquet file, or a "
+            "pattern of these; `{split}` in it stands for the split."
+        )
+    folders = [each.name for each in sorted(path.iterdir()) if each.is_dir()]
+    splits = [name for name in folders if any(finder(path, name) for finder in _FINDERS.values())]
+    beside = f" (splits found: {', '.join(splits)})" if splits else ""
+    return (
+        f"`{path}` has no pictures of the split `{split}`{beside}. Expected {METADATA_NAME}, *.tar, *.parquet or "
+        f"class folders in `{path / split}`, or for `train` in `{path}`. Check `path` and `split`."
+    )

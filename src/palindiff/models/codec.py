@@ -14,7 +14,7 @@ class CodecConfig(BaseModel, frozen=True, extra="forbid"):
 
     widths: tuple[int, ...] = (16, 48, 96, 128)  # channels at each size; all divisible by `norm_groups`
     layers_per_block: int = Field(1, gt=0)
-    latent_channels: int = Field(12, gt=0)
+    latent_channels: int = Field(16, gt=0)
     norm_groups: int = Field(8, gt=0)
     image_size_px: int = Field(64, gt=0)
 
@@ -42,7 +42,7 @@ def normalize_latents(vae: AutoencoderKL, mean: Tensor, deviation: Tensor) -> No
     Stock pipelines know one `scaling_factor` only, so the change goes into the two 1 x 1 convolutions around the latent.
 
     Source: design §6 ("stay stock while training").
-    Shapes: mean, deviation (ch,) of the latent means over the training pictures; deviation > 0.
+    Shapes: mean, deviation (ch,) of the latents over the training pictures; deviation > 0.
     """
     ch = len(mean)
     quant, post_quant = vae.quant_conv, vae.post_quant_conv

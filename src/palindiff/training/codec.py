@@ -1,8 +1,10 @@
 """Training the autoencoder: a recipe, pictures in memory, the common loop, and latents brought to unit variance."""
 
+import itertools
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from pydantic import BaseModel
@@ -17,6 +19,8 @@ from palindiff.training.journal import Journal
 from palindiff.training.loop import LoopConfig, MachineConfig, OptimizerConfig, Run, check_shares, train
 
 EVALUATION_BATCH = 64
+MAX_SHIFT_PX = 4
+COLOUR_ORDERS = tuple(itertools.permutations(range(3)))
 
 
 class CodecRecipe(BaseModel, frozen=True, extra="forbid"):
@@ -32,7 +36,10 @@ class CodecRecipe(BaseModel, frozen=True, extra="forbid"):
 
 
 class PicturesInMemory:
-    """A training set of whole pictures, (n, 3, H, W) uint8, half of them flipped when read."""
+    """A training set of whole pictures, (n, 3, H, W) uint8, each read turned, mirrored, shifted and recoloured.
+
+    Some thousand pictures are too few for an autoencoder: without this, unseen pictures come out 3 dB worse.
+    """
 
     def __init__(self, pictures: Tensor) -> None:
         self.pictures = pictures
@@ -41,10 +48,36 @@ class PicturesInMemory:
         return len(self.pictures)
 
     def read(self, rows: Tensor, uniform: Tensor) -> dict[str, Tensor]:
-        """Read rows as x (b, 3, H, W) in [-1, 1]; a first uniform number below 0.5 flips left and right."""
-        x = to_pixels(self.pictures[rows])
-        is_flipped = uniform[:, 0, None, None, None] < 0.5
-        return {"x": torch.where(is_flipped, x.flip(-1), x)}
+        """Read rows as x (b, 3, H, W) in [-1, 1]; the two uniform numbers (b, 2) choose how each is changed."""
+        return {
+            "x": torch.stack([augment(to_pixels(self.pictures[row]), u) for row, u in zip(rows, uniform, strict=True)])
+        }
+
+
+def augment(x: Tensor, uniform: Tensor) -> Tensor:
+    """Turn by a multiple of 90 degrees, mirror, shift on white by up to MAX_SHIFT_PX, and permute the colours.
+
+    Shapes: x (3, H, H) in [-1, 1]; uniform (2,) in [0, 1) -> (3, H, H).
+    """
+    turn, mirror, colours = _digits(float(uniform[0]), (4, 2, 12))
+    x = x.rot90(turn, (1, 2))
+    if mirror:
+        x = x.flip(2)
+    if colours < len(COLOUR_ORDERS):  # half of the pictures keep their colours
+        x = x[list(COLOUR_ORDERS[colours])]
+    down, right = _digits(float(uniform[1]), (2 * MAX_SHIFT_PX + 1, 2 * MAX_SHIFT_PX + 1))
+    padded = F.pad(x, (MAX_SHIFT_PX,) * 4, value=1.0)
+    return padded[:, down : down + x.shape[1], right : right + x.shape[2]]
+
+
+def _digits(uniform: float, bases: tuple[int, ...]) -> list[int]:
+    """Cut one uniform number into independent uniform digits of the given bases."""
+    digits = []
+    for base in bases:
+        digit = min(int(uniform * base), base - 1)
+        digits.append(digit)
+        uniform = uniform * base - digit
+    return digits
 
 
 def train_codec(recipe: CodecRecipe, output: Path, show_progress: bool = True) -> dict[str, float]:
@@ -97,12 +130,21 @@ def codec_error(vae: AutoencoderKL, pictures: Tensor) -> dict[str, float]:
         x = to_pixels(part).to(vae.device)
         errors.append(squared_error(x, vae.decode(vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1)))
     error = torch.cat(errors)
-    return {"validation_psnr_db": float(psnr_db(error).mean()), "validation_pooled_psnr_db": float(psnr_db(error.mean()))}
+    return {
+        "validation_psnr_db": float(psnr_db(error).mean()),
+        "validation_pooled_psnr_db": float(psnr_db(error.mean())),
+    }
 
 
 @torch.no_grad()
 def latent_moments(vae: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Shapes: pictures (n, 3, H, W) uint8 -> mean, deviation (ch,) of the posterior's means over pictures and places."""
-    latents = [vae.encode(to_pixels(part).to(vae.device)).latent_dist.mode() for part in pictures.split(EVALUATION_BATCH)]
-    by_channel = torch.cat(latents).transpose(0, 1).flatten(1)  # (n, ch, h, w) -> (ch, n*h*w)
-    return by_channel.mean(dim=1), by_channel.std(dim=1)
+    """Mean and deviation of a draw of the posterior, over pictures and places.
+
+    Shapes: pictures (n, 3, H, W) uint8 -> mean, deviation (ch,).
+    """
+    parts = [vae.encode(to_pixels(part).to(vae.device)).latent_dist for part in pictures.split(EVALUATION_BATCH)]
+    mean, variance = (
+        torch.cat([getattr(part, name) for part in parts]).transpose(0, 1).flatten(1)  # (n, ch, h, w) -> (ch, n*h*w)
+        for name in ("mean", "var")
+    )
+    return mean.mean(dim=1), (mean.var(dim=1) + variance.mean(dim=1)).sqrt()

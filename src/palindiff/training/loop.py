@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -63,6 +63,7 @@ class MachineConfig(BaseModel, frozen=True, extra="forbid"):
     precision: Literal["fp32", "bf16"] = "fp32"
     num_threads: int = Field(0, ge=0)  # of torch on a CPU; 0 leaves torch's choice
     num_workers: int = Field(0, ge=0)  # processes that decode pictures; 0 decodes in the main process
+    cache_dir: str | None = None  # where features are kept; None is $PALINDIFF_CACHE or the user's cache folder
 
 
 class TrainingSet(Protocol):
@@ -82,7 +83,9 @@ class Objective(Protocol):
         """Draw all random numbers that a batch of b rows needs, so that any share of it can be computed alone."""
         ...
 
-    def __call__(self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+    def __call__(self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute named losses () from a batch and its draws."""
+        ...
 
 
 Evaluator = Callable[[int], dict[str, float]]  # step -> named numbers; runs on the EMA weights
@@ -93,7 +96,7 @@ class Run:
     """All that the loop needs: what to train, on what, how, and who looks at it."""
 
     objective: nn.Module
-    parameter_groups: list[dict[str, object]]
+    parameter_groups: list[dict[str, Any]]  # as torch.optim takes them: params and lr
     training_set: TrainingSet
     loop: LoopConfig
     optimizer: OptimizerConfig
@@ -106,38 +109,50 @@ class Run:
 def train(run: Run, accelerator: Accelerator) -> TrainState:
     """Train until `num_steps`, going on from the newest saved state; afterwards the objective holds the EMA weights.
 
-    Raises: FloatingPointError if the loss or the gradient is not finite.
+    Raises: FloatingPointError if the loss or the gradient is not finite; ValueError if the newest state is damaged or
+        another recipe's; OSError if a state cannot be written.
     """
-    rates = [group["lr"] for group in run.parameter_groups]
-    optimizer = torch.optim.AdamW(
-        run.parameter_groups,
-        betas=run.optimizer.betas,
-        weight_decay=run.optimizer.weight_decay,
-        fused=True,  # type: ignore[arg-type]
-    )
+    check_shares(run.loop, accelerator.num_processes)
+    groups = [dict(group) for group in run.parameter_groups]  # AdamW keeps and the loop changes them
+    config = run.optimizer
+    optimizer = torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, fused=True)
     state = TrainState(run.objective.to(accelerator.device).train(), optimizer, run.loop.ema_decay, run.state_dir)
     state.resume()
     objective, optimizer = accelerator.prepare(run.objective, optimizer)
     run.journal.start(state.step, run.loop, accelerator)
-    while state.step < run.loop.num_steps:
-        factor = run.optimizer.rate_factor(state.step, run.loop.num_steps)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * factor
-        losses = backward_step(run, objective, accelerator, state.step)
-        norm = accelerator.clip_grad_norm_(objective.parameters(), run.optimizer.clip_norm or math.inf)
-        run.journal.check_finite(state.step, losses, norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        state.advance()
-        run.journal.step(state.step, losses | {"gradient_norm": norm, "rate_factor": torch.tensor(factor)})
-        is_last = state.step == run.loop.num_steps
-        if _is_due(state.step, run.loop.evaluate_every, is_last):
-            evaluate(run, state, accelerator)
-        if _is_due(state.step, run.loop.save_every, is_last):
-            state.save(accelerator)
-    run.journal.finish()
+    try:
+        while state.step < run.loop.num_steps:
+            numbers = train_step(run, objective, optimizer, accelerator, state.step)
+            state.advance()
+            run.journal.step(state.step, numbers)
+            is_last = state.step == run.loop.num_steps
+            if _is_due(state.step, run.loop.evaluate_every, is_last):
+                evaluate(run, state, accelerator)
+            if _is_due(state.step, run.loop.save_every, is_last):
+                state.save(accelerator)
+    finally:
+        run.journal.finish()
     state.use_ema_weights()
     return state
+
+
+def train_step(
+    run: Run, objective: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, step: int
+) -> dict[str, Tensor]:
+    """Change the weights once: losses, gradient, clipping, AdamW at this step's learning rate.
+
+    Returns: the named losses, `gradient_norm` before clipping and `rate_factor`, () float32 each.
+    Raises: FloatingPointError if the loss or the gradient is not finite; the weights are then as they were.
+    """
+    factor = run.optimizer.rate_factor(step, run.loop.num_steps)
+    for group, own in zip(optimizer.param_groups, run.parameter_groups, strict=True):
+        group["lr"] = own["lr"] * factor
+    losses = backward_step(run, objective, accelerator, step)
+    norm = accelerator.clip_grad_norm_(objective.parameters(), run.optimizer.clip_norm or math.inf)
+    run.journal.check_finite(step, losses, norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return losses | {"gradient_norm": norm, "rate_factor": torch.tensor(factor)}
 
 
 def backward_step(run: Run, objective: nn.Module, accelerator: Accelerator, step: int) -> dict[str, Tensor]:
@@ -190,4 +205,3 @@ def check_shares(loop: LoopConfig, num_processes: int) -> None:
 
 def _is_due(step: int, every: int, is_last: bool) -> bool:
     return is_last or bool(every and step % every == 0)
-

@@ -1,6 +1,7 @@
 """Which rows a step reads and what its random numbers are: functions of seed and step, so resuming needs no state."""
 
 import hashlib
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -23,7 +24,11 @@ def rows_of_step(step: int, batch_size: int, num_rows: int, seed: int) -> Tensor
     first, last = step * batch_size, (step + 1) * batch_size
     pieces = []
     for epoch in range(first // num_rows, (last - 1) // num_rows + 1):
-        shuffled = torch.randperm(num_rows, generator=random_generator(seed, "epoch", epoch))
         start = epoch * num_rows
-        pieces.append(shuffled[max(first - start, 0) : last - start])
+        pieces.append(_shuffled_rows(seed, epoch, num_rows)[max(first - start, 0) : last - start])
     return torch.cat(pieces)
+
+
+@lru_cache(maxsize=2)  # a step touches one epoch or two, and a large set is slow to shuffle at every step
+def _shuffled_rows(seed: int, epoch: int, num_rows: int) -> Tensor:
+    return torch.randperm(num_rows, generator=random_generator(seed, "epoch", epoch))

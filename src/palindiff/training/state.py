@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -52,17 +53,16 @@ class TrainState:
         self.ema.copy_to(self._trained.values())
 
     def save(self, accelerator: Accelerator) -> None:
-        """Write the state whole or not at all, then drop old ones; a failure leaves the last good state in place."""
+        """Write the state whole or not at all, then drop old ones; a failure leaves the last good state in place.
+
+        Raises: OSError if it cannot be written, for instance on a full disk.
+        """
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            _remove_incomplete(self.state_dir)
             target = self.state_dir / f"step-{self.step:08d}"
             if not target.exists():
-                with published_folder(target) as folder:
-                    save_file({n: w.detach().contiguous() for n, w in self._trained.items()}, folder / "weights.safetensors")
-                    average = dict(zip(self._trained, self.ema.shadow_params, strict=True))
-                    save_file({n: w.contiguous() for n, w in average.items()}, folder / "ema.safetensors")
-                    save_file(self._optimizer_tensors(), folder / "optimizer.safetensors")
-                    (folder / "state.json").write_text(json.dumps({"step": self.step}))
+                self._write(target)
             for old in saved_states(self.state_dir)[:-KEPT_STATES]:
                 shutil.rmtree(old)
         accelerator.wait_for_everyone()
@@ -70,40 +70,77 @@ class TrainState:
     def resume(self) -> None:
         """Go on from the newest state, if there is one.
 
-        Raises: ValueError if that state belongs to other parameters.
+        Raises: ValueError if that state is damaged or belongs to other parameters.
         """
         states = saved_states(self.state_dir)
         if not states:
             return
         folder = states[-1]
-        weights, average = load_file(folder / "weights.safetensors"), load_file(folder / "ema.safetensors")
-        if missing := set(self._trained) ^ set(weights):
+        try:
+            weights, average = load_file(folder / "weights.safetensors"), load_file(folder / "ema.safetensors")
+            moments = load_file(folder / "optimizer.safetensors")
+            step = int(json.loads((folder / "state.json").read_text())["step"])
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            before = f"from `{states[-2].name}`" if len(states) > 1 else "from the start"
             raise ValueError(
-                f"`{folder}` and this recipe differ in {len(missing)} trained tensors, first `{min(missing)}`. Expected "
-                "the state of a run of the same recipe. Name another output folder, or go back to that run's recipe."
-            )
+                f"The saved state `{folder}` cannot be read ({error}). Expected four whole files: weights, ema and "
+                f"optimizer .safetensors, state.json. Remove that folder, and the same command goes on {before}."
+            ) from error
+        self._check_fits(folder, weights)
+        self._check_fits(folder, average)
         with torch.no_grad():
             for name, weight in self._trained.items():
                 weight.copy_(weights[name])
         self.ema.shadow_params = [average[name].to(weight.device) for name, weight in self._trained.items()]
-        self.step = json.loads((folder / "state.json").read_text())["step"]
-        self.ema.optimization_step = self.step
-        self._load_optimizer(load_file(folder / "optimizer.safetensors"))
+        self.step = self.ema.optimization_step = step
+        self._load_optimizer(moments)
 
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
+    def _write(self, target: Path) -> None:
+        average = dict(zip(self._trained, self.ema.shadow_params, strict=True))
+        try:
+            with published_folder(target) as folder:
+                for name, tensors in (("weights", self._trained), ("ema", average), ("optimizer", self._moments())):
+                    whole = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+                    save_file(whole, folder / f"{name}.safetensors")
+                (folder / "state.json").write_text(json.dumps({"step": self.step}))
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"Step {self.step} could not be saved as `{target}` ({error}). Expected a disk with room for it. "
+                "Free some, and the same command goes on from the state saved before."
+            ) from error
+
+    def _check_fits(self, folder: Path, tensors: dict[str, Tensor]) -> None:
+        expected = {name: tuple(weight.shape) for name, weight in self._trained.items()}
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        differing = [name for name in sorted(expected | found) if expected.get(name) != found.get(name)]
+        if differing:
+            raise ValueError(
+                f"`{folder}` and this recipe differ in {len(differing)} trained tensors, first `{differing[0]}`. "
+                "Expected the state of a run of the same recipe. Name another output folder, or go back to that "
+                "run's recipe."
+            )
+
+    def _moments(self) -> dict[str, Tensor]:
         return {
-            f"{name}/{key}": value.contiguous()
+            f"{name}/{key}": value
             for name, weight in self._trained.items()
             for key, value in self.optimizer.state.get(weight, {}).items()
         }
 
-    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        for key, value in tensors.items():
+    def _load_optimizer(self, moments: dict[str, Tensor]) -> None:
+        for key, value in moments.items():
             name, _, moment = key.rpartition("/")
             weight = self._trained[name]
-            self.optimizer.state[weight][moment] = value if moment == "step" else value.to(weight.device)
+            self.optimizer.state[weight][moment] = value.to(weight.device)
 
 
 def saved_states(state_dir: Path) -> list[Path]:
     """Complete states below a folder, oldest first; what a killed save left behind starts with a dot and is none."""
     return sorted(path for path in state_dir.glob("step-*") if (path / "state.json").exists())
+
+
+def _remove_incomplete(state_dir: Path) -> None:
+    """Remove what a kill left behind: a save begun under a dotted name, or an old state half removed."""
+    half_removed = set(state_dir.glob("step-*")) - set(saved_states(state_dir))
+    for folder in half_removed | set(state_dir.glob(".step-*")):
+        shutil.rmtree(folder)

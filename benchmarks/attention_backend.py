@@ -1,0 +1,66 @@
+"""Which attention kernel trains faster in bf16: torch's own choice against the plain one, forward and backward.
+
+Run: python benchmarks/attention_backend.py [--rounds 15] [--threads 0]. The two take turns, so that a slower moment of
+the machine hits both; medians and their ratio are printed as JSON. `training/attention.py` follows what it shows.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+SITES = {"8x8 latents, 96 channels": (64, 3, 64, 32), "4x4 latents, 192 channels": (64, 6, 16, 32)}  # (b, heads, l, d)
+BACKENDS = {"torch's choice": nullcontext, "plain": lambda: sdpa_kernel(SDPBackend.MATH)}
+
+
+def time_once(shape: tuple[int, ...], backend: str, device: str) -> float:
+    """Seconds of one forward and backward of self-attention in bf16."""
+    q, k, v = (torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    wait(device)
+    began = time.perf_counter()
+    with BACKENDS[backend]():
+        F.scaled_dot_product_attention(q, k, v).float().square().mean().backward()
+    wait(device)
+    return time.perf_counter() - began
+
+
+def wait(device: str) -> None:
+    """Let an accelerator finish what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(shape: tuple[int, ...], rounds: int, device: str) -> dict[str, float]:
+    """Medians of both in milliseconds, after one round that is not counted, and their ratio."""
+    times: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
+    for round_ in range(rounds + 1):
+        order = list(BACKENDS) if round_ % 2 else list(BACKENDS)[::-1]
+        for backend in order:
+            times[backend].append(time_once(shape, backend, device))
+    medians = {f"{backend}, ms": 1e3 * statistics.median(taken[1:]) for backend, taken in times.items()}
+    own, plain = medians.values()
+    return {name: round(value, 3) for name, value in medians.items()} | {"own / plain": round(own / plain, 2)}
+
+
+def main() -> None:
+    """Measure every site and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15, help="measurements of each (default: 15)")
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves torch's choice (default: 0)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="(default: cpu)")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    machine = {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads()}
+    sites = {name: measure(shape, args.rounds, args.device) for name, shape in SITES.items()}
+    print(json.dumps({"device": args.device, **machine, "rounds": args.rounds, "sites": sites}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

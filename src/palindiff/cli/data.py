@@ -1,0 +1,118 @@
+"""`palindiff data`: draw the emoji set, and show what palindiff reads of a source of captioned pictures."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from palindiff.data.sources import PictureSet
+
+NUM_SHOWN_ROWS = 5
+MAX_SHOWN_LETTERS = 200  # of one caption
+
+app = typer.Typer(
+    name="data",
+    help="Draw the emoji set, or look at pictures of your own as palindiff reads them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+
+@app.command("emoji", epilog="Example: palindiff data emoji --output data/emoji")
+def emoji(
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="New or empty folder to draw into.")],
+    size_px: Annotated[
+        int, typer.Option("--size-px", min=8, max=1024, help="Side of each square picture, pixels.")
+    ] = 64,
+) -> None:
+    """Draw some 7,900 emoji in two styles, with captions, split by concept."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from palindiff.data.emoji import ATTRIBUTION, STYLES, build_emoji_set
+
+    counts = build_emoji_set(output, size_px)
+    table = Table("split", *STYLES, title=f"pictures below {output}")
+    for split, of_split in counts.items():
+        table.add_row(split, *(f"{of_split[style]:,}" for style in STYLES))
+    console = Console()
+    console.print(table)
+    for style, source in ATTRIBUTION.items():
+        console.print(f"{style}: {source}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command("show", epilog="Example: palindiff data show 'cc3m/{00000..00331}.tar' --check-pictures")
+def show(
+    path: Annotated[str, typer.Argument(help="Folder, .tar, .parquet, pattern of these, or a Hub name.")],
+    split: Annotated[str, typer.Option("--split", help="Split to show; what is not split is `train`.")] = "train",
+    kind: Annotated[
+        str, typer.Option("--kind", help="folder, classes, webdataset, parquet or hub; auto finds out.")
+    ] = "auto",
+    subset: Annotated[str | None, typer.Option("--subset", help="Configuration of a Hub set.")] = None,
+    image_column: Annotated[str | None, typer.Option("--image-column", help="Key or column of the picture.")] = None,
+    caption_column: Annotated[
+        str | None, typer.Option("--caption-column", help="Key or column of the captions.")
+    ] = None,
+    check_pictures: Annotated[
+        bool, typer.Option("--check-pictures", help="Decode every picture, to find the damaged ones.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Print how many pictures and captions are read, the first rows, and what is left out and why."""
+    from palindiff.data.sources import DataConfig, open_pictures
+
+    given = {"path": path, "split": split, "kind": kind, "subset": subset, "check_pictures": check_pictures}
+    columns = {"image_column": image_column, "caption_column": caption_column}
+    pictures = open_pictures(DataConfig.model_validate({**given, **columns, "on_bad": "skip"}))
+    told = _describe(pictures)
+    if as_json:
+        typer.echo(json.dumps({"path": path, "split": split, **told}, ensure_ascii=False, indent=2))
+    else:
+        _print(f"{path}, {split}", told)
+
+
+def _describe(pictures: "PictureSet") -> dict[str, Any]:
+    counts: list[int] = []
+    labels: Counter[str] = Counter()
+    for row in pictures:
+        counts.append(len(row.captions))
+        labels.update([row.label] if row.label is not None else [])
+    first = [
+        {"name": row.source.name, "captions": row.captions, "label": row.label, "fields": dict(row.fields)}
+        for row in pictures[:NUM_SHOWN_ROWS]
+    ]
+    return {
+        "num_pictures": len(pictures),
+        "num_captions": sum(counts),
+        "captions_per_picture": {"min": min(counts), "mean": sum(counts) / len(counts), "max": max(counts)},
+        "labels": labels,
+        "num_left_out": pictures.num_left_out,
+        "left_out": pictures.left_out,
+        "fingerprint": pictures.fingerprint,
+        "first_rows": first,
+    }
+
+
+def _print(title: str, told: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    each = told["captions_per_picture"]
+    console = Console()
+    console.print(
+        f"{told['num_pictures']:,} pictures, {told['num_captions']:,} captions "
+        f"({each['min']} to {each['max']} a picture, mean {each['mean']:.2f}), {len(told['labels']):,} classes"
+    )
+    table = Table("picture", "class", "captions", title=escape(f"first rows of {title}"))
+    for row in told["first_rows"]:
+        captions = "\n".join(shorten(caption, MAX_SHOWN_LETTERS, placeholder=" ...") for caption in row["captions"])
+        table.add_row(escape(row["name"]), escape(row["label"] or ""), escape(captions))
+    console.print(table)
+    console.print(told["left_out"] or "No row was left out.", markup=False, highlight=False, soft_wrap=True)

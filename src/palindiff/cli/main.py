@@ -1,0 +1,60 @@
+"""The command `palindiff`: its verbs, and errors as one clear line.
+
+Here: which verbs there are. Not here: what they do; each lives in the file of its name and imports late.
+"""
+
+import importlib.util
+import sys
+from typing import Annotated
+
+import typer
+
+import palindiff
+from palindiff.cli.data import app as data
+from palindiff.cli.train import train
+from palindiff.cli.train_codec import train_codec
+
+KNOWN_ERRORS = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)  # ours say what to do
+
+app = typer.Typer(
+    name="palindiff",
+    help="One diffusion network that paints from words, and names and finds pictures.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(data, name="data")
+app.command("train")(train)
+app.command("train-codec")(train_codec)
+for verb in ("generate", "classify", "rank", "demo"):  # becomes four plain imports when all four files are there
+    if importlib.util.find_spec(f"palindiff.cli.{verb}"):
+        app.command(verb)(getattr(importlib.import_module(f"palindiff.cli.{verb}"), verb))
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"palindiff {palindiff.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """One diffusion network that paints from words, and names and finds pictures."""
+
+
+def main(command: typer.Typer = app) -> None:
+    """Run a command; a known error becomes its message on stderr and exit code 2, Ctrl-C exit code 130."""
+    try:
+        command()
+    except KNOWN_ERRORS as error:
+        print(f"palindiff: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

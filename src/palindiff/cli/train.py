@@ -1,0 +1,54 @@
+"""`palindiff train`: train one model that paints and names, by a recipe."""
+
+import sys
+from pathlib import Path
+
+from palindiff.cli.recipe_option import (
+    DryRunOption,
+    OutputOption,
+    RecipeOption,
+    RecipeOptions,
+    SeedOption,
+    SetOption,
+    run_recipe,
+)
+
+
+def train(
+    recipe: RecipeOption,
+    overrides: SetOption = None,
+    seed: SeedOption = None,
+    output: OutputOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Train one model that paints and names.
+
+    Both tasks go through the same U-Net at every step, as in DiffDis. Writes DIR/checkpoint (a Stable Diffusion folder
+    with one more sub-folder), DIR/log.jsonl, DIR/recipe.yaml and the states that a stopped run goes on from.
+
+    \b
+    Examples:
+      palindiff train --recipe NAME --dry-run
+      palindiff train --recipe NAME --output runs/first
+      palindiff train --recipe FILE.yaml --set loop.num_steps=2000 --seed 1
+      torchrun --nproc_per_node 2 -m palindiff.cli.main train --recipe NAME
+    """
+    from palindiff.experiments.watching import watchers
+    from palindiff.training.diffdis import Recipe, train_recipe
+    from palindiff.training.diffdis import describe as describe_models
+    from palindiff.training.journal import read_log
+
+    def describe(chosen: Recipe) -> dict[str, int]:
+        return describe_models(chosen) | {"steps": chosen.loop.num_steps}
+
+    def train_and_report(chosen: Recipe, folder: Path) -> dict[str, float]:
+        train_recipe(chosen, folder, watchers, tell=_tell)
+        return read_log(folder / "log.jsonl")[-1]
+
+    run_recipe(RecipeOptions(recipe, overrides or [], seed, output, dry_run), Recipe, describe, train_and_report)
+
+
+def _tell(what: str, done: int, total: int) -> None:
+    """Count what is computed before the first step: one line that changes on a terminal, one at the end elsewhere."""
+    if done == total or sys.stderr.isatty():
+        print(f"{what}: {done:,} of {total:,}", end="\n" if done == total else "\r", file=sys.stderr, flush=True)

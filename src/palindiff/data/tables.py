@@ -1,0 +1,222 @@
+"""Captioned pictures in tables of `datasets`: parquet files, and data sets of the Hub.
+
+Here: loading a table, finding its columns, and entries from its rows. The pictures stay in the table, undecoded.
+"""
+
+import glob
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from palindiff.data.entries import (
+    CAPTION_KEYS,
+    Entry,
+    RowFault,
+    as_captions,
+    as_fields,
+    class_caption,
+    content_id,
+    file_part,
+)
+from palindiff.data.index import index_on_disk
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+_SCAN_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table tell what."""
+
+    image: str
+    caption: str | None  # None: the class's name through a template
+    label: str | None
+    label_names: tuple[str, ...] = ()
+
+
+def load_parquet(files: Sequence[Path]) -> "Dataset":
+    """Map parquet files as one table.
+
+    Raises: ValueError if a file is damaged.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    names = [glob.escape(str(file.absolute())) for file in files]
+    try:
+        return load_dataset("parquet", data_files={"train": names}, split="train")
+    except (DatasetGenerationError, OSError, ValueError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(
+            f"`{files[0]}` and the parquet files beside it cannot be read ({reason}). "
+            "Expected whole parquet files with the same columns. Write them again."
+        ) from error
+
+
+def load_hub(name: str, subset: str | None, split: str) -> "Dataset":
+    """Load a split of a data set by its name on the Hub, or of a folder with a copy of such a data set.
+
+    Raises: ConnectionError if the Hub cannot be reached; ValueError if there is no such data set, subset or split.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    if is_saved_to_disk(Path(name)):
+        return _load_saved(name, split)
+    expected = "Expected a folder or file of yours, or `owner/name` of a data set on the Hub"
+    try:
+        return load_dataset(name, name=subset, split=split)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"`{name}` is not here, and the Hub could not be asked for it. {expected}. "
+            "Check the path, or the connection; a data set loaded before is read without one."
+        ) from error
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error.__cause__ or error).splitlines()[:2]).rstrip(".")
+        raise ValueError(f"`{name}` cannot be loaded: {reason}. {expected}, its subset and its split.") from error
+
+
+def is_saved_to_disk(folder: Path) -> bool:
+    """Whether `save_to_disk` of `datasets` wrote this folder."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def find_columns(features: "Features", image: str | None, caption: str | None, source: str) -> Columns:
+    """Take the columns that were named, and find the others where only one can be meant.
+
+    Raises: ValueError if a named column is missing or of another type, or if none or several could be meant.
+    """
+    pictures = [name for name in features if _is_picture(features[name])]
+    image = _one_of(pictures, image, "image", features, source)
+    label = "label" if "label" in features and image != "label" else None
+    texts = [name for name in features if _is_text(features[name]) and name not in (image, label)]
+    usual = [name for name in CAPTION_KEYS if name in texts][:1]
+    if caption or texts or not label:
+        caption = _one_of(texts if caption else usual or texts, caption, "caption", features, source)
+    return Columns(image, caption, label, tuple(getattr(features[label], "names", None) or ()) if label else ())
+
+
+def index_table(table: "Dataset", columns: Columns, template: str) -> tuple["Dataset", "Dataset"]:
+    """Index a table, or take the index that an earlier call kept; returns it and the table's undecoded pictures."""
+    from datasets import Image
+
+    if isinstance(table.features[columns.image], Image):
+        table = table.cast_column(columns.image, Image(decode=False))
+    arguments = {"table": table, "columns": columns, "template": template}
+    index = index_on_disk(scan_table, arguments, [table._fingerprint, asdict(columns), template])
+    return index, table.select_columns([columns.image])
+
+
+def scan_table(table: "Dataset", columns: Columns, template: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an index, one for each row of a table, without reading more of a picture than its samples."""
+    told = [name for name in table.column_names if _is_scalar(table.features[name]) or name == columns.caption]
+    pictures = table.select_columns([columns.image]).with_format("arrow")
+    for start in range(0, len(table), _SCAN_BATCH):
+        rows = range(start, min(start + _SCAN_BATCH, len(table)))
+        texts = table.select_columns(told)[start : rows.stop] if told else {}
+        for row, cell in zip(rows, pictures[start : rows.stop][columns.image], strict=True):
+            record = {name: values[row - start] for name, values in texts.items()}
+            yield _entry(row, cell, record, columns, template).as_row()
+
+
+def _entry(row: int, cell: Any, record: Mapping[str, Any], columns: Columns, template: str) -> Entry:
+    place = f"row {row}"
+    try:
+        label = _label(record, columns)
+        if columns.caption is not None:
+            captions = as_captions(record[columns.caption])
+        elif label is not None:
+            captions = (class_caption(label, template),)
+        else:
+            raise RowFault("no caption", "and no class")
+        fields = as_fields(record, (columns.image, columns.caption or ""))
+        return Entry(place, table_row=row, captions=captions, label=label, fields=fields, **_picture(cell, place))
+    except RowFault as fault:
+        return Entry.bad(place, fault)
+
+
+def _picture(cell: Any, name: str) -> dict[str, Any]:
+    """Where a cell's picture is: its bytes, or a file that `datasets` named."""
+    path = None
+    if isinstance(cell, Mapping):
+        path, cell = (cell[key] if key in cell else None for key in ("path", "bytes"))  # noqa: SIM401  # no `get`
+        path = path.as_py() if path is not None else None
+    if cell is not None and cell.is_valid:
+        data = memoryview(cell.as_buffer())
+        if not len(data):
+            raise RowFault("empty picture file", "0 bytes")
+        content = content_id(lambda start, num_bytes: data[start : start + num_bytes], len(data))
+        return {"name": path or name, "size": len(data), "content": content}
+    if not path or not os.path.isabs(path):
+        raise RowFault("no picture", f"only the name `{path}`" if path else "")
+    try:
+        with Path(path).open("rb") as stream:
+            size = stream.seek(0, io.SEEK_END)
+            return {
+                "name": Path(path).name,
+                "path": path,
+                "size": size,
+                "content": content_id(file_part(stream), size),
+            }
+    except OSError as error:
+        raise RowFault("picture cannot be opened", f"`{path}`: {error.strerror}") from error
+
+
+def _label(record: Mapping[str, Any], columns: Columns) -> str | None:
+    label = record.get(columns.label) if columns.label else None
+    if label is None or not columns.label_names:
+        return None if label is None else str(label)
+    return columns.label_names[label] if label >= 0 else None  # -1: the class is kept secret
+
+
+def _load_saved(folder: str, split: str) -> "Dataset":
+    from datasets import Dataset, load_from_disk
+
+    saved = load_from_disk(folder)
+    splits = {"train": saved} if isinstance(saved, Dataset) else saved  # what is not split is the split "train"
+    if split not in splits:
+        raise ValueError(f"`{folder}` has no split `{split}`. Expected one of {', '.join(splits)}. Name one of these.")
+    return splits[split]
+
+
+def _one_of(possible: Sequence[str], named: str | None, role: str, features: "Features", source: str) -> str:
+    """The named column if it can play the role, or the only one that can."""
+    if named is None and len(possible) == 1:
+        return possible[0]
+    if named in possible:
+        return str(named)
+    if named is not None:
+        found = f"`{source}` has {f'no {role}s in its' if named in features else 'no'} column `{named}`"
+    else:
+        found = f"`{source}` has {len(possible) or 'no'} column{'s' if possible else ''} that could hold {role}s"
+    expected, remedy = f"one of {', '.join(possible)}", f"Name it as `{role}_column`"
+    if not possible:
+        expected, remedy = f"one beside {', '.join(features)}", f"Add the {role}s to the data"
+    raise ValueError(f"{found}. Expected {expected}. {remedy}.")
+
+
+def _is_picture(feature: object) -> bool:
+    from datasets import Image, Value
+
+    if isinstance(feature, dict):
+        return "bytes" in feature and _is_picture(feature["bytes"])
+    return isinstance(feature, Image) or (isinstance(feature, Value) and "binary" in feature.dtype)
+
+
+def _is_text(feature: object) -> bool:
+    from datasets import LargeList, List, Value
+
+    if isinstance(feature, List | LargeList):
+        return not isinstance(feature.feature, List | LargeList) and _is_text(feature.feature)
+    return isinstance(feature, Value) and "string" in feature.dtype
+
+
+def _is_scalar(feature: object) -> bool:
+    from datasets import ClassLabel, Value
+
+    return isinstance(feature, ClassLabel) or (isinstance(feature, Value) and "binary" not in feature.dtype)

@@ -1,0 +1,334 @@
+"""Result files: numbers with all that is needed to measure them again, and the tables that documents quote from them.
+
+Here: results/*.json and marked tables. Not here: the measures (`retrieval.py`, `zero_shot.py`, `paintings.py`).
+
+A document quotes a table between two lines, and `python -m palindiff.evaluation.results FILE.md` writes it anew:
+
+    <!-- results/NAME.json: columns=COLUMN,COLUMN:FORMAT, where=KEY=VALUE,KEY=VALUE -->
+    <!-- end -->
+
+COLUMN is a key of the rows; FORMAT is a number of decimals with f, e or % (`recall:.1%` shows 0.425 as 42.5%), without
+which a number has four significant digits, and none behind the point from 1,000 on. `where` may be left out; it keeps
+the rows whose keys have all the values named, written as the table shows them and without a comma. Markers in a fenced
+block are text. Results are found in one folder, whatever the document's own place.
+"""
+
+import argparse
+import difflib
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pydantic import BaseModel, JsonValue, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+
+from palindiff.data.publish import publish_text
+
+Scalar = StrictStr | StrictBool | StrictInt | StrictFloat | None
+Row = dict[str, Scalar]
+
+PACKAGES = ("palindiff", "torch", "diffusers", "transformers", "accelerate", "numpy")
+RESULTS_FOLDER = "results"
+
+_MARKER = re.compile(r"<!-- results/([\w-][\w.-]*\.json): columns=(\S.*?)(?:, where=(.+?))? -->")
+_MARKER_START, _MARKER_END = "<!-- results/", "<!-- end -->"
+_FORMAT = re.compile(r"\.\d[fe%]")
+_ABSOLUTE_PATH = re.compile(r"(?:file://|(?<![\w./\\~-]))(?:/(?!/)|[A-Za-z]:[\\/])[^\s'\",=:;]+")
+
+
+class Machine(BaseModel, frozen=True, extra="forbid"):
+    """What a result was measured on."""
+
+    cpu: str
+    cores: int  # that the process may use
+    memory_gib: float | None
+    accelerator: str | None  # its name, with the number of them if there are several
+
+
+class Results(BaseModel, frozen=True, extra="forbid"):
+    """A result file: rows of numbers and where they come from."""
+
+    command: str
+    settings: dict[str, JsonValue]
+    seed: int
+    elapsed_s: float
+    commit: str | None  # of the checkout that the package stands in; None if it stands in none
+    is_dirty: bool | None  # the checkout held changes, results apart
+    machine: Machine
+    python: str
+    versions: dict[str, str | None]  # None: not installed as a package
+    rows: list[Row]
+
+
+def write_results(
+    path: Path,
+    rows: Sequence[Mapping[str, Scalar]],
+    command: str,
+    settings: Mapping[str, object],
+    seed: int,
+    elapsed_s: float,
+) -> Results:
+    """Write a result file in one step, with commit, machine and versions; absolute paths are cut to their last part.
+
+    Units:  elapsed_s in seconds.
+    Raises: ValueError if there are no rows, or a number is not finite; TypeError for a value that JSON does not know.
+    """
+    if not rows:
+        raise ValueError(f"No rows for `{path.name}`. Expected one or more. Pass what was measured.")
+    commit, is_dirty = git_state(Path(__file__).parents[1])
+    results = Results(
+        command=_without_absolute_paths(command),
+        settings={name: _plain(value, f"settings.{name}") for name, value in settings.items()},
+        seed=seed,
+        elapsed_s=round(elapsed_s, 1),
+        commit=commit,
+        is_dirty=is_dirty,
+        machine=describe_machine(),
+        python=platform.python_version(),
+        versions={package: _installed_version(package) for package in PACKAGES},
+        rows=[_plain_row(row, i) for i, row in enumerate(rows)],
+    )
+    head = json.dumps(
+        results.model_dump(exclude={"rows"}), indent=2, ensure_ascii=False, allow_nan=False
+    ).removesuffix("\n}")
+    lines = ",\n".join("    " + json.dumps(row, ensure_ascii=False) for row in results.rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    publish_text(path, f'{head},\n  "rows": [\n{lines}\n  ]\n}}\n')
+    return results
+
+
+def read_results(path: Path) -> Results:
+    """Read a file of `write_results`.
+
+    Raises: FileNotFoundError, or ValueError if it is something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"`{path}` does not exist. Expected a result file. Run the evaluation that writes it.")
+    try:
+        return Results.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        problems = error.errors() if isinstance(error, ValidationError) else [{"loc": ("text",), "msg": str(error)}]
+        told = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or 'text'}: {problem['msg']}" for problem in problems[:5]
+        )
+        raise ValueError(
+            f"`{path}` is no result file ({told}). Expected what `write_results` writes. Run the evaluation again."
+        ) from error
+
+
+def git_state(folder: Path) -> tuple[str | None, bool | None]:
+    """Commit of the checkout that tracks `folder`, and whether it differs from it; (None, None) outside a checkout.
+
+    A package installed below somebody's checkout is not tracked there, so that checkout's commit says nothing of it.
+    The results folder is left out: writing the first result would make the second one's tree differ.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None or not _git(folder, "ls-files", "--", "."):
+        return None, None
+    changes = _git(folder, "status", "--porcelain", "--", ":/", f":(exclude,top){RESULTS_FOLDER}")
+    return commit, bool(changes)
+
+
+def describe_machine() -> Machine:
+    """Processor, cores, memory and accelerator, without the machine's name."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    has_pages = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30 if has_pages else None
+    return Machine(
+        cpu=_cpu_model(),
+        cores=cores,
+        memory_gib=None if memory is None else round(memory, 1),
+        accelerator=_accelerator(),
+    )
+
+
+def render_table(rows: Sequence[Mapping[str, Scalar]], columns: Sequence[str]) -> str:
+    """Render rows as a GitHub table, numbers to the right; the same rows give the same text everywhere.
+
+    Columns are keys of the rows, with a format after a colon where four significant digits are not what is wanted.
+
+    Raises: ValueError for an unknown column or format, or if there are no rows or columns.
+    """
+    if not rows or not columns:
+        raise ValueError(f"A table of {len(rows)} rows and {len(columns)} columns. Expected at least one of each.")
+    lines = zip(*(_column_lines(rows, *column.partition(":")[::2]) for column in columns), strict=True)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def render_document(text: str, results_dir: Path) -> str:
+    """Render every marked table of a document anew from the result files; all else stays as it is.
+
+    Raises: ValueError for a marker that cannot be read or has no end, an unknown column or key, or a `where` that
+            no row meets; FileNotFoundError for a missing result file.
+    """
+    written, is_fenced = [], False
+    lines = iter(enumerate(text.split("\n"), start=1))
+    for number, line in lines:
+        written.append(line)
+        is_fenced ^= line.lstrip().startswith("```")
+        if is_fenced or not line.lstrip().startswith(_MARKER_START):
+            continue
+        written += ["", _marked_table(line, number, results_dir), ""]
+        for _, inside in lines:
+            if inside.lstrip().startswith(_MARKER_START):
+                raise _no_end(number)
+            if inside.strip() == _MARKER_END:
+                written.append(inside)
+                break
+        else:
+            raise _no_end(number)
+    return "\n".join(written)
+
+
+def _marked_table(line: str, number: int, results_dir: Path) -> str:
+    marker = _MARKER.fullmatch(line)
+    if marker is None:
+        raise ValueError(
+            f"Line {number} is `{line.strip()}`. Expected, from the line's beginning, "
+            "`<!-- results/NAME.json: columns=COLUMN,COLUMN -->`, or with `, where=KEY=VALUE` after the columns."
+        )
+    name, columns, where = marker.groups()
+    try:
+        rows: list[Row] = read_results(results_dir / name).rows
+        for condition in where.split(",") if where else ():
+            key, _, wanted = (part.strip() for part in condition.partition("="))
+            rows = [row for row in rows if _cell(_value(row, key, "key")) == wanted]
+        if not rows:
+            raise ValueError(f"No row of `{name}` has {where}. Expected at least one. Look at the values in the file.")
+        return render_table(rows, [column.strip() for column in columns.split(",")])
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"Line {number}: {error}") from error
+
+
+def _no_end(number: int) -> ValueError:
+    return ValueError(f"The table of line {number} has no end. Expected a line `{_MARKER_END}` after it. Add it.")
+
+
+def _value(row: Mapping[str, Scalar], name: str, called: str) -> Scalar:
+    if name not in row:
+        near = difflib.get_close_matches(name, row, n=1)
+        hint = f"Did you mean `{near[0]}`?" if near else "Name one of these."
+        raise ValueError(f"There is no {called} `{name}` in each row. Expected one of {', '.join(row)}. {hint}")
+    return row[name]
+
+
+def _column_lines(rows: Sequence[Mapping[str, Scalar]], name: str, spec: str) -> list[str]:
+    """Heading, rule and cells of one column, all of one width."""
+    if spec and not _FORMAT.fullmatch(spec):
+        raise ValueError(f"Column `{name}` has the format `{spec}`. Expected one such as .3f, .2e or .1%.")
+    values = [_value(row, name, "column") for row in rows]
+    cells = [_cell(value, spec) for value in values]
+    width = max(3, len(name), *map(len, cells))
+    if any(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return [name.rjust(width), "-" * (width - 1) + ":", *(cell.rjust(width) for cell in cells)]
+    return [name.ljust(width), "-" * width, *(cell.ljust(width) for cell in cells)]
+
+
+def _cell(value: Scalar, spec: str = "") -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return " ".join(value.split()).replace("|", "\\|")
+    usual = "d" if isinstance(value, int) else ".4g" if abs(value) < 1000 else ".0f"
+    return format(value, spec or usual)
+
+
+def _plain_row(row: Mapping[str, Scalar], i: int) -> Row:
+    plain: Row = {}
+    for name, value in row.items():
+        if not isinstance(value, str | int | float | None):
+            raise TypeError(
+                f"`{name}` of row {i} is a {type(value).__name__}. Expected text, a number, a bool or None. "
+                "Pass `float(value)` for a tensor's single number."
+            )
+        plain[name] = _plain(value, f"rows.{i}.{name}")  # type: ignore[assignment]
+    return plain
+
+
+def _plain(value: object, place: str) -> JsonValue:
+    """What JSON knows, without absolute paths."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each, f"{place}.{name}") for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each, f"{place}.{i}") for i, each in enumerate(value)]
+    if isinstance(value, Path):
+        return _shortened(str(value)) if value.is_absolute() else str(value)
+    if isinstance(value, str):
+        return _without_absolute_paths(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"`{place}` is {value}. Expected a finite number, or None where nothing was measured.")
+    if value is None or isinstance(value, bool | int | float):
+        return float(value) if isinstance(value, float) else value
+    raise TypeError(f"`{place}` is a {type(value).__name__}. Expected text, numbers, lists or dicts.")
+
+
+def _without_absolute_paths(text: str) -> str:
+    return _ABSOLUTE_PATH.sub(lambda found: _shortened(found.group().removeprefix("file://")), text)
+
+
+def _shortened(path: str) -> str:
+    """A path below the working folder from there on, any other by its last part alone."""
+    here = os.getcwd() + os.sep
+    return path.removeprefix(here) if path.startswith(here) else re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git here, or no folder: then there is no checkout to name
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _installed_version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    told = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", told.read_text(), re.MULTILINE) if told.exists() else []
+    return names[0].strip() if names else platform.processor() or platform.machine()
+
+
+def _accelerator() -> str | None:
+    import torch  # here, so that a document is rendered without waiting for it
+
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
+        return None
+    module = torch.get_device_module(device)
+    name = module.get_device_name(0) if hasattr(module, "get_device_name") else device.type
+    count = torch.accelerator.device_count()
+    return f"{count} x {name}" if count > 1 else str(name)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Render the marked tables of documents in place."""
+    parser = argparse.ArgumentParser(description="Render the tables that documents quote from result files, in place.")
+    parser.add_argument("documents", nargs="+", type=Path, metavar="FILE.md")
+    parser.add_argument("--results", type=Path, default=Path(RESULTS_FOLDER), help="folder of result files (results)")
+    options = parser.parse_args(arguments)
+    for path in options.documents:
+        try:
+            text = path.read_text(encoding="utf-8")
+            rendered = render_document(text, options.results)
+        except (ValueError, FileNotFoundError) as error:
+            sys.exit(f"{path}: {error}")
+        if rendered != text:
+            publish_text(path, rendered)
+        print(f"{path}: {'rendered' if rendered != text else 'as it was'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Retrieval: is a right candidate among the k best? With chance and a shuffled control beside each number.
+
+Here: recall at k from a table of scores. Not here: how scores are made (`inference/`), which captions count
+as the same (`objectives/`), paintings (`paintings.py`).
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from palindiff.evaluation.results import Row
+
+PICTURE_TO_TEXT = "picture_to_text"
+TEXT_TO_PICTURE = "text_to_picture"
+NUM_SHUFFLES = 20
+QUERIES_AT_ONCE = 1024  # bounds the memory of the comparison, not its result
+
+
+def both_ways(
+    scores: Tensor, positives: Tensor, ks: Sequence[int], num_shuffles: int = NUM_SHUFFLES, seed: int = 0
+) -> list[Row]:
+    """Recall from pictures to captions and from captions to pictures.
+
+    Source:  DiffDis, Table 2.
+    Shapes:  scores (pictures, captions) float; positives (pictures, captions) bool.
+    Returns: one row for each direction and k: direction, k, recall, chance, shuffled (the same scores with the
+             pictures in random order, mean of `num_shuffles` orders), n (queries). Shares of queries in [0, 1].
+    Raises:  as `recall_at_k`; a picture or a caption without a positive is refused.
+    Departs: see `recall_at_k`. `shuffled` falls to `chance` where each caption belongs to equally many pictures; above
+             it lies what a model wins by naming frequent captions whatever the picture, below it what ties cost.
+    """
+    _check_table(scores, positives, ks)
+    orders = random_orders(len(scores), num_shuffles, seed)
+    forth = recall_rows(PICTURE_TO_TEXT, scores, positives, ks, (scores[order] for order in orders))
+    back = recall_rows(TEXT_TO_PICTURE, scores.T, positives.T, ks, (scores[order].T for order in orders))
+    return forth + back
+
+
+def recall_rows(
+    direction: str, scores: Tensor, positives: Tensor, ks: Sequence[int], shuffled: Iterable[Tensor]
+) -> list[Row]:
+    """Recall, chance and control of one direction, a row for each k.
+
+    Shapes: scores, each of shuffled (n_queries, n_candidates) float; positives (n_queries, n_candidates) bool.
+    """
+    recall = recall_at_k(scores, positives, ks)
+    controls = [_recall(each, positives, ks) for each in shuffled]  # the same numbers: checked above
+    return [
+        {
+            "direction": direction,
+            "k": k,
+            "recall": recall[k],
+            "chance": chance_recall(positives, k),
+            "shuffled": math.fsum(control[k] for control in controls) / len(controls),
+            "n": len(scores),
+        }
+        for k in recall
+    ]
+
+
+def recall_at_k(scores: Tensor, positives: Tensor, ks: Sequence[int]) -> dict[int, float]:
+    """Share of queries that have any of their positives among their k best candidates.
+
+    Source:  the usual R@k of retrieval with several right answers (DiffDis, Table 2).
+    Shapes:  scores (n_queries, n_candidates) float; positives (n_queries, n_candidates) bool -> {k: share in [0, 1]}.
+    Raises:  TypeError or ValueError for a wrong dtype or shape, scores that are not finite, a query without positives,
+             or a k that is not from 1 to n_candidates.
+    Departs: ties count against the model: a wrong candidate that scores as much as the best positive comes before it.
+             So a model that gives every candidate one score finds nothing (unless fewer than k candidates are wrong),
+             where sorting would let the order of the candidates decide.
+    """
+    _check_table(scores, positives, ks)
+    return _recall(scores, positives, ks)
+
+
+def chance_recall(positives: Tensor, k: int) -> float:
+    """Recall at k that a random ranking reaches on average, exactly.
+
+    Source: hypergeometric distribution: 1 - C(n_candidates - p, k) / C(n_candidates, k) for p positives.
+    Shapes: positives (n_queries, n_candidates) bool -> share in [0, 1], mean over queries.
+    Raises: as `recall_at_k`.
+    """
+    _check_positives(positives)
+    _check_ks(positives.shape[1], [k])
+    n = positives.shape[1]
+    numbers, num_queries = positives.sum(dim=1).unique(return_counts=True)
+    found = [
+        count * (math.comb(n, k) - math.comb(n - p, k)) / math.comb(n, k)
+        for p, count in zip(numbers.tolist(), num_queries.tolist(), strict=True)
+    ]
+    return math.fsum(found) / len(positives)
+
+
+def random_orders(n: int, num_shuffles: int = NUM_SHUFFLES, seed: int = 0) -> list[Tensor]:
+    """Shapes: -> num_shuffles random orders, each (n,) int64; the same for the same seed."""
+    if num_shuffles < 1:
+        raise ValueError(f"`num_shuffles` is {num_shuffles}. Expected at least 1: the control is never left out.")
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randperm(n, generator=generator) for _ in range(num_shuffles)]
+
+
+def _recall(scores: Tensor, positives: Tensor, ks: Sequence[int]) -> dict[int, float]:
+    parts = zip(scores.split(QUERIES_AT_ONCE), positives.split(QUERIES_AT_ONCE), strict=True)
+    ranks = torch.cat([_best_rank(*part) for part in parts])  # (n_queries,)
+    return {k: int((ranks < k).sum()) / len(ranks) for k in ks}
+
+
+def _best_rank(scores: Tensor, positives: Tensor) -> Tensor:
+    """Shapes: (n, n_candidates) twice -> (n,) int64, wrong candidates that come before the best positive."""
+    best = scores.masked_fill(~positives, -math.inf).amax(dim=1, keepdim=True)  # (n, 1)
+    return ((scores >= best) & ~positives).sum(dim=1)
+
+
+def _check_table(scores: Tensor, positives: Tensor, ks: Sequence[int]) -> None:
+    _check_positives(positives)
+    if not scores.is_floating_point():
+        raise TypeError(f"`scores` is {scores.dtype}. Expected floating point. Pass `scores.float()`.")
+    if scores.shape != positives.shape:
+        raise ValueError(
+            f"`scores` has shape {tuple(scores.shape)} and `positives` {tuple(positives.shape)}. Expected the same "
+            "(queries, candidates). If only the order differs, pass `positives.T`."
+        )
+    num_broken = int((~scores.isfinite()).sum())
+    if num_broken:
+        raise ValueError(
+            f"{num_broken:,} of {scores.numel():,} numbers in `scores` are not finite. Expected all finite: "
+            "NaN has no rank. Look for a division by zero or an overflow where they are made."
+        )
+    _check_ks(scores.shape[1], ks)
+
+
+def _check_positives(positives: Tensor) -> None:
+    if positives.dtype != torch.bool:
+        raise TypeError(f"`positives` is {positives.dtype}. Expected bool: True where a candidate is right.")
+    if positives.ndim != 2 or not positives.numel():
+        raise ValueError(
+            f"`positives` has shape {tuple(positives.shape)}. Expected (queries, candidates), both above 0."
+        )
+    num_empty = int((~positives.any(dim=1)).sum())
+    if num_empty:
+        raise ValueError(
+            f"{num_empty:,} of {len(positives):,} queries have no positive. Expected at least one each: the others "
+            "cannot be found. Leave those queries out."
+        )
+
+
+def _check_ks(num_candidates: int, ks: Sequence[int]) -> None:
+    if not ks:
+        raise ValueError("`ks` is empty. Expected one k or more, such as (1, 5, 10).")
+    for k in ks:
+        if not 1 <= k <= num_candidates:
+            raise ValueError(
+                f"k is {k} with {num_candidates} candidates. Expected 1 to {num_candidates}. "
+                "Pass a smaller k or more candidates."
+            )

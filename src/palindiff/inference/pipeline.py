@@ -1,0 +1,234 @@
+"""The pipeline: stock Stable Diffusion for painting, and beside it naming and finding.
+
+Here: pictures and captions in, embeddings, scores and rankings out. Not here: painting, which is diffusers' `__call__`
+untouched, and the networks (`models/`).
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor
+
+from palindiff.data.pictures import Fit, PictureSource, fit_picture, read_picture, to_pixels, to_tensor
+from palindiff.models.captions import EncodedCaptions, encode_captions
+from palindiff.models.image_reading import ImageReading
+from palindiff.models.query_stream import QueryStream
+from palindiff.models.text_chain import WalkStep, first_noise, walk
+
+Picture = Image.Image | PictureSource | Path | str | bytes
+NAMING_STEPS = 8  # DDIM steps of the text chain, as in the paper
+NAMING_GUIDANCE_SCALE = 4.0  # 1 + w with the paper's w = 3
+LABEL_TEMPLATES = ("{}",)
+
+
+class PalindiffPipeline(StableDiffusionPipeline):
+    """A Stable Diffusion pipeline whose U-Net also names pictures, through a query stream.
+
+    `pipeline(prompt)` paints exactly as `StableDiffusionPipeline` does. The folder it saves is a Stable Diffusion folder
+    with two more sub-folders, `query_stream/` and `query_scheduler/`.
+
+    Source: DiffDis (arXiv 2308.09306), Algorithms 2 and 3.
+    """
+
+    def __init__(  # noqa: PLR0913 - diffusers reads the components off this signature
+        self,
+        vae: AutoencoderKL,
+        text_encoder,  # noqa: ANN001 - any transformers text tower
+        tokenizer,  # noqa: ANN001
+        unet: UNet2DConditionModel,
+        scheduler,  # noqa: ANN001 - any diffusers scheduler
+        query_stream: QueryStream,
+        query_scheduler: DDIMScheduler,
+        safety_checker=None,  # noqa: ANN001
+        feature_extractor=None,  # noqa: ANN001
+        image_encoder=None,  # noqa: ANN001
+        requires_safety_checker: bool = False,
+    ) -> None:
+        super().__init__(
+            vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder,
+            requires_safety_checker,
+        )  # fmt: skip
+        self.register_modules(query_stream=query_stream, query_scheduler=query_scheduler)
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> Tensor:
+        """Embed captions as the text tower was trained to: what pictures' queries are compared with.
+
+        Shapes: b captions -> e (b, d_e) float32, unit length.
+        """
+        return self._encode_captions(captions).e.float()
+
+    @torch.no_grad()
+    def encode_image(
+        self,
+        pictures: Sequence[Picture] | Tensor | ImageReading,
+        num_inference_steps: int = NAMING_STEPS,
+        guidance_scale: float = NAMING_GUIDANCE_SCALE,
+        seed: int = 0,
+        batch_size: int = 64,
+        fit: Fit = "crop",
+    ) -> Tensor:
+        """Walk each picture's text query from noise to an embedding in the space of `encode_text`.
+
+        Every picture starts from the same noise, drawn from `seed`, so no batch changes an answer.
+
+        Source: DiffDis Algorithm 3; guidance_scale = 1 + w (1 turns guidance off).
+        Shapes: b pictures, their latents z (b, ch, h, w), or their reading -> e_0_hat (b, d_e) float32, unit length.
+        Raises: ValueError if there are no pictures; PictureError if one cannot be read.
+        """
+        found = []
+        for part in self._parts(pictures, batch_size):
+            *_, last = self.walk_query(part, num_inference_steps, guidance_scale, seed, fit)
+            found.append(last.e_0_hat)
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def walk_query(
+        self,
+        pictures: Sequence[Picture] | Tensor | ImageReading,
+        num_inference_steps: int = NAMING_STEPS,
+        guidance_scale: float = NAMING_GUIDANCE_SCALE,
+        seed: int = 0,
+        fit: Fit = "crop",
+    ) -> Iterator[WalkStep]:
+        """Yield every step of the walk that `encode_image` takes; the last one's `e_0_hat` is the answer.
+
+        Shapes: b pictures, their latents z (b, ch, h, w), or their reading.
+        """
+        stream, unet = self.query_stream, self.unet
+        is_one_way = stream.config.fusion == "one_way"
+        if not isinstance(pictures, ImageReading):
+            z = pictures if isinstance(pictures, Tensor) else self.encode_latents(pictures, fit)
+            pictures = stream.read_image(unet, z) if is_one_way else z
+        b, device = len(pictures), unet.device
+        zero = torch.zeros(1, unet.config.in_channels, *self._latent_size(), device=device, dtype=unet.dtype)
+        no_picture = stream.read_image(unet, zero).repeat(b) if is_one_way else zero.expand(b, -1, -1, -1)
+        if stream.config.text_chain == "none":
+            yield self._single_pass(pictures, no_picture, guidance_scale)
+            return
+
+        def predict_from(seen: Tensor | ImageReading, e_t: Tensor, t_e: Tensor) -> Tensor:
+            e_t = e_t.to(stream.dtype)
+            return stream(unet, seen, e_t, t_e) if is_one_way else stream.predict(unet, seen, e_t, t_e)
+
+        yield from walk(
+            lambda e_t, t_e: predict_from(pictures, e_t, t_e),
+            lambda e_t, t_e: predict_from(no_picture, e_t, t_e),
+            self.query_scheduler,
+            first_noise([seed] * b, stream.config.d_e).to(device),
+            num_inference_steps,
+            guidance_scale,
+            stream.signal_scale,
+        )
+
+    @torch.no_grad()
+    def read_image(self, pictures: Sequence[Picture], fit: Fit = "crop") -> ImageReading:
+        """Read pictures once; the reading serves `encode_image` any number of times (`one_way` only)."""
+        return self.query_stream.read_image(self.unet, self.encode_latents(pictures, fit))
+
+    @torch.no_grad()
+    def encode_latents(self, pictures: Sequence[Picture], fit: Fit = "crop") -> Tensor:
+        """Decode, fit and encode pictures: the posterior's mean times the VAE's factor (design §3 row 16).
+
+        Shapes: b pictures -> z (b, ch, h, w).
+        """
+        size_px = self.unet.config.sample_size * self.vae_scale_factor
+        squares = [to_tensor(fit_picture(read_picture(picture), size_px, fit)) for picture in pictures]
+        x = to_pixels(torch.stack(squares)).to(self.vae.device, self.vae.dtype)  # b x (3, H, W) -> (b, 3, H, W)
+        return self.vae.encode(x).latent_dist.mode() * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def encode_labels(self, labels: Sequence[str], templates: Sequence[str] = LABEL_TEMPLATES) -> Tensor:
+        """Embed each label as the mean over prompt templates, brought to unit length again.
+
+        Source: prompt ensembling of CLIP, as DiffDis evaluates.
+        Shapes: k labels, p templates with `{}` -> (k, d_e) float32.
+        Raises: ValueError if labels are empty, blank or repeated, or a template has no `{}`.
+        """
+        _check_labels(labels, templates)
+        prompts = [template.replace("{}", label) for label in labels for template in templates]
+        e = self.encode_text(prompts).unflatten(0, (len(labels), len(templates)))  # (k*p, d) -> (k, p, d)
+        return F.normalize(e.mean(dim=1), dim=-1)
+
+    def classify(
+        self,
+        pictures: Sequence[Picture],
+        labels: Sequence[str],
+        templates: Sequence[str] = LABEL_TEMPLATES,
+        **walk: object,
+    ) -> Tensor:
+        """How probable each label is for each picture, among these labels.
+
+        Shapes: b pictures, k labels -> (b, k) float32, rows sum to 1: softmax of κ times the cosine.
+        Raises: ValueError as `encode_labels`; PictureError if a picture cannot be read.
+        """
+        e = self.encode_labels(labels, templates)
+        e_0_hat = self.encode_image(pictures, **walk)  # type: ignore[arg-type]
+        return (self.query_stream.logit_scale.detach() * e_0_hat @ e.T).softmax(dim=-1)
+
+    def rank(self, pictures: Sequence[Picture], captions: Sequence[str], **walk: object) -> Tensor:
+        """Score every caption for every picture.
+
+        Shapes: b pictures, m captions -> (b, m) float32, cosine in [-1, 1].
+        """
+        return self.encode_image(pictures, **walk) @ self.encode_text(captions).T  # type: ignore[arg-type]
+
+    def _encode_captions(self, captions: Sequence[str]) -> EncodedCaptions:
+        config = self.query_stream.config
+        return encode_captions(
+            captions, self.text_encoder, self.tokenizer, config.pooling, self.query_stream.text_projection
+        )
+
+    def _single_pass(
+        self, pictures: Tensor | ImageReading, no_picture: Tensor | ImageReading, guidance_scale: float
+    ) -> WalkStep:
+        """One pass without noise or time, for `text_chain: none`."""
+        stream, unet = self.query_stream, self.unet
+
+        def predict(seen: Tensor | ImageReading) -> Tensor:
+            if isinstance(seen, ImageReading):
+                return stream(unet, seen, None, None)
+            return stream.predict(unet, seen, None, None)
+
+        e_0_hat = predict(pictures)
+        if guidance_scale != 1:
+            e_0_hat = guidance_scale * e_0_hat + (1 - guidance_scale) * predict(no_picture)
+        return WalkStep(0, torch.zeros_like(e_0_hat), F.normalize(e_0_hat, dim=-1))
+
+    def _latent_size(self) -> tuple[int, int]:
+        size = self.unet.config.sample_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    def _parts(
+        self, pictures: Sequence[Picture] | Tensor | ImageReading, size: int
+    ) -> Iterator[Sequence[Picture] | Tensor | ImageReading]:
+        if isinstance(pictures, (str, bytes, Path, Image.Image)):
+            pictures = [pictures]
+        if len(pictures) == 0:
+            raise ValueError(
+                "No pictures were given. Expected at least one. Name a picture file, or pass a list of them."
+            )
+        for start in range(0, len(pictures), size):
+            yield pictures[start : start + size]
+
+
+def _check_labels(labels: Sequence[str], templates: Sequence[str]) -> None:
+    repeated = sorted({label for label in labels if list(labels).count(label) > 1})
+    found = None
+    if isinstance(labels, str) or not labels:
+        found = "no labels were given" if not labels else "labels are one string"
+    elif any(not label.strip() for label in labels):
+        found = "a label is empty"
+    elif repeated:
+        found = f"{len(repeated)} labels are repeated, first '{repeated[0]}'"
+    elif not templates or any("{}" not in template for template in templates):
+        found = "a template has no `{}`" if templates else "no templates were given"
+    if found:
+        raise ValueError(
+            f"To name a picture, {found}. Expected a list of different, non-empty labels, and templates with `{{}}` where "
+            "the label goes, such as 'a photo of a {}'."
+        )

@@ -1,0 +1,54 @@
+"""What the query stream keeps of a picture: keys and values of every site and head layer. The unit of caching."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class ImageReading:
+    """Keys and values (b, heads, n, d) of b pictures: one pair a transformer block of each site, one a head layer."""
+
+    site_blocks: tuple[KeysValues, ...]
+    head_layers: tuple[KeysValues, ...]
+
+    def __len__(self) -> int:
+        return len(self.head_layers[0][0])
+
+    def __getitem__(self, index: slice | Tensor) -> "ImageReading":
+        """Take some pictures, by a slice or by row numbers (m,) int64."""
+        return self._map(lambda tensor: tensor[index])
+
+    def repeat(self, times: int) -> "ImageReading":
+        """Repeat each picture, neighbours first: (b, ...) -> (b * times, ...)."""
+        return self._map(lambda tensor: tensor.repeat_interleave(times, dim=0))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ImageReading":
+        """Move to a device or another floating-point type."""
+        return self._map(lambda tensor: tensor.to(device=device, dtype=dtype))
+
+    @staticmethod
+    def cat(readings: Sequence["ImageReading"]) -> "ImageReading":
+        """Join readings of one query stream along the pictures.
+
+        Raises: ValueError if there are none.
+        """
+        if not readings:
+            raise ValueError("`ImageReading.cat` got no readings. Expected at least one. Read a picture first.")
+
+        def join(pairs: Sequence[tuple[KeysValues, ...]]) -> tuple[KeysValues, ...]:
+            return tuple(
+                (torch.cat([k for k, _ in p]), torch.cat([v for _, v in p])) for p in zip(*pairs, strict=True)
+            )
+
+        return ImageReading(join([r.site_blocks for r in readings]), join([r.head_layers for r in readings]))
+
+    def _map(self, change) -> "ImageReading":  # type: ignore[no-untyped-def]
+        return ImageReading(
+            tuple((change(keys), change(values)) for keys, values in self.site_blocks),
+            tuple((change(keys), change(values)) for keys, values in self.head_layers),
+        )

@@ -1,0 +1,98 @@
+"""The text chain: noise put on a text query and walked away again, by a stock diffusers scheduler.
+
+Here: what the paper adds around the scheduler (γ, guidance, the first noise). Not here: diffusion arithmetic, which is the
+scheduler's, and the network (`query_stream.py`).
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+
+def text_chain_scheduler(num_train_timesteps: int = 1000) -> DDIMScheduler:
+    """Build the scheduler of the text chain: Stable Diffusion's noise, clean sample predicted, first step at T - 1.
+
+    Source: DiffDis Algorithm 3 as `DDIMScheduler.step`; "trailing" is design §3 row 12.
+    """
+    return DDIMScheduler(
+        num_train_timesteps=num_train_timesteps,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="sample",
+        clip_sample=False,
+        timestep_spacing="trailing",
+        set_alpha_to_one=True,
+    )
+
+
+def noisy_query(scheduler: DDIMScheduler, e_0: Tensor, eps_e: Tensor, t_e: Tensor, signal_scale: float) -> Tensor:
+    """e_t = γ √ᾱ_t e_0 + √(1-ᾱ_t) ε_e, in float32.
+
+    Source: DiffDis eq. 5 and 6; `signal_scale` is γ, or γ √d with `query_scale: sqrt_d`.
+    Shapes: e_0, eps_e (b, d); t_e (b,) int64 -> (b, d).
+    """
+    return scheduler.add_noise(signal_scale * e_0.float(), eps_e.float(), t_e)
+
+
+def leak(scheduler: DDIMScheduler, gamma: float) -> Tensor:
+    """How surely the noisy query alone tells its own caption: z-score γ √(ᾱ_t / (1-ᾱ_t)) at each step.
+
+    Source: design §2, "where the noise leaks".
+    Shapes: -> (T,) float32.
+    """
+    alphas = scheduler.alphas_cumprod
+    return gamma * (alphas / (1 - alphas)).sqrt()
+
+
+def first_noise(seeds: list[int], d_e: int) -> Tensor:
+    """Draw e_T for each picture from its own seed, so that no batch changes an answer (design §3 row 19).
+
+    Shapes: -> (b, d_e) float32 on the CPU.
+    """
+    draws = []
+    for seed in seeds:
+        digest = hashlib.sha256(f"e_T/{seed}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        draws.append(torch.randn(d_e, generator=generator))
+    return torch.stack(draws)
+
+
+@dataclass(frozen=True)
+class WalkStep:
+    """One step of a walk: the step's number, the query before it, and the clean query predicted there, unit length."""
+
+    t_e: int
+    e_t: Tensor
+    e_0_hat: Tensor
+
+
+def walk(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    predict_uncond: Callable[[Tensor, Tensor], Tensor],
+    scheduler: DDIMScheduler,
+    e_t: Tensor,
+    num_steps: int,
+    guidance_scale: float,
+    signal_scale: float,
+) -> Iterator[WalkStep]:
+    """Walk a query from noise to a caption's embedding; the last step's `e_0_hat` is the answer.
+
+    Source: DiffDis Algorithm 3, with γ (design §3 row 3); guidance_scale = 1 + w, so 1 is off and the paper's w = 3 is 4.
+    Shapes: e_t (b, d); predict, predict_uncond: (e_t (b, d), t_e (b,)) -> e_0_hat (b, d).
+    Departs: DDIM's last step returns its predicted clean sample, so the answer is that prediction, normalised.
+    """
+    scheduler = DDIMScheduler.from_config(scheduler.config)  # its own copy: a walk changes nobody's timesteps
+    scheduler.set_timesteps(num_steps, device=e_t.device)
+    for t in scheduler.timesteps:
+        t_e = t.expand(len(e_t))
+        e_0_hat = predict(e_t, t_e)
+        if guidance_scale != 1:
+            e_0_hat = guidance_scale * e_0_hat + (1 - guidance_scale) * predict_uncond(e_t, t_e)
+        yield WalkStep(int(t), e_t, F.normalize(e_0_hat, dim=-1))
+        e_t = scheduler.step(signal_scale * e_0_hat, t, e_t).prev_sample

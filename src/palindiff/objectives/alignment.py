@@ -1,0 +1,67 @@
+"""Alignment of predicted text queries with their captions.
+
+Here: which captions count as positives, the loss, and the global batch across processes. Not here: how a query is
+predicted (`models/query_stream.py`) or noised (`models/text_chain.py`).
+"""
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def same_caption(caption_id: Tensor) -> Tensor:
+    """Mark equal captions, so that a twin is never a negative.
+
+    Source: ours; the paper does not say what happens to repeated captions (design §3, row 17).
+    Shapes: caption_id (b,) int64, equal for equal captions -> (b, b) bool, symmetric, True on the diagonal.
+    """
+    return caption_id[:, None] == caption_id[None, :]
+
+
+def alignment_loss(e_0_hat: Tensor, e_0: Tensor, logit_scale: Tensor, positives: Tensor) -> Tensor:
+    """Symmetric cross-entropy between predicted and true text queries.
+
+    Source:  DiffDis eq. 7 and 8.
+    Shapes:  e_0_hat, e_0 (b, d) float, unit length; logit_scale () float;
+             positives (b, b) bool, diagonal True -> () float32.
+    Units:   nats, mean over pictures and captions.
+    Raises:  ValueError if shapes do not fit.
+    Departs: a learned logit scale (the paper states none); equal captions share the weight.
+    """
+    _check_shapes(e_0_hat, e_0, positives)
+    with torch.autocast(e_0.device.type, enabled=False):
+        logits = logit_scale.float() * e_0_hat.float() @ e_0.float().T  # (b, d) @ (d, b) -> (b, b)
+        target = positives.float() / positives.sum(dim=1, keepdim=True)  # (b, b), each row sums to 1
+        picture_to_text = F.cross_entropy(logits, target)
+        text_to_picture = F.cross_entropy(logits.T, target)
+    return (picture_to_text + text_to_picture) / 2
+
+
+def global_batch(tensor: Tensor) -> Tensor:
+    """Join the rows of all processes, in the order of their ranks; gradients flow back to the rows' owners.
+
+    Every process computes the same global loss, so an owner receives its gradient once from each of them; averaging over
+    processes, as data-parallel training does, brings the sum back to one.
+
+    Source: ours (design §3 row 18).
+    Shapes: (b, ...) on each of W processes -> (W * b, ...); with one process, the tensor itself.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return tensor
+    return torch.cat(dist_nn.all_gather(tensor.contiguous()))
+
+
+def _check_shapes(e_0_hat: Tensor, e_0: Tensor, positives: Tensor) -> None:
+    """Shapes only: a look at the values would make a GPU wait in every step."""
+    if e_0_hat.shape != e_0.shape:
+        raise ValueError(
+            f"`e_0_hat` has shape {tuple(e_0_hat.shape)} and `e_0` {tuple(e_0.shape)} in `alignment_loss`. "
+            "Expected the same (b, d): one predicted query for each caption of the batch."
+        )
+    if positives.shape != (len(e_0), len(e_0)):
+        raise ValueError(
+            f"`positives` has shape {tuple(positives.shape)} in `alignment_loss`. "
+            f"Expected ({len(e_0)}, {len(e_0)}); `same_caption(caption_id)` builds it."
+        )

@@ -1,0 +1,135 @@
+"""DiffDis: painting and alignment on the same batch. Batch in, named losses out.
+
+Here: Algorithm 1. Not here: the networks, the schedulers, the optimizer.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, SchedulerMixin, UNet2DConditionModel
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from palindiff.models.encoder_half import encoder_half_parameters
+from palindiff.models.query_stream import QueryStream
+from palindiff.models.text_chain import noisy_query
+from palindiff.objectives.alignment import alignment_loss, global_batch, same_caption
+
+Task = Literal["both", "generate", "discriminate"]
+
+
+class DiffDisConfig(BaseModel, frozen=True, extra="forbid"):
+    """Which of the two tasks, their weight, and what guidance needs."""
+
+    task: Task = "both"  # "generate", "discriminate": one task alone, the paper's Table 4
+    alignment_weight: float = Field(1.0, ge=0)  # λ of eq. 9; 0 turns the alignment loss off
+    text_drop_rate: float = Field(0.1, ge=0, le=1)  # share of captions replaced by the empty one; 0 turns it off
+    image_drop_rate: float = Field(0.1, ge=0, le=1)  # share of pictures zeroed when named; 0 turns it off
+
+
+class DiffDisObjective(nn.Module):
+    """U-Net and query stream under both losses; each step the same batch goes through both (Algorithm 1)."""
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        query_stream: QueryStream,
+        scheduler: SchedulerMixin,
+        query_scheduler: DDIMScheduler,
+        c_empty: Tensor,
+        config: DiffDisConfig,
+    ) -> None:
+        """c_empty (1, l, d_c) is the empty caption's condition, which a dropped caption is replaced by."""
+        super().__init__()
+        self.unet, self.query_stream, self.config = unet, query_stream, config
+        self.scheduler, self.query_scheduler = scheduler, query_scheduler
+        self.register_buffer("c_empty", c_empty, persistent=False)
+        self._freeze_what_the_task_leaves_out()
+
+    def draw(self, b: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw a batch's random numbers: both chains' noise and steps, the posterior's noise, and who is dropped."""
+        config = self.unet.config
+        size = (b, config.in_channels, config.sample_size, config.sample_size)
+        return {
+            "eps_posterior": torch.randn(size, generator=generator),
+            "eps_z": torch.randn(size, generator=generator),
+            "t_z": torch.randint(self.scheduler.config.num_train_timesteps, (b,), generator=generator),
+            "eps_e": torch.randn(b, self.query_stream.config.d_e, generator=generator),
+            "t_e": torch.randint(self.query_scheduler.config.num_train_timesteps, (b,), generator=generator),
+            "text_uniform": torch.rand(b, generator=generator),
+            "image_uniform": torch.rand(b, generator=generator),
+        }
+
+    def forward(self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Both losses and their sum.
+
+        Source: DiffDis eq. 9, Algorithm 1.
+        Shapes: batch: z_mean, z_std (b, ch, h, w), scaled by the VAE's factor; c (b, l, d_c); e_0 (b, d_e) unit length;
+                caption_id (b,) int64. draws: as `draw` gives, this process's rows. -> () float32 each.
+        """
+        z_0 = batch["z_mean"].float() + batch["z_std"].float() * draws["eps_posterior"]
+        losses: dict[str, Tensor] = {}
+        if self.config.task != "discriminate":
+            losses["painting"] = self.painting_loss(z_0, batch["c"], draws)
+        if self.config.task != "generate":
+            losses["alignment"] = self.alignment(z_0, batch["e_0"], batch["caption_id"], draws)
+        weight = self.config.alignment_weight if self.config.task == "both" else 1.0
+        total = losses.get("painting", 0) + weight * losses.get("alignment", 0)
+        return {"loss": total} | {name: loss.detach() for name, loss in losses.items()}
+
+    def painting_loss(self, z_0: Tensor, c: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
+        """L_IG = E‖ε_z − Φ_u(z_t, t_z, c)‖², or the scheduler's prediction type; the second stream does not run.
+
+        Source:  DiffDis eq. 4.
+        Shapes:  z_0 (b, ch, h, w); c (b, l, d_c) -> () float32, mean over all numbers.
+        Departs: a dropped caption becomes the empty caption, as Stable Diffusion has it (design §3 row 10).
+        """
+        is_dropped = draws["text_uniform"] < self.config.text_drop_rate
+        c = torch.where(is_dropped[:, None, None], self.c_empty.to(c.dtype), c).float()
+        z_t = self.scheduler.add_noise(z_0, draws["eps_z"], draws["t_z"])
+        predicted = self.unet(z_t, draws["t_z"], c).sample
+        return F.mse_loss(predicted.float(), self._painting_target(z_0, draws["eps_z"], draws["t_z"]))
+
+    def alignment(self, z_0: Tensor, e_0: Tensor, caption_id: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
+        """L_ITA at the sampled step of the text chain, over the global batch; the picture is clean, its text masked.
+
+        Source:  DiffDis eq. 5 to 8.
+        Shapes:  z_0 (b, ch, h, w); e_0 (b, d_e); caption_id (b,) int64 -> () float32.
+        """
+        is_dropped = draws["image_uniform"] < self.config.image_drop_rate
+        z = torch.where(is_dropped[:, None, None, None], torch.zeros_like(z_0), z_0)
+        e_t = t_e = None
+        if self.query_stream.config.text_chain == "diffusion":
+            t_e = draws["t_e"]
+            e_t = noisy_query(self.query_scheduler, e_0, draws["eps_e"], t_e, self.query_stream.signal_scale)
+        e_0_hat = self.query_stream.predict(self.unet, z, e_t, t_e)
+        everyone_hat, everyone, ids = global_batch(e_0_hat), global_batch(e_0.float()), global_batch(caption_id)
+        return alignment_loss(everyone_hat, everyone, self.query_stream.logit_scale, same_caption(ids))
+
+    def parameter_groups(self, learning_rate: float, new_learning_rate: float) -> list[dict[str, object]]:
+        """The paper's two learning rates: the U-Net's weights, and those of the second stream, which are new."""
+        parts = ((self.unet, learning_rate), (self.query_stream, new_learning_rate))
+        groups = [{"params": [w for w in part.parameters() if w.requires_grad], "lr": rate} for part, rate in parts]
+        return [group for group in groups if group["params"]]
+
+    def _painting_target(self, z_0: Tensor, eps_z: Tensor, t_z: Tensor) -> Tensor:
+        prediction_type = self.scheduler.config.prediction_type
+        if prediction_type == "epsilon":
+            return eps_z
+        if prediction_type == "v_prediction":
+            return self.scheduler.get_velocity(z_0, eps_z, t_z)
+        raise ValueError(
+            f"The scheduler has `prediction_type` = '{prediction_type}'. Expected 'epsilon' or 'v_prediction'. "
+            "Choose one of them in the scheduler's configuration."
+        )
+
+    def _freeze_what_the_task_leaves_out(self) -> None:
+        """A task alone trains only the weights it uses, so that weight decay and EMA leave the others untouched."""
+        if self.config.task == "generate":
+            self.query_stream.requires_grad_(False)
+        if self.config.task == "discriminate":
+            self.unet.requires_grad_(False)
+            for weight in encoder_half_parameters(self.unet):
+                weight.requires_grad_(True)

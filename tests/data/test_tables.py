@@ -1,0 +1,177 @@
+"""tables.py: parquet files and data sets of the Hub, their columns found where they are plain, pictures undecoded."""
+
+import re
+
+import datasets
+import huggingface_hub
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+
+from palindiff.data.pictures import read_picture
+from palindiff.data.rows import IndexedRows
+from palindiff.data.tables import find_columns, index_table, load_hub, load_parquet
+from toy_sources import square
+
+PICTURES = [square("red"), square("blue")]
+TEMPLATE = "a photo of a {c}"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write_parquet(path, columns, features=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Dataset.from_dict(columns, features=features).to_parquet(path)
+    return path
+
+
+def rows_of(table, image=None, caption=None):
+    columns = find_columns(table.features, image, caption, "the table")
+    index, pictures = index_table(table, columns, TEMPLATE)
+    return index, IndexedRows(index, pictures)
+
+
+@pytest.mark.parametrize("kind", ["image", "binary", "struct"])
+def test_pictures_are_read_whatever_their_column_is(kind, tmp_path):
+    features = {
+        "image": Image(),
+        "binary": Value("binary"),
+        "struct": {"bytes": Value("binary"), "path": Value("string")},
+    }
+    cells = PICTURES if kind == "binary" else [{"bytes": data, "path": "x.png"} for data in PICTURES]
+    typed = Features({"pixels": features[kind], "caption": Value("string")})
+    file = write_parquet(tmp_path / "a.parquet", {"pixels": cells, "caption": ["red", "blue"]}, typed)
+    _, rows = rows_of(load_parquet([file]))
+    assert [row.source.data for row in rows] == PICTURES  # as they are, undecoded
+    assert read_picture(rows[1].source).getpixel((0, 0)) == (0, 0, 255)
+    assert [row.captions for row in rows] == [("red",), ("blue",)]
+    assert rows[0].source.name == ("row 0" if kind == "binary" else "x.png")
+
+
+def test_several_captions_and_further_columns_are_read(tmp_path):
+    columns = {"image": PICTURES, "text": [["red", "rot"], ["blue"]], "price": [1.5, None], "vector": [[1.0], [2.0]]}
+    _, rows = rows_of(load_parquet([write_parquet(tmp_path / "a.parquet", columns)]))
+    assert [row.captions for row in rows] == [("red", "rot"), ("blue",)]
+    assert [row.fields for row in rows] == [{"price": "1.5"}, {}]
+
+
+def test_class_names_give_label_and_caption_and_a_secret_class_none():
+    features = Features({"image": Value("binary"), "label": ClassLabel(names=["cat", "dog_house"])})
+    index, rows = rows_of(Dataset.from_dict({"image": PICTURES, "label": [1, -1]}, features=features))
+    assert (rows[0].label, rows[0].captions) == ("dog_house", ("a photo of a dog house",))
+    assert index["fault"][:] == [None, "no caption"]
+
+
+def test_files_with_signs_of_a_pattern_in_their_name_are_read(tmp_path):
+    file = write_parquet(tmp_path / "set [1]*" / "a.parquet", {"image": PICTURES, "text": ["red", "blue"]})
+    assert len(load_parquet([file])) == 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "named", "sentence"),
+    [
+        (
+            ("image", "mask", "text"),
+            {},
+            "has 2 columns that could hold images. Expected one of image, mask. Name it as `i",
+        ),
+        (("text",), {}, "has no column that could hold images. Expected one beside text. Add the images"),
+        (("image",), {}, "has no column that could hold captions. Expected one beside image. Add the captions"),
+        (
+            ("image", "title", "alt"),
+            {},
+            "has 2 columns that could hold captions. Expected one of title, alt. Name it as",
+        ),
+        (("image", "text"), {"image": "img"}, "has no column `img`. Expected one of image. Name it as `image_column`"),
+        (("image", "text"), {"image": "text"}, "has no images in its column `text`. Expected one of image"),
+        (("image", "text"), {"caption": "image"}, "has no captions in its column `image`. Expected one of text"),
+    ],
+)
+def test_columns_that_are_not_plain_are_asked_for(columns, named, sentence):
+    features = {name: Value("binary" if name in ("image", "mask") else "string") for name in columns}
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        find_columns(Features(features), named.get("image"), named.get("caption"), "the table")
+
+
+def test_usual_name_wins_over_other_texts_and_a_named_column_over_both():
+    features = Features({"image": Image(), "title": Value("string"), "caption": List(Value("string"))})
+    assert find_columns(features, None, None, "the table").caption == "caption"
+    assert find_columns(features, None, "title", "the table").caption == "title"
+
+
+@pytest.mark.parametrize(
+    ("cell", "text", "fault"),
+    [
+        ({"bytes": None, "path": None}, "red", "no picture"),
+        ({"bytes": None, "path": "a.png"}, "red", "no picture"),
+        ({"bytes": None, "path": "/nowhere/a.png"}, "red", "picture cannot be opened"),
+        ({"bytes": b"", "path": None}, "red", "empty picture file"),
+        ({"bytes": square(), "path": None}, " ", "empty caption"),
+        ({"bytes": square(), "path": None}, None, "no caption"),
+    ],
+)
+def test_bad_rows_are_told(cell, text, fault):
+    features = Features({"image": {"bytes": Value("binary"), "path": Value("string")}, "text": Value("string")})
+    good = {"bytes": square(), "path": None}
+    index, _ = rows_of(Dataset.from_dict({"image": [good, cell], "text": ["red", text]}, features=features))
+    assert (index["fault"][:], index["place"][1]) == ([None, fault], "row 1")
+
+
+def test_damaged_parquet_is_refused_by_name(tmp_path):
+    file = write_parquet(tmp_path / "a.parquet", {"image": PICTURES, "text": ["red", "blue"]})
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"a\.parquet` .* cannot be read .*Parquet.*Expected whole parquet files"):
+        load_parquet([file])
+
+
+def write_hub_folder(root):
+    """What a data set looks like on the Hub: two configurations, one of them with two splits."""
+    columns = {"image": PICTURES, "text": ["red", "blue"]}
+    for name in ("plain/train", "plain/test", "toned/train"):
+        write_parquet(root / f"{name}-00000-of-00001.parquet", columns)
+    configs = "".join(f"- config_name: {name}\n  data_dir: {name}\n" for name in ("plain", "toned"))
+    (root / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    return str(root)
+
+
+def test_data_set_of_the_hub_is_loaded_by_subset_and_split(tmp_path):
+    name = write_hub_folder(tmp_path / "hub")
+    _, rows = rows_of(load_hub(name, "plain", "test"))
+    assert [row.captions for row in rows] == [("red",), ("blue",)]
+    with pytest.raises(ValueError, match=r"hub` cannot be loaded: .*[Cc]onfig.*toned.* Expected"):
+        load_hub(name, None, "train")
+    with pytest.raises(ValueError, match=r'hub` cannot be loaded: Unknown split "no".*train.* Expected'):
+        load_hub(name, "toned", "no")
+
+
+def test_pictures_that_datasets_keeps_as_files_are_read(tmp_path):
+    (tmp_path / "hub").mkdir()
+    for colour, data in zip(("red", "blue"), PICTURES, strict=True):
+        (tmp_path / "hub" / f"{colour}.png").write_bytes(data)
+    (tmp_path / "hub" / "metadata.csv").write_text("file_name,text\nred.png,a red square\nblue.png,a blue square\n")
+    _, rows = rows_of(load_hub(str(tmp_path / "hub"), None, "train"))
+    assert [(row.source.name, row.captions) for row in rows] == [
+        ("red.png", ("a red square",)),
+        ("blue.png", ("a blue square",)),
+    ]
+    assert read_picture(rows[1].source).getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_saved_data_set_is_loaded_with_and_without_splits(tmp_path):
+    table = Dataset.from_dict({"image": PICTURES, "text": ["red", "blue"]})
+    table.save_to_disk(tmp_path / "one")
+    DatasetDict({"train": table, "test": table.select([1])}).save_to_disk(tmp_path / "two")
+    assert rows_of(load_hub(str(tmp_path / "one"), None, "train"))[1][1].captions == ("blue",)
+    assert rows_of(load_hub(str(tmp_path / "two"), None, "test"))[1][0].captions == ("blue",)
+    with pytest.raises(ValueError, match=r"one` has no split `test`\. Expected one of train"):
+        load_hub(str(tmp_path / "one"), None, "test")
+
+
+def test_hub_out_of_reach_is_one_clear_sentence(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConnectionError) as refused:
+        load_hub("nobody/no_pictures", None, "train")
+    assert str(refused.value).startswith("`nobody/no_pictures` is not here, and the Hub could not be asked for it.")
+    assert "\n" not in str(refused.value)

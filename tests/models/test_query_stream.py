@@ -1,0 +1,277 @@
+"""query_stream.py against a plain re-statement of Fig. 3, the two fusions against each other, and what it refuses."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from palindiff.models.encoder_half import encoder_half_parameters
+from palindiff.models.image_reading import ImageReading
+from palindiff.models.query_stream import QueryStream
+from toys import D_E, toy_inputs, toy_stream, toy_unet
+
+
+def attention_by_hand(layer, from_tokens, to_tokens):
+    """Softmax attention of a diffusers layer, head by head."""
+    q, k, v = layer.to_q(from_tokens), layer.to_k(to_tokens), layer.to_v(to_tokens)
+    width, heads = q.shape[-1] // layer.heads, []
+    for number in range(layer.heads):
+        part = slice(number * width, (number + 1) * width)
+        weight = torch.softmax(q[..., part] @ k[..., part].transpose(1, 2) / math.sqrt(width), dim=-1)
+        heads.append(weight @ v[..., part])
+    return layer.to_out[0](torch.cat(heads, dim=-1))
+
+
+def fig_3_by_hand(unet, stream, z, e_t, t_e, picture_sees_query):
+    """The encoder half with both streams, written down in the order of Fig. 2 and 3, for layouts of `toy_unet`."""
+    half = D_E // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half) / half)
+    angles = t_e[:, None].float() * frequencies
+    tau = stream.time_embedding(torch.cat([angles.cos(), angles.sin()], dim=-1))
+    no_text = torch.zeros(len(z), 1, 10)
+    time = unet.time_embedding(unet.time_proj(torch.zeros(len(z), dtype=torch.long)))
+    state = {"h": torch.zeros(len(z), D_E), "sites": iter(stream.sites)}
+
+    def site(transformer, image):
+        own, residual = next(state["sites"]), image
+        q = own.into(state["h"] + e_t + tau).unsqueeze(1)
+        image = transformer.norm(image)
+        b, _, height, width = image.shape
+        if transformer.use_linear_projection:
+            p = transformer.proj_in(image.permute(0, 2, 3, 1).reshape(b, height * width, -1))
+        else:
+            p = transformer.proj_in(image).permute(0, 2, 3, 1).reshape(b, height * width, -1)
+        for i, block in enumerate(transformer.transformer_blocks):
+            p_normed, q_normed = block.norm1(p), own.attention_norms[i](q)
+            both = torch.cat([p_normed, q_normed], dim=1)
+            q = q + attention_by_hand(block.attn1, q_normed, both)
+            p = p + attention_by_hand(block.attn1, p_normed, both if picture_sees_query else p_normed)
+            p = p + attention_by_hand(block.attn2, block.norm2(p), no_text)
+            p = p + block.ff(block.norm3(p))
+            q = q + own.ffns[i](own.ffn_norms[i](q))
+        state["h"] = own.out(q.squeeze(1))
+        if transformer.use_linear_projection:
+            image = transformer.proj_out(p).reshape(b, height, width, -1).permute(0, 3, 1, 2)
+        else:
+            image = transformer.proj_out(p.reshape(b, height, width, -1).permute(0, 3, 1, 2))
+        return image + residual
+
+    x = unet.conv_in(z)
+    for number in (0, 1):
+        x = unet.down_blocks[0].resnets[number](x, time)
+        x = site(unet.down_blocks[0].attentions[number], x)
+    x = unet.down_blocks[0].downsamplers[0](x)
+    for resnet in unet.down_blocks[1].resnets:
+        x = resnet(x, time)
+    x = unet.mid_block.resnets[0](x, time)
+    x = site(unet.mid_block.attentions[0], x)
+    x = unet.mid_block.resnets[1](x, time)
+    p = stream.picture_into_head(x.permute(0, 2, 3, 1).reshape(len(z), -1, 16))
+    q = stream.query_into_head(state["h"]).unsqueeze(1)
+    for layer in stream.head:
+        p_normed, q_normed = layer.attention_norm(p), layer.attention_norm(q)
+        both = torch.cat([p_normed, q_normed], dim=1)
+        q = q + attention_by_hand(layer.attention, q_normed, both)
+        p = p + attention_by_hand(layer.attention, p_normed, both if picture_sees_query else p_normed)
+        q, p = q + layer.ffn(layer.ffn_norm(q)), p + layer.ffn(layer.ffn_norm(p))
+    e_0_hat = stream.predictor(stream.head_norm(q.squeeze(1)))
+    return e_0_hat / e_0_hat.norm(dim=-1, keepdim=True), x
+
+
+def gradients(unet, stream, value):
+    """Gradients of a fixed weighted sum, by parameter name; unused parameters are left out."""
+    parameters = dict(unet.named_parameters()) | {f"stream.{n}": w for n, w in stream.named_parameters()}
+    weights = torch.linspace(-1, 1, value.numel()).reshape(value.shape)
+    found = torch.autograd.grad((value * weights).sum(), list(parameters.values()), allow_unused=True)
+    return {name: gradient for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
+
+
+@pytest.mark.parametrize("use_linear_projection", [False, True])
+@pytest.mark.parametrize("fusion", ["joint", "one_way"])
+def test_both_fusions_equal_fig_3_by_hand_in_values_and_gradients(fusion, use_linear_projection):
+    unet = toy_unet(use_linear_projection)
+    stream = toy_stream(unet, fusion=fusion)
+    z, e_t, t_e = toy_inputs()
+    by_hand, _ = fig_3_by_hand(unet, stream, z, e_t, t_e, picture_sees_query=fusion == "joint")
+    predicted = stream.predict(unet, z, e_t, t_e)
+    assert (predicted - by_hand).abs().max() <= 1e-5  # fp32, some twenty layers
+    expected, found = gradients(unet, stream, by_hand), gradients(unet, stream, predicted)
+    assert found.keys() == expected.keys()
+    assert max(float((found[name] - expected[name]).abs().max()) for name in found) <= 1e-5
+
+
+def test_one_way_cached_equals_recomputed():
+    unet = toy_unet()
+    stream = toy_stream(unet)
+    z, e_t, t_e = toy_inputs(b=3)
+    reading = stream.read_image(unet, z)
+    for queries in (e_t, e_t.flip(0), torch.zeros_like(e_t)):
+        recomputed, _ = fig_3_by_hand(unet, stream, z, queries, t_e, picture_sees_query=False)
+        assert (stream(unet, reading, queries, t_e) - recomputed).abs().max() <= 1e-5
+
+
+def test_picture_features_change_with_the_query_in_joint_alone():
+    unet = toy_unet()
+    z, e_t, t_e = toy_inputs()
+    joint = toy_stream(unet, fusion="joint")
+    _, mid = joint.joint(unet, z, e_t, t_e)
+    _, mid_other = joint.joint(unet, z, e_t + 1, t_e)
+    assert (mid - mid_other).abs().max() > 1e-4
+    one_way = toy_stream(unet, fusion="one_way")
+    _, mid = fig_3_by_hand(unet, one_way, z, e_t, t_e, picture_sees_query=False)
+    _, mid_other = fig_3_by_hand(unet, one_way, z, e_t + 1, t_e, picture_sees_query=False)
+    assert torch.equal(mid, mid_other)
+    stock = {}
+    hook = unet.mid_block.register_forward_hook(lambda module, inputs, output: stock.update(mid=output))
+    unet(z, torch.zeros(2, dtype=torch.long), torch.zeros(2, 1, 10))
+    hook.remove()
+    assert (mid - stock["mid"]).abs().max() <= 1e-5  # the picture's stream is the bare U-Net's
+
+
+@pytest.mark.parametrize("fusion", ["joint", "one_way"])
+def test_a_batch_changes_no_answer(fusion):
+    unet = toy_unet()
+    stream = toy_stream(unet, fusion=fusion)
+    z, e_t, t_e = toy_inputs(b=4)
+    together = stream.predict(unet, z, e_t, t_e)
+    alone = torch.cat([stream.predict(unet, z[i : i + 1], e_t[i : i + 1], t_e[i : i + 1]) for i in range(4)])
+    assert (together - alone).abs().max() <= 1e-5  # sums in another order
+
+
+def test_a_reading_can_be_repeated_joined_cut_and_moved():
+    unet = toy_unet()
+    stream = toy_stream(unet)
+    z, e_t, t_e = toy_inputs(b=3)
+    reading = stream.read_image(unet, z)
+    whole = stream(unet, reading, e_t, t_e)
+    joined = ImageReading.cat([reading[:1], reading[torch.tensor([1, 2])]])
+    assert torch.equal(stream(unet, joined, e_t, t_e), whole)
+    repeated = reading.repeat(2)
+    assert len(repeated) == 6
+    twice = stream(unet, repeated, e_t.repeat_interleave(2, 0), t_e.repeat_interleave(2, 0))
+    assert (twice[::2] - whole).abs().max() <= 1e-5
+    assert reading.to(dtype=torch.float16).head_layers[0][0].dtype == torch.float16
+    with pytest.raises(ValueError, match="got no readings"):
+        ImageReading.cat([])
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    unet = toy_unet()
+    for fusion in ("joint", "one_way"):
+        stream = toy_stream(unet, fusion=fusion)
+        z, e_t, t_e = toy_inputs()
+        unet.disable_gradient_checkpointing()
+        plain = gradients(unet, stream, stream.predict(unet, z, e_t, t_e))
+        unet.enable_gradient_checkpointing()
+        unet.train()
+        checkpointed = gradients(unet, stream, stream.predict(unet, z, e_t, t_e))
+        assert max(float((plain[n] - checkpointed[n]).abs().max()) for n in plain) <= 1e-6
+
+
+def test_no_text_chain_means_no_noise_and_no_time():
+    unet = toy_unet()
+    stream = toy_stream(unet, text_chain="none")
+    z, e_t, t_e = toy_inputs()
+    assert torch.equal(stream.predict(unet, z, e_t, t_e), stream.predict(unet, z, None, None))
+    assert not any("time" in name for name, _ in stream.named_parameters())
+
+
+def test_image_timestep_query_tells_the_picture_the_step():
+    unet = toy_unet()
+    stream = toy_stream(unet, fusion="joint", image_timestep="query")
+    z, e_t, t_e = toy_inputs()
+    _, mid = stream.joint(unet, z, e_t, t_e)
+    zero = toy_stream(unet, fusion="joint")
+    _, mid_zero = zero.joint(unet, z, e_t, t_e)
+    assert (mid - mid_zero).abs().max() > 1e-4
+
+
+def test_query_ffn_can_start_as_a_copy_of_the_picture_s():
+    unet = toy_unet()
+    stream = toy_stream(unet, query_ffn="copy")
+    theirs = unet.down_blocks[0].attentions[0].transformer_blocks[0].ff.state_dict()
+    ours = stream.sites[0].ffns[0].state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_shared_norms_are_the_picture_s():
+    unet = toy_unet()
+    stream = toy_stream(unet, query_norms="shared")
+    assert not any("sites" in name and "norm" in name for name, _ in stream.named_parameters())
+    z, e_t, t_e = toy_inputs()
+    assert stream.predict(unet, z, e_t, t_e).shape == (2, D_E)
+
+
+def test_encoder_half_parameters_leave_out_the_decoder():
+    unet = toy_unet()
+    encoder = {id(weight) for weight in encoder_half_parameters(unet)}
+    names = {name.split(".")[0] for name, weight in unet.named_parameters() if id(weight) not in encoder}
+    assert names == {"up_blocks", "conv_norm_out", "conv_out"}
+
+
+def test_saved_stream_is_the_same_stream(tmp_path):
+    unet = toy_unet()
+    stream = QueryStream.for_unet(
+        unet, D_E, toy_config(), pooling="clip", text_projection=torch.randn(D_E, 10, generator=torch.Generator())
+    )
+    stream.save_pretrained(tmp_path)
+    loaded = QueryStream.from_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert all(torch.equal(loaded.state_dict()[n], tensor) for n, tensor in stream.state_dict().items())
+    z, e_t, t_e = toy_inputs()
+    assert torch.equal(loaded.predict(unet, z, e_t, t_e), stream.eval().predict(unet, z, e_t, t_e))
+
+
+def toy_config():
+    from palindiff.models.query_stream import QueryStreamConfig
+
+    return QueryStreamConfig(num_head_layers=1, head_width=16, head_dim=8)
+
+
+@pytest.mark.parametrize("gamma", [0.0, -0.1, 1.5, float("nan")])
+def test_stream_refuses_gamma_outside_its_range(gamma):
+    with pytest.raises(ValueError, match="gamma"):
+        toy_stream(toy_unet(), gamma=gamma)
+
+
+def test_stream_refuses_what_cannot_work():
+    unet = toy_unet()
+    with pytest.raises(ValueError, match=r"`image_timestep` is 'query' with `fusion` = 'one_way'"):
+        toy_stream(unet, image_timestep="query")
+    with pytest.raises(ValueError, match=r"`head_width` is 20 and `head_dim` 8"):
+        toy_stream(unet, head_width=20)
+    z, e_t, t_e = toy_inputs()
+    with pytest.raises(ValueError, match=r"Expected 'one_way'.*Call `predict` instead"):
+        toy_stream(unet, fusion="joint").read_image(unet, z)
+    stream = toy_stream(unet)
+    with pytest.raises(ValueError, match=r"`e_t` has shape \(1, 12\) and `t_e` \(2,\).*Expected \(2, 12\) and \(2,\)"):
+        stream.predict(unet, z, e_t[:1], t_e)
+    with pytest.raises(ValueError, match=r"`e_t` has shape None"):
+        stream.predict(unet, z, None, None)
+
+
+def test_stream_refuses_other_unets():
+    unet = toy_unet()
+    unet.register_to_config(addition_embed_type="text_time")
+    with pytest.raises(ValueError, match=r"`addition_embed_type` = 'text_time'.*Stable Diffusion 1.x or 2.x"):
+        toy_stream(unet)
+
+
+def test_logit_scale_is_clamped_as_clip_s():
+    stream = toy_stream(toy_unet())
+    assert stream.logit_scale.item() == pytest.approx(1 / 0.07, rel=1e-5)
+    torch.nn.init.constant_(stream.log_logit_scale, 9.0)
+    assert stream.logit_scale.item() == 100
+
+
+def test_signal_scale_is_gamma_or_gamma_root_d():
+    unet = toy_unet()
+    assert toy_stream(unet, gamma=0.5).signal_scale == 0.5
+    assert toy_stream(unet, gamma=0.5, query_scale="sqrt_d").signal_scale == pytest.approx(0.5 * math.sqrt(D_E))
+
+
+def test_prediction_has_unit_length():
+    unet = toy_unet()
+    predicted = toy_stream(unet).predict(unet, *toy_inputs())
+    assert torch.allclose(predicted, F.normalize(predicted, dim=-1), atol=1e-6)  # float32 rounding

@@ -1,0 +1,200 @@
+"""diffdis.py: both losses by hand, where their gradients go, what is dropped, and two processes against one."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator, debug_launcher
+from accelerate.state import AcceleratorState
+from diffusers import DDIMScheduler
+from toys import D_E, toy_stream, toy_unet
+
+from palindiff.models.encoder_half import encoder_half_parameters
+from palindiff.models.text_chain import text_chain_scheduler
+from palindiff.objectives.diffdis import DiffDisConfig, DiffDisObjective
+
+
+def toy_objective(prediction_type="epsilon", unet=None, stream_settings=None, **settings):
+    unet = unet or toy_unet()
+    scheduler = DDIMScheduler.from_config(text_chain_scheduler().config | {"prediction_type": prediction_type})
+    c_empty = torch.full((1, 5, 10), 0.5)
+    stream = toy_stream(unet, **(stream_settings or {}))
+    return DiffDisObjective(
+        unet, stream, scheduler, text_chain_scheduler(), c_empty, DiffDisConfig(**settings)
+    ).train()
+
+
+def toy_batch(b=4, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "z_mean": torch.randn(b, 3, 4, 4, generator=generator).half(),
+        "z_std": torch.rand(b, 3, 4, 4, generator=generator).half() / 10,
+        "c": torch.randn(b, 5, 10, generator=generator).half(),
+        "e_0": F.normalize(torch.randn(b, D_E, generator=generator), dim=-1),
+        "caption_id": torch.arange(b),
+    }
+
+
+def toy_draws(objective, b=4, seed=6):
+    return objective.draw(b, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_painting_loss_equals_eq_4_by_hand(prediction_type):
+    objective = toy_objective(prediction_type, text_drop_rate=0)
+    batch, draws = toy_batch(), toy_draws(objective)
+    alphas = objective.scheduler.alphas_cumprod
+    total = 0.0
+    for i in range(4):
+        z_0 = batch["z_mean"][i].float() + batch["z_std"][i].float() * draws["eps_posterior"][i]
+        root, rest = alphas[draws["t_z"][i]].sqrt(), (1 - alphas[draws["t_z"][i]]).sqrt()
+        z_t = root * z_0 + rest * draws["eps_z"][i]
+        target = draws["eps_z"][i] if prediction_type == "epsilon" else root * draws["eps_z"][i] - rest * z_0
+        predicted = objective.unet(z_t[None], draws["t_z"][i : i + 1], batch["c"][i : i + 1].float()).sample[0]
+        total += (predicted - target).square().mean().item() / 4
+    assert objective(batch, draws)["painting"].item() == pytest.approx(total, rel=1e-5)
+
+
+def test_loss_is_eq_9_and_the_tasks_are_its_parts():
+    unet = toy_unet()
+    both = toy_objective(unet=unet, alignment_weight=0.25)
+    batch, draws = toy_batch(), toy_draws(both)
+    losses = both(batch, draws)
+    assert losses.keys() == {"loss", "painting", "alignment"}
+    assert losses["loss"].item() == pytest.approx(
+        losses["painting"].item() + 0.25 * losses["alignment"].item(), rel=1e-6
+    )
+    for task, part in (("generate", "painting"), ("discriminate", "alignment")):
+        alone = toy_objective(unet=toy_unet(), task=task)(batch, draws)
+        assert alone.keys() == {"loss", part}
+        assert alone["loss"].item() == pytest.approx(losses[part].item(), rel=1e-6)
+
+
+def is_used_without_text(name):
+    """Cross-attention to one zero token passes its output bias on and nothing else."""
+    is_cross_attention = ".attn2." in name or (".norm2." in name and "transformer_blocks" in name)
+    return not is_cross_attention or name.endswith("attn2.to_out.0.bias")
+
+
+def test_no_gradient_of_alignment_reaches_the_decoder_half():
+    objective = toy_objective(stream_settings={"fusion": "one_way"})
+    batch, draws = toy_batch(), toy_draws(objective)
+    z_0 = batch["z_mean"].float()
+    objective.alignment(z_0, batch["e_0"], batch["caption_id"], draws).backward()
+    encoder = {id(weight) for weight in encoder_half_parameters(objective.unet)}
+    for name, weight in objective.unet.named_parameters():
+        if id(weight) not in encoder:
+            assert weight.grad is None, name
+        elif is_used_without_text(name):
+            assert weight.grad is not None, name
+            assert weight.grad.abs().sum() > 0, name
+    for name, weight in objective.query_stream.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("fusion", ["joint", "one_way"])
+def test_every_trainable_parameter_gets_a_gradient_of_the_sum_and_frozen_parts_none(fusion):
+    objective = toy_objective(stream_settings={"fusion": fusion})
+    objective(toy_batch(), toy_draws(objective))["loss"].backward()
+    for name, weight in objective.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.abs().sum() > 0, name
+    assert objective.c_empty.grad is None
+    assert not objective.c_empty.requires_grad
+
+
+@pytest.mark.parametrize(("task", "frozen"), [("generate", {"query_stream"}), ("discriminate", {"unet"})])
+def test_a_task_alone_freezes_what_it_does_not_use(task, frozen):
+    objective = toy_objective(task=task)
+    objective(toy_batch(), toy_draws(objective))["loss"].backward()
+    for name, weight in objective.named_parameters():
+        assert (weight.grad is not None) == weight.requires_grad, name
+    without = {name.split(".")[0] for name, weight in objective.named_parameters() if not weight.requires_grad}
+    assert without == frozen
+    rates = {group["lr"]: len(group["params"]) for group in objective.parameter_groups(1e-5, 1e-4)}
+    assert (1e-4 in rates) == (task != "generate")
+
+
+def test_parameter_groups_have_the_two_rates_and_every_weight_once():
+    objective = toy_objective()
+    unet_group, new_group = objective.parameter_groups(learning_rate=1e-5, new_learning_rate=1e-4)
+    assert (unet_group["lr"], new_group["lr"]) == (1e-5, 1e-4)
+    assert {id(w) for w in unet_group["params"]} == {id(w) for w in objective.unet.parameters()}
+    assert {id(w) for w in new_group["params"]} == {id(w) for w in objective.query_stream.parameters()}
+
+
+def test_a_dropped_caption_becomes_the_empty_one():
+    objective = toy_objective(text_drop_rate=1)
+    batch, draws = toy_batch(), toy_draws(objective)
+    dropped = objective(batch, draws)["painting"]
+    empty = toy_objective(unet=objective.unet, text_drop_rate=0)(batch | {"c": torch.full((4, 5, 10), 0.5)}, draws)
+    assert dropped.item() == pytest.approx(empty["painting"].item(), rel=1e-6)
+
+
+def test_a_dropped_picture_becomes_the_zero_latent_when_named_and_stays_when_painted():
+    objective = toy_objective(image_drop_rate=1)
+    batch, draws = toy_batch(), toy_draws(objective)
+    losses = objective(batch, draws)
+    kept = toy_objective(unet=objective.unet, image_drop_rate=0)
+    zeros = batch | {"z_mean": torch.zeros(4, 3, 4, 4), "z_std": torch.zeros(4, 3, 4, 4)}
+    assert losses["alignment"].item() == pytest.approx(kept(zeros, draws)["alignment"].item(), rel=1e-5)
+    assert losses["painting"].item() == pytest.approx(kept(batch, draws)["painting"].item(), rel=1e-6)
+
+
+def test_drop_rates_are_met_on_average():
+    draws = toy_draws(toy_objective(), b=20_000)
+    assert (draws["text_uniform"] < 0.1).float().mean().item() == pytest.approx(0.1, abs=0.01)  # 5 standard errors
+    assert (draws["image_uniform"] < 0.1).float().mean().item() == pytest.approx(0.1, abs=0.01)
+
+
+def test_no_text_chain_needs_no_noise():
+    objective = toy_objective(stream_settings={"text_chain": "none"})
+    batch, draws = toy_batch(), toy_draws(objective)
+    other = draws | {"eps_e": draws["eps_e"] + 1, "t_e": 999 - draws["t_e"]}
+    assert objective(batch, draws)["alignment"].item() == objective(batch, other)["alignment"].item()
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    found = []
+    for is_on in (False, True):
+        objective = toy_objective()
+        if is_on:
+            objective.unet.enable_gradient_checkpointing()
+        objective(toy_batch(), toy_draws(objective))["loss"].backward()
+        found.append({name: weight.grad for name, weight in objective.named_parameters()})
+    assert max(float((found[0][name] - found[1][name]).abs().max()) for name in found[0]) <= 1e-6
+
+
+def test_another_prediction_type_is_refused():
+    objective = toy_objective("sample")
+    with pytest.raises(ValueError, match=r"`prediction_type` = 'sample'.*'epsilon' or 'v_prediction'"):
+        objective(toy_batch(), toy_draws(objective))
+
+
+def loss_and_gradient_norm(accelerator):
+    """One backward pass on this process's rows of a batch of 4, as the loop does it."""
+    objective = toy_objective()
+    batch, draws = toy_batch(), toy_draws(objective)
+    batch["caption_id"] = torch.tensor([0, 1, 0, 2])  # a twin on the other process
+    size = 4 // accelerator.num_processes
+    share = slice(size * accelerator.process_index, size * (accelerator.process_index + 1))
+    prepared = accelerator.prepare(objective)
+    losses = prepared({k: v[share] for k, v in batch.items()}, {k: v[share] for k, v in draws.items()})
+    accelerator.backward(losses["loss"])
+    norm = math.sqrt(sum(float(w.grad.square().sum()) for w in objective.parameters()))
+    return float(accelerator.reduce(losses["loss"].detach(), reduction="mean")), norm
+
+
+def compare_with_one_process(expected):
+    AcceleratorState._reset_state(reset_partial_state=True)  # a forked child inherits its parent's
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    found = loss_and_gradient_norm(accelerator)
+    assert found == pytest.approx(expected, abs=1e-5), (found, expected)
+
+
+def test_two_processes_equal_one_on_the_joined_batch():
+    expected = loss_and_gradient_norm(Accelerator(cpu=True))
+    debug_launcher(compare_with_one_process, args=(expected,), num_processes=2)

@@ -1,0 +1,104 @@
+"""journal.py: means over an interval, a log that survives being cut off, and the stop at the first NaN."""
+
+import json
+
+import pytest
+import torch
+
+from palindiff.training.journal import Journal, read_log
+from palindiff.training.loop import LoopConfig
+from toy_run import cpu_accelerator
+
+LOOP = LoopConfig(num_steps=5, batch_size=4, log_every=2)
+
+
+def started(run_dir, step=0, **options):
+    journal = Journal(run_dir, **{"use_tensorboard": False, "show_progress": False} | options)
+    journal.start(step, LOOP, cpu_accelerator())
+    return journal
+
+
+def take_steps(journal, first, last):
+    for step in range(first, last + 1):
+        journal.step(step, {"loss": torch.tensor(float(step))})
+
+
+def test_lines_are_means_over_their_interval_and_the_last_is_shorter(tmp_path):
+    journal = started(tmp_path)
+    take_steps(journal, 1, 5)
+    journal.finish()
+    lines = read_log(tmp_path / "log.jsonl")
+    assert [(line["step"], line["loss"]) for line in lines] == [(2, 1.5), (4, 3.5), (5, 5.0)]
+    assert all(line["pictures_per_s"] > 0 for line in lines)
+
+
+def test_a_resumed_log_drops_what_the_cut_off_run_wrote_too_much(tmp_path):
+    journal = started(tmp_path)
+    take_steps(journal, 1, 4)
+    journal.finish()
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 5, "lo')  # killed while writing
+    journal = started(tmp_path, step=2)
+    take_steps(journal, 3, 5)
+    journal.finish()
+    lines = read_log(tmp_path / "log.jsonl")
+    assert [(line["step"], line["loss"]) for line in lines] == [(2, 1.5), (4, 3.5), (5, 5.0)]
+    assert lines[1]["elapsed_s"] >= lines[0]["elapsed_s"]
+
+
+def test_elapsed_time_goes_on_where_it_stopped(tmp_path):
+    (tmp_path / "log.jsonl").write_text(json.dumps({"step": 2, "loss": 1.0, "elapsed_s": 500.0}) + "\n")
+    journal = started(tmp_path, step=2)
+    take_steps(journal, 3, 4)
+    journal.finish()
+    assert read_log(tmp_path / "log.jsonl")[-1]["elapsed_s"] >= 500.0
+
+
+def test_evaluations_have_lines_of_their_own_and_cost_no_training_time(tmp_path):
+    journal = started(tmp_path)
+    take_steps(journal, 1, 2)
+    journal.evaluation(2, {"recall": 0.1234567}, elapsed_s=1000.0)
+    take_steps(journal, 3, 4)
+    journal.finish()
+    evaluation = read_log(tmp_path / "log.jsonl")[1]
+    assert evaluation == {"step": 2, "recall": 0.123457, "evaluation_s": 1000.0}
+    assert read_log(tmp_path / "log.jsonl")[2]["elapsed_s"] < -900  # 1,000 s that never passed are taken off
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    journal = started(tmp_path, use_tensorboard=True)
+    take_steps(journal, 1, 2)
+    journal.finish()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(2, 1.5)]
+
+
+def test_progress_is_told_on_stderr_or_not_at_all(tmp_path, capsys):
+    for show_progress in (True, False):
+        journal = started(tmp_path / str(show_progress), show_progress=show_progress)
+        take_steps(journal, 1, 2)
+        journal.evaluation(2, {"recall": 0.5}, elapsed_s=0.0)
+        journal.finish()
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert ("recall 0.500" in told.err) == show_progress
+
+
+@pytest.mark.parametrize("broken", ["loss", "norm"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(tmp_path, broken, number):
+    journal = Journal(tmp_path)
+    numbers = {"loss": torch.tensor(1.0), "norm": torch.tensor(2.0)} | {broken: torch.tensor(number)}
+    with pytest.raises(FloatingPointError, match=r"Step 7: loss .*gradient norm .*Expected finite numbers.*lower the"):
+        journal.check_finite(7, {"loss": numbers["loss"]}, numbers["norm"])
+
+
+def test_finite_numbers_pass(tmp_path):
+    Journal(tmp_path).check_finite(7, {"loss": torch.tensor(1.0)}, torch.tensor(2.0))
+
+
+def test_a_log_that_does_not_exist_is_empty(tmp_path):
+    assert read_log(tmp_path / "log.jsonl") == []
