@@ -24,7 +24,7 @@ def toy_predictor(seed):
 
 
 def algorithm_3_by_hand(predict, predict_uncond, e_t, steps, w, gamma):
-    """e_T ~ N(0, I); predict with guidance, one DDIM step with the clean sample gamma * e_0_hat; normalise at the end."""
+    """e_T ~ N(0, I); predict with guidance, one DDIM step whose clean sample is gamma * e_0_hat; normalise last."""
     alphas = alphas_by_hand()
     times = [round(1000 - i * 1000 / steps) - 1 for i in range(steps)]
     for i, t in enumerate(times):

@@ -47,7 +47,7 @@ def test_loss_ignores_the_order_of_the_batch():
 
 
 def test_twins_are_no_negatives():
-    """Two pictures of one caption, predicted perfectly: only counting the twin as a negative costs more than sharing."""
+    """Two pictures of one caption, predicted perfectly: counting the twin as a negative would cost more."""
     e_0 = F.normalize(torch.eye(4)[[0, 0, 1, 2]], dim=-1)
     shared = alignment_loss(e_0, e_0, torch.tensor(50.0), same_caption(torch.tensor([7, 7, 8, 9])))
     assert shared.item() == pytest.approx(math.log(2) / 2, abs=1e-6)  # the best there is: half the rows split in two

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler
-from toys import D_E, toy_stream, toy_unet
 
 from palindiff.models.encoder_half import encoder_half_parameters
 from palindiff.models.text_chain import text_chain_scheduler
 from palindiff.objectives.diffdis import DiffDisConfig, DiffDisObjective
+from toys import D_E, toy_stream, toy_unet
 
 
 def toy_objective(prediction_type="epsilon", unet=None, stream_settings=None, **settings):

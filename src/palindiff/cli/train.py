@@ -24,7 +24,7 @@ def train(
     """Train one model that paints and names.
 
     Both tasks go through the same U-Net at every step, as in DiffDis. Writes DIR/checkpoint (a Stable Diffusion folder
-    with one more sub-folder), DIR/log.jsonl, DIR/recipe.yaml and the states that a stopped run goes on from.
+    with two more sub-folders), DIR/log.jsonl, DIR/recipe.yaml and the states that a stopped run goes on from.
 
     \b
     Examples:

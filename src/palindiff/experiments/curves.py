@@ -37,7 +37,8 @@ def curves(log: Sequence[Line], names: Sequence[str], title: str) -> str:
         told = f"{name.replace('_', ' ')}: {points[-1][1]:.3g}"
         y = MARGIN - 4 + 13 * number
         drawn.append(
-            f'<text x="{WIDTH - MARGIN}" y="{y}" fill="{colour}" text-anchor="end" font-size="11">{html.escape(told)}</text>'
+            f'<text x="{WIDTH - MARGIN}" y="{y}" fill="{colour}" text-anchor="end" font-size="11">'
+            f"{html.escape(told)}</text>"
         )
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img">{"".join(drawn)}</svg>'
 

@@ -73,9 +73,9 @@ def render(model: Trained, embedded: list[Embedded], rows: list[Row], log: list[
     """Put the page together."""
     kind = "shipped with the package" if model.name == "shipped" else "trained just now"
     lead = (
-        f"<p>One network, {kind}: {model.steps:,} steps, {model.seconds / 60:.0f} minutes of training. It paints from captions, "
-        "names pictures it has never seen, and finds pictures by words. Pictures: Twemoji (CC BY 4.0) and OpenMoji "
-        "(CC BY-SA 4.0).</p>"
+        f"<p>One network, {kind}: {model.steps:,} steps, {model.seconds / 60:.0f} minutes of training. It "
+        "paints from captions, names pictures it has never seen, and finds pictures by words. Pictures: Twemoji "
+        "(CC BY 4.0) and OpenMoji (CC BY-SA 4.0).</p>"
     )
     naming = [row for row in rows if "split" not in row]
     return page(
@@ -160,8 +160,10 @@ def _commands(path: Path, mine: set[str]) -> dict[str, str]:
     """The commands that made the rows which are kept."""
     if not path.exists():
         return {}
-    commands = read_results(path).settings.get("commands", {})
-    return {str(model): str(told) for model, told in dict(commands).items() if model not in mine}
+    commands = read_results(path).settings.get("commands")
+    if not isinstance(commands, dict):
+        return {}
+    return {model: str(told) for model, told in commands.items() if model not in mine}
 
 
 def _steps(num_steps: int) -> list[str]:

@@ -13,7 +13,8 @@ from PIL import Image
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; }
 h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd } p.note { color: #555 }
-table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .25rem .7rem; text-align: left; vertical-align: top }
+table { border-collapse: collapse; margin: 1rem 0 }
+th, td { padding: .25rem .7rem; text-align: left; vertical-align: top }
 th { border-bottom: 2px solid #bbb } td { border-bottom: 1px solid #eee } td.number { text-align: right }
 .sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: .8rem }
 .sheet figure, .row figure { margin: 0; font-size: 12px; line-height: 1.25 }
@@ -61,7 +62,7 @@ def figures(
     return f'<div class="{kind}">{"".join(cells)}</div>'
 
 
-def table(rows: Sequence[Mapping[str, str | float]], columns: Mapping[str, str]) -> str:
+def table(rows: Sequence[Mapping[str, str | int | float | None]], columns: Mapping[str, str]) -> str:
     """A table of rows; `columns` maps keys to headings. Floats are shares and shown in percent."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns.values())
     lines = "".join("<tr>" + "".join(_cell(row[key]) for key in columns) + "</tr>" for row in rows)
@@ -84,7 +85,7 @@ def names(ranked: Sequence[tuple[str, float]], truth: str) -> str:
     return "<br>".join(lines)
 
 
-def _cell(value: str | float) -> str:
+def _cell(value: str | int | float | None) -> str:
     if isinstance(value, float):
         return f'<td class="number">{100 * value:.1f} %</td>'
     kind = ' class="number"' if isinstance(value, int) else ""

@@ -1,4 +1,4 @@
-"""What the demo page shows of a model, section by section: paintings, names, search, the two chains, training curves."""
+"""What the demo page shows of a model, section by section: paintings, names, search, both chains, training curves."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,7 +62,8 @@ def paintings(pipeline: PalindiffPipeline, data_dir: Path, seed: int) -> Section
         paint(pipeline, captions, [seed + number for number in range(len(captions))], PAINTING_GUIDANCE_SCALE)
     )
     html = note(
-        f"{PAINTING_STEPS} steps, guidance scale {PAINTING_GUIDANCE_SCALE:g}, one seed a picture, nothing picked or left out."
+        f"{PAINTING_STEPS} steps, guidance scale {PAINTING_GUIDANCE_SCALE:g}, one seed a picture, nothing picked "
+        "or left out."
     )
     for told, group in groups.items():
         html += heading(told) + figures([next(painted) for _ in group], group)
@@ -124,8 +125,8 @@ def chains(pipeline: PalindiffPipeline, embedded: Embedded, seed: int) -> Sectio
         ["step", "names nearest to the noisy query e_t", "names nearest to the prediction of e_0"], rows
     )
     return "The two chains, walking", note(
-        "The same network walks a picture's latent from noise under a caption, and a caption's embedding from noise under a "
-        "picture."
+        "The same network walks a picture's latent from noise under a caption, and a caption's embedding from noise "
+        "under a picture."
     ) + html
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from palindiff.evaluation.retrieval import both_ways
+from palindiff.evaluation.retrieval import PICTURE_TO_TEXT, TEXT_TO_PICTURE, recall_at_k
 from palindiff.evaluation.sheets import contact_sheet
 from palindiff.evaluation.zero_shot import mean_class_recall, top_k_accuracy
 from palindiff.inference.painting import paint
@@ -53,7 +53,7 @@ def validation_losses(parts: Parts) -> dict[str, float]:
 
 
 def naming(parts: Parts) -> dict[str, float]:
-    """Recall both ways among the watched pictures and their first captions; zero-shot accuracy where rows have a class.
+    """Recall both ways among the watched pictures and first captions; zero-shot accuracy where rows are labelled.
 
     Units: shares in [0, 1].
     """
@@ -68,9 +68,10 @@ def naming(parts: Parts) -> dict[str, float]:
     scores = (e_0_hat @ parts.pipeline.encode_text(different).T).cpu()
     positives = torch.tensor([[caption == other for other in different] for caption in captions])
     ks = [k for k in KS if k <= min(scores.shape)]
-    found = {
-        f"{row['direction']}_recall_{row['k']}": float(row["recall"]) for row in both_ways(scores, positives, ks, 1)
-    }
+    found: dict[str, float] = {}
+    both = ((PICTURE_TO_TEXT, scores, positives), (TEXT_TO_PICTURE, scores.T, positives.T))
+    for direction, queries, relevant in both:
+        found |= {f"{direction}_recall_{k}": share for k, share in recall_at_k(queries, relevant, ks).items()}
     labels = [parts.validation_rows[int(row)].label for row in rows]
     if all(label is not None for label in labels):
         found |= _zero_shot(parts, e_0_hat, [str(label) for label in labels])

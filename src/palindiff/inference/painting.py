@@ -1,4 +1,4 @@
-"""Painting many captions with stock diffusers, each picture from its own seed, so that a batch never changes a picture."""
+"""Painting many captions with stock diffusers, each picture from its own seed, so that a batch changes no picture."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,8 +6,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-PAINTING_STEPS = 30
-PAINTING_GUIDANCE_SCALE = 4.0  # 1 + w with the paper's w = 3
+from palindiff.inference.defaults import PAINTING_GUIDANCE_SCALE, PAINTING_STEPS
+
 BATCH_SIZE = 16
 
 

@@ -6,61 +6,95 @@ untouched, and the networks (`models/`).
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, LOADABLE_CLASSES
 from PIL import Image
 from torch import Tensor
 
 from palindiff.data.pictures import Fit, PictureSource, fit_picture, read_picture, to_pixels, to_tensor
+from palindiff.inference.checkpoint_folder import check_fit, check_index, check_whole
+from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
+from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templates
 from palindiff.models.captions import EncodedCaptions, encode_captions
 from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_stream import QueryStream
 from palindiff.models.text_chain import WalkStep, first_noise, walk
+from palindiff.models.text_tower import load_text_encoder
 
 Picture = Image.Image | PictureSource | Path | str | bytes
-NAMING_STEPS = 8  # DDIM steps of the text chain, as in the paper
-NAMING_GUIDANCE_SCALE = 4.0  # 1 + w with the paper's w = 3
-LABEL_TEMPLATES = ("{}",)
+CAPTIONS_AT_ONCE = 256
+
+# So that an index says ["palindiff", "QueryStream"], whatever module the class lives in, and diffusers finds it there.
+LOADABLE_CLASSES["palindiff"] = {"QueryStream": ["save_pretrained", "from_pretrained"]}
+ALL_IMPORTABLE_CLASSES.update(LOADABLE_CLASSES["palindiff"])
 
 
 class PalindiffPipeline(StableDiffusionPipeline):
     """A Stable Diffusion pipeline whose U-Net also names pictures, through a query stream.
 
-    `pipeline(prompt)` paints exactly as `StableDiffusionPipeline` does. The folder it saves is a Stable Diffusion folder
-    with two more sub-folders, `query_stream/` and `query_scheduler/`.
+    `pipeline(prompt)` paints exactly as `StableDiffusionPipeline` does. The folder it saves is a Stable Diffusion
+    folder with two more sub-folders, `query_stream/` and `query_scheduler/`.
 
     Source: DiffDis (arXiv 2308.09306), Algorithms 2 and 3.
     """
 
-    def __init__(  # noqa: PLR0913 - diffusers reads the components off this signature
+    def __init__(
         self,
         vae: AutoencoderKL,
-        text_encoder,  # noqa: ANN001 - any transformers text tower
-        tokenizer,  # noqa: ANN001
+        text_encoder,
+        tokenizer,
         unet: UNet2DConditionModel,
-        scheduler,  # noqa: ANN001 - any diffusers scheduler
+        scheduler,
         query_stream: QueryStream,
         query_scheduler: DDIMScheduler,
-        safety_checker=None,  # noqa: ANN001
-        feature_extractor=None,  # noqa: ANN001
-        image_encoder=None,  # noqa: ANN001
+        safety_checker=None,
+        feature_extractor=None,
+        image_encoder=None,
         requires_safety_checker: bool = False,
     ) -> None:
         super().__init__(
             vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder,
             requires_safety_checker,
         )  # fmt: skip
+        if unet is not None and query_stream is not None:
+            check_fit(unet, query_stream)
         self.register_modules(query_stream=query_stream, query_scheduler=query_scheduler)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """Load a checkpoint folder, or a Hub name, with the options of `StableDiffusionPipeline.from_pretrained`.
+
+        Whole or not at all, and from safetensors alone, whatever `use_safetensors` says: no pickle is opened.
+
+        Raises: FileNotFoundError, OSError or ValueError if a part or one of its weights is missing or does not fit.
+        """
+        source = pretrained_model_name_or_path
+        folder = Path(source) if Path(source).is_dir() else Path(cls.download(source, **options))
+        check_index(folder, options)
+        options["use_safetensors"] = True
+        if not options.keys() & {"text_encoder", "variant", "device_map", "quantization_config"}:
+            dtype = options.get("dtype", options.get("torch_dtype"))
+            dtype = dtype.get("text_encoder", dtype.get("default")) if isinstance(dtype, dict) else dtype
+            options["text_encoder"] = load_text_encoder(folder / "text_encoder").to(dtype or torch.float32)
+        pipeline = super().from_pretrained(folder, **options)
+        if "device_map" not in options:
+            check_whole(pipeline.components)
+        pipeline.register_to_config(_name_or_path=str(source))
+        return pipeline
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Embed captions as the text tower was trained to: what pictures' queries are compared with.
 
         Shapes: b captions -> e (b, d_e) float32, unit length.
+        Raises: TypeError or ValueError if there are no captions, or they are one string.
         """
-        return self._encode_captions(captions).e.float()
+        starts = range(0, max(len(captions), 1), CAPTIONS_AT_ONCE)
+        return torch.cat([self._encode_captions(captions[start : start + CAPTIONS_AT_ONCE]).e for start in starts])
 
     @torch.no_grad()
     def encode_image(
@@ -98,6 +132,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
         """Yield every step of the walk that `encode_image` takes; the last one's `e_0_hat` is the answer.
 
         Shapes: b pictures, their latents z (b, ch, h, w), or their reading.
+        Raises: ValueError if there are no pictures or not 1 to T steps; PictureError if a picture cannot be read.
         """
         stream, unet = self.query_stream, self.unet
         is_one_way = stream.config.fusion == "one_way"
@@ -110,6 +145,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
         if stream.config.text_chain == "none":
             yield self._single_pass(pictures, no_picture, guidance_scale)
             return
+        _check_steps(num_inference_steps, self.query_scheduler.config.num_train_timesteps)
 
         def predict_from(seen: Tensor | ImageReading, e_t: Tensor, t_e: Tensor) -> Tensor:
             e_t = e_t.to(stream.dtype)
@@ -135,9 +171,10 @@ class PalindiffPipeline(StableDiffusionPipeline):
         """Decode, fit and encode pictures: the posterior's mean times the VAE's factor (design §3 row 16).
 
         Shapes: b pictures -> z (b, ch, h, w).
+        Raises: ValueError if there are no pictures; PictureError if one cannot be read.
         """
         size_px = self.unet.config.sample_size * self.vae_scale_factor
-        squares = [to_tensor(fit_picture(read_picture(picture), size_px, fit)) for picture in pictures]
+        squares = [to_tensor(fit_picture(read_picture(picture), size_px, fit)) for picture in _as_many(pictures)]
         x = to_pixels(torch.stack(squares)).to(self.vae.device, self.vae.dtype)  # b x (3, H, W) -> (b, 3, H, W)
         return self.vae.encode(x).latent_dist.mode() * self.vae.config.scaling_factor
 
@@ -149,9 +186,10 @@ class PalindiffPipeline(StableDiffusionPipeline):
         Shapes: k labels, p templates with `{}` -> (k, d_e) float32.
         Raises: ValueError if labels are empty, blank or repeated, or a template has no `{}`.
         """
-        _check_labels(labels, templates)
-        prompts = [template.replace("{}", label) for label in labels for template in templates]
-        e = self.encode_text(prompts).unflatten(0, (len(labels), len(templates)))  # (k*p, d) -> (k, p, d)
+        check_labels(labels, templates)
+        e = self.encode_text(fill_templates(labels, templates)).unflatten(
+            0, (len(labels), len(templates))
+        )  # (k*p, d) -> (k, p, d)
         return F.normalize(e.mean(dim=1), dim=-1)
 
     def classify(
@@ -206,29 +244,23 @@ class PalindiffPipeline(StableDiffusionPipeline):
     def _parts(
         self, pictures: Sequence[Picture] | Tensor | ImageReading, size: int
     ) -> Iterator[Sequence[Picture] | Tensor | ImageReading]:
-        if isinstance(pictures, (str, bytes, Path, Image.Image)):
-            pictures = [pictures]
-        if len(pictures) == 0:
-            raise ValueError(
-                "No pictures were given. Expected at least one. Name a picture file, or pass a list of them."
-            )
+        pictures = _as_many(pictures)
         for start in range(0, len(pictures), size):
             yield pictures[start : start + size]
 
 
-def _check_labels(labels: Sequence[str], templates: Sequence[str]) -> None:
-    repeated = sorted({label for label in labels if list(labels).count(label) > 1})
-    found = None
-    if isinstance(labels, str) or not labels:
-        found = "no labels were given" if not labels else "labels are one string"
-    elif any(not label.strip() for label in labels):
-        found = "a label is empty"
-    elif repeated:
-        found = f"{len(repeated)} labels are repeated, first '{repeated[0]}'"
-    elif not templates or any("{}" not in template for template in templates):
-        found = "a template has no `{}`" if templates else "no templates were given"
-    if found:
+def _as_many(pictures: Any) -> Any:
+    """A single picture as a list of one."""
+    if isinstance(pictures, Picture):
+        return [pictures]
+    if len(pictures) == 0:
+        raise ValueError("No pictures were given. Expected at least one. Name a picture file, or pass a list of them.")
+    return pictures
+
+
+def _check_steps(num_inference_steps: int, num_train_timesteps: int) -> None:
+    if not 1 <= num_inference_steps <= num_train_timesteps:
         raise ValueError(
-            f"To name a picture, {found}. Expected a list of different, non-empty labels, and templates with `{{}}` where "
-            "the label goes, such as 'a photo of a {}'."
+            f"`num_inference_steps` is {num_inference_steps}. Expected 1 to {num_train_timesteps}, the steps of the "
+            "text chain. A handful does: the paper takes 8."
         )

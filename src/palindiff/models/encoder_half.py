@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 Carry = tuple[Tensor, ...]
 VisitSite = Callable[[int, Transformer2DModel, Tensor, Tensor, Carry], tuple[Tensor, Carry]]
-"""(site number, its layers, picture tokens (b, n, ch), context, carry) -> tokens after the site, carry for the next."""
+"""(site number, its layers, picture tokens (b, n, ch), context, carry) -> tokens after the site, carry for the next"""
 
 
 def encoder_half(
@@ -100,8 +100,9 @@ def check_unet(unet: UNet2DConditionModel) -> None:
     found += sorted(kinds - {"CrossAttnDownBlock2D", "DownBlock2D", "UNetMidBlock2DCrossAttn"})
     if found:
         raise ValueError(
-            f"The U-Net has {', '.join(found)}. Expected the layout of Stable Diffusion 1.x or 2.x: CrossAttnDownBlock2D "
-            "and DownBlock2D, UNetMidBlock2DCrossAttn, no added embeddings. Start from such a U-Net."
+            f"The U-Net has {', '.join(found)}. Expected the layout of Stable Diffusion 1.x or 2.x: "
+            "CrossAttnDownBlock2D and DownBlock2D, UNetMidBlock2DCrossAttn, no added embeddings. Start "
+            "from such a U-Net."
         )
 
 

@@ -1,21 +1,21 @@
 """The second stream: a text query that walks the U-Net's encoder half beside the picture, and its head.
 
-Here: the query's own weights, both fusions, reading a picture. Not here: the picture's stream (`encoder_half.py`), noise
-(`text_chain.py`), losses.
+Here: the query's own weights, both fusions, reading a picture. Not here: the picture's stream (`encoder_half.py`),
+noise (`text_chain.py`), losses.
 """
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.attention import FeedForward
+from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 
 from palindiff.models.encoder_half import (
@@ -28,6 +28,7 @@ from palindiff.models.encoder_half import (
     picture_block,
 )
 from palindiff.models.image_reading import ImageReading
+from palindiff.models.whole_model import WholeModel
 
 MAX_LOGIT_SCALE = 100.0  # CLIP's clamp
 
@@ -42,7 +43,7 @@ class QueryStreamConfig(BaseModel, frozen=True, extra="forbid"):
     image_timestep: Literal["zero", "query"] = "zero"  # step told to the clean picture; "query": t_e, `joint` only
     query_norms: Literal["own", "shared"] = "own"  # LayerNorms of the query's stream: its own, or the picture's
     query_ffn: Literal["random", "copy"] = "random"  # start of the query's FFN: random, or the picture's weights
-    num_head_layers: int = Field(6, ge=0)
+    num_head_layers: int = Field(6, gt=0)
     head_width: int = Field(768, gt=0)
     head_dim: int = Field(64, gt=0)  # channels of one attention head in the query head
     logit_scale: float = Field(1 / 0.07, gt=0, le=MAX_LOGIT_SCALE)  # start of the learned κ
@@ -75,15 +76,15 @@ class HeadLayer(nn.Module):
         return tokens + self.ffn(self.ffn_norm(tokens))
 
 
-class QueryStream(ModelMixin, ConfigMixin):
+class QueryStream(WholeModel):
     """Φ_θ beside an untouched U-Net: from a noisy text query and a picture to the clean query.
 
     Source: DiffDis Fig. 2 and 3.
     Departs: `one_way` fusion; own LayerNorms for the query; a learned logit scale; `text_chain: none`.
     """
 
-    config_name = "config.json"
     _supports_gradient_checkpointing = True
+    text_projection: Tensor | None
 
     @register_to_config
     def __init__(
@@ -155,6 +156,16 @@ class QueryStream(ModelMixin, ConfigMixin):
         return stream
 
     @property
+    def site_queries(self) -> list[SiteQuery]:
+        """The query's own layers, site by site, in the order of the walk."""
+        return cast("list[SiteQuery]", list(self.sites))
+
+    @property
+    def head_layers(self) -> list[HeadLayer]:
+        """The query head, layer by layer."""
+        return cast("list[HeadLayer]", list(self.head))
+
+    @property
     def logit_scale(self) -> Tensor:
         """κ of the alignment loss, () float32, at most MAX_LOGIT_SCALE."""
         return self.log_logit_scale.float().exp().clamp(max=MAX_LOGIT_SCALE)
@@ -174,8 +185,8 @@ class QueryStream(ModelMixin, ConfigMixin):
         """
         if self.config.fusion != "one_way":
             raise ValueError(
-                "`read_image` was called on a query stream with `fusion` = 'joint'. Expected 'one_way': in 'joint' the "
-                "picture's tokens see the query, so no reading serves two queries. Call `predict` instead."
+                "`read_image` was called on a query stream with `fusion` = 'joint'. Expected 'one_way': in 'joint' "
+                "the picture's tokens see the query, so no reading serves two queries. Call `predict` instead."
             )
 
         def visit(site: int, transformer: Transformer2DModel, tokens: Tensor, context: Tensor, carry: Carry):  # type: ignore[no-untyped-def]
@@ -190,10 +201,10 @@ class QueryStream(ModelMixin, ConfigMixin):
         mid, carry = encoder_half(unet, z, t_zero, self._no_text(unet, z), visit)
         tokens = self.picture_into_head(mid.flatten(2).transpose(1, 2))  # (b, ch, h, w) -> (b, h*w, head_width)
         head_layers = []
-        for layer in self.head:
+        for layer in self.head_layers:
             keys, values = keys_values(layer.attention, layer.attention_norm(tokens))
             head_layers.append((keys, values))
-            if layer is not self.head[-1]:  # nobody reads the picture's tokens after the last layer
+            if layer is not self.head_layers[-1]:  # nobody reads the picture's tokens after the last layer
                 tokens = layer(tokens, keys, values)
         return ImageReading(tuple(zip(carry[::2], carry[1::2], strict=True)), tuple(head_layers))
 
@@ -203,12 +214,12 @@ class QueryStream(ModelMixin, ConfigMixin):
         """Predict the clean query from a reading: one token through every site and the head.
 
         Source: DiffDis §3.2, Fig. 3, with `one_way` fusion.
-        Shapes: e_t (b, d_e); t_e (b,) int64; both None with `text_chain: none` -> e_0_hat (b, d_e) float32, unit length.
+        Shapes: e_t (b, d_e); t_e (b,) int64; both None with `text_chain: none` -> e_0_hat (b, d_e) float32, unit.
         Raises: ValueError if a shape does not fit the reading.
         """
         drive = self._drive(e_t, t_e, len(reading), reading.head_layers[0][0].device)
         h, pairs = torch.zeros_like(drive), iter(reading.site_blocks)
-        for site, transformer in zip(self.sites, attention_sites(unet), strict=True):
+        for site, transformer in zip(self.site_queries, attention_sites(unet), strict=True):
             q = site.into(h + drive)[:, None]  # (b, d_e) -> (b, 1, ch)
             for number, block in enumerate(transformer.transformer_blocks):
                 normed, (keys, values) = self._normed(site, block, number, q), next(pairs)
@@ -217,7 +228,7 @@ class QueryStream(ModelMixin, ConfigMixin):
                 q = self._ffn(site, block, number, q)
             h = site.out(q[:, 0])  # (b, 1, ch) -> (b, d_e)
         q = self.query_into_head(h)[:, None]
-        for layer, (keys, values) in zip(self.head, reading.head_layers, strict=True):
+        for layer, (keys, values) in zip(self.head_layers, reading.head_layers, strict=True):
             own_keys, own_values = keys_values(layer.attention, layer.attention_norm(q))
             q = layer(q, _join(own_keys, keys), _join(own_values, values))
         return self._predict(q[:, 0])
@@ -243,7 +254,7 @@ class QueryStream(ModelMixin, ConfigMixin):
         drive = self._drive(e_t, t_e, len(z), z.device)
 
         def visit(site: int, transformer: Transformer2DModel, tokens: Tensor, context: Tensor, carry: Carry):  # type: ignore[no-untyped-def]
-            own, (h,) = self.sites[site], carry
+            own, (h,) = self.site_queries[site], carry
             q = own.into(h + drive)[:, None]  # (b, d_e) -> (b, 1, ch)
             for number, block in enumerate(transformer.transformer_blocks):
                 normed = torch.cat([self._normed(own, block, number, q), block.norm1(tokens)], dim=1)  # (b, 1 + n, ch)
@@ -252,19 +263,20 @@ class QueryStream(ModelMixin, ConfigMixin):
                 tokens = picture_block(block, tokens, attended[:, 1:], context)
             return tokens, (own.out(q[:, 0]),)
 
-        is_query_time = self.config.image_timestep == "query" and t_e is not None
-        t = t_e if is_query_time else torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        t = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        if self.config.image_timestep == "query" and t_e is not None:
+            t = t_e
         mid, (h,) = encoder_half(unet, z, t, self._no_text(unet, z), visit, (torch.zeros_like(drive),))
         picture = self.picture_into_head(mid.flatten(2).transpose(1, 2))  # (b, ch, h, w) -> (b, h*w, head_width)
         tokens = torch.cat([self.query_into_head(h)[:, None], picture], dim=1)
-        for layer in self.head:
+        for layer in self.head_layers:
             tokens = layer(tokens, *keys_values(layer.attention, layer.attention_norm(tokens)))
         return self._predict(tokens[:, 0]), mid
 
     def _drive(self, e_t: Tensor | None, t_e: Tensor | None, b: int, device: torch.device) -> Tensor:
         """e_t + τ(t_e), the part of every site's input that is the same at all sites; zero without a text chain."""
         if self.config.text_chain == "none":
-            return torch.zeros(b, self.config.d_e, device=device)
+            return torch.zeros(b, self.config.d_e, device=device, dtype=self.dtype)
         if e_t is None or t_e is None or e_t.shape != (b, self.config.d_e) or t_e.shape != (b,):
             found = [None if tensor is None else tuple(tensor.shape) for tensor in (e_t, t_e)]
             raise ValueError(
@@ -278,10 +290,10 @@ class QueryStream(ModelMixin, ConfigMixin):
         """The masked condition: one zero token (design §3 row 8)."""
         return z.new_zeros(len(z), 1, unet.config.cross_attention_dim)
 
-    def _normed(self, site: nn.Module, block: nn.Module, number: int, q: Tensor) -> Tensor:
+    def _normed(self, site: SiteQuery, block: BasicTransformerBlock, number: int, q: Tensor) -> Tensor:
         return site.attention_norms[number](q) if self.config.query_norms == "own" else block.norm1(q)
 
-    def _ffn(self, site: nn.Module, block: nn.Module, number: int, q: Tensor) -> Tensor:
+    def _ffn(self, site: SiteQuery, block: BasicTransformerBlock, number: int, q: Tensor) -> Tensor:
         normed = site.ffn_norms[number](q) if self.config.query_norms == "own" else block.norm3(q)
         return q + site.ffns[number](normed)
 
@@ -289,7 +301,7 @@ class QueryStream(ModelMixin, ConfigMixin):
         return F.normalize(self.predictor(self.head_norm(q)).float(), dim=-1)
 
     def _copy_picture_ffns(self, transformers: list[Transformer2DModel]) -> None:
-        for site, transformer in zip(self.sites, transformers, strict=True):
+        for site, transformer in zip(self.site_queries, transformers, strict=True):
             for ffn, block in zip(site.ffns, transformer.transformer_blocks, strict=True):
                 ffn.load_state_dict(block.ff.state_dict())
 
@@ -301,14 +313,21 @@ def _join(own: Tensor, picture: Tensor) -> Tensor:
 def _check_config(config) -> None:  # type: ignore[no-untyped-def]
     """Refuse what cannot work, also where it comes from a file."""
     chosen = {name: config[name] for name in QueryStreamConfig.model_fields if name != "query_ffn"}
-    QueryStreamConfig(**chosen)
+    try:
+        QueryStreamConfig.model_validate(chosen, strict=True)
+    except ValidationError as error:
+        told = [f"`{'.'.join(map(str, e['loc']))}` is {e['input']!r} ({e['msg'].lower()})" for e in error.errors()]
+        raise ValueError(
+            f"In a query stream {', '.join(told)}. Expected settings that `QueryStreamConfig` allows. "
+            "Correct them, in the model's config.json if it was loaded."
+        ) from error
     if config.image_timestep == "query" and config.fusion != "joint":
         raise ValueError(
-            f"`image_timestep` is 'query' with `fusion` = '{config.fusion}' in a query stream. Expected 'zero': a picture "
-            "that is read once cannot be told the query's step. Set `fusion: joint` or `image_timestep: zero`."
+            f"`image_timestep` is 'query' with `fusion` = '{config.fusion}' in a query stream. Expected 'zero': a "
+            "picture that is read once cannot be told the query's step. Set `fusion: joint` or `image_timestep: zero`."
         )
     if config.head_width % config.head_dim:
         raise ValueError(
-            f"`head_width` is {config.head_width} and `head_dim` {config.head_dim} in a query stream. Expected a multiple "
-            f"of {config.head_dim}. Change one of the two."
+            f"`head_width` is {config.head_width} and `head_dim` {config.head_dim} in a query stream. Expected a "
+            f"multiple of {config.head_dim}. Change one of the two."
         )

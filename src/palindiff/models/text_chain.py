@@ -1,7 +1,7 @@
 """The text chain: noise put on a text query and walked away again, by a stock diffusers scheduler.
 
-Here: what the paper adds around the scheduler (γ, guidance, the first noise). Not here: diffusion arithmetic, which is the
-scheduler's, and the network (`query_stream.py`).
+Here: what the paper adds around the scheduler (γ, guidance, the first noise). Not here: diffusion arithmetic, which is
+the scheduler's, and the network (`query_stream.py`).
 """
 
 import hashlib
@@ -83,7 +83,7 @@ def walk(
 ) -> Iterator[WalkStep]:
     """Walk a query from noise to a caption's embedding; the last step's `e_0_hat` is the answer.
 
-    Source: DiffDis Algorithm 3, with γ (design §3 row 3); guidance_scale = 1 + w, so 1 is off and the paper's w = 3 is 4.
+    Source: DiffDis Algorithm 3, with γ (design §3 row 3); guidance_scale = 1 + w: 1 is off, the paper's w = 3 is 4.
     Shapes: e_t (b, d); predict, predict_uncond: (e_t (b, d), t_e (b,)) -> e_0_hat (b, d).
     Departs: DDIM's last step returns its predicted clean sample, so the answer is that prediction, normalised.
     """

@@ -116,6 +116,14 @@ def load_text_tower(source: str, max_length: int | None = None) -> TextTower:
     return TextTower(text_encoder, tokenizer, "clip" if kind in _CLIP_TYPES else "mean", projection, source)
 
 
+def load_text_encoder(folder: Path) -> PreTrainedModel:
+    """Load a text tower as a pipeline's folder keeps it, without tokenizer and projection, in float32 and eval mode.
+
+    Raises: FileNotFoundError, ValueError as `load_text_tower`; how it is pooled is for the caller to know.
+    """
+    return _load_clip(folder)[0] if _kind_of(folder) in _CLIP_TYPES else _load_sentence_encoder(folder)
+
+
 def num_positions(text_encoder: PreTrainedModel) -> int:
     """Return how many tokens a tower has places for; RoBERTa and MPNet begin to count after their padding id."""
     num_places: int = text_encoder.config.max_position_embeddings

@@ -42,8 +42,8 @@ def alignment_loss(e_0_hat: Tensor, e_0: Tensor, logit_scale: Tensor, positives:
 def global_batch(tensor: Tensor) -> Tensor:
     """Join the rows of all processes, in the order of their ranks; gradients flow back to the rows' owners.
 
-    Every process computes the same global loss, so an owner receives its gradient once from each of them; averaging over
-    processes, as data-parallel training does, brings the sum back to one.
+    Every process computes the same global loss, so an owner receives its gradient once from each of them; averaging
+    over processes, as data-parallel training does, brings the sum back to one.
 
     Source: ours (design §3 row 18).
     Shapes: (b, ...) on each of W processes -> (W * b, ...); with one process, the tensor itself.

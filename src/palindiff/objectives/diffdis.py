@@ -32,6 +32,8 @@ class DiffDisConfig(BaseModel, frozen=True, extra="forbid"):
 class DiffDisObjective(nn.Module):
     """U-Net and query stream under both losses; each step the same batch goes through both (Algorithm 1)."""
 
+    c_empty: Tensor
+
     def __init__(
         self,
         unet: UNet2DConditionModel,
@@ -66,7 +68,7 @@ class DiffDisObjective(nn.Module):
         """Both losses and their sum.
 
         Source: DiffDis eq. 9, Algorithm 1.
-        Shapes: batch: z_mean, z_std (b, ch, h, w), scaled by the VAE's factor; c (b, l, d_c); e_0 (b, d_e) unit length;
+        Shapes: batch: z_mean, z_std (b, ch, h, w), scaled by the VAE's factor; c (b, l, d_c); e_0 (b, d_e) unit;
                 caption_id (b,) int64. draws: as `draw` gives, this process's rows. -> () float32 each.
         """
         z_0 = batch["z_mean"].float() + batch["z_std"].float() * draws["eps_posterior"]
@@ -75,8 +77,8 @@ class DiffDisObjective(nn.Module):
             losses["painting"] = self.painting_loss(z_0, batch["c"], draws)
         if self.config.task != "generate":
             losses["alignment"] = self.alignment(z_0, batch["e_0"], batch["caption_id"], draws)
-        weight = self.config.alignment_weight if self.config.task == "both" else 1.0
-        total = losses.get("painting", 0) + weight * losses.get("alignment", 0)
+        weights = {"alignment": self.config.alignment_weight} if self.config.task == "both" else {}
+        total = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
         return {"loss": total} | {name: loss.detach() for name, loss in losses.items()}
 
     def painting_loss(self, z_0: Tensor, c: Tensor, draws: Mapping[str, Tensor]) -> Tensor:

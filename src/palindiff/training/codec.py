@@ -81,9 +81,9 @@ def _digits(uniform: float, bases: tuple[int, ...]) -> list[int]:
 
 
 def train_codec(recipe: CodecRecipe, output: Path, show_progress: bool = True) -> dict[str, float]:
-    """Train an autoencoder below `output` and write it, in fp16, to `output/vae`; the same call goes on where it stopped.
+    """Train an autoencoder below `output` and write it, in fp16, to `output/vae`; the same call goes on where it was.
 
-    Returns: `psnr_db` (mean of each picture's) and `pooled_psnr_db` on the validation pictures, from the written folder.
+    Returns: `codec_error` of the written folder on the validation pictures.
     """
     size_px, precision = recipe.codec.image_size_px, recipe.machine.precision
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
@@ -124,7 +124,7 @@ def read_pictures(data: DataConfig, size_px: int) -> Tensor:
 
 @torch.no_grad()
 def codec_error(vae: AutoencoderKL, pictures: Tensor) -> dict[str, float]:
-    """Error of the reconstruction from the posterior's mean, in fp32: mean of each picture's PSNR, and the pooled one."""
+    """Error of reconstructions from the posterior's mean, in fp32: mean of each picture's PSNR, and the pooled one."""
     errors = []
     for part in pictures.split(EVALUATION_BATCH):
         x = to_pixels(part).to(vae.device)

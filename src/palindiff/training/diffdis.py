@@ -1,12 +1,14 @@
 """Training DiffDis: from a recipe to models, features, the common loop, and a checkpoint folder.
 
-Here: putting the parts together. Not here: the loop (`loop.py`), the losses (`objectives/`), who looks on (`experiments/`).
+Here: putting the parts together. Not here: the loop (`loop.py`), the losses (`objectives/`), who looks on
+(`experiments/`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -20,8 +22,8 @@ from palindiff.models.captions import TextTower, load_text_tower
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_chain import text_chain_scheduler
 from palindiff.objectives.diffdis import DiffDisConfig, DiffDisObjective
-from palindiff.training.footprint import training_bytes
 from palindiff.training.features import FeatureSet, Tell, caption_features, default_cache_dir, picture_features
+from palindiff.training.footprint import training_bytes
 from palindiff.training.journal import Journal
 from palindiff.training.loop import Evaluator, LoopConfig, MachineConfig, OptimizerConfig, Run, check_shares, train
 
@@ -34,7 +36,7 @@ class TextConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class UNetConfig(BaseModel, frozen=True, extra="forbid"):
-    """A U-Net from scratch; None for `widths` where one is loaded."""
+    """A U-Net from scratch."""
 
     widths: tuple[int, ...] = (96, 192)
     layers_per_block: int = Field(1, gt=0)
@@ -101,8 +103,15 @@ def build_pipeline(recipe: Recipe, tower: TextTower) -> PalindiffPipeline:
     unet = build_unet(recipe.unet, vae, tower.text_encoder.config.hidden_size)
     e = tower.projection.shape[0] if tower.projection is not None else tower.text_encoder.config.hidden_size
     stream = QueryStream.for_unet(unet, e, recipe.query_stream, tower.pooling, tower.projection)
-    painting = text_chain_scheduler().config | recipe.scheduler.model_dump()
-    scheduler = DDIMScheduler.from_config(painting)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=recipe.scheduler.prediction_type,
+        clip_sample=False,
+        steps_offset=1,
+        timestep_spacing="trailing",
+    )
     return PalindiffPipeline(vae, tower.text_encoder, tower.tokenizer, unet, scheduler, stream, text_chain_scheduler())
 
 
@@ -168,7 +177,7 @@ def train_recipe(
 
 
 def prepare(recipe: Recipe, output: Path, accelerator: Accelerator, tell: Tell) -> Parts:
-    """Load or build the models, open the pictures, compute or map the features; one process computes, the others wait."""
+    """Build the models, open the pictures, compute or map the features; one process computes, the others wait."""
     cache_dir = Path(recipe.machine.cache_dir) if recipe.machine.cache_dir else default_cache_dir()
     tower = load_text_tower(recipe.text.source, recipe.text.max_length)
     pipeline = build_pipeline(recipe, tower)
@@ -192,7 +201,7 @@ def prepare(recipe: Recipe, output: Path, accelerator: Accelerator, tell: Tell) 
         pipeline.query_stream,
         pipeline.scheduler,
         pipeline.query_scheduler,
-        torch.from_numpy(empty.c[:]).float(),
+        torch.from_numpy(empty.c.astype(np.float32)),
         recipe.objective,
     )
     return Parts(recipe, pipeline, objective, sets[0], sets[1], validation, accelerator, output)

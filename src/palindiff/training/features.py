@@ -1,12 +1,13 @@
 """Latents and text features, computed once by the frozen encoders and kept on disk under a key of what made them.
 
-Here: computing, keeping and reading them back row by row from memory maps. Not here: where pictures come from (`data/`).
+Here: computing, keeping and reading them back row by row from memory maps. Not here: where pictures come
+from (`data/`).
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ Tell = Callable[[str, int, int], None]  # what is being computed, how many are d
 
 @dataclass(frozen=True)
 class PictureFeatures:
-    """Latents of n pictures, each as it is and flipped: mean and deviation of the posterior, scaled by the VAE's factor."""
+    """Latents of n pictures, each as it is and flipped: the posterior's mean and deviation, times the VAE's factor."""
 
     moments: np.ndarray  # (n, 2 orientations, 2 moments, ch, h, w) float16
 
@@ -91,28 +92,16 @@ def picture_features(
 
     Raises: PictureError if a picture cannot be read.
     """
-    key = _key("pictures", rows.fingerprint, size_px, fit, fingerprint(vae))
-    path = cache_dir / f"pictures-{key}"
+    path = cache_dir / f"pictures-{_key('pictures', rows.fingerprint, size_px, fit, fingerprint(vae))}"
     if not path.exists():
-        with published_folder(path) as folder:
-            moments = None
-            loader = DataLoader(
-                _Squares(rows, size_px, fit),
-                batch_size=ENCODE_BATCH,
-                num_workers=num_workers,
-                multiprocessing_context="spawn" if num_workers else None,
-            )
-            start = 0
-            for pictures in loader:
-                found = encode_moments(vae, pictures)
-                if moments is None:
-                    shape = (len(rows), *found.shape[1:])
-                    moments = np.lib.format.open_memmap(folder / "moments.npy", "w+", np.float16, shape)
-                moments[start : start + len(found)] = found.numpy()
-                start += len(found)
-                tell("encoding pictures", start, len(rows))
-            if moments is not None:
-                moments.flush()
+        loader = DataLoader(
+            _Squares(rows, size_px, fit),
+            batch_size=ENCODE_BATCH,
+            num_workers=num_workers,
+            multiprocessing_context="spawn" if num_workers else None,
+        )
+        parts = ({"moments": encode_moments(vae, pictures).numpy()} for pictures in loader)
+        _keep(path, len(rows), parts, lambda done: tell("encoding pictures", done, len(rows)))
     return PictureFeatures(np.load(path / "moments.npy", mmap_mode="r"))
 
 
@@ -122,28 +111,18 @@ def caption_features(captions: Sequence[str], tower: TextTower, cache_dir: Path,
     digest = hashlib.sha256(json.dumps(different).encode()).hexdigest()
     path = cache_dir / f"captions-{_key('captions', digest, tower.fingerprint)}"
     if not path.exists():
-        with published_folder(path) as folder:
-            files: list[np.ndarray] = []
-            for start, part in _parts(different):
-                with torch.no_grad():
-                    encoded = encode_captions(
-                        part, tower.text_encoder, tower.tokenizer, tower.pooling, tower.projection
-                    )
-                arrays = {"c": encoded.c.half().cpu().numpy(), "e": encoded.e.float().cpu().numpy()}
-                if not files:
-                    files = [
-                        np.lib.format.open_memmap(
-                            folder / f"{name}.npy", "w+", a.dtype, (len(different), *a.shape[1:])
-                        )
-                        for name, a in arrays.items()
-                    ]
-                for file, array in zip(files, arrays.values(), strict=True):
-                    file[start : start + len(part)] = array
-                tell("encoding captions", start + len(part), len(different))
-            for file in files:
-                file.flush()
+        batches = (different[start : start + ENCODE_BATCH] for start in range(0, len(different), ENCODE_BATCH))
+        parts = (encode_texts(batch, tower) for batch in batches)
+        _keep(path, len(different), parts, lambda done: tell("encoding captions", done, len(different)))
     c, e = (np.load(path / f"{name}.npy", mmap_mode="r") for name in ("c", "e"))
     return CaptionFeatures(c, e, {caption: row for row, caption in enumerate(different)})
+
+
+@torch.no_grad()
+def encode_texts(captions: Sequence[str], tower: TextTower) -> dict[str, np.ndarray]:
+    """Shapes: b captions -> c (b, l, d_c) float16, e (b, d_e) float32."""
+    encoded = encode_captions(captions, tower.text_encoder, tower.tokenizer, tower.pooling, tower.projection)
+    return {"c": encoded.c.half().cpu().numpy(), "e": encoded.e.float().cpu().numpy()}
 
 
 @torch.no_grad()
@@ -184,9 +163,21 @@ class _Squares(Dataset[Tensor]):
         return to_tensor(fit_picture(read_picture(self.rows[index].source), self.size_px, self.fit))
 
 
-def _parts(captions: list[str]) -> Iterator[tuple[int, list[str]]]:
-    for start in range(0, len(captions), ENCODE_BATCH):
-        yield start, captions[start : start + ENCODE_BATCH]
+def _keep(path: Path, num_rows: int, parts: Iterable[dict[str, np.ndarray]], tell: Callable[[int], None]) -> None:
+    """Write parts of named arrays one behind the other into `path/NAME.npy`, all of them or none."""
+    with published_folder(path) as folder:
+        files: dict[str, np.memmap] = {}
+        done = 0
+        for part in parts:
+            for name, array in part.items():
+                if name not in files:
+                    shape = (num_rows, *array.shape[1:])
+                    files[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", array.dtype, shape)
+                files[name][done : done + len(array)] = array
+            done += len(array)
+            tell(done)
+        for file in files.values():
+            file.flush()
 
 
 def _key(*made_from: object) -> str:

@@ -1,0 +1,88 @@
+"""What every verb that runs a model shares: which model, on which device, and how it is opened."""
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from palindiff.inference.pipeline import PalindiffPipeline
+
+DEFAULT_MODEL = "emoji"
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="NAME|DIR",
+        help="Shipped model, checkpoint folder (./NAME where a shipped model is called so too), or Hub name.",
+    ),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="cpu, cuda, mps, ...; auto takes an accelerator where there is one.")
+]
+
+
+def open_model(name: str, device: str = "auto") -> "PalindiffPipeline":
+    """Load a model onto a device.
+
+    Raises: FileNotFoundError if there is no such model; ValueError if there is no such device; what loading raises.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before its import, which warns of a missing torchvision
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    place = _find_device(device)
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    from palindiff.inference.pipeline import PalindiffPipeline
+    from palindiff.inference.shipped import load, shipped_models
+
+    if name in shipped_models():
+        return load(name).to(place)
+    folder = Path(name) if Path(name).is_dir() else _download(name, shipped_models())
+    return PalindiffPipeline.from_pretrained(folder).to(place)
+
+
+def _download(name: str, shipped: list[str]) -> Path:
+    """Find a Hub name's files, downloaded now or earlier."""
+    from diffusers.utils import logging as diffusers_logging
+
+    from palindiff.inference.pipeline import PalindiffPipeline
+
+    ships = f"one of the shipped models ({', '.join(shipped)})" if shipped else "a shipped model (this one has none)"
+    unknown = FileNotFoundError(
+        f"No model `{name}`: it is no folder{', and the Hub did not give it' if _is_hub_name(name) else ''}. "
+        f"Expected {ships}, a checkpoint folder, or a Hub name OWNER/MODEL. Check the name with --model."
+    )
+    if not _is_hub_name(name):
+        raise unknown
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity(logging.CRITICAL)
+    try:
+        return Path(PalindiffPipeline.download(name, use_safetensors=True))
+    except (OSError, ValueError) as error:
+        raise unknown from error
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+
+
+def _is_hub_name(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+
+
+def _find_device(name: str) -> str:
+    """Resolve `auto`, and refuse a device that this machine does not have."""
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return found.type if found is not None else "cpu"
+    kind = name.partition(":")[0]
+    if kind not in {"cpu", *([found.type] if found is not None else [])}:
+        raise ValueError(
+            f"--device is {name}. Expected auto, cpu{f' or {found.type}' if found is not None else ''}: that is what "
+            "torch finds on this machine. Leave --device out to take the best."
+        )
+    return name

@@ -1,0 +1,83 @@
+"""`palindiff rank`: find the captions of pictures, or the pictures of captions."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from palindiff.cli.listed import PicturesArgument, check_texts, find_pictures, read_lines
+from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_model
+from palindiff.cli.told_option import DryRunOption, JsonOption, print_json, print_plan
+from palindiff.cli.walk_option import GuidanceOption, SeedOption, StepsOption, TopOption
+from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
+
+Ranked = list[tuple[str, float]]
+
+
+def rank(
+    pictures: PicturesArgument,
+    captions: Annotated[
+        list[str] | None, typer.Option("--caption", help="A caption to compare with. Repeatable.")
+    ] = None,
+    captions_file: Annotated[
+        Path | None, typer.Option("--captions", metavar="FILE", help="Text file with more captions, one a line.")
+    ] = None,
+    by: Annotated[
+        Literal["picture", "caption"],
+        typer.Option("--by", help="picture: each picture's best captions; caption: each caption's best pictures."),
+    ] = "picture",
+    model: ModelOption = DEFAULT_MODEL,
+    top: TopOption = 5,
+    steps: StepsOption = NAMING_STEPS,
+    guidance_scale: GuidanceOption = NAMING_GUIDANCE_SCALE,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Rank captions for pictures, or pictures for captions, by the cosine of their embeddings.
+
+    \b
+    Examples:
+      palindiff rank apple.png --caption "a red apple" --caption "a blue car"
+      palindiff rank photos --caption "a dog on a beach" --by caption --top 10
+      palindiff rank photos more/cat.jpg --captions captions.txt --model runs/first/checkpoint --json
+    """
+    texts = [*(captions or []), *read_lines(captions_file)]
+    check_texts(texts, "caption", "--caption or --captions")
+    files = find_pictures(pictures)
+    names = [str(file) for file in files]
+    settings = {"model": model, "num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
+    if dry_run:
+        print_plan(settings | {"by": by, "captions": texts, "pictures": names}, as_json)
+        return
+    pipeline = open_model(model, device)
+    cosines = pipeline.rank(files, texts, num_inference_steps=steps, guidance_scale=guidance_scale, seed=seed)
+    asked, offered = (names, texts) if by == "picture" else (texts, names)
+    best = (cosines if by == "picture" else cosines.T).topk(min(top, len(offered)))
+    answers: list[Ranked] = [
+        [(offered[i], cosine) for i, cosine in zip(places, values, strict=True)]
+        for places, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+    kind = "caption" if by == "picture" else "picture"
+    if as_json:
+        told = [
+            {by: each, f"{kind}s": [{kind: name, "cosine": cosine} for name, cosine in ranked]}
+            for each, ranked in zip(asked, answers, strict=True)
+        ]
+        print_json(settings | {"by": by, "results": told})
+    else:
+        _print(by, kind, asked, answers)
+
+
+def _print(by: str, kind: str, asked: list[str], answers: list[Ranked]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(by, kind, "cosine", title=f"best {kind}s of each {by}")
+    for each, ranked in zip(asked, answers, strict=True):
+        for place, (name, cosine) in enumerate(ranked):
+            is_last = place == len(ranked) - 1
+            table.add_row(escape(each) if place == 0 else "", escape(name), f"{cosine:.3f}", end_section=is_last)
+    Console().print(table)
