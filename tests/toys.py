@@ -13,7 +13,9 @@ from palindiff.models.text_chain import text_chain_scheduler
 D_E = 12
 
 
-def toy_unet(use_linear_projection: bool = False, seed: int = 0, d_c: int = 10) -> UNet2DConditionModel:
+def toy_unet(
+    use_linear_projection: bool = False, seed: int = 0, d_c: int = 10, widths: tuple[int, ...] = (8, 16)
+) -> UNet2DConditionModel:
     torch.manual_seed(seed)
     return UNet2DConditionModel(
         sample_size=4,
@@ -21,7 +23,7 @@ def toy_unet(use_linear_projection: bool = False, seed: int = 0, d_c: int = 10) 
         out_channels=3,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(8, 16),
+        block_out_channels=widths,
         layers_per_block=2,
         cross_attention_dim=d_c,
         attention_head_dim=2,

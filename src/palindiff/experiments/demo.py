@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from accelerate import Accelerator
 
 from palindiff.data.emoji import STYLES, build_emoji_set
 from palindiff.data.publish import publish_text
@@ -23,6 +22,7 @@ from palindiff.experiments.page import page
 from palindiff.experiments.showing import chains, named, paintings, search, training_curves
 from palindiff.experiments.watching import watchers
 from palindiff.inference.shipped import load, shipped_folder
+from palindiff.training.device import make_accelerator
 from palindiff.training.diffdis import Recipe, prepare, train_recipe
 from palindiff.training.journal import Journal, read_log
 from palindiff.training.loop import Run, backward_step
@@ -126,7 +126,7 @@ def timed_recipe(options: DemoOptions, run: Path, tell: Tell) -> Recipe:
 
 def seconds_per_step(recipe: Recipe, run: Path) -> float:
     """Time some steps of a recipe, the first left out; nothing is kept but the cached features."""
-    accelerator = Accelerator(mixed_precision="no" if recipe.machine.precision == "fp32" else recipe.machine.precision)
+    accelerator = make_accelerator(recipe.machine)
     parts = prepare(recipe, run, accelerator, lambda *_: None)
     objective = accelerator.prepare(parts.objective.to(accelerator.device).train())
     timed = Run(

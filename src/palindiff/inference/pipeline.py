@@ -42,7 +42,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
     Source: DiffDis (arXiv 2308.09306), Algorithms 2 and 3.
     """
 
-    def __init__(
+    def __init__(  # type: ignore[no-untyped-def]  # any text tower, any scheduler; diffusers reads this signature
         self,
         vae: AutoencoderKL,
         text_encoder,
@@ -79,7 +79,8 @@ class PalindiffPipeline(StableDiffusionPipeline):
         if not options.keys() & {"text_encoder", "variant", "device_map", "quantization_config"}:
             dtype = options.get("dtype", options.get("torch_dtype"))
             dtype = dtype.get("text_encoder", dtype.get("default")) if isinstance(dtype, dict) else dtype
-            options["text_encoder"] = load_text_encoder(folder / "text_encoder").to(dtype or torch.float32)
+            tower: Any = load_text_encoder(folder / "text_encoder")
+            options["text_encoder"] = tower.to(dtype or torch.float32)
         pipeline = super().from_pretrained(folder, **options)
         if "device_map" not in options:
             check_whole(pipeline.components)

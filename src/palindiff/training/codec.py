@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from pydantic import BaseModel
 from torch import Tensor
@@ -15,6 +14,7 @@ from palindiff.data.publish import published_folder
 from palindiff.data.sources import DataConfig, open_pictures
 from palindiff.models.codec import CodecConfig, build_codec, normalize_latents
 from palindiff.objectives.codec import CodecObjective, CodecObjectiveConfig, psnr_db, squared_error
+from palindiff.training.device import make_accelerator
 from palindiff.training.journal import Journal
 from palindiff.training.loop import LoopConfig, MachineConfig, OptimizerConfig, Run, check_shares, train
 
@@ -85,11 +85,9 @@ def train_codec(recipe: CodecRecipe, output: Path, show_progress: bool = True) -
 
     Returns: `codec_error` of the written folder on the validation pictures.
     """
-    size_px, precision = recipe.codec.image_size_px, recipe.machine.precision
-    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+    size_px = recipe.codec.image_size_px
+    accelerator = make_accelerator(recipe.machine)
     check_shares(recipe.loop, accelerator.num_processes)
-    if recipe.machine.num_threads:
-        torch.set_num_threads(recipe.machine.num_threads)
     torch.manual_seed(recipe.loop.seed)
     vae = build_codec(recipe.codec)
     training = read_pictures(recipe.data, size_px)

@@ -22,6 +22,7 @@ from palindiff.models.captions import TextTower, load_text_tower
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_chain import text_chain_scheduler
 from palindiff.objectives.diffdis import DiffDisConfig, DiffDisObjective
+from palindiff.training.device import make_accelerator
 from palindiff.training.features import FeatureSet, Tell, caption_features, default_cache_dir, picture_features
 from palindiff.training.footprint import training_bytes
 from palindiff.training.journal import Journal
@@ -149,11 +150,8 @@ def train_recipe(
 
     Returns: the trained pipeline.
     """
-    precision = recipe.machine.precision
-    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+    accelerator = make_accelerator(recipe.machine)
     check_shares(recipe.loop, accelerator.num_processes)
-    if recipe.machine.num_threads:
-        torch.set_num_threads(recipe.machine.num_threads)
     parts = prepare(recipe, output, accelerator, tell or (lambda what, done, total: None))
     optimizer = recipe.optimizer
     run = Run(

@@ -1,0 +1,18 @@
+"""The accelerator of a run: cuda, mps or cpu, whichever this machine has, in the precision asked for."""
+
+import torch
+from accelerate import Accelerator
+
+from palindiff.training.loop import MachineConfig
+
+
+def make_accelerator(machine: MachineConfig) -> Accelerator:
+    """Choose the device and join the other processes of a launch; set the threads of a CPU.
+
+    Without an accelerator accelerate must be told so: otherwise each process of a `torchrun` on CPUs trains alone.
+    """
+    if machine.num_threads:
+        torch.set_num_threads(machine.num_threads)
+    precision = "no" if machine.precision == "fp32" else machine.precision
+    has_accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return Accelerator(mixed_precision=precision, cpu=not has_accelerator)

@@ -1,0 +1,315 @@
+"""pipeline.py at toy size: stock painting to the bit, the walk by hand, and what it refuses."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
+
+from palindiff.data.pictures import PictureError
+from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.models.captions import encode_captions
+from palindiff.models.text_chain import first_noise
+from palindiff.objectives.diffdis import DiffDisConfig, DiffDisObjective
+from toy_towers import write_towers
+from toys import toy_pictures, toy_pipeline, toy_unet
+
+PROMPTS = ["a red apple", ""]
+PARTS = ("unet", "vae", "text_encoder", "query_stream")
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("towers")
+    write_towers(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(towers):
+    return toy_pipeline(towers)
+
+
+def painted(pipeline):
+    """Paint with float32 pixels, which show what 8 bits would hide."""
+    pipeline.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
+    return pipeline(PROMPTS, num_inference_steps=3, guidance_scale=4, generator=generators, output_type="np").images
+
+
+def train_two_steps(pipeline):
+    """Two steps of both tasks, with random latents in the place of pictures."""
+    with torch.no_grad():
+        caption, empty = (
+            encode_captions([text], pipeline.text_encoder, pipeline.tokenizer, "mean", None) for text in PROMPTS
+        )
+    objective = DiffDisObjective(
+        pipeline.unet, pipeline.query_stream, pipeline.scheduler, pipeline.query_scheduler, empty.c, DiffDisConfig()
+    ).train()
+    optimizer = torch.optim.AdamW(objective.parameter_groups(1e-2, 1e-2))
+    generator = torch.Generator().manual_seed(7)
+    for _ in range(2):
+        z = torch.randn(2, 3, 4, 4, generator=generator)
+        batch = {"z_mean": z, "z_std": torch.zeros_like(z), "c": torch.cat([caption.c, empty.c]),
+                 "e_0": torch.cat([caption.e, empty.e]), "caption_id": torch.arange(2)}  # fmt: skip
+        optimizer.zero_grad()
+        losses = objective(batch, objective.draw(2, generator))
+        assert {"painting", "alignment"} <= losses.keys()
+        losses["loss"].backward()
+        optimizer.step()
+    objective.eval()
+
+
+@pytest.mark.parametrize("tower", ["sentence", "clip"])
+def test_painting_is_stock_stable_diffusion_to_the_bit(towers, tower, tmp_path):
+    pipeline = toy_pipeline(towers, tower)
+    pipeline.save_pretrained(tmp_path / "before")
+    stock = painted(StableDiffusionPipeline.from_pretrained(tmp_path / "before"))
+    assert np.array_equal(painted(PalindiffPipeline.from_pretrained(tmp_path / "before")), stock)
+    assert stock.std() > 0.05  # a picture, not a grey square
+
+
+def test_painting_is_stock_after_training_both_tasks(towers, tmp_path):
+    pipeline = toy_pipeline(towers)
+    untrained = painted(pipeline)
+    train_two_steps(pipeline)
+    pipeline.save_pretrained(tmp_path)
+    stock = painted(StableDiffusionPipeline.from_pretrained(tmp_path))
+    assert np.array_equal(painted(PalindiffPipeline.from_pretrained(tmp_path)), stock)
+    assert np.abs(stock - untrained).max() > 1e-2
+
+
+def aligned(pipeline):
+    """Copy every weight to memory of its own: a matrix product of a file's mapped, unaligned bytes sums in another order."""
+    for part in PARTS:
+        for weight in getattr(pipeline, part).parameters():
+            weight.data = weight.data.clone()
+    return pipeline
+
+
+@pytest.mark.parametrize("tower", ["sentence", "clip"])
+def test_a_saved_pipeline_is_the_same_pipeline(towers, tower, tmp_path):
+    saved = toy_pipeline(towers, tower)
+    saved.save_pretrained(tmp_path)
+    loaded = PalindiffPipeline.from_pretrained(str(tmp_path))
+    for part in PARTS:
+        ours, theirs = (getattr(each, part).state_dict() for each in (saved, loaded))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), part
+    pictures = toy_pictures()
+    assert torch.equal(aligned(loaded).encode_image(pictures), aligned(saved).encode_image(pictures))
+    assert torch.equal(loaded.encode_text(PROMPTS), saved.encode_text(PROMPTS))
+    assert dict(loaded.query_scheduler.config).items() >= {"prediction_type": "sample", "timestep_spacing": "trailing"}.items()
+    assert loaded.name_or_path == str(tmp_path)
+
+
+def test_the_index_names_the_package_and_not_a_module_of_it(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["query_stream"] == ["palindiff", "QueryStream"]
+    assert index["query_scheduler"] == ["diffusers", "DDIMScheduler"]
+    assert {path.name for path in tmp_path.iterdir()} == {"model_index.json", "query_scheduler", "scheduler", "tokenizer", *PARTS}
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".bin", ".pt", ".pth")]
+
+
+def test_saving_and_loading_warn_of_nothing(pipeline, tmp_path, recwarn):
+    told = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: told.append(record.getMessage())
+    for name in ("diffusers", "transformers"):
+        logging.getLogger(name).addHandler(handler)
+    try:
+        pipeline.save_pretrained(tmp_path)
+        PalindiffPipeline.from_pretrained(tmp_path)
+    finally:
+        for name in ("diffusers", "transformers"):
+            logging.getLogger(name).removeHandler(handler)
+    assert told == []
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_loading_takes_a_type_for_all_parts_or_for_one(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    loaded = PalindiffPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    assert {getattr(loaded, part).dtype for part in PARTS} == {torch.bfloat16}
+    assert loaded.encode_image(toy_pictures()).dtype == torch.float32
+    loaded = PalindiffPipeline.from_pretrained(tmp_path, torch_dtype={"text_encoder": torch.bfloat16})
+    assert (loaded.text_encoder.dtype, loaded.unet.dtype) == (torch.bfloat16, torch.float32)
+
+
+def latents_by_hand(pipeline, pictures):
+    x = torch.stack([torch.tensor(np.asarray(picture)).permute(2, 0, 1) / 127.5 - 1 for picture in pictures])
+    with torch.no_grad():
+        return pipeline.vae.encode(x).latent_dist.mean * pipeline.vae.config.scaling_factor
+
+
+@torch.no_grad()
+def walk_by_hand(pipeline, z, times, w, seed=0):
+    """Algorithm 3 with γ, step by step; one more network call a step where w is not 0."""
+    stream, alphas = pipeline.query_stream, pipeline.query_scheduler.alphas_cumprod
+    e_t = first_noise([seed], stream.config.d_e).expand(len(z), -1)
+    for t, t_next in zip(times, [*times[1:], None], strict=True):
+        steps = torch.full((len(z),), t)
+        e_0_hat = stream.predict(pipeline.unet, z, e_t, steps)
+        if w:
+            e_0_hat = (1 + w) * e_0_hat - w * stream.predict(pipeline.unet, torch.zeros_like(z), e_t, steps)
+        clean = stream.config.gamma * e_0_hat
+        eps_hat = (e_t - alphas[t].sqrt() * clean) / (1 - alphas[t]).sqrt()
+        alpha_next = alphas[t_next] if t_next is not None else torch.tensor(1.0)
+        e_t = alpha_next.sqrt() * clean + (1 - alpha_next).sqrt() * eps_hat
+    return F.normalize(e_t, dim=-1)
+
+
+@pytest.mark.parametrize("fusion", ["one_way", "joint"])
+@pytest.mark.parametrize(("guidance_scale", "w"), [(4.0, 3.0), (1.0, 0.0)])
+def test_encode_image_is_algorithm_3_by_hand(towers, fusion, guidance_scale, w):
+    pipeline = toy_pipeline(towers, fusion=fusion, gamma=0.5)
+    pictures = toy_pictures()
+    expected = walk_by_hand(pipeline, latents_by_hand(pipeline, pictures), [999, 749, 499, 249], w, seed=5)
+    found = pipeline.encode_image(pictures, num_inference_steps=4, guidance_scale=guidance_scale, seed=5)
+    assert (found - expected).abs().max() <= 1e-5  # float32 through four steps
+    assert found.norm(dim=-1).tolist() == pytest.approx([1.0] * 3, abs=1e-6)
+
+
+@pytest.mark.parametrize("fusion", ["one_way", "joint"])
+def test_neither_batch_nor_order_changes_an_embedding(towers, fusion):
+    pipeline = toy_pipeline(towers, fusion=fusion)
+    pictures = toy_pictures(5)
+    together = pipeline.encode_image(pictures)
+    order = [3, 1, 4, 0, 2]
+    for found in (
+        pipeline.encode_image(pictures, batch_size=1),
+        pipeline.encode_image(pictures, batch_size=2),
+        pipeline.encode_image([pictures[i] for i in order])[np.argsort(order)],
+    ):
+        assert (found - together).abs().max() <= 1e-5  # products of another size may sum in another order
+    assert (together[0] - together[1]).abs().max() > 1e-2
+
+
+def test_a_reading_and_latents_give_what_pictures_give(pipeline, towers):
+    pictures = toy_pictures()
+    embedded = pipeline.encode_image(pictures)
+    assert torch.equal(pipeline.encode_image(pipeline.read_image(pictures)), embedded)
+    assert torch.equal(pipeline.encode_image(pipeline.encode_latents(pictures)), embedded)
+    assert (pipeline.encode_image(pipeline.read_image(pictures), batch_size=2) - embedded).abs().max() <= 1e-5
+    with pytest.raises(ValueError, match="Expected 'one_way'"):
+        toy_pipeline(towers, fusion="joint").read_image(pictures)
+
+
+def test_a_picture_may_be_a_file_bytes_or_one_alone(pipeline, tmp_path):
+    picture = toy_pictures(1)[0]
+    picture.save(tmp_path / "a.png")
+    embedded = pipeline.encode_image([picture])
+    path = tmp_path / "a.png"
+    for given in (picture, path, str(path), path.read_bytes(), [path]):
+        assert torch.equal(pipeline.encode_image(given), embedded)
+    assert torch.equal(pipeline.encode_latents(picture), pipeline.encode_latents([picture]))
+
+
+@pytest.mark.parametrize("fusion", ["one_way", "joint"])
+@pytest.mark.parametrize(("text_chain", "changes"), [("diffusion", True), ("none", False)])
+def test_a_seed_matters_where_there_is_noise(towers, fusion, text_chain, changes):
+    pipeline = toy_pipeline(towers, fusion=fusion, text_chain=text_chain)
+    pictures = toy_pictures()
+    first, second = (pipeline.encode_image(pictures, seed=seed) for seed in (0, 1))
+    assert torch.equal(first, pipeline.encode_image(pictures))
+    assert (not torch.equal(first, second)) == changes
+    assert not changes or (first - second).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("fusion", ["one_way", "joint"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_a_text_chain_one_pass_answers_in_any_type(towers, fusion, dtype):
+    pipeline = toy_pipeline(towers, fusion=fusion, text_chain="none")
+    for part in PARTS:
+        getattr(pipeline, part).to(dtype)
+    pictures, stream = toy_pictures(), pipeline.query_stream
+    z = pipeline.encode_latents(pictures)
+    with torch.no_grad():
+        seen, unseen = (stream.predict(pipeline.unet, each, None, None) for each in (z, torch.zeros_like(z)))
+    expected = F.normalize(4 * seen - 3 * unseen, dim=-1)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.1  # bf16 has 8 bits, and guidance quadruples their error
+    assert (pipeline.encode_image(pictures, guidance_scale=4) - expected).abs().max() <= tolerance
+    assert (pipeline.encode_image(pictures, guidance_scale=1) - seen).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("tower", ["sentence", "clip"])
+def test_a_label_is_the_mean_over_its_templates(towers, tower):
+    pipeline = toy_pipeline(towers, tower)
+    labels, templates = ["red", "apple"], ["{}", "a {}", "a {} or {}"]
+    for row, label in zip(pipeline.encode_labels(labels, templates), labels, strict=True):
+        captions = [label, f"a {label}", f"a {label} or {label}"]
+        mean = sum(pipeline.encode_text([caption])[0] for caption in captions) / 3
+        assert (row - mean / mean.norm()).abs().max() <= 1e-5  # encoded one by one: sums in another order
+
+
+def test_encode_text_ignores_how_many_captions_are_encoded_at_once(pipeline, monkeypatch):
+    captions = ["red", "a red apple", "", "b", "c"]
+    together = pipeline.encode_text(captions)
+    monkeypatch.setattr("palindiff.inference.pipeline.CAPTIONS_AT_ONCE", 2)
+    assert (pipeline.encode_text(captions) - together).abs().max() <= 1e-5  # sums in another order
+
+
+def test_classify_is_the_softmax_of_kappa_times_the_cosine(pipeline):
+    pictures, labels = toy_pictures(), ["red", "apple", "b"]
+    found = pipeline.classify(pictures, labels, ["a {}"], num_inference_steps=2, seed=3)
+    cosines = pipeline.encode_image(pictures, 2, seed=3) @ pipeline.encode_labels(labels, ["a {}"]).T
+    exponentials = np.exp(float(pipeline.query_stream.log_logit_scale.exp()) * cosines.double().numpy())
+    expected = exponentials / exponentials.sum(axis=1, keepdims=True)
+    assert np.abs(found.numpy() - expected).max() <= 1e-5  # float32 against float64
+    assert found.sum(dim=1).tolist() == pytest.approx([1.0] * 3, abs=1e-6)
+    assert not found.requires_grad
+
+
+def test_rank_is_the_cosine_of_every_pair(pipeline):
+    pictures, captions = toy_pictures(), ["red", "a red apple"]
+    found = pipeline.rank(pictures, captions, guidance_scale=1.0, batch_size=2)
+    e_0_hat, e = pipeline.encode_image(pictures, guidance_scale=1.0, batch_size=2), pipeline.encode_text(captions)
+    for i in range(3):
+        for j in range(2):
+            assert found[i, j].item() == pytest.approx(F.cosine_similarity(e_0_hat[i], e[j], dim=0).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "templates", "sentence"),
+    [
+        ([], ["{}"], "no labels were given"),
+        (["cat", " "], ["{}"], "a label is empty"),
+        (["cat", "dog", "cat "], ["{}"], "the label 'cat' is repeated"),
+        ("cat", ["{}"], "labels are one string, 'cat'"),
+        (["cat"], [], "no templates were given"),
+        (["cat"], ["a {}", "a photo"], r"the template 'a photo' has no `\{\}`"),
+        (["cat"], "a {}", r"templates are one string, 'a \{\}'"),
+    ],
+)
+def test_labels_and_templates_that_cannot_be_used_are_refused(pipeline, labels, templates, sentence):
+    with pytest.raises(ValueError, match=f"To name a picture, {sentence}. Expected a list of different"):
+        pipeline.classify(toy_pictures(1), labels, templates)
+
+
+def test_pictures_that_cannot_be_used_are_refused(pipeline, tmp_path):
+    good, cut = tmp_path / "good.png", tmp_path / "cut.png"
+    toy_pictures(1, size_px=64)[0].save(good)
+    cut.write_bytes(good.read_bytes()[:200])
+    for method in (pipeline.encode_image, pipeline.encode_latents, pipeline.read_image):
+        with pytest.raises(ValueError, match="No pictures were given. Expected at least one"):
+            method([])
+        with pytest.raises(PictureError, match=r"cut.png` cannot be decoded .*Expected a whole, undamaged picture"):
+            method([good, cut])
+        with pytest.raises(PictureError, match="none.png` does not exist"):
+            method([good, tmp_path / "none.png"])
+
+
+@pytest.mark.parametrize("num_steps", [0, -1, 1001])
+def test_steps_outside_the_chain_are_refused(pipeline, num_steps):
+    with pytest.raises(ValueError, match=rf"`num_inference_steps` is {num_steps}. Expected 1 to 1000"):
+        pipeline.encode_image(toy_pictures(1), num_inference_steps=num_steps)
+
+
+def test_a_query_stream_of_another_unet_is_refused(pipeline):
+    parts = pipeline.components | {"unet": toy_unet(d_c=32, widths=(16, 16)), "requires_safety_checker": False}
+    with pytest.raises(ValueError, match=r"widths \[8, 8, 16\]; those of the U-Net's encoder half are \[16, 16, 16\]"):
+        PalindiffPipeline(**parts)
