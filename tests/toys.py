@@ -70,6 +70,15 @@ def toy_pipeline(folder: Path, tower: str = "sentence", **settings):
     )
 
 
+def toy_checkpoint(root: Path) -> Path:
+    """Write the folder of a whole pipeline below `root`."""
+    from toy_towers import write_towers
+
+    write_towers(root)
+    toy_pipeline(root).save_pretrained(root / "checkpoint")
+    return root / "checkpoint"
+
+
 def toy_pictures(number: int = 3, size_px: int = 8, seed: int = 4) -> list[Image.Image]:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(256, (number, size_px, size_px, 3), generator=generator, dtype=torch.uint8)

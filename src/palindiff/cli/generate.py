@@ -18,7 +18,7 @@ MAX_SEED = 2**62
 
 
 def generate(
-    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to paint.")] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to paint.")] = None,
     prompts_file: Annotated[
         Path | None, typer.Option("--prompts", metavar="FILE", help="Text file with more prompts, one a line.")
     ] = None,
@@ -36,7 +36,8 @@ def generate(
     ] = PAINTING_GUIDANCE_SCALE,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps from noise to a picture.")] = PAINTING_STEPS,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Pictures painted at once; it changes none of them.")
+        int,
+        typer.Option("--batch-size", min=1, help="Pictures painted at once; changes them by float rounding alone."),
     ] = 8,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,

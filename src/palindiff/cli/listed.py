@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 PicturesArgument = Annotated[
-    list[Path], typer.Argument(metavar="PICTURE...", help="Picture files; of a folder, all pictures below it.")
+    list[Path], typer.Argument(metavar="PICTURE", help="Picture files; of a folder, all pictures below it.")
 ]
 
 

@@ -11,6 +11,7 @@ import typer
 
 import palindiff
 from palindiff.cli.data import app as data
+from palindiff.cli.evaluate_codec import evaluate_codec
 from palindiff.cli.train import train
 from palindiff.cli.train_codec import train_codec
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.add_typer(data, name="data")
 app.command("train")(train)
 app.command("train-codec")(train_codec)
+app.command("evaluate-codec")(evaluate_codec)
 for verb in ("generate", "classify", "rank", "demo"):  # becomes four plain imports when all four files are there
     if importlib.util.find_spec(f"palindiff.cli.{verb}"):
         app.command(verb)(getattr(importlib.import_module(f"palindiff.cli.{verb}"), verb))

@@ -51,7 +51,7 @@ def _download(name: str, shipped: list[str]) -> Path:
 
     from palindiff.inference.pipeline import PalindiffPipeline
 
-    ships = f"one of the shipped models ({', '.join(shipped)})" if shipped else "a shipped model (this one has none)"
+    ships = f"one of the shipped models ({', '.join(shipped) or 'none in this installation'})"
     unknown = FileNotFoundError(
         f"No model `{name}`: it is no folder{', and the Hub did not give it' if _is_hub_name(name) else ''}. "
         f"Expected {ships}, a checkpoint folder, or a Hub name OWNER/MODEL. Check the name with --model."

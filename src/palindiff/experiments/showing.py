@@ -144,9 +144,10 @@ def training_curves(log: Sequence[Line]) -> Section:
 def painting_chain(pipeline: PalindiffPipeline, caption: str, seed: int) -> list[tuple[int, Image.Image]]:
     """Paint one caption and decode the latent at evenly spread steps: (t, picture), from noise to the end."""
     kept: list[tuple[int, Tensor]] = []
+    shown = _places(PAINTING_STEPS, NUM_STRIP_STEPS)
 
     def keep(_: object, step: int, t: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        if (step + 1) % (PAINTING_STEPS // (NUM_STRIP_STEPS - 1)) == 0 or step == 0 or step == PAINTING_STEPS - 1:
+        if step in shown:
             kept.append((int(t), tensors["latents"].clone()))
         return tensors
 

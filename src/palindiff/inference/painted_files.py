@@ -46,8 +46,9 @@ def paint_files(
 ) -> Iterator[PaintedFile]:
     """Paint every prompt and write each batch as soon as it is done.
 
-    Picture i of a prompt is drawn from the seed `options.seed + i` whatever else is painted, so neither the other
-    prompts nor the batch size change it.
+    Picture i of a prompt is drawn from the seed `options.seed + i` whatever else is painted. So neither the other
+    prompts nor the batch size change it, but for rounding: sums over another batch may add up in another order, which
+    moves a few values by one of 255.
 
     Raises: OSError if a file cannot be written.
     """

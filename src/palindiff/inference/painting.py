@@ -1,4 +1,4 @@
-"""Painting many captions with stock diffusers, each picture from its own seed, so that a batch changes no picture."""
+"""Painting many captions with stock diffusers, each from its own seed: a batch changes none beyond rounding."""
 
 from collections.abc import Callable, Sequence
 

@@ -198,7 +198,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
         pictures: Sequence[Picture],
         labels: Sequence[str],
         templates: Sequence[str] = LABEL_TEMPLATES,
-        **walk: object,
+        **walk_options: Any,
     ) -> Tensor:
         """How probable each label is for each picture, among these labels.
 
@@ -206,15 +206,15 @@ class PalindiffPipeline(StableDiffusionPipeline):
         Raises: ValueError as `encode_labels`; PictureError if a picture cannot be read.
         """
         e = self.encode_labels(labels, templates)
-        e_0_hat = self.encode_image(pictures, **walk)  # type: ignore[arg-type]
+        e_0_hat = self.encode_image(pictures, **walk_options)
         return (self.query_stream.logit_scale.detach() * e_0_hat @ e.T).softmax(dim=-1)
 
-    def rank(self, pictures: Sequence[Picture], captions: Sequence[str], **walk: object) -> Tensor:
+    def rank(self, pictures: Sequence[Picture], captions: Sequence[str], **walk_options: Any) -> Tensor:
         """Score every caption for every picture.
 
         Shapes: b pictures, m captions -> (b, m) float32, cosine in [-1, 1].
         """
-        return self.encode_image(pictures, **walk) @ self.encode_text(captions).T  # type: ignore[arg-type]
+        return self.encode_image(pictures, **walk_options) @ self.encode_text(captions).T
 
     def _encode_captions(self, captions: Sequence[str]) -> EncodedCaptions:
         config = self.query_stream.config

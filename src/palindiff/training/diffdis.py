@@ -7,15 +7,17 @@ Here: putting the parts together. Not here: the loop (`loop.py`), the losses (`o
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from palindiff.data.publish import published_folder
 from palindiff.data.sources import DataConfig, PictureSet, open_pictures
+from palindiff.inference.labels import check_labels
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.inference.shipped import shipped_codec
 from palindiff.models.captions import TextTower, load_text_tower
@@ -27,6 +29,9 @@ from palindiff.training.features import FeatureSet, Tell, caption_features, defa
 from palindiff.training.footprint import training_bytes
 from palindiff.training.journal import Journal
 from palindiff.training.loop import Evaluator, LoopConfig, MachineConfig, OptimizerConfig, Run, check_shares, train
+
+
+TRAIN_STEPS = 1000  # of both chains, as in Stable Diffusion
 
 
 class TextConfig(BaseModel, frozen=True, extra="forbid"):
@@ -44,6 +49,16 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
     head_dim: int = Field(32, gt=0)  # channels of one attention head
     norm_groups: int = Field(32, gt=0)
 
+    @model_validator(mode="after")
+    def _divides_evenly(self) -> Self:
+        for width in self.widths:
+            if width % self.head_dim or width % self.norm_groups:
+                raise ValueError(
+                    f"`widths` holds {width}. Expected multiples of `head_dim` ({self.head_dim}) and of `norm_groups` "
+                    f"({self.norm_groups}). Change one of the three."
+                )
+        return self
+
 
 class SchedulerConfig(BaseModel, frozen=True, extra="forbid"):
     """The picture's chain, Stable Diffusion's noise schedule."""
@@ -57,11 +72,17 @@ class WatchConfig(BaseModel, frozen=True, extra="forbid"):
     validation_split: str = "validation"
     num_pictures: int = Field(500, gt=0)  # validation pictures at most
     templates: tuple[str, ...] = ("{}",)  # prompts around a class name, for zero-shot accuracy
-    naming_steps: int = Field(8, gt=0)  # DDIM steps of the text chain
+    naming_steps: int = Field(8, gt=0, le=TRAIN_STEPS)  # DDIM steps of the text chain
     naming_guidance_scale: float = Field(1.0, ge=1)  # 1 + w of Algorithm 3; 1 turns guidance off
     prompts: tuple[str, ...] = ()  # captions painted at each look; none turns the sheet off
     guidance_scale: float = Field(4.0, ge=1)  # of the painted sheet; 1 turns guidance off
-    num_inference_steps: int = Field(20, gt=0)  # of the painted sheet
+    num_inference_steps: int = Field(20, gt=0, le=TRAIN_STEPS)  # of the painted sheet
+
+    @field_validator("templates")
+    @classmethod
+    def _take_a_label(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        check_labels(["label"], templates)
+        return templates
 
 
 class Recipe(BaseModel, frozen=True, extra="forbid"):
@@ -105,6 +126,7 @@ def build_pipeline(recipe: Recipe, tower: TextTower) -> PalindiffPipeline:
     e = tower.projection.shape[0] if tower.projection is not None else tower.text_encoder.config.hidden_size
     stream = QueryStream.for_unet(unet, e, recipe.query_stream, tower.pooling, tower.projection)
     scheduler = DDIMScheduler(
+        num_train_timesteps=TRAIN_STEPS,
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -113,7 +135,8 @@ def build_pipeline(recipe: Recipe, tower: TextTower) -> PalindiffPipeline:
         steps_offset=1,
         timestep_spacing="trailing",
     )
-    return PalindiffPipeline(vae, tower.text_encoder, tower.tokenizer, unet, scheduler, stream, text_chain_scheduler())
+    query_scheduler = text_chain_scheduler(TRAIN_STEPS)
+    return PalindiffPipeline(vae, tower.text_encoder, tower.tokenizer, unet, scheduler, stream, query_scheduler)
 
 
 def build_unet(config: UNetConfig, vae: AutoencoderKL, d_c: int) -> UNet2DConditionModel:

@@ -8,8 +8,10 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from palindiff.data.pictures import Fit, fit_picture, read_picture, to_pixels, to_tensor
+from palindiff.data.pictures import Fit, PictureError, fit_picture, read_picture, to_pixels, to_tensor
 from palindiff.data.publish import published_folder
 from palindiff.data.sources import PictureSet
 from palindiff.models.captions import TextTower, encode_captions
@@ -101,7 +103,10 @@ def picture_features(
             multiprocessing_context="spawn" if num_workers else None,
         )
         parts = ({"moments": encode_moments(vae, pictures).numpy()} for pictures in loader)
-        _keep(path, len(rows), parts, lambda done: tell("encoding pictures", done, len(rows)))
+        try:
+            _keep(path, len(rows), parts, lambda done: tell("encoding pictures", done, len(rows)))
+        except PictureError as error:  # a worker's comes with its traceback in front of the message
+            raise PictureError(str(error).rpartition("PictureError: ")[2].strip()) from error
     return PictureFeatures(np.load(path / "moments.npy", mmap_mode="r"))
 
 
@@ -138,8 +143,9 @@ def encode_moments(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
 
 
 def fingerprint(module: torch.nn.Module) -> str:
-    """SHA-256 over a module's configuration and weights."""
-    digest = hashlib.sha256(json.dumps(dict(module.config), sort_keys=True, default=str).encode())  # type: ignore[arg-type]
+    """SHA-256 over a module's configuration and weights; where it was loaded from is left out."""
+    settings = {name: value for name, value in dict(module.config).items() if not name.startswith("_")}  # type: ignore[arg-type]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().float().numpy().tobytes())
@@ -164,20 +170,29 @@ class _Squares(Dataset[Tensor]):
 
 
 def _keep(path: Path, num_rows: int, parts: Iterable[dict[str, np.ndarray]], tell: Callable[[int], None]) -> None:
-    """Write parts of named arrays one behind the other into `path/NAME.npy`, all of them or none."""
-    with published_folder(path) as folder:
-        files: dict[str, np.memmap] = {}
-        done = 0
-        for part in parts:
-            for name, array in part.items():
-                if name not in files:
-                    shape = (num_rows, *array.shape[1:])
-                    files[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", array.dtype, shape)
-                files[name][done : done + len(array)] = array
-            done += len(array)
-            tell(done)
-        for file in files.values():
-            file.flush()
+    """Write parts of named arrays one behind the other into `path/NAME.npy`, all of them or none.
+
+    Plain writing, since a full disk kills a process that writes through a memory map. What another process has kept
+    under the same key meanwhile stays.
+    """
+    try:
+        with published_folder(path) as folder, ExitStack() as open_files:
+            files: dict[str, BinaryIO] = {}
+            done = 0
+            for part in parts:
+                for name, array in part.items():
+                    if name not in files:
+                        files[name] = open_files.enter_context((folder / f"{name}.npy").open("wb"))
+                        header = np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(array))
+                        np.lib.format.write_array_header_1_0(
+                            files[name], header | {"shape": (num_rows, *array.shape[1:])}
+                        )
+                    files[name].write(array.tobytes())
+                done += len(array)
+                tell(done)
+    except OSError:
+        if not path.exists():
+            raise
 
 
 def _key(*made_from: object) -> str:

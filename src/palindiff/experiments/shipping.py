@@ -1,0 +1,99 @@
+"""From finished runs to what ships in the package: fp16 weights, the training log, a model card.
+
+The text tower and its tokenizer stay in their own package; `palindiff.load` puts the parts together.
+
+Run: `python -m palindiff.experiments.shipping emoji RUN` or `... codec-emoji RUN`.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from palindiff.data.emoji import ATTRIBUTION
+from palindiff.data.publish import published_folder
+from palindiff.models.query_stream import QueryStream
+from palindiff.training.journal import read_log
+
+CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
+MAX_BYTES = {"emoji": 25_000_000, "codec-emoji": 8_000_000}
+
+CARD = """---
+library_name: diffusers
+license: cc-by-sa-4.0
+pipeline_tag: text-to-image
+tags: [palindiff, diffdis, text-to-image, zero-shot-image-classification, image-text-retrieval]
+---
+
+# palindiff emoji
+
+Paints 64 x 64 emoji in two styles from captions, names pictures, and finds pictures by words. {parameters} parameters
+(U-Net {unet}, query stream {stream}); the text tower is all-MiniLM-L6-v2, taken from its own package and frozen.
+
+- **Data.** Training split of the emoji set that `palindiff data emoji` draws: {attribution}.
+- **Training.** Recipe `emoji` ({command}): {steps:,} steps in {hours:.1f} hours of training on two CPU cores. `log.jsonl`
+  beside this card is its log, `recipe.yaml` the resolved recipe. The weights are the moving average, as fp16.
+- **Measures.** `results/demo.json` in the repository, quoted in its README, with the command that made them.
+- **Limits.** 64 px. It knows emoji and nothing else: photographs are named at random. Concepts that were not in training
+  are painted as blobs of about the right colours and shape. Names are English. Skin tones and genders are as the two
+  sets draw them.
+- **Licence.** The weights were learned from pictures under CC BY 4.0 and CC BY-SA 4.0; use them under CC BY-SA 4.0 and
+  with the attribution above.
+"""
+
+
+def ship(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
+    """Write what ships under a name from a finished run; an older version is replaced.
+
+    Raises: FileNotFoundError if the run is not finished; ValueError if the weights are larger than may ship.
+    """
+    target = checkpoints / name
+    source = run / {"emoji": "checkpoint", "codec-emoji": "vae"}[name]
+    if not source.is_dir():
+        raise FileNotFoundError(f"`{source}` does not exist. Expected a finished run. Let the training end first.")
+    fresh = checkpoints / f".{name}.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    with published_folder(fresh) as folder:
+        (_write_emoji if name == "emoji" else _write_codec)(source, run, folder)
+        shutil.copy(run / "log.jsonl", folder / "log.jsonl")
+        shutil.copy(run / "recipe.yaml", folder / "recipe.yaml")
+        num_bytes = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+        if num_bytes > MAX_BYTES[name]:
+            raise ValueError(
+                f"The weights of `{name}` take {num_bytes:,} bytes. Expected at most {MAX_BYTES[name]:,}. "
+                "Train a smaller model."
+            )
+    shutil.rmtree(target, ignore_errors=True)
+    return fresh.rename(target)
+
+
+def _write_codec(source: Path, run: Path, folder: Path) -> None:
+    AutoencoderKL.from_pretrained(source).half().save_pretrained(folder)
+
+
+def _write_emoji(source: Path, run: Path, folder: Path) -> None:
+    unet = UNet2DConditionModel.from_pretrained(source / "unet").half()
+    stream = QueryStream.from_pretrained(source / "query_stream").half()
+    unet.save_pretrained(folder / "unet")
+    stream.save_pretrained(folder / "query_stream")
+    for part in ("scheduler", "query_scheduler"):
+        shutil.copytree(source / part, folder / part)
+    log = read_log(run / "log.jsonl")
+    counts = [model.num_parameters() / 1e6 for model in (unet, stream)]
+    (folder / "README.md").write_text(
+        CARD.format(
+            parameters=f"{sum(counts):.1f} M",
+            unet=f"{counts[0]:.1f} M",
+            stream=f"{counts[1]:.1f} M",
+            attribution="; ".join(f"{style}: {source}" for style, source in ATTRIBUTION.items()),
+            command=(run / "recipe.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# "),
+            steps=int(max(line["step"] for line in log)),
+            hours=max(line.get("elapsed_s", 0.0) for line in log) / 3600,
+        ),
+        encoding="utf-8",
+    )
+
+
+if __name__ == "__main__":
+    print(ship(sys.argv[1], Path(sys.argv[2])))

@@ -1,0 +1,42 @@
+"""codec_report.py: rows and sheet of a codec run, measured on the folder's own splits."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from toys import toy_vae
+
+from palindiff.data.sources import DataConfig
+from palindiff.experiments.codec_report import CodecReportOptions, report_codec
+from palindiff.training.codec import codec_error, read_pictures
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    """Two splits of small pictures, different in number."""
+    for split, number in (("train", 3), ("test", 2)):
+        folder = tmp_path / "data" / split
+        folder.mkdir(parents=True)
+        rows = []
+        for i in range(number):
+            Image.new("RGB", (8, 8), (40 * i, 90, 200 - 50 * i)).save(folder / f"{i}.png")
+            rows.append({"file_name": f"{i}.png", "captions": [f"{split} {i}"]})
+        (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "data"
+
+
+def test_report_measures_both_splits_and_writes_what_is_asked_for(tmp_path, data_dir):
+    run = tmp_path / "run"
+    toy_vae().save_pretrained(run / "vae")
+    (run / "log.jsonl").write_text('{"step": 9, "elapsed_s": 61.2}\n')
+    options = CodecReportOptions(str(run), data_dir, tmp_path / "codec.json", tmp_path / "sheet.png")
+    rows = report_codec(options, "palindiff evaluate-codec")
+    assert [(row["split"], row["n"], row["steps"], row["seconds"]) for row in rows] == [
+        ("train", 3, 9, 61), ("test", 2, 9, 61),
+    ]  # fmt: skip
+    pictures = read_pictures(DataConfig(path=str(data_dir), split="test"), 8)
+    expected = codec_error(toy_vae().to(torch.float32), pictures)["validation_psnr_db"]
+    assert rows[1]["psnr_db"] == pytest.approx(expected, abs=1e-3)  # rounded to three places
+    assert json.loads((tmp_path / "codec.json").read_text())["rows"][1]["n"] == 2
+    assert Image.open(tmp_path / "sheet.png").width > 100

@@ -1,0 +1,61 @@
+"""shipping.py: what ships is the run's own weights as fp16, with log, recipe and card; too much is refused."""
+
+import json
+
+import pytest
+import torch
+from toys import toy_stream, toy_unet, toy_vae
+
+from palindiff.experiments import shipping
+from palindiff.models.query_stream import QueryStream
+from palindiff.models.text_chain import text_chain_scheduler
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run at toy size, of both kinds."""
+    folder = tmp_path / "run"
+    unet = toy_unet()
+    unet.save_pretrained(folder / "checkpoint" / "unet")
+    toy_stream(unet).save_pretrained(folder / "checkpoint" / "query_stream")
+    for part in ("scheduler", "query_scheduler"):
+        text_chain_scheduler().save_pretrained(folder / "checkpoint" / part)
+    toy_vae().save_pretrained(folder / "vae")
+    lines = [{"step": 50, "loss": 1.0, "elapsed_s": 1800.0}, {"step": 100, "loss": 0.5, "elapsed_s": 3600.0}]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "recipe.yaml").write_text("# Recipe emoji, resolved; identity 0123\nloop: {}\n")
+    return folder
+
+
+def test_emoji_ships_the_run_s_weights_as_fp16_with_log_recipe_and_card(run, tmp_path):
+    target = shipping.ship("emoji", run, tmp_path / "checkpoints")
+    assert {path.name for path in target.iterdir()} == {
+        "unet", "query_stream", "scheduler", "query_scheduler", "log.jsonl", "recipe.yaml", "README.md",
+    }  # fmt: skip
+    shipped = QueryStream.from_pretrained(target / "query_stream")
+    trained = QueryStream.from_pretrained(run / "checkpoint" / "query_stream")
+    assert all(torch.equal(shipped.state_dict()[n].half(), w.half()) for n, w in trained.state_dict().items())
+    card = (target / "README.md").read_text()
+    assert "100 steps in 1.0 hours" in card
+    assert "CC BY 4.0" in card
+    assert "CC BY-SA 4.0" in card
+    assert (target / "log.jsonl").read_text() == (run / "log.jsonl").read_text()
+
+
+def test_codec_ships_and_a_later_version_replaces_it(run, tmp_path):
+    shipping.ship("codec-emoji", run, tmp_path / "checkpoints")
+    (run / "log.jsonl").write_text('{"step": 7}\n')
+    target = shipping.ship("codec-emoji", run, tmp_path / "checkpoints")
+    assert (target / "log.jsonl").read_text() == '{"step": 7}\n'
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["codec-emoji"]
+
+
+def test_too_large_or_unfinished_is_refused_and_leaves_the_old_version(run, tmp_path, monkeypatch):
+    checkpoints = tmp_path / "checkpoints"
+    shipping.ship("codec-emoji", run, checkpoints)
+    monkeypatch.setitem(shipping.MAX_BYTES, "codec-emoji", 1000)
+    with pytest.raises(ValueError, match=r"`codec-emoji` take [\d,]+ bytes. Expected at most 1,000"):
+        shipping.ship("codec-emoji", run, checkpoints)
+    assert [path.name for path in checkpoints.iterdir()] == ["codec-emoji"]
+    with pytest.raises(FileNotFoundError, match="Expected a finished run"):
+        shipping.ship("emoji", tmp_path, checkpoints)

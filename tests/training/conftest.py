@@ -1,0 +1,11 @@
+"""What several files of this room train on."""
+
+import pytest
+
+from toy_recipe import write_toy_parts
+
+
+@pytest.fixture(scope="session")
+def toy_parts(tmp_path_factory):
+    """A folder with a text tower, a codec and drawn pictures, as `toy_recipe.recipe_tree` names them."""
+    return write_toy_parts(tmp_path_factory.mktemp("parts"))

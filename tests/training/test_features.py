@@ -1,0 +1,292 @@
+"""features.py: cached equals computed anew, what a key holds, mirror images, drawing by number, and nothing by halves."""
+
+import hashlib
+import json
+import math
+import multiprocessing
+from resource import RLIMIT_FSIZE, getrlimit, setrlimit
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image, ImageOps
+
+from palindiff.data.pictures import PictureError, read_picture, to_tensor
+from palindiff.data.sources import DataConfig, open_pictures
+from palindiff.models.captions import encode_captions, load_text_tower
+from palindiff.training import features
+from palindiff.training.features import (
+    CaptionFeatures,
+    FeatureSet,
+    PictureFeatures,
+    caption_features,
+    caption_id,
+    default_cache_dir,
+    encode_moments,
+    picture_features,
+)
+from toy_recipe import SIDE_PX, toy_codec, write_drawings
+from toy_run import write_pictures
+
+CAPTIONS = ["a red a", "a red b", "a red a", "", "red"]
+BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
+
+
+def silent(what, done, total):
+    """Tell nobody."""
+
+
+@pytest.fixture
+def rows(toy_parts):
+    return open_pictures(DataConfig(path=str(toy_parts / "pictures")))
+
+
+@pytest.fixture
+def tower(toy_parts):
+    return load_text_tower(str(toy_parts / "tower"))
+
+
+def encode_pictures(rows, cache_dir, vae=None, size_px=SIDE_PX, fit="crop", num_workers=0, tell=silent):
+    return picture_features(rows, vae or toy_codec(), size_px, fit, cache_dir, num_workers, tell)
+
+
+def folders(cache_dir):
+    return sorted(path.name for path in cache_dir.iterdir()) if cache_dir.exists() else []
+
+
+def count_calls(module):
+    """Count a module's forwards from now on."""
+    calls = []
+    module.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def test_moments_are_the_posterior_of_each_picture_and_of_its_mirror_image(rows, tmp_path):
+    vae = toy_codec()
+    vae.register_to_config(scaling_factor=0.5)
+    moments = encode_pictures(rows, tmp_path, vae).moments
+    assert moments.shape == (12, 2, 2, 3, 8, 8)
+    assert moments.dtype == np.float16
+    for row, found in zip(rows, moments, strict=True):
+        picture = read_picture(row.source)
+        for oriented, of_one in zip((picture, ImageOps.mirror(picture)), found, strict=True):
+            with torch.no_grad():
+                posterior = vae.encode(to_tensor(oriented)[None].float() / 127.5 - 1).latent_dist
+            expected = 0.5 * torch.cat([posterior.mean, posterior.std])
+            torch.testing.assert_close(torch.from_numpy(of_one).float(), expected, rtol=1e-3, atol=1e-3)  # float16
+
+
+def test_the_second_orientation_is_the_mirrored_picture_to_the_bit(rows):
+    pictures = [read_picture(row.source) for row in rows]
+    plain, mirrored = (
+        encode_moments(toy_codec(), torch.stack([to_tensor(picture) for picture in each]))
+        for each in (pictures, [ImageOps.mirror(picture) for picture in pictures])
+    )
+    assert torch.equal(plain[:, 1], mirrored[:, 0])
+    assert torch.equal(plain[:, 0], mirrored[:, 1])
+    assert not torch.equal(plain[:, 0], plain[:, 1])
+
+
+def test_pictures_are_encoded_once_and_then_read(rows, tmp_path):
+    vae, told = toy_codec(), []
+    first = encode_pictures(rows, tmp_path / "one", vae, tell=lambda *progress: told.append(progress))
+    anew = encode_pictures(rows, tmp_path / "two", vae)
+    calls = count_calls(vae.encoder)
+    again = encode_pictures(rows, tmp_path / "one", vae)
+    assert not calls
+    assert np.array_equal(first.moments, anew.moments)
+    assert np.array_equal(first.moments, again.moments)
+    assert folders(tmp_path / "one") == folders(tmp_path / "two")
+    assert told == [("encoding pictures", 12, 12)]
+
+
+def test_captions_are_encoded_once_and_then_read(tower, tmp_path):
+    first = caption_features(CAPTIONS, tower, tmp_path / "one", silent)
+    anew = caption_features(CAPTIONS, tower, tmp_path / "two", silent)
+    calls = count_calls(tower.text_encoder)
+    again = caption_features(CAPTIONS, tower, tmp_path / "one", silent)
+    assert not calls
+    for found in (anew, again):
+        assert np.array_equal(first.c, found.c)
+        assert np.array_equal(first.e, found.e)
+        assert first.row == found.row == {"a red a": 0, "a red b": 1, "": 2, "red": 3}
+
+
+def test_text_features_are_those_of_each_caption_alone(tower, tmp_path):
+    found = caption_features(CAPTIONS, tower, tmp_path, silent)
+    for caption, row in found.row.items():
+        with torch.no_grad():
+            encoded = encode_captions([caption], tower.text_encoder, tower.tokenizer, tower.pooling, tower.projection)
+        c, e = torch.from_numpy(found.c[row]).float(), torch.from_numpy(found.e[row])
+        torch.testing.assert_close(c, encoded.c[0], rtol=1e-3, atol=1e-3)  # float16
+        torch.testing.assert_close(e, encoded.e[0], rtol=0, atol=1e-6)  # float32, another batch
+
+
+def test_what_makes_latents_is_in_their_key(rows, toy_parts, tmp_path):
+    cache = tmp_path / "cache"
+    vae, scaled, pictures = toy_codec(), toy_codec(), write_drawings(tmp_path / "pictures")
+    scaled.register_to_config(scaling_factor=0.5)
+    Image.new("RGB", (SIDE_PX, SIDE_PX), "red").save(pictures / "train" / "3.png")
+    encode_pictures(rows, cache, vae)
+    for number, changed in enumerate(
+        [
+            {"vae": toy_codec(seed=3)},
+            {"vae": scaled},
+            {"size_px": 8},
+            {"fit": "pad"},
+            {"rows": open_pictures(DataConfig(path=str(pictures)))},
+        ],
+        start=2,
+    ):
+        encode_pictures(**{"rows": rows, "cache_dir": cache, "vae": vae} | changed)
+        assert len(folders(cache)) == number
+
+
+def test_what_makes_text_features_is_in_their_key(toy_parts, tmp_path):
+    source = str(toy_parts / "tower")
+    other_weights = load_text_tower(source)
+    with torch.no_grad():
+        other_weights.text_encoder.embeddings.word_embeddings.weight[7] += 1
+    for number, (captions, tower) in enumerate(
+        [
+            (CAPTIONS, load_text_tower(source)),
+            ([*CAPTIONS, "one more"], load_text_tower(source)),
+            (CAPTIONS[::-1], load_text_tower(source)),
+            (CAPTIONS, load_text_tower(source, max_length=7)),
+            (CAPTIONS, other_weights),
+        ],
+        start=1,
+    ):
+        c = caption_features(captions, tower, tmp_path, silent).c
+        assert c.shape == (len(set(captions)), 7 if number == 4 else 12, 32)
+        assert len(folders(tmp_path)) == number
+
+
+def test_where_encoders_and_pictures_lie_is_not_in_the_key(rows, toy_parts, tmp_path):
+    pictures = open_pictures(DataConfig(path=str(write_drawings(tmp_path / "moved"))))
+    toy_codec().save_pretrained(tmp_path / "codec")
+    written = AutoencoderKL.from_pretrained(tmp_path / "codec")
+    vae = toy_codec()
+    encode_pictures(rows, tmp_path / "cache", vae)
+    calls = count_calls(written.encoder)
+    encode_pictures(pictures, tmp_path / "cache", written)
+    assert not calls
+    assert len(folders(tmp_path / "cache")) == 1
+
+
+def numbered_set(captions):
+    """A feature set whose numbers tell where they come from."""
+    n, texts = len(captions), list(dict.fromkeys(caption for of_one in captions for caption in of_one))
+    moments = np.arange(4 * n, dtype=np.float16).reshape(n, 2, 2, 1, 1, 1)
+    c = np.arange(len(texts), dtype=np.float16).reshape(-1, 1, 1)
+    e = np.arange(len(texts), dtype=np.float32).reshape(-1, 1)
+    return FeatureSet(captions, PictureFeatures(moments), CaptionFeatures(c, e, {text: i for i, text in enumerate(texts)}))
+
+
+def test_the_first_number_flips_below_one_half():
+    features = numbered_set([["a"], ["b"], ["c"]])
+    flips = torch.tensor([[0.0, 0.0], [math.nextafter(0.5, 0), 0.0], [0.5, 0.0], [BELOW_ONE, 0.0]], dtype=torch.float64)
+    batch = features.read(torch.tensor([1, 1, 1, 2]), flips)
+    assert batch["z_mean"].flatten().tolist() == [6, 6, 4, 8]  # row 1 is 4, 5 (mean, deviation), flipped 6, 7
+    assert batch["z_std"].flatten().tolist() == [7, 7, 5, 9]
+
+
+@pytest.mark.parametrize("num_captions", [1, 2, 3, 5, 7, 20])
+def test_the_second_number_reaches_every_caption_equally_often(num_captions):
+    captions = [f"caption {i}" for i in range(num_captions)]
+    features = numbered_set([["before"], captions, ["behind"]])
+    second = torch.tensor([(i + 0.5) / (4 * num_captions) for i in range(4 * num_captions)])
+    uniform = torch.stack([torch.full_like(second, 0.5), second], dim=1)
+    batch = features.read(torch.ones(len(second), dtype=torch.int64), uniform)
+    assert batch["caption_id"].tolist() == [caption_id(caption) for caption in captions for _ in range(4)]
+    edges = features.read(torch.tensor([1, 1, 0, 2]), torch.tensor([[0.5, 0], [0.5, BELOW_ONE], [0.5, BELOW_ONE], [0.5, 0]]))
+    assert edges["e_0"].flatten().tolist() == [1, num_captions, 0, num_captions + 1]
+    assert edges["c"].flatten().tolist() == [1, num_captions, 0, num_captions + 1]
+
+
+def test_equal_captions_of_different_pictures_share_number_and_features():
+    features = numbered_set([["a", "b"], ["b"]])
+    batch = features.read(torch.tensor([0, 1]), torch.tensor([[0.5, 0.9], [0.5, 0.9]]))
+    assert batch["caption_id"][0] == batch["caption_id"][1] == caption_id("b")
+    assert batch["e_0"][0] == batch["e_0"][1]
+    assert len(features) == 2
+
+
+def test_a_caption_s_number_is_the_same_in_every_process():
+    assert caption_id("a red apple") == 6182013894837421735 == int(hashlib.sha256(b"a red apple").hexdigest()[:16], 16) // 2
+    ids = [caption_id(caption) for caption in ("", "a", "b", "é")]
+    assert len(set(ids)) == 4
+    assert all(0 <= number < 2**63 for number in ids)
+
+
+def damaged(tmp_path):
+    """Pictures of which the third is cut short, and what an error calls it."""
+    folder = write_pictures(tmp_path / "damaged")
+    broken = folder / "train" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    return open_pictures(DataConfig(path=str(folder))), broken
+
+
+def test_a_damaged_picture_is_named_and_nothing_is_left_half_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "ENCODE_BATCH", 1)  # two batches are written before the third fails
+    rows, broken = damaged(tmp_path)
+    told = []
+    with pytest.raises(PictureError, match=f"`{broken}` cannot be decoded"):
+        encode_pictures(rows, tmp_path / "cache", tell=lambda what, done, total: told.append(done))
+    assert told == [1, 2]
+    assert folders(tmp_path / "cache") == []
+
+
+def test_a_full_disk_is_an_error_and_nothing_is_left_half_written(rows, tmp_path):
+    limits = getrlimit(RLIMIT_FSIZE)
+    setrlimit(RLIMIT_FSIZE, (2_000, limits[1]))  # the latents take 18 kB
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            encode_pictures(rows, tmp_path)
+    finally:
+        setrlimit(RLIMIT_FSIZE, limits)
+    assert folders(tmp_path) == []
+    assert encode_pictures(rows, tmp_path).moments.shape[0] == 12
+
+
+def test_two_runs_may_compute_the_same_at_once(rows, tmp_path):
+    """The second run starts and ends while the first one is at it."""
+    others = []
+    first = encode_pictures(rows, tmp_path, tell=lambda *_: others.append(encode_pictures(rows, tmp_path)))
+    assert np.array_equal(first.moments, others[0].moments)
+    assert len(folders(tmp_path)) == 1
+
+
+def test_worker_processes_give_the_same_features_and_the_same_error(rows, tmp_path):
+    assert multiprocessing.get_start_method() != "spawn"  # the loader asks for spawn itself
+    alone = encode_pictures(rows, tmp_path / "one")
+    worked = encode_pictures(rows, tmp_path / "two", num_workers=1)
+    assert np.array_equal(alone.moments, worked.moments)
+    broken_rows, broken = damaged(tmp_path)
+    with pytest.raises(PictureError, match=f"^`{broken}` cannot be decoded.*leave it out.$"):
+        encode_pictures(broken_rows, tmp_path / "three", num_workers=1)
+    assert folders(tmp_path / "three") == []
+
+
+def test_features_lie_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("PALINDIFF_CACHE", str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_cache_dir() == tmp_path / "own"
+    monkeypatch.delenv("PALINDIFF_CACHE")
+    assert default_cache_dir() == tmp_path / "xdg" / "palindiff"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_cache_dir() == tmp_path / ".cache" / "palindiff"
+
+
+def test_kept_files_are_plain_numpy_arrays(rows, tower, tmp_path):
+    encode_pictures(rows, tmp_path)
+    caption_features(CAPTIONS, tower, tmp_path, silent)
+    found = {path.name: np.load(path) for path in tmp_path.glob("*/*.npy")}
+    assert {name: (array.shape, array.dtype) for name, array in found.items()} == {
+        "moments.npy": ((12, 2, 2, 3, 8, 8), np.float16),
+        "c.npy": ((4, 12, 32), np.float16),
+        "e.npy": ((4, 32), np.float32),
+    }
+    assert json.dumps(folders(tmp_path)).count("-") == 2
