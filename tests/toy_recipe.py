@@ -1,4 +1,4 @@
-"""A whole recipe at toy size: a text tower, a codec and drawn pictures on disk, and networks of some thousand weights."""
+"""A whole recipe at toy size: a text tower, a codec and drawn pictures on disk, and two small networks."""
 
 import json
 
@@ -43,7 +43,10 @@ def write_split(folder, rows, drawn_from=0):
 def write_drawings(folder):
     """Twelve pictures to train on, with one to three captions each, and six labelled ones to validate on."""
     train = [
-        {"file_name": f"{i}.png", "captions": [f"a {COLOURS[i % 4]} {'abcdef'[i // 2]}", "a red a", "an x"][: i % 3 + 1]}
+        {
+            "file_name": f"{i}.png",
+            "captions": [f"a {COLOURS[i % 4]} {'abcdef'[i // 2]}", "a red a", "an x"][: i % 3 + 1],
+        }
         for i in range(12)
     ]
     validation = [

@@ -51,7 +51,7 @@ def test_loss_is_the_mean_log_error_plus_the_weighted_kl():
 
 
 def test_loss_is_the_likelihood_under_each_picture_s_best_variance():
-    """Sigma-VAE: with σ² = the error, −log N(x; x_hat, σ²) per number is ½ log error, up to a constant and the floor."""
+    """Sigma-VAE: with σ² = the error, −log N(x; x_hat, σ²) per number is ½ log error and a constant."""
     objective = toy_objective(kl_weight=0, error_floor=1e-12)
     batch, draws = toy_batch(), toy_draws(objective)
     errors = [error_by_hand(objective, x, eps) for x, eps in zip(batch["x"], draws["eps"], strict=True)]

@@ -95,7 +95,9 @@ def test_every_orientation_and_colour_order_comes_equally_often():
 def test_every_shift_comes_equally_often():
     x = numbered_picture()
     known = every_change(x)
-    changes = [known[augment(x, torch.tensor([0.0, middle(i, NUM_SECOND)])).numpy().tobytes()] for i in range(NUM_SECOND)]
+    changes = [
+        known[augment(x, torch.tensor([0.0, middle(i, NUM_SECOND)])).numpy().tobytes()] for i in range(NUM_SECOND)
+    ]
     assert len({shift for _, _, shift in changes}) == NUM_SECOND
     assert {orientation for orientation, _, _ in changes} == {(0, False)}
 
@@ -135,7 +137,9 @@ def test_codec_error_is_of_the_mean_latent_picture_by_picture():
             x_hat = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
             errors.append(((x - x_hat) / 2).square().mean().item())
     told = codec_error(vae, pictures)  # in two batches
-    assert told["validation_psnr_db"] == pytest.approx(np.mean([-10 * math.log10(error) for error in errors]), abs=1e-3)
+    assert told["validation_psnr_db"] == pytest.approx(
+        np.mean([-10 * math.log10(error) for error in errors]), abs=1e-3
+    )
     assert told["validation_pooled_psnr_db"] == pytest.approx(-10 * math.log10(np.mean(errors)), abs=1e-3)
 
 
@@ -188,7 +192,9 @@ def test_a_run_returns_the_error_of_what_it_wrote_on_validation_pictures(finishe
     assert numbers != codec_error(written, training)
     last = read_log(output / "log.jsonl")[-1]
     assert last["step"] == 6
-    assert numbers["validation_psnr_db"] == pytest.approx(last["validation_psnr_db"], abs=0.1)  # fp16 is all that differs
+    assert numbers["validation_psnr_db"] == pytest.approx(
+        last["validation_psnr_db"], abs=0.1
+    )  # fp16 is all that differs
 
 
 def test_what_a_run_wrote_has_latents_of_unit_variance(finished, pictures_dir):

