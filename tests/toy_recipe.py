@@ -26,7 +26,7 @@ def drawing(number):
     """A picture whose mirror image is another."""
     picture = Image.new("RGB", (SIDE_PX, SIDE_PX), "white")
     colour = COLOURS[number % len(COLOURS)]
-    ImageDraw.Draw(picture).polygon([(1, 1), (2, 14), (4 + number % 12, 3 + number // 2)], fill=colour)
+    ImageDraw.Draw(picture).polygon([(1, 1), (2, 14), (4 + number % 12, number * 7 % 16)], fill=colour)
     return picture
 
 

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 from PIL import Image
-from toys import toy_vae
 
 from palindiff.data.sources import DataConfig
 from palindiff.experiments.codec_report import CodecReportOptions, report_codec
 from palindiff.training.codec import codec_error, read_pictures
+from toys import toy_vae
 
 
 @pytest.fixture

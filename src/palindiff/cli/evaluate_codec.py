@@ -9,7 +9,9 @@ import typer
 
 
 def evaluate_codec(
-    model: Annotated[str, typer.Option(metavar="shipped|DIR", help="The shipped codec, or a run of train-codec.")] = "shipped",
+    model: Annotated[
+        str, typer.Option(metavar="shipped|DIR", help="The shipped codec, or a run of train-codec.")
+    ] = "shipped",
     data: Annotated[Path, typer.Option(help="Folder of the emoji set, with train/ and test/.")] = Path("data/emoji"),
     results: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write the numbers there.", show_default="print only")

@@ -29,6 +29,21 @@ def published_folder(output: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def replaced_folder(output: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `output` that takes its place on success; on any error the old one stays."""
+    fresh = output.with_name(f".{output.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    with published_folder(fresh) as folder:
+        yield folder
+    old = output.with_name(f".{output.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if output.exists():
+        output.rename(old)
+    fresh.rename(output)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def publish_text(path: Path, text: str) -> None:
     """Replace a file by `text` in one step: readers see the old text or the new, never a part."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")

@@ -43,7 +43,8 @@ def report_codec(options: CodecReportOptions, command: str) -> list[Row]:
     folder = shipped_folder("codec-emoji") if options.model == "shipped" else Path(options.model) / "vae"
     vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
     log = read_log((folder if options.model == "shipped" else Path(options.model)) / "log.jsonl")
-    cost = {"steps": max(line["step"] for line in log), "seconds": round(max(line.get("elapsed_s", 0) for line in log))}
+    seconds = round(max(line.get("elapsed_s", 0) for line in log))
+    cost = {"steps": max(line["step"] for line in log), "seconds": seconds}
     rows: list[Row] = []
     for split in SPLITS:
         pictures = read_pictures(DataConfig(path=str(options.data_dir), split=split), vae.config.sample_size)

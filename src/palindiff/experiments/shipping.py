@@ -12,7 +12,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from palindiff.data.emoji import ATTRIBUTION
-from palindiff.data.publish import published_folder
+from palindiff.data.publish import replaced_folder
 from palindiff.models.query_stream import QueryStream
 from palindiff.training.journal import read_log
 
@@ -32,8 +32,9 @@ Paints 64 x 64 emoji in two styles from captions, names pictures, and finds pict
 (U-Net {unet}, query stream {stream}); the text tower is all-MiniLM-L6-v2, taken from its own package and frozen.
 
 - **Data.** Training split of the emoji set that `palindiff data emoji` draws: {attribution}.
-- **Training.** Recipe `emoji` ({command}): {steps:,} steps in {hours:.1f} hours of training on two CPU cores. `log.jsonl`
-  beside this card is its log, `recipe.yaml` the resolved recipe. The weights are the moving average, as fp16.
+- **Training.** Recipe `emoji` ({command}):
+  {steps:,} steps in {hours:.1f} hours of training on two CPU cores. `log.jsonl` beside this card is its log,
+  `recipe.yaml` the resolved recipe. The weights are the moving average, as fp16.
 - **Measures.** `results/demo.json` in the repository, quoted in its README, with the command that made them.
 - **Limits.** 64 px. It knows emoji and nothing else: photographs are named at random. Concepts that were not in training
   are painted as blobs of about the right colours and shape. Names are English. Skin tones and genders are as the two
@@ -49,12 +50,14 @@ def ship(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
     Raises: FileNotFoundError if the run is not finished; ValueError if the weights are larger than may ship.
     """
     target = checkpoints / name
-    source = run / {"emoji": "checkpoint", "codec-emoji": "vae"}[name]
-    if not source.is_dir():
-        raise FileNotFoundError(f"`{source}` does not exist. Expected a finished run. Let the training end first.")
-    fresh = checkpoints / f".{name}.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    with published_folder(fresh) as folder:
+    possible = {"emoji": ("checkpoint", "latest"), "codec-emoji": ("vae",)}[name]
+    source = next((run / part for part in possible if (run / part).is_dir()), None)
+    if source is None:
+        raise FileNotFoundError(
+            f"`{run}` holds no `{'` and no `'.join(possible)}`. Expected a run of `{name}`. "
+            "Let the training go on first."
+        )
+    with replaced_folder(target) as folder:
         (_write_emoji if name == "emoji" else _write_codec)(source, run, folder)
         shutil.copy(run / "log.jsonl", folder / "log.jsonl")
         shutil.copy(run / "recipe.yaml", folder / "recipe.yaml")
@@ -64,8 +67,7 @@ def ship(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
                 f"The weights of `{name}` take {num_bytes:,} bytes. Expected at most {MAX_BYTES[name]:,}. "
                 "Train a smaller model."
             )
-    shutil.rmtree(target, ignore_errors=True)
-    return fresh.rename(target)
+    return target
 
 
 def _write_codec(source: Path, run: Path, folder: Path) -> None:

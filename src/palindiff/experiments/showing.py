@@ -1,6 +1,7 @@
 """What the demo page shows of a model, section by section: paintings, names, search, both chains, training curves."""
 
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 import torch
@@ -77,7 +78,7 @@ def named(embedded: Sequence[Embedded]) -> Section:
         for place in _places(len(each.rows), NUM_NAMED):
             ranked = _best(each.scores[place], NUM_CANDIDATES)
             told = names([(each.captions[i], float(each.scores[place, i])) for i in ranked], each.captions[place])
-            rows.append([picture(_small(each.rows[place])), _plain(each.captions[place]), told])
+            rows.append([picture(_small(each.rows[place])), escape(_plain(each.captions[place])), told])
     total = len(embedded[0].rows)
     return "From a picture to its name", note(
         f"Unseen pictures, evenly spread; the best {NUM_CANDIDATES} of {total} names, none of which was in training. "

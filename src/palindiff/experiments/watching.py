@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from palindiff.data.publish import replaced_folder
 from palindiff.evaluation.retrieval import PICTURE_TO_TEXT, TEXT_TO_PICTURE, recall_at_k
 from palindiff.evaluation.sheets import contact_sheet
 from palindiff.evaluation.zero_shot import mean_class_recall, top_k_accuracy
@@ -29,7 +30,7 @@ def watchers(parts: Parts) -> Sequence[Evaluator]:
         chosen.append(lambda step: naming(parts))
     if task != "discriminate" and parts.recipe.watch.prompts:
         chosen.append(lambda step: samples(parts, step))
-    return chosen
+    return [*chosen, lambda step: keep_latest(parts)]
 
 
 def validation_losses(parts: Parts) -> dict[str, float]:
@@ -88,6 +89,13 @@ def samples(parts: Parts, step: int) -> dict[str, float]:
     path = parts.output / "samples" / f"step-{step:08d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(painted, watch.prompts, title=f"step {step}").save(path)
+    return {}
+
+
+def keep_latest(parts: Parts) -> dict[str, float]:
+    """Write the averaged weights as a checkpoint folder, `latest/`, that can be used while the training goes on."""
+    with replaced_folder(parts.output / "latest") as folder:
+        parts.pipeline.save_pretrained(folder)
     return {}
 
 

@@ -30,7 +30,6 @@ from palindiff.training.footprint import training_bytes
 from palindiff.training.journal import Journal
 from palindiff.training.loop import Evaluator, LoopConfig, MachineConfig, OptimizerConfig, Run, check_shares, train
 
-
 TRAIN_STEPS = 1000  # of both chains, as in Stable Diffusion
 
 

@@ -1,4 +1,4 @@
-"""What several files of this room train on."""
+"""What the tests of several rooms stand on."""
 
 import pytest
 

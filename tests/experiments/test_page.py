@@ -1,0 +1,69 @@
+"""page.py: every text stays text, every tag is closed, every picture is inside."""
+
+import base64
+import io
+
+import pytest
+from PIL import Image, ImageChops
+
+from palindiff.experiments.page import figures, heading, html_table, names, note, page, picture, table
+from toy_page import Page, assert_self_contained
+
+SCRIPT = "<script>alert('a')</script> & \"b\""
+RED = Image.new("RGB", (5, 4), "red")
+
+
+def test_a_page_is_well_formed_and_asks_for_nothing():
+    body = note("n") + heading("h") + figures([RED, RED], ["a", "b"]) + table([{"k": 1}], {"k": "K"})
+    read = assert_self_contained(page("title", "<p>lead</p>", [("one", body), ("two", "<p>text</p>")]))
+    assert read.of("h1") == read.of("title") == ["title"]
+    assert read.of("h2") == ["one", "two"]
+    assert read.of("p") == ["lead", "n", "text"]
+    assert len(read.references) == 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda text: page(text, "", []),
+        lambda text: page("title", "", [(text, "")]),
+        note,
+        heading,
+        lambda text: figures([RED], [text]),
+        lambda text: figures([RED], [text], "row", right=0),
+        lambda text: table([{"k": text}], {"k": "K"}),
+        lambda text: table([{"k": 1}], {"k": text}),
+        lambda text: html_table([text], [["<b>cell</b>"]]),
+        lambda text: names([(text, 0.5)], "other"),
+        lambda text: names([(text, 0.5)], text),
+    ],
+)
+def test_text_never_becomes_a_tag(make):
+    html = make(SCRIPT)
+    assert "script" not in Page(html).tags
+    assert SCRIPT in [text for _, text in Page(f"<div>{html}</div>").texts]
+
+
+def test_a_picture_is_inside_without_loss():
+    drawn = Image.effect_noise((9, 7), 50).convert("RGB")
+    (reference,) = Page(picture(drawn)).references
+    read = Image.open(io.BytesIO(base64.b64decode(reference.removeprefix("data:image/png;base64,"))))
+    assert ImageChops.difference(read, drawn).getbbox() is None
+
+
+def test_the_right_answer_is_marked_and_no_other():
+    assert Page(figures([RED] * 3, ["a", "b", "a"], "row", right=1)).marked == ["b"]
+    assert Page(figures([RED] * 3, ["a", "b", "c"])).marked == []
+    assert Page(f"<div>{names([('a', 0.5), ('b', 0.25)], 'b')}</div>").marked == ["b", "0.25"]
+
+
+def test_as_many_captions_as_pictures_are_expected():
+    with pytest.raises(ValueError, match="shorter"):
+        figures([RED, RED], ["a"])
+
+
+def test_a_table_shows_shares_in_percent_and_counts_as_they_are():
+    rows = [{"style": "flat", "k": 10, "recall": 0.4251, "left out": 1}, {"style": None, "k": 1, "recall": 1.0}]
+    read = Page(table(rows, {"style": "Style", "recall": "Recall", "k": "K"}))
+    assert read.of("th") == ["Style", "Recall", "K"]
+    assert read.of("td") == ["flat", "42.5 %", "10", "None", "100.0 %", "1"]

@@ -1,0 +1,237 @@
+"""diffdis.py: a whole toy recipe, from pictures to a Stable Diffusion folder, stopped, killed and halved."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from diffusers import StableDiffusionPipeline
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from palindiff.cli.main import main
+from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.models.encoder_half import encoder_half_parameters
+from palindiff.models.text_tower import load_text_tower
+from palindiff.training.diffdis import UNetConfig, WatchConfig, build_pipeline, describe
+from palindiff.training.journal import read_log
+from palindiff.training.recipe_file import RECIPE_FILE
+from palindiff.training.state import saved_states
+from toy_recipe import SIDE_PX, prepare_toy, recipe_tree, toy_recipe, train_toy_recipe, weights_of
+from toy_run import one_thread
+from toy_towers import write_clip
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(toy_parts, tmp_path_factory):
+    """A recipe, the folder of its run, and the pipeline that training returned."""
+    recipe, output = toy_recipe(toy_parts), tmp_path_factory.mktemp("trained") / "run"
+    with one_thread():
+        return recipe, output, train_toy_recipe(recipe, output)
+
+
+def at_the_start(recipe):
+    """The models of a recipe before training, the same at every call."""
+    return build_pipeline(recipe, load_text_tower(recipe.text.source, recipe.text.max_length))
+
+
+def changed(before, after):
+    """Names of weights that differ."""
+    assert before.keys() == after.keys()
+    return {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+
+
+def paint(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipeline(
+        ["a red a", ""], num_inference_steps=3, guidance_scale=4, generator=generator, output_type="np"
+    ).images
+
+
+def written_weights(output):
+    """The bytes of both trained parts of a checkpoint."""
+    return {part: (output / "checkpoint" / part / WEIGHTS).read_bytes() for part in ("unet", "query_stream")}
+
+
+def test_training_writes_a_folder_that_paints_the_same_in_stock_diffusers(trained):
+    recipe, output, pipeline = trained
+    stock = StableDiffusionPipeline.from_pretrained(output / "checkpoint")
+    loaded = PalindiffPipeline.from_pretrained(output / "checkpoint")
+    painted = paint(stock)
+    assert painted.shape == (2, SIDE_PX, SIDE_PX, 3)
+    assert (painted == paint(loaded)).all()
+    assert (painted == paint(pipeline)).all()
+    assert (painted != paint(at_the_start(recipe))).any()
+
+
+def test_a_written_folder_names_as_the_trained_pipeline_does(trained, toy_parts):
+    _, output, pipeline = trained
+    loaded = PalindiffPipeline.from_pretrained(output / "checkpoint")
+    pictures = sorted((toy_parts / "pictures" / "validation").glob("*.png"))
+    scores = [each.rank(pictures, ["a red g", "a green h"], num_inference_steps=2) for each in (pipeline, loaded)]
+    torch.testing.assert_close(scores[1], scores[0], rtol=0, atol=1e-6)  # float32; weights lie elsewhere in memory
+    assert not changed(weights_of(pipeline), weights_of(loaded))
+    assert not any(part.training for part in (pipeline.unet, pipeline.query_stream, pipeline.vae))
+
+
+def test_a_checkpoint_holds_the_average_of_the_weights(trained):
+    _, output, pipeline = trained
+    average = load_file(saved_states(output / "state")[-1] / "ema.safetensors")
+    weights = load_file(saved_states(output / "state")[-1] / "weights.safetensors")
+    assert not changed(average, weights_of(pipeline))
+    assert changed(average, weights)
+
+
+def test_both_tasks_train_both_parts_and_nothing_frozen(trained):
+    recipe, _, pipeline = trained
+    start = at_the_start(recipe)
+    moved = changed(weights_of(start), weights_of(pipeline))
+    assert len(moved) > 0.9 * len(weights_of(start))  # both normed by layers whose own biases need not move at once
+    for part in ("vae", "text_encoder"):
+        before, after = (getattr(each, part).state_dict() for each in (start, pipeline))
+        assert not changed(before, after)
+
+
+@pytest.mark.parametrize("task", ["generate", "discriminate"])
+def test_one_task_leaves_the_other_part_s_weights_to_the_bit(task, toy_parts, tmp_path):
+    """With weight decay and averaging on, which would move whatever the optimizer holds."""
+    recipe = toy_recipe(toy_parts, objective={"task": task}, optimizer={"weight_decay": 0.1})
+    start = at_the_start(recipe)
+    encoder = {id(weight) for weight in encoder_half_parameters(start.unet)}
+    encoder_names = {f"unet.{name}" for name, weight in start.unet.named_parameters() if id(weight) in encoder}
+    before = weights_of(start)
+    stream = {name for name in before if name.startswith("query_stream.")}
+    moved = changed(before, weights_of(train_toy_recipe(recipe, tmp_path)))
+    used = before.keys() - stream if task == "generate" else encoder_names | stream
+    assert moved <= used
+    assert len(moved) > 0.9 * len(used)
+    assert len(used) < len(before)
+
+
+def test_each_part_learns_at_its_own_rate(toy_parts, tmp_path):
+    """Adam's first step moves a weight by its rate, whatever the gradient; averaging has not begun after one step."""
+    recipe = toy_recipe(
+        toy_parts,
+        loop={"num_steps": 1},
+        optimizer={"learning_rate": 1e-3, "new_learning_rate": 1e-2, "warmup_steps": 0, "weight_decay": 0},
+    )
+    before, after = weights_of(at_the_start(recipe)), weights_of(train_toy_recipe(recipe, tmp_path))
+    for part, rate in (("unet.", 1e-3), ("query_stream.", 1e-2)):
+        steps = torch.cat([(after[name] - before[name]).abs().flatten() for name in before if name.startswith(part)])
+        assert steps.max().item() == pytest.approx(rate, rel=1e-3)
+        assert steps.median().item() == pytest.approx(rate, rel=1e-2)
+
+
+def test_a_run_reads_captions_pictures_and_steps_by_its_seed(trained, toy_parts, tmp_path):
+    recipe, output, _ = trained
+    train_toy_recipe(recipe, tmp_path / "again")
+    assert written_weights(tmp_path / "again") == written_weights(output)
+    train_toy_recipe(toy_recipe(toy_parts, loop={"seed": 1}), tmp_path / "other")
+    assert written_weights(tmp_path / "other") != written_weights(output)
+
+
+def test_features_are_those_of_the_recipe_s_pictures_and_captions(toy_parts, tmp_path):
+    parts = prepare_toy(toy_recipe(toy_parts), tmp_path)
+    assert (len(parts.training_set), len(parts.validation_set)) == (12, 6)
+    row = torch.tensor([5])  # three captions
+    batch = parts.training_set.read(row, torch.tensor([[0.9, 0.4]]))
+    picture = toy_parts / "pictures" / "train" / "5.png"
+    z = parts.pipeline.encode_latents([picture])
+    torch.testing.assert_close(batch["z_mean"].float(), z, rtol=1e-3, atol=1e-3)  # kept as float16
+    torch.testing.assert_close(batch["e_0"], parts.pipeline.encode_text(["a red a"]), rtol=0, atol=1e-6)
+    c_empty = parts.pipeline.encode_prompt([""], "cpu", 1, False)[0]
+    torch.testing.assert_close(parts.objective.c_empty, c_empty, rtol=1e-3, atol=1e-3)  # kept as float16
+
+
+def run_command(arguments, monkeypatch):
+    """The command in this process, through its own door -> exit code."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr("sys.argv", ["palindiff", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return stopped.value.code or 0
+
+
+def test_a_killed_command_goes_on_to_the_weights_of_an_unkilled_run(toy_parts, tmp_path, monkeypatch):
+    """SIGKILL from outside, the same command again; the unkilled run is nobody's to look at, which changes nothing."""
+    sections = {"loop": {"num_steps": 40, "save_every": 3}, "machine": {"num_threads": 1}}
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(recipe_tree(toy_parts, **sections)))
+    arguments = ["train", "--recipe", str(tmp_path / "toy.yaml"), "--output", str(tmp_path / "killed")]
+    log, quiet = tmp_path / "killed" / "log.jsonl", {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    child = subprocess.Popen([sys.executable, "-m", "palindiff.cli.main", *arguments], **quiet)
+    while child.poll() is None and max((line["step"] for line in read_log(log)), default=0) < 4:
+        time.sleep(0.002)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert 4 <= max(line["step"] for line in read_log(log)) < 40
+    assert saved_states(tmp_path / "killed" / "state")
+    assert not (tmp_path / "killed" / "checkpoint").exists()
+    assert run_command(arguments, monkeypatch) == 0
+    train_toy_recipe(toy_recipe(toy_parts, **sections), tmp_path / "whole")
+    assert written_weights(tmp_path / "killed") == written_weights(tmp_path / "whole")
+    assert [line["step"] for line in read_log(log) if "loss" in line] == list(range(1, 41))
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {
+        "checkpoint", "log.jsonl", RECIPE_FILE, "state", "tensorboard"
+    }  # fmt: skip
+
+
+def test_a_dry_run_prints_what_describe_counts(toy_parts, tmp_path, monkeypatch, capsys):
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(recipe_tree(toy_parts)))
+    assert run_command(["train", "--recipe", str(tmp_path / "toy.yaml"), "--dry-run"], monkeypatch) == 0
+    printed = capsys.readouterr().out.splitlines()
+    counts = describe(toy_recipe(toy_parts))
+    assert counts.pop("training_bytes") > 0
+    for name, count in counts.items():
+        assert f"{name}: {count:,}" in printed
+
+
+@pytest.mark.parametrize("task", ["both", "generate", "discriminate"])
+@pytest.mark.parametrize("tower", ["tower", "clip"])
+def test_describe_counts_what_training_builds(task, tower, toy_parts, tmp_path):
+    source = write_clip(tmp_path / "clip") if tower == "clip" else toy_parts / tower
+    recipe = toy_recipe(toy_parts, objective={"task": task}, text={"source": str(source)})
+    parts = prepare_toy(recipe, tmp_path)
+    told = describe(recipe)
+    for name in ("unet", "query_stream", "vae", "text_encoder"):
+        assert told[name] == sum(weight.numel() for weight in getattr(parts.pipeline, name).parameters())
+    groups = parts.objective.parameter_groups(1e-3, 2e-3)
+    assert told["trained"] == sum(weight.numel() for group in groups for weight in group["params"])
+    assert told["training_bytes"] == 20 * told["trained"]
+    assert (told["trained"] == told["unet"] + told["query_stream"]) == (task == "both")
+
+
+def test_a_clip_s_projection_travels_with_the_stream(toy_parts, tmp_path):
+    source = write_clip(tmp_path / "clip")
+    recipe = toy_recipe(toy_parts, text={"source": str(source)}, loop={"num_steps": 1})
+    pipeline = train_toy_recipe(recipe, tmp_path / "run")
+    stream = load_file(tmp_path / "run" / "checkpoint" / "query_stream" / WEIGHTS)
+    assert torch.equal(stream["text_projection"], load_text_tower(str(source)).projection)
+    assert pipeline.query_stream.config.pooling == "clip"
+
+
+@pytest.mark.parametrize(("widths", "head_dim", "norm_groups"), [((96,), 40, 32), ((32, 8), 16, 8), ((96,), 32, 20)])
+def test_widths_that_heads_or_norms_do_not_divide_are_refused(widths, head_dim, norm_groups):
+    """A U-Net would be built with other heads than asked for, or fail somewhere in its depths."""
+    with pytest.raises(ValidationError, match=rf"`widths` holds {widths[-1]}\. Expected multiples of `head_dim`"):
+        UNetConfig(widths=widths, head_dim=head_dim, norm_groups=norm_groups)
+
+
+def test_what_would_end_a_run_at_its_first_look_is_refused_before_it_begins():
+    with pytest.raises(ValidationError, match=r"the template 'an emoji' has no `\{\}`"):
+        WatchConfig(templates=("an emoji",))
+    for name in ("naming_steps", "num_inference_steps"):
+        with pytest.raises(ValidationError, match="less than or equal to 1000"):
+            WatchConfig(**{name: 1001})
