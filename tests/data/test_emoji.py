@@ -168,8 +168,8 @@ def test_set_is_read_back_as_any_other_folder(small_set):
         rows = open_pictures(DataConfig(path=str(output), split=split, check_pictures=True))
         assert len(rows) == sum(of_split.values())
         for row in rows:
-            seen.add(row.fields["concept"])
-            assert SPLITS[row.fields["concept"]][row.fields["style"]] == split
+            seen.add(row.label)
+            assert SPLITS[row.label][row.fields["style"]] == split
             assert all(caption.startswith(("a flat emoji of", "an outlined emoji of")) for caption in row.captions)
     assert seen == chosen
 
@@ -178,7 +178,7 @@ def test_row_tells_style_concept_and_whether_it_stands_for_it(small_set):
     output, _, counts = small_set
     split = SPLITS["OK hand"]["flat"]
     lines = (output / split / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
-    hands = [row for row in map(json.loads, lines) if row["concept"] == "OK hand" and row["style"] == "flat"]
+    hands = [row for row in map(json.loads, lines) if row["label"] == "OK hand" and row["style"] == "flat"]
     assert [row["is_representative"] for row in hands] == [True] + [False] * 5  # one plain, five tones
     assert hands[0]["file_name"] == "flat/1f44c.png"
     assert hands[0]["captions"][0] == "a flat emoji of an OK hand"

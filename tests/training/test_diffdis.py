@@ -184,7 +184,7 @@ def test_a_killed_command_goes_on_to_the_weights_of_an_unkilled_run(toy_parts, t
     assert written_weights(tmp_path / "killed") == written_weights(tmp_path / "whole")
     assert [line["step"] for line in read_log(log) if "loss" in line] == list(range(1, 41))
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {
-        "checkpoint", "log.jsonl", RECIPE_FILE, "state", "tensorboard"
+        "checkpoint", "latest", "log.jsonl", RECIPE_FILE, "state", "tensorboard"
     }  # fmt: skip
 
 
