@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from accelerate import debug_launcher
+from accelerate.state import AcceleratorState
 from PIL import Image, ImageChops
 
 from palindiff.evaluation.retrieval import recall_at_k
@@ -11,6 +13,7 @@ from palindiff.evaluation.sheets import contact_sheet
 from palindiff.evaluation.zero_shot import mean_class_recall, top_k_accuracy
 from palindiff.experiments.watching import naming, samples, validation_losses, watchers
 from palindiff.inference.painting import paint
+from palindiff.training.diffdis import train_recipe
 from palindiff.training.journal import read_log
 from palindiff.training.order import random_generator
 from toy_recipe import prepare_toy, toy_recipe, train_toy_recipe, write_drawings
@@ -187,3 +190,17 @@ def test_a_run_that_is_watched_learns_as_one_that_is_not(toy_parts, tmp_path):
     told = [line["step"] for line in read_log(tmp_path / "watched" / "log.jsonl") if "validation_loss" in line]
     assert told == [1, 2, 3, 4]
     assert len(list((tmp_path / "watched" / "samples").iterdir())) == 4
+
+
+def train_as_one_of_two(toy_parts, output):
+    AcceleratorState._reset_state(reset_partial_state=True)  # a forked child inherits its parent's
+    recipe = toy_recipe(toy_parts, loop={"num_steps": 2, "batch_size": 4, "evaluate_every": 1})
+    train_recipe(recipe, output, watchers, show_progress=False)
+
+
+def test_two_processes_train_while_one_of_them_looks(toy_parts, tmp_path):
+    """A look that waited for the other process would never end."""
+    debug_launcher(train_as_one_of_two, args=(toy_parts, tmp_path / "run"), num_processes=2)
+    looks = [line["step"] for line in read_log(tmp_path / "run" / "log.jsonl") if "validation_alignment" in line]
+    assert looks == [1, 2]
+    assert (tmp_path / "run" / "checkpoint" / "query_stream").is_dir()

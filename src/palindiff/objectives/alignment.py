@@ -46,9 +46,10 @@ def global_batch(tensor: Tensor) -> Tensor:
     over processes, as data-parallel training does, brings the sum back to one.
 
     Source: ours (decisions row 18).
-    Shapes: (b, ...) on each of W processes -> (W * b, ...); with one process, the tensor itself.
+    Shapes: (b, ...) on each of W processes -> (W * b, ...); with one process, or without gradients, the tensor itself.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    is_looked_at_alone = not torch.is_grad_enabled()  # one process evaluates while the others wait: nothing to join
+    if is_looked_at_alone or not dist.is_initialized() or dist.get_world_size() == 1:
         return tensor
     return torch.cat(dist_nn.all_gather(tensor.contiguous()))
 
