@@ -38,7 +38,7 @@ class CodecRecipe(BaseModel, frozen=True, extra="forbid"):
 class PicturesInMemory:
     """A training set of whole pictures, (n, 3, H, W) uint8, each read turned, mirrored, shifted and recoloured.
 
-    Some thousand pictures are too few for an autoencoder: without this, unseen pictures come out 3 dB worse.
+    Some thousand pictures are few for an autoencoder: without this it learns them by heart.
     """
 
     def __init__(self, pictures: Tensor) -> None:
