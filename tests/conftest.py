@@ -1,5 +1,9 @@
 """What the tests of several rooms stand on."""
 
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a forked child of a process with more threads may hang
+
 import pytest
 
 from toy_recipe import write_toy_parts
