@@ -35,6 +35,7 @@ def test_emoji_ships_the_run_s_weights_as_fp16_with_log_recipe_and_card(run, tmp
     shipped = QueryStream.from_pretrained(target / "query_stream")
     trained = QueryStream.from_pretrained(run / "checkpoint" / "query_stream")
     assert all(torch.equal(shipped.state_dict()[n].half(), w.half()) for n, w in trained.state_dict().items())
+    assert str(tmp_path) not in (target / "unet" / "config.json").read_text()
     card = (target / "README.md").read_text()
     assert "100 steps in 1.0 hours" in card
     assert "CC BY 4.0" in card

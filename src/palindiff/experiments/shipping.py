@@ -5,6 +5,7 @@ The text tower and its tokenizer stay in their own package; `palindiff.load` put
 Run: `python -m palindiff.experiments.shipping emoji RUN` or `... codec-emoji RUN`.
 """
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -61,6 +62,7 @@ def ship(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
         (_write_emoji if name == "emoji" else _write_codec)(source, run, folder)
         shutil.copy(run / "log.jsonl", folder / "log.jsonl")
         shutil.copy(run / "recipe.yaml", folder / "recipe.yaml")
+        _forget_where_they_lay(folder)
         num_bytes = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         if num_bytes > MAX_BYTES[name]:
             raise ValueError(
@@ -68,6 +70,14 @@ def ship(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
                 "Train a smaller model."
             )
     return target
+
+
+def _forget_where_they_lay(folder: Path) -> None:
+    """Take out of every config.json the path that its model was loaded from: it is this machine's alone."""
+    for path in folder.rglob("config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _write_codec(source: Path, run: Path, folder: Path) -> None:

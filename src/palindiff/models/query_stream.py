@@ -254,6 +254,7 @@ class QueryStream(WholeModel):
         drive = self._drive(e_t, t_e, len(z), z.device)
 
         def visit(site: int, transformer: Transformer2DModel, tokens: Tensor, context: Tensor, carry: Carry):  # type: ignore[no-untyped-def]
+            """Run a site with the query among its tokens."""
             own, (h,) = self.site_queries[site], carry
             q = own.into(h + drive)[:, None]  # (b, d_e) -> (b, 1, ch)
             for number, block in enumerate(transformer.transformer_blocks):
