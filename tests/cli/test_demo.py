@@ -63,3 +63,9 @@ def test_a_folder_that_is_no_emoji_set_is_one_sentence(palindiff, emoji_dir, tmp
     assert code == 2
     assert err.splitlines()[-1].startswith(f"palindiff: `{tmp_path / 'empty'}` has no pictures of the split `train`.")
     assert not (tmp_path / "page").exists()
+
+
+def test_minutes_without_train_are_refused(palindiff):
+    code, _, err = palindiff("demo", "--minutes", 3, "--dry-run")
+    assert code == 2
+    assert "`--minutes` is 3 without `--train`" in err

@@ -14,7 +14,9 @@ def demo(
     train: Annotated[
         bool, typer.Option("--train", help="Train a model first, instead of showing the shipped one.")
     ] = False,
-    minutes: Annotated[float, typer.Option(min=0.01, help="How long --train trains, in minutes.")] = 10,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="How long --train trains, in minutes.", show_default="10")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of training and of the painted pictures.")] = 0,
     results: Annotated[
         Path | None,
@@ -34,6 +36,12 @@ def demo(
       palindiff demo --train --minutes 10 --output demo-trained
       palindiff demo --results results/demo.json
     """  # fmt: skip
+    if minutes is not None and not train:
+        raise ValueError(
+            f"`--minutes` is {minutes:g} without `--train`. Expected both or neither: what ships is trained. "
+            "Add --train."
+        )
+    minutes = 10 if minutes is None else minutes
     kind = f"a model trained for {minutes:g} minutes" if train else "the shipped model"
     if dry_run:
         typer.echo(f"would draw {data} if absent, measure {kind}, and write {output / 'index.html'}")
