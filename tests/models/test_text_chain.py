@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from palindiff.models.text_chain import first_noise, leak, noisy_query, text_chain_scheduler, walk
 
@@ -21,6 +22,13 @@ def alphas_by_hand():
 def toy_predictor(seed):
     weight = torch.randn(6, 6, generator=torch.Generator().manual_seed(seed))
     return lambda e_t, t_e: F.normalize(e_t @ weight + t_e[:, None] / 1000, dim=-1)
+
+
+def slow_predictor(seed):
+    """A clean query that changes with the noisy one, smoothly."""
+    generator = torch.Generator().manual_seed(seed)
+    weight, bias = torch.randn(6, 6, generator=generator), torch.randn(6, generator=generator)
+    return lambda e_t, t_e: F.normalize(bias + torch.tanh(e_t) @ weight / 2, dim=-1)
 
 
 def algorithm_3_by_hand(predict, predict_uncond, e_t, steps, w, gamma):
@@ -61,6 +69,20 @@ def test_walk_with_leading_spacing_would_start_at_almost_no_noise():
     scheduler.register_to_config(timestep_spacing="leading")
     one_step = next(iter(walk(toy_predictor(1), toy_predictor(2), scheduler, torch.randn(1, 6), 1, 1.0, 1.0)))
     assert one_step.t_e <= 1
+
+
+@pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, EulerDiscreteScheduler])
+def test_walk_takes_another_scheduler_and_comes_to_the_same_answer(kind):
+    """Three solvers of one equation agree once their steps are small."""
+    ddim = text_chain_scheduler()
+    other = kind.from_config(ddim.config)
+    e_t = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    answers = []
+    for scheduler in (ddim, other):
+        *_, last = walk(slow_predictor(1), slow_predictor(2), scheduler, e_t, 200, 2.0, 1.0)
+        answers.append(last.e_0_hat)
+    assert F.cosine_similarity(*answers).min() > 0.995
+    assert F.cosine_similarity(answers[0], F.normalize(slow_predictor(1)(e_t, torch.full((3,), 999)))).min() < 0.98
 
 
 def test_noisy_query_equals_eq_5_by_hand():

@@ -204,6 +204,16 @@ def test_a_decay_longer_than_the_run_spans_the_run():
     assert [config.rate_factor(step, 4) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
 
 
+def test_cycles_repeat_warm_up_and_decay():
+    whole = OptimizerConfig(warmup_steps=2, decay="cosine", decay_steps=3)
+    repeated = whole.model_copy(update={"cycles": 3})
+    one = [whole.rate_factor(step, 8) for step in range(8)]
+    assert [repeated.rate_factor(step, 24) for step in range(24)] == one * 3
+    last = [whole.rate_factor(step, 10) for step in range(10)]  # what does not divide evenly lengthens the last
+    assert [repeated.rate_factor(step, 26) for step in range(26)] == one * 2 + last
+    assert repeated.rate_factor(0, 2) == whole.rate_factor(0, 1)  # more cycles than steps
+
+
 def test_each_group_keeps_its_own_learning_rate(tmp_path):
     """With a rate of nothing in one group, its weights stay; a factor applied twice would freeze the other, too."""
     run = make_run(tmp_path)

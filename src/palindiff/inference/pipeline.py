@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, LOADABLE_CLASSES
 from PIL import Image
 from torch import Tensor
@@ -50,7 +50,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
         unet: UNet2DConditionModel,
         scheduler,
         query_stream: QueryStream,
-        query_scheduler: DDIMScheduler,
+        query_scheduler: SchedulerMixin,
         safety_checker=None,
         feature_extractor=None,
         image_encoder=None,

@@ -4,13 +4,14 @@ Here: what the paper adds around the scheduler (γ, guidance, the first noise). 
 the scheduler's, and the network (`query_stream.py`).
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, SchedulerMixin
 from torch import Tensor
 
 
@@ -31,7 +32,7 @@ def text_chain_scheduler(num_train_timesteps: int = 1000) -> DDIMScheduler:
     )
 
 
-def noisy_query(scheduler: DDIMScheduler, e_0: Tensor, eps_e: Tensor, t_e: Tensor, signal_scale: float) -> Tensor:
+def noisy_query(scheduler: SchedulerMixin, e_0: Tensor, eps_e: Tensor, t_e: Tensor, signal_scale: float) -> Tensor:
     """e_t = γ √ᾱ_t e_0 + √(1-ᾱ_t) ε_e, in float32.
 
     Source: DiffDis eq. 5 and 6; `signal_scale` is γ, or γ √d with `query_scale: sqrt_d`.
@@ -40,7 +41,7 @@ def noisy_query(scheduler: DDIMScheduler, e_0: Tensor, eps_e: Tensor, t_e: Tenso
     return scheduler.add_noise(signal_scale * e_0.float(), eps_e.float(), t_e)
 
 
-def leak(scheduler: DDIMScheduler, gamma: float) -> Tensor:
+def leak(scheduler: SchedulerMixin, gamma: float) -> Tensor:
     """How surely the noisy query alone tells its own caption: z-score γ √(ᾱ_t / (1-ᾱ_t)) at each step.
 
     Source: ours.
@@ -75,7 +76,7 @@ class WalkStep:
 def walk(
     predict: Callable[[Tensor, Tensor], Tensor],
     predict_uncond: Callable[[Tensor, Tensor], Tensor],
-    scheduler: DDIMScheduler,
+    scheduler: SchedulerMixin,
     e_t: Tensor,
     num_steps: int,
     guidance_scale: float,
@@ -83,16 +84,19 @@ def walk(
 ) -> Iterator[WalkStep]:
     """Walk a query from noise to a caption's embedding; the last step's `e_0_hat` is the answer.
 
+    Any diffusers scheduler that takes `prediction_type="sample"` serves; DDIM makes it Algorithm 3.
+
     Source: DiffDis Algorithm 3, with γ (decisions row 3); guidance_scale = 1 + w: 1 is off, the paper's w = 3 is 4.
     Shapes: e_t (b, d); predict, predict_uncond: (e_t (b, d), t_e (b,)) -> e_0_hat (b, d).
     Departs: DDIM's last step returns its predicted clean sample, so the answer is that prediction, normalised.
     """
-    scheduler = DDIMScheduler.from_config(scheduler.config)  # its own copy: a walk changes nobody's timesteps
+    scheduler = copy.deepcopy(scheduler)  # a walk changes nobody's timesteps
     scheduler.set_timesteps(num_steps, device=e_t.device)
+    e_t = e_t * scheduler.init_noise_sigma  # 1 for DDIM
     for t in scheduler.timesteps:
-        t_e = t.expand(len(e_t))
-        e_0_hat = predict(e_t, t_e)
+        t_e, seen = t.expand(len(e_t)), scheduler.scale_model_input(e_t, t)
+        e_0_hat = predict(seen, t_e)
         if guidance_scale != 1:
-            e_0_hat = guidance_scale * e_0_hat + (1 - guidance_scale) * predict_uncond(e_t, t_e)
-        yield WalkStep(int(t), e_t, F.normalize(e_0_hat, dim=-1))
+            e_0_hat = guidance_scale * e_0_hat + (1 - guidance_scale) * predict_uncond(seen, t_e)
+        yield WalkStep(int(t), seen, F.normalize(e_0_hat, dim=-1))
         e_t = scheduler.step(signal_scale * e_0_hat, t, e_t).prev_sample

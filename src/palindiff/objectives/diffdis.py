@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers import SchedulerMixin, UNet2DConditionModel
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
@@ -39,7 +39,7 @@ class DiffDisObjective(nn.Module):
         unet: UNet2DConditionModel,
         query_stream: QueryStream,
         scheduler: SchedulerMixin,
-        query_scheduler: DDIMScheduler,
+        query_scheduler: SchedulerMixin,
         c_empty: Tensor,
         config: DiffDisConfig,
     ) -> None:

@@ -32,10 +32,18 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
     warmup_steps: int = Field(1000, ge=0)  # linear from 0; 0 turns it off
     decay: Literal["none", "cosine", "linear"] = "none"  # how the rate falls to zero over the last `decay_steps`
     decay_steps: int = Field(0, ge=0)
+    cycles: int = Field(1, gt=0)  # equal parts of a run, each with its own warm-up and decay (warm restarts)
     clip_norm: float = Field(1.0, ge=0)  # of the gradient over all parameters; 0 turns clipping off
 
     def rate_factor(self, step: int, num_steps: int) -> float:
-        """Share of the full learning rate at a step counted from 0; the last step of a decay still learns."""
+        """Share of the full learning rate at a step counted from 0; the last step of a decay still learns.
+
+        Source: SGDR (Loshchilov and Hutter, ICLR 2017) for `cycles`; what does not divide evenly lengthens the last.
+        """
+        cycle_steps = max(1, num_steps // self.cycles)
+        cycle = min(step // cycle_steps, self.cycles - 1)
+        num_steps = num_steps - cycle * cycle_steps if cycle == self.cycles - 1 else cycle_steps
+        step -= cycle * cycle_steps
         factor = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         decay_steps = min(self.decay_steps, num_steps)
         if self.decay != "none" and decay_steps:
