@@ -12,6 +12,7 @@ from PIL import Image
 from palindiff.data.pictures import (
     PictureError,
     PictureSource,
+    crop_square,
     fit_picture,
     read_picture,
     to_picture,
@@ -188,3 +189,13 @@ def test_pixels_come_back_exactly():
 def test_painted_values_beyond_the_range_are_clamped():
     x = torch.tensor([-3.0, 0.0, 3.0]).expand(3, 1, 3)
     assert pixels(to_picture(x)) == [[[0] * 3, [128] * 3, [255] * 3]]
+
+
+def test_a_crop_is_cut_where_it_is_told_and_brought_back_to_size():
+    picture = Image.new("RGB", (8, 8), "white")
+    picture.paste("red", (4, 4, 8, 8))
+    corner = crop_square(picture, 0.5, 1.0, 1.0)
+    assert corner.size == (8, 8)
+    assert corner.crop((2, 2, 8, 8)).getcolors() == [(36, (255, 0, 0))]  # bicubic looks over the box's edge
+    assert crop_square(picture, 0.5, 0.0, 0.0).crop((0, 0, 6, 6)).getcolors() == [(36, (255, 255, 255))]
+    assert crop_square(picture, 1.0, 0.3, 0.7).tobytes() == picture.tobytes()

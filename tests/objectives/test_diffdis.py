@@ -143,6 +143,18 @@ def test_a_dropped_picture_becomes_the_zero_latent_when_named_and_stays_when_pai
     assert losses["painting"].item() == pytest.approx(kept(batch, draws)["painting"].item(), rel=1e-6)
 
 
+def test_naming_sees_its_own_view_of_a_picture_and_painting_does_not():
+    objective = toy_objective()
+    batch, other, draws = toy_batch(), toy_batch(seed=9), toy_draws(objective)
+    named = {"z_named_mean": other["z_mean"], "z_named_std": other["z_std"]}
+    losses, alone = objective(batch | named, draws), objective(batch, draws)
+    swapped = objective(batch | {"z_mean": other["z_mean"], "z_std": other["z_std"]}, draws)
+    assert losses["painting"].item() == alone["painting"].item()
+    assert losses["alignment"].item() == swapped["alignment"].item() != alone["alignment"].item()
+    same = {"z_named_mean": batch["z_mean"], "z_named_std": batch["z_std"]}
+    assert objective(batch | same, draws)["loss"].item() == alone["loss"].item()
+
+
 def test_drop_rates_are_met_on_average():
     draws = toy_draws(toy_objective(), b=20_000)
     assert (draws["text_uniform"] < 0.1).float().mean().item() == pytest.approx(0.1, abs=0.01)  # 5 standard errors

@@ -18,6 +18,7 @@ from palindiff.training.features import (
     CaptionFeatures,
     FeatureSet,
     PictureFeatures,
+    ViewConfig,
     caption_features,
     caption_id,
     default_cache_dir,
@@ -27,6 +28,7 @@ from palindiff.training.features import (
 from toy_recipe import SIDE_PX, toy_codec, write_drawings
 from toy_run import write_pictures
 
+PLAIN = ViewConfig()
 CAPTIONS = ["a red a", "a red b", "a red a", "", "red"]
 BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
@@ -45,8 +47,8 @@ def tower(toy_parts):
     return load_text_tower(str(toy_parts / "tower"))
 
 
-def encode_pictures(rows, cache_dir, vae=None, size_px=SIDE_PX, fit="crop", num_workers=0, tell=silent):
-    return picture_features(rows, vae or toy_codec(), size_px, fit, cache_dir, num_workers, tell)
+def encode_pictures(rows, cache_dir, vae=None, size_px=SIDE_PX, fit="crop", views=PLAIN, num_workers=0, tell=silent):
+    return picture_features(rows, vae or toy_codec(), size_px, fit, views, cache_dir, num_workers, tell)
 
 
 def folders(cache_dir):
@@ -64,11 +66,11 @@ def test_moments_are_the_posterior_of_each_picture_and_of_its_mirror_image(rows,
     vae = toy_codec()
     vae.register_to_config(scaling_factor=0.5)
     moments = encode_pictures(rows, tmp_path, vae).moments
-    assert moments.shape == (12, 2, 2, 3, 8, 8)
+    assert moments.shape == (12, 1, 2, 2, 3, 8, 8)
     assert moments.dtype == np.float16
     for row, found in zip(rows, moments, strict=True):
         picture = read_picture(row.source)
-        for oriented, of_one in zip((picture, ImageOps.mirror(picture)), found, strict=True):
+        for oriented, of_one in zip((picture, ImageOps.mirror(picture)), found[0], strict=True):
             with torch.no_grad():
                 posterior = vae.encode(to_tensor(oriented)[None].float() / 127.5 - 1).latent_dist
             expected = 0.5 * torch.cat([posterior.mean, posterior.std])
@@ -80,7 +82,7 @@ def test_moments_are_the_posterior_of_each_picture_and_of_its_mirror_image(rows,
 def test_the_second_orientation_is_the_mirrored_picture_to_the_bit(rows):
     pictures = [read_picture(row.source) for row in rows]
     plain, mirrored = (
-        encode_moments(toy_codec(), torch.stack([to_tensor(picture) for picture in each]))
+        encode_moments(toy_codec(), torch.stack([to_tensor(picture) for picture in each])[:, None])[:, 0]
         for each in (pictures, [ImageOps.mirror(picture) for picture in pictures])
     )
     assert torch.equal(plain[:, 1], mirrored[:, 0])
@@ -135,6 +137,9 @@ def test_what_makes_latents_is_in_their_key(rows, toy_parts, tmp_path):
             {"vae": scaled},
             {"size_px": 8},
             {"fit": "pad"},
+            {"views": ViewConfig(crops=2)},
+            {"views": ViewConfig(crops=2, min_crop_area=0.5)},
+            {"views": ViewConfig(crops=3)},
             {"rows": open_pictures(DataConfig(path=str(pictures)))},
         ],
         start=2,
@@ -175,10 +180,62 @@ def test_where_encoders_and_pictures_lie_is_not_in_the_key(rows, toy_parts, tmp_
     assert len(folders(tmp_path / "cache")) == 1
 
 
+def test_crops_lie_behind_the_whole_picture_and_are_the_same_each_time(rows, tmp_path):
+    views = ViewConfig(crops=3, min_crop_area=0.25)
+    whole = encode_pictures(rows, tmp_path / "whole").moments
+    found, again = (encode_pictures(rows, tmp_path / name, views=views).moments for name in ("one", "two"))
+    assert found.shape == (12, 4, 2, 2, 3, 8, 8)
+    np.testing.assert_allclose(found[:, :1], whole, rtol=1e-2, atol=2e-3)  # another batch, kept as float16
+    assert np.array_equal(found, again)
+    means = found[:, :, 0, 0].reshape(12 * 4, -1)
+    assert len(np.unique(means, axis=0)) == 12 * 4
+
+
+def test_flips_are_the_same_views_in_the_key(rows, tmp_path):
+    """Which task sees mirror images is chosen at reading; they are kept in any case."""
+    for flip in ("both", "naming", "none"):
+        encode_pictures(rows, tmp_path, views=ViewConfig(flip=flip, min_crop_area=0.5))
+    assert len(folders(tmp_path)) == 1
+
+
+def viewed_set(flip, num_crops=0):
+    """One picture whose numbers tell the view: 10 * crop, 1 more if flipped."""
+    moments = np.zeros((1, 1 + num_crops, 2, 2, 1, 1, 1), dtype=np.float16)
+    moments += 10 * np.arange(1 + num_crops, dtype=np.float16).reshape(1, -1, 1, 1, 1, 1, 1)
+    moments[:, :, 1] += 1
+    texts = CaptionFeatures(np.zeros((1, 1, 1), np.float16), np.zeros((1, 1), np.float32), {"a": 0})
+    return FeatureSet([["a"]], PictureFeatures(moments), texts, flip)
+
+
+@pytest.mark.parametrize(
+    ("flip", "painted", "named"), [("both", {0, 1}, {0, 1}), ("naming", {0}, {0, 1}), ("none", {0}, {0})]
+)
+def test_each_task_sees_the_mirror_images_that_are_meant_for_it(flip, painted, named):
+    uniform = torch.stack([torch.linspace(0, BELOW_ONE, 100), torch.zeros(100)], dim=1)
+    batch = viewed_set(flip).read(torch.zeros(100, dtype=torch.int64), uniform)
+    assert set(batch["z_mean"].flatten().tolist()) == painted
+    assert set(batch["z_named_mean"].flatten().tolist()) == named
+    if flip == "both":  # one picture a step for both tasks, as in Algorithm 1
+        assert torch.equal(batch["z_mean"], batch["z_named_mean"])
+        assert torch.equal(batch["z_std"], batch["z_named_std"])
+
+
+def test_naming_sees_every_crop_equally_often_and_painting_none():
+    number = 3 * 2 * 8
+    uniform = torch.stack([(torch.arange(number) + 0.5) / number, torch.zeros(number)], dim=1)
+    batch = viewed_set("both", num_crops=2).read(torch.zeros(number, dtype=torch.int64), uniform)
+    assert set(batch["z_mean"].flatten().tolist()) == {0, 1}
+    views = batch["z_named_mean"].flatten().tolist()
+    assert {view: views.count(view) for view in set(views)} == dict.fromkeys((0, 1, 10, 11, 20, 21), 8)
+    edges = torch.tensor([[0.5, 0.0], [BELOW_ONE, 0.0], [math.nextafter(0.5, 0), 0.0]], dtype=torch.float64)
+    at_edges = viewed_set("both", num_crops=2).read(torch.zeros(3, dtype=torch.int64), edges)
+    assert at_edges["z_named_mean"].flatten().tolist() == [0, 20, 21]
+
+
 def numbered_set(captions):
     """A feature set whose numbers tell where they come from."""
     n, texts = len(captions), list(dict.fromkeys(caption for of_one in captions for caption in of_one))
-    moments = np.arange(4 * n, dtype=np.float16).reshape(n, 2, 2, 1, 1, 1)
+    moments = np.arange(4 * n, dtype=np.float16).reshape(n, 1, 2, 2, 1, 1, 1)
     c = np.arange(len(texts), dtype=np.float16).reshape(-1, 1, 1)
     e = np.arange(len(texts), dtype=np.float32).reshape(-1, 1)
     return FeatureSet(
@@ -299,7 +356,7 @@ def test_kept_files_are_plain_numpy_arrays(rows, tower, tmp_path):
     caption_features(CAPTIONS, tower, tmp_path, silent)
     found = {path.name: np.load(path) for path in tmp_path.glob("*/*.npy")}
     assert {name: (array.shape, array.dtype) for name, array in found.items()} == {
-        "moments.npy": ((12, 2, 2, 3, 8, 8), np.float16),
+        "moments.npy": ((12, 1, 2, 2, 3, 8, 8), np.float16),
         "c.npy": ((4, 12, 32), np.float16),
         "e.npy": ((4, 32), np.float32),
     }

@@ -1,4 +1,4 @@
-"""One picture in: decode, make it plain RGB, resize, crop, flip. Deterministic, with PIL, and refusing what is broken.
+"""One picture in: decode, make it plain RGB, resize, crop. Deterministic, with PIL, and refusing what is broken.
 
 Here: a single picture. Not here: where pictures come from (`sources.py`).
 """
@@ -96,6 +96,17 @@ def fit_picture(picture: Image.Image, size_px: int, fit: Fit = "crop") -> Image.
     square = Image.new("RGB", (size_px, size_px), "white")
     square.paste(resized, ((size_px - width) // 2, (size_px - height) // 2))
     return square
+
+
+def crop_square(picture: Image.Image, side: float, left: float, top: float) -> Image.Image:
+    """Cut a square out of a square picture and bring it back to the picture's size.
+
+    Units: side is a share of the picture's, in (0, 1]; left and top are shares of the room that it leaves, in [0, 1].
+    """
+    size_px = picture.width
+    x, y = (place * (1 - side) * size_px for place in (left, top))
+    box = (x, y, min(x + side * size_px, size_px), min(y + side * size_px, size_px))
+    return picture.resize((size_px, size_px), Image.Resampling.BICUBIC, box=box)
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

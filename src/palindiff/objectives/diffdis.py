@@ -68,15 +68,18 @@ class DiffDisObjective(nn.Module):
         """Both losses and their sum.
 
         Source: DiffDis eq. 9, Algorithm 1.
-        Shapes: batch: z_mean, z_std (b, ch, h, w), scaled by the VAE's factor; c (b, l, d_c); e_0 (b, d_e) unit;
+        Shapes: batch: z_mean, z_std (b, ch, h, w), scaled by the VAE's factor; z_named_mean, z_named_std, the same of
+                what naming sees, if that is another view of the picture; c (b, l, d_c); e_0 (b, d_e) unit;
                 caption_id (b,) int64. draws: as `draw` gives, this process's rows. -> () float32 each.
         """
-        z_0 = batch["z_mean"].float() + batch["z_std"].float() * draws["eps_posterior"]
+        z_0 = z_named = _posterior_draw(batch["z_mean"], batch["z_std"], draws)
+        if "z_named_mean" in batch:
+            z_named = _posterior_draw(batch["z_named_mean"], batch["z_named_std"], draws)
         losses: dict[str, Tensor] = {}
         if self.config.task != "discriminate":
             losses["painting"] = self.painting_loss(z_0, batch["c"], draws)
         if self.config.task != "generate":
-            losses["alignment"] = self.alignment(z_0, batch["e_0"], batch["caption_id"], draws)
+            losses["alignment"] = self.alignment(z_named, batch["e_0"], batch["caption_id"], draws)
         weights = {"alignment": self.config.alignment_weight} if self.config.task == "both" else {}
         total = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
         return {"loss": total} | {name: loss.detach() for name, loss in losses.items()}
@@ -135,3 +138,7 @@ class DiffDisObjective(nn.Module):
             self.unet.requires_grad_(False)
             for weight in encoder_half_parameters(self.unet):
                 weight.requires_grad_(True)
+
+
+def _posterior_draw(mean: Tensor, deviation: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
+    return mean.float() + deviation.float() * draws["eps_posterior"]

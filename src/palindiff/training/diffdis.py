@@ -25,7 +25,14 @@ from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_chain import text_chain_scheduler
 from palindiff.objectives.diffdis import DiffDisConfig, DiffDisObjective
 from palindiff.training.device import make_accelerator
-from palindiff.training.features import FeatureSet, Tell, caption_features, default_cache_dir, picture_features
+from palindiff.training.features import (
+    FeatureSet,
+    Tell,
+    ViewConfig,
+    caption_features,
+    default_cache_dir,
+    picture_features,
+)
 from palindiff.training.footprint import training_bytes
 from palindiff.training.journal import Journal
 from palindiff.training.loop import Evaluator, LoopConfig, MachineConfig, OptimizerConfig, Run, check_shares, train
@@ -88,6 +95,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     """All that `palindiff train` takes."""
 
     data: DataConfig
+    views: ViewConfig = ViewConfig()
     text: TextConfig
     codec: str = "shipped"  # "shipped", or a folder that holds an AutoencoderKL
     unet: UNetConfig = UNetConfig()
@@ -208,13 +216,13 @@ def prepare(recipe: Recipe, output: Path, accelerator: Accelerator, tell: Tell) 
     validation = open_pictures(recipe.data.model_copy(update={"split": recipe.watch.validation_split}))
     with accelerator.main_process_first():
         sets = []
-        for rows in (training, validation):
+        for rows, views in ((training, recipe.views), (validation, ViewConfig())):
             captions = [row.captions for row in rows]
             pictures = picture_features(
-                rows, pipeline.vae, size_px, recipe.data.fit, cache_dir, recipe.machine.num_workers, tell
+                rows, pipeline.vae, size_px, recipe.data.fit, views, cache_dir, recipe.machine.num_workers, tell
             )
             flat = [caption for of_one in captions for caption in of_one]
-            sets.append(FeatureSet(captions, pictures, caption_features(flat, tower, cache_dir, tell)))
+            sets.append(FeatureSet(captions, pictures, caption_features(flat, tower, cache_dir, tell), views.flip))
         empty = caption_features([""], tower, cache_dir, tell)
     objective = DiffDisObjective(
         pipeline.unet,

@@ -11,33 +11,50 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from pydantic import BaseModel, Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from palindiff.data.pictures import Fit, PictureError, fit_picture, read_picture, to_pixels, to_tensor
+from palindiff.data.pictures import Fit, PictureError, crop_square, fit_picture, read_picture, to_pixels, to_tensor
 from palindiff.data.publish import published_folder
 from palindiff.data.sources import PictureSet
 from palindiff.models.captions import TextTower, encode_captions
+from palindiff.training.order import random_generator
 
-FORMAT = 1  # of the kept files; part of every key
+FORMAT = 2  # of the kept files; part of every key
 ENCODE_BATCH = 64
 Tell = Callable[[str, int, int], None]  # what is being computed, how many are done, of how many
 
 
+class ViewConfig(BaseModel, frozen=True, extra="forbid"):
+    """What is drawn of a picture at each reading. Painting always learns whole pictures; naming may look closer."""
+
+    flip: Literal["both", "naming", "none"] = "both"  # which tasks see half of the pictures mirrored
+    crops: int = Field(0, ge=0)  # random squares of each picture, kept beside the whole for naming; 0 turns them off
+    min_crop_area: float = Field(0.7, gt=0, le=1)  # share of the picture that a crop holds at least
+
+
 @dataclass(frozen=True)
 class PictureFeatures:
-    """Latents of n pictures, each as it is and flipped: the posterior's mean and deviation, times the VAE's factor."""
+    """Latents of n pictures, whole and cropped, each as it is and flipped: the posterior's mean and deviation.
 
-    moments: np.ndarray  # (n, 2 orientations, 2 moments, ch, h, w) float16
+    All times the VAE's factor.
+    """
 
-    def read(self, rows: Tensor, is_flipped: Tensor) -> tuple[Tensor, Tensor]:
-        """Shapes: rows (b,) int64, is_flipped (b,) bool -> z_mean, z_std (b, ch, h, w) float16."""
-        moments = torch.from_numpy(self.moments[rows.numpy(), is_flipped.long().numpy()])  # (b, 2, ch, h, w)
+    moments: np.ndarray  # (n, 1 + crops, 2 orientations, 2 moments, ch, h, w) float16; the whole picture first
+
+    def read(self, rows: Tensor, is_flipped: Tensor, crop: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Read whole pictures, or crops by number, where 0 is the whole.
+
+        Shapes: rows (b,) int64, is_flipped (b,) bool, crop (b,) int64 -> z_mean, z_std (b, ch, h, w) float16.
+        """
+        crop = torch.zeros_like(rows) if crop is None else crop
+        moments = torch.from_numpy(self.moments[rows.numpy(), crop.numpy(), is_flipped.long().numpy()])
         return moments[:, 0], moments[:, 1]
 
 
@@ -53,8 +70,14 @@ class CaptionFeatures:
 class FeatureSet:
     """A training set of cached features: pictures, the captions of each, read by row number."""
 
-    def __init__(self, captions: Sequence[Sequence[str]], pictures: PictureFeatures, texts: CaptionFeatures) -> None:
-        self.pictures, self.texts = pictures, texts
+    def __init__(
+        self,
+        captions: Sequence[Sequence[str]],
+        pictures: PictureFeatures,
+        texts: CaptionFeatures,
+        flip: Literal["both", "naming", "none"] = "both",
+    ) -> None:
+        self.pictures, self.texts, self.flip = pictures, texts, flip
         self._num_captions = torch.tensor([len(of_one) for of_one in captions])
         self._first = self._num_captions.cumsum(0) - self._num_captions
         self._text_row = torch.tensor([texts.row[caption] for of_one in captions for caption in of_one])
@@ -65,17 +88,25 @@ class FeatureSet:
         return len(self._num_captions)
 
     def read(self, rows: Tensor, uniform: Tensor) -> dict[str, Tensor]:
-        """Read rows; of the two uniform numbers the first flips the picture below 0.5, the second chooses its caption.
+        """Read rows; of the two uniform numbers the first chooses the picture's views, the second its caption.
 
-        Shapes: rows (b,) int64; uniform (b, 2) -> z_mean, z_std (b, ch, h, w) float16; c (b, l, d_c) float16;
-                e_0 (b, d_e) float32; caption_id (b,) int64.
+        Below 0.5 the first number flips; its place within its half chooses the crop that naming sees.
+
+        Shapes: rows (b,) int64; uniform (b, 2) -> z_mean, z_std for painting and z_named_mean, z_named_std for
+                naming, (b, ch, h, w) float16; c (b, l, d_c) float16; e_0 (b, d_e) float32; caption_id (b,) int64.
         """
-        z_mean, z_std = self.pictures.read(rows, uniform[:, 0] < 0.5)
+        is_low, num_crops = uniform[:, 0] < 0.5, self.pictures.moments.shape[1]
+        never = torch.zeros_like(is_low)
+        crop = ((2 * uniform[:, 0]) % 1 * num_crops).long().clamp(max=num_crops - 1)
+        z_mean, z_std = self.pictures.read(rows, is_low if self.flip == "both" else never)
+        z_named_mean, z_named_std = self.pictures.read(rows, never if self.flip == "none" else is_low, crop)
         chosen = self._first[rows] + (uniform[:, 1] * self._num_captions[rows]).long()
         text_rows = self._text_row[chosen].numpy()
         return {
             "z_mean": z_mean,
             "z_std": z_std,
+            "z_named_mean": z_named_mean,
+            "z_named_std": z_named_std,
             "c": torch.from_numpy(self.texts.c[text_rows]),
             "e_0": torch.from_numpy(self.texts.e[text_rows]),
             "caption_id": self._id[chosen],
@@ -88,16 +119,24 @@ def caption_id(caption: str) -> int:
 
 
 def picture_features(
-    rows: PictureSet, vae: AutoencoderKL, size_px: int, fit: Fit, cache_dir: Path, num_workers: int, tell: Tell
+    rows: PictureSet,
+    vae: AutoencoderKL,
+    size_px: int,
+    fit: Fit,
+    views: ViewConfig,
+    cache_dir: Path,
+    num_workers: int,
+    tell: Tell,
 ) -> PictureFeatures:
-    """Encode every picture and its mirror image, or map what an earlier call kept.
+    """Encode every picture, its crops and all their mirror images, or map what an earlier call kept.
 
     Raises: PictureError if a picture cannot be read.
     """
-    path = cache_dir / f"pictures-{_key('pictures', rows.fingerprint, size_px, fit, fingerprint(vae))}"
+    crops = [views.crops, views.min_crop_area] if views.crops else []
+    path = cache_dir / f"pictures-{_key('pictures', rows.fingerprint, size_px, fit, crops, fingerprint(vae))}"
     if not path.exists():
         loader = DataLoader(
-            _Squares(rows, size_px, fit),
+            _Squares(rows, size_px, fit, views),
             batch_size=ENCODE_BATCH,
             num_workers=num_workers,
             multiprocessing_context="spawn" if num_workers else None,
@@ -132,14 +171,15 @@ def encode_texts(captions: Sequence[str], tower: TextTower) -> dict[str, np.ndar
 
 @torch.no_grad()
 def encode_moments(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Shapes: pictures (b, 3, H, W) uint8 -> (b, 2 orientations, 2 moments, ch, h, w) float16 on the CPU."""
-    x = to_pixels(pictures).to(vae.device, vae.dtype)
+    """Shapes: pictures (b, v, 3, H, W) uint8 -> (b, v, 2 orientations, 2 moments, ch, h, w) float16 on the CPU."""
     found = []
-    for oriented in (x, x.flip(-1)):
-        posterior = vae.encode(oriented).latent_dist
-        moments = torch.stack([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor
-        found.append(moments.half().cpu())
-    return torch.stack(found, dim=1)
+    for view in pictures.unbind(1):
+        x = to_pixels(view).to(vae.device, vae.dtype)
+        for oriented in (x, x.flip(-1)):
+            posterior = vae.encode(oriented).latent_dist
+            moments = torch.stack([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor
+            found.append(moments.half().cpu())
+    return torch.stack(found, dim=1).unflatten(1, (-1, 2))  # (b, v*2, ...) -> (b, v, 2, ...)
 
 
 def fingerprint(module: torch.nn.Module) -> str:
@@ -159,14 +199,20 @@ def default_cache_dir() -> Path:
 
 
 class _Squares(Dataset[Tensor]):
-    def __init__(self, rows: PictureSet, size_px: int, fit: Fit) -> None:
-        self.rows, self.size_px, self.fit = rows, size_px, fit
+    """Each picture as a square, and its crops behind it: (1 + crops, 3, H, W) uint8."""
+
+    def __init__(self, rows: PictureSet, size_px: int, fit: Fit, views: ViewConfig) -> None:
+        self.rows, self.size_px, self.fit, self.views = rows, size_px, fit, views
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Tensor:
-        return to_tensor(fit_picture(read_picture(self.rows[index].source), self.size_px, self.fit))
+        whole = fit_picture(read_picture(self.rows[index].source), self.size_px, self.fit)
+        uniform = torch.rand(self.views.crops, 3, generator=random_generator(0, "crops", index))
+        area = self.views.min_crop_area + (1 - self.views.min_crop_area) * uniform[:, :1]
+        boxes = torch.cat([area.sqrt(), uniform[:, 1:]], dim=1).tolist()
+        return torch.stack([to_tensor(picture) for picture in (whole, *(crop_square(whole, *box) for box in boxes))])
 
 
 def _keep(path: Path, num_rows: int, parts: Iterable[dict[str, np.ndarray]], tell: Callable[[int], None]) -> None:
