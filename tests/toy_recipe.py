@@ -80,7 +80,7 @@ def recipe_tree(root, **sections):
         "watch": {"naming_steps": 2, "num_inference_steps": 2},
         "machine": {"cache_dir": str(root / "cache")},
     }
-    return tree | {name: tree[name] | section if isinstance(section, dict) else section
+    return tree | {name: tree.get(name, {}) | section if isinstance(section, dict) else section
                    for name, section in sections.items()}  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from palindiff.cli.main import main
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.encoder_half import encoder_half_parameters
 from palindiff.models.text_tower import load_text_tower
-from palindiff.training.diffdis import UNetConfig, WatchConfig, build_pipeline, describe
+from palindiff.training.diffdis import SchedulerConfig, UNetConfig, WatchConfig, build_pipeline, describe
 from palindiff.training.journal import read_log
 from palindiff.training.recipe_file import RECIPE_FILE
 from palindiff.training.state import saved_states
@@ -227,6 +227,22 @@ def test_widths_that_heads_or_norms_do_not_divide_are_refused(widths, head_dim, 
     """A U-Net would be built with other heads than asked for, or fail somewhere in its depths."""
     with pytest.raises(ValidationError, match=rf"`widths` holds {widths[-1]}\. Expected multiples of `head_dim`"):
         UNetConfig(widths=widths, head_dim=head_dim, norm_groups=norm_groups)
+
+
+def test_a_chain_that_ends_in_pure_noise_trains_and_paints(toy_parts, tmp_path):
+    recipe = toy_recipe(toy_parts, scheduler={"rescale_betas_zero_snr": True}, views={"flip": "naming", "crops": 2})
+    pipeline = train_toy_recipe(recipe, tmp_path)
+    assert pipeline.scheduler.alphas_cumprod[-1] == 0
+    assert pipeline.query_scheduler.alphas_cumprod[-1] > 0
+    stock = StableDiffusionPipeline.from_pretrained(tmp_path / "checkpoint", safety_checker=None)
+    painted = paint(stock)
+    assert torch.isfinite(torch.from_numpy(painted)).all()
+    assert (painted == paint(pipeline)).all()
+
+
+def test_noise_cannot_be_predicted_from_pure_noise():
+    with pytest.raises(ValidationError, match=r"`rescale_betas_zero_snr` is true.*Expected 'v_prediction'"):
+        SchedulerConfig(prediction_type="epsilon", rescale_betas_zero_snr=True)
 
 
 def test_what_would_end_a_run_at_its_first_look_is_refused_before_it_begins():

@@ -70,6 +70,16 @@ class SchedulerConfig(BaseModel, frozen=True, extra="forbid"):
     """The picture's chain, Stable Diffusion's noise schedule."""
 
     prediction_type: str = Field("v_prediction", pattern="^(epsilon|v_prediction)$")
+    rescale_betas_zero_snr: bool = False  # True: the last step is pure noise, as painting starts from (v_prediction)
+
+    @model_validator(mode="after")
+    def _can_be_learned(self) -> Self:
+        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
+            raise ValueError(
+                "`rescale_betas_zero_snr` is true with `prediction_type` 'epsilon'. Expected 'v_prediction': at "
+                "a step of pure noise, the noise tells nothing of the picture. Change one of the two."
+            )
+        return self
 
 
 class WatchConfig(BaseModel, frozen=True, extra="forbid"):
@@ -138,6 +148,7 @@ def build_pipeline(recipe: Recipe, tower: TextTower) -> PalindiffPipeline:
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type=recipe.scheduler.prediction_type,
+        rescale_betas_zero_snr=recipe.scheduler.rescale_betas_zero_snr,
         clip_sample=False,
         steps_offset=1,
         timestep_spacing="trailing",
