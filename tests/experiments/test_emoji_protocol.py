@@ -26,6 +26,7 @@ from palindiff.experiments.emoji_protocol import (
     painting_rows,
 )
 from palindiff.inference.painting import paint
+from toy_run import write_pictures
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -33,6 +34,12 @@ def test_a_concept_is_its_neutral_picture_in_the_order_of_the_set(emoji_dir, sty
     found = concept_pictures(emoji_dir, "test", style)
     assert [row.source.name for row in found] == [f"{style}/{number}.png" for number in range(12)]
     assert len(open_pictures(DataConfig(path=str(emoji_dir), split="test"))) == 2 * (12 + 4)
+
+
+def test_a_set_without_styles_is_refused(tmp_path):
+    folder = write_pictures(tmp_path)
+    with pytest.raises(ValueError, match=r"has no `style` and `is_representative`.*Expected the emoji set in"):
+        concept_pictures(folder, "train", "flat")
 
 
 @pytest.mark.parametrize(("total", "number"), [(12, 5), (12, 11), (237, 200), (1000, 237), (3, 1), (12, 2)])

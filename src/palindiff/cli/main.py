@@ -3,6 +3,7 @@
 Here: which verbs there are. Not here: what they do; each lives in the file of its name and imports late.
 """
 
+import os
 import sys
 from typing import Annotated
 
@@ -49,6 +50,7 @@ def root(
     ] = False,
 ) -> None:
     """One diffusion network that paints from words, and names and finds pictures."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its import warns of torchvision, which is not wanted
 
 
 def main(command: typer.Typer = app) -> None:

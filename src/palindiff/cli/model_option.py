@@ -1,7 +1,6 @@
 """What every verb that runs a model shares: which model, on which device, and how it is opened."""
 
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +28,6 @@ def open_model(name: str, device: str = "auto") -> "PalindiffPipeline":
 
     Raises: FileNotFoundError if there is no such model; ValueError if there is no such device; what loading raises.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before its import, which warns of a missing torchvision
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -42,8 +42,17 @@ class Trained:
 
 
 def concept_pictures(data_dir: Path, split: str, style: Style) -> list[CaptionedPicture]:
-    """List one picture a concept, the neutral one, in the order of the set."""
+    """List one picture a concept, the neutral one, in the order of the set.
+
+    Raises: ValueError if the set's rows do not tell style and representative, as the emoji set's do.
+    """
     rows = open_pictures(DataConfig(path=str(data_dir), split=split))
+    untold = next((row for row in rows if not {"style", "is_representative"} <= row.fields.keys()), None)
+    if untold is not None:
+        raise ValueError(
+            f"`{untold.source.place}` has no `style` and `is_representative` in its row. Expected the emoji set in "
+            f"`{data_dir}`. Name a folder that `palindiff data emoji` wrote, or one that does not exist yet."
+        )
     return [row for row in rows if row.fields["style"] == style and row.fields["is_representative"] == "True"]
 
 
