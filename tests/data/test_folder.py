@@ -4,6 +4,7 @@ import io
 import os
 
 import pytest
+from PIL import Image
 
 from palindiff.data.entries import SAMPLE_BYTES, content_id, file_part
 from palindiff.data.folder import list_pictures, scan_classes, scan_folder
@@ -160,3 +161,17 @@ def test_content_knows_size_beginning_middle_and_end(size):
         assert content_id(lambda start, num_bytes, data=data: data[start : start + num_bytes], size) in found
     found.add(content_id(file_part(io.BytesIO(bytes(size + 1))), size + 1))
     assert len(found) == 5
+
+
+@pytest.mark.parametrize("image_format", ["BMP", "TIFF", "PPM", "PNG", "JPEG", "WEBP"])
+def test_content_knows_a_bar_painted_anywhere(image_format):
+    found = set()
+    picture = Image.effect_noise((64, 64), 60).convert("RGB")
+    for top in (None, *range(0, 64, 8)):
+        changed = picture.copy()
+        if top is not None:
+            changed.paste("black", (0, top, 64, top + 8))
+        stream = io.BytesIO()
+        changed.save(stream, image_format)
+        found.add(content_id(file_part(stream), len(stream.getvalue())))
+    assert len(found) == 9

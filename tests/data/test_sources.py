@@ -283,3 +283,12 @@ def test_spawned_workers_read_the_same_rows(every_kind):
 def test_wrong_settings_are_refused(settings, sentence):
     with pytest.raises(ValidationError, match=sentence):
         DataConfig(**settings)
+
+
+@pytest.mark.parametrize("held_out", [["validation/metadata.jsonl"], ["test/cat.png", "cat/a.png"], ["dev/a.png"]])
+def test_held_out_splits_are_never_read_as_the_classes_of_a_missing_training_split(held_out, tmp_path):
+    for name in held_out:
+        write_pictures(tmp_path, f"{name.split('/')[0]}/0.png")
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"has no pictures of the split `train`"):
+        open_pictures(DataConfig(path=str(tmp_path), split="train"))

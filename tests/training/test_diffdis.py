@@ -1,5 +1,6 @@
 """diffdis.py: a whole toy recipe, from pictures to a Stable Diffusion folder, stopped, killed and halved."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
@@ -21,7 +23,7 @@ from palindiff.training.diffdis import SchedulerConfig, UNetConfig, WatchConfig,
 from palindiff.training.journal import read_log
 from palindiff.training.recipe_file import RECIPE_FILE
 from palindiff.training.state import saved_states
-from toy_recipe import SIDE_PX, prepare_toy, recipe_tree, toy_recipe, train_toy_recipe, weights_of
+from toy_recipe import SIDE_PX, prepare_toy, recipe_tree, toy_codec, toy_recipe, train_toy_recipe, weights_of
 from toy_run import one_thread
 from toy_towers import write_clip
 
@@ -238,6 +240,36 @@ def test_a_chain_that_ends_in_pure_noise_trains_and_paints(toy_parts, tmp_path):
     painted = paint(stock)
     assert torch.isfinite(torch.from_numpy(painted)).all()
     assert (painted == paint(pipeline)).all()
+
+
+def test_a_longer_run_of_the_same_folder_replaces_the_checkpoint(toy_parts, tmp_path):
+    train_toy_recipe(toy_recipe(toy_parts), tmp_path)
+    before = written_weights(tmp_path)
+    train_toy_recipe(toy_recipe(toy_parts), tmp_path)
+    assert written_weights(tmp_path) == before
+    longer = train_toy_recipe(toy_recipe(toy_parts, loop={"num_steps": 3}), tmp_path)
+    assert not changed(load_file(tmp_path / "checkpoint" / "unet" / WEIGHTS), longer.unet.state_dict())
+    assert all(before[part] != now for part, now in written_weights(tmp_path).items())
+
+
+@pytest.mark.parametrize("replaced", ["autoencoder", "training set"])
+def test_a_run_does_not_go_on_with_other_data_or_frozen_models(replaced, toy_parts, tmp_path):
+    root = tmp_path / "parts"
+    shutil.copytree(toy_parts, root)
+    train_toy_recipe(toy_recipe(root), tmp_path / "run")
+    if replaced == "autoencoder":
+        toy_codec(seed=9).save_pretrained(root / "codec")
+    else:
+        Image.new("RGB", (SIDE_PX, SIDE_PX), "red").save(root / "pictures" / "train" / "3.png")
+    with pytest.raises(ValueError, match=f"trained with another {replaced} than lies there now.*Put it back"):
+        train_toy_recipe(toy_recipe(root, loop={"num_steps": 3}), tmp_path / "run")
+
+
+def test_a_recipe_s_views_reach_training_alone(toy_parts, tmp_path):
+    parts = prepare_toy(toy_recipe(toy_parts, views={"flip": "none", "crops": 2}), tmp_path)
+    assert parts.training_set.flip == "none"
+    assert parts.training_set.pictures.moments.shape[1] == 3
+    assert parts.validation_set.pictures.moments.shape[1] == 1
 
 
 def test_noise_cannot_be_predicted_from_pure_noise():

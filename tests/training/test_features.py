@@ -191,6 +191,17 @@ def test_crops_lie_behind_the_whole_picture_and_are_the_same_each_time(rows, tmp
     assert len(np.unique(means, axis=0)) == 12 * 4
 
 
+def test_crops_hold_the_share_that_is_asked_for(rows, tmp_path, monkeypatch):
+    boxes = []
+    monkeypatch.setattr(features, "crop_square", lambda picture, *box: boxes.append(box) or picture)
+    encode_pictures(rows, tmp_path, views=ViewConfig(crops=20, min_crop_area=0.5))
+    areas = [side**2 for side, _, _ in boxes]
+    assert len(areas) == 12 * 20
+    assert 0.4999 < min(areas) < 0.55
+    assert 0.95 < max(areas) <= 1
+    assert all(0 <= place <= 1 for _, *places in boxes for place in places)
+
+
 def test_flips_are_the_same_views_in_the_key(rows, tmp_path):
     """Which task sees mirror images is chosen at reading; they are kept in any case."""
     for flip in ("both", "naming", "none"):

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from palindiff.training.codec import CodecRecipe
 from palindiff.training.diffdis import Recipe
+from palindiff.training.loop import LoopConfig, MachineConfig, OptimizerConfig
 from palindiff.training.recipe_file import claim_output, dump_recipe, identity, load_recipe, recipe_names
 
 
@@ -284,8 +285,82 @@ def test_a_folder_where_nothing_was_trained_yet_may_be_claimed_anew(write, tmp_p
 
 
 def test_a_folder_whose_recipe_is_not_valid_here_is_refused(write, tmp_path):
-    write("section: {rate: 1, gone: 2}", "recipe.yaml")
+    write("# Recipe toy, resolved; identity 0123\nsection: {rate: 1, gone: 2}", "recipe.yaml")
     (tmp_path / "log.jsonl").touch()
     with pytest.raises(ValueError, match=r"holds a run with a recipe not valid here(.|\n)*`section\.gone`") as caught:
         claim_output(load_recipe(Toy, write("section: {rate: 1}")), tmp_path, "toy")
     assert "Name another" in str(caught.value)
+
+
+@pytest.mark.parametrize("others", [[], ["log.jsonl"]])
+def test_a_recipe_that_its_user_wrote_is_never_replaced(write, tmp_path, others):
+    path = write("section: {rate: 1}  # mine", "recipe.yaml")
+    for name in others:
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"recipe\.yaml` was not written by a run.*Name another --output"):
+        claim_output(load_recipe(Toy, path), tmp_path, "toy")
+    assert "# mine" in (tmp_path / "recipe.yaml").read_text()
+
+
+class Scheduled(BaseModel, frozen=True, extra="forbid"):
+    optimizer: OptimizerConfig = OptimizerConfig(warmup_steps=2, decay="cosine", decay_steps=4)
+    loop: LoopConfig = LoopConfig(num_steps=20)
+
+
+def scheduled(optimizer=None, **loop):
+    recipe = Scheduled()
+    return Scheduled(
+        optimizer=recipe.optimizer.model_copy(update=optimizer or {}), loop=recipe.loop.model_copy(update=loop)
+    )
+
+
+def begun(output, num_learned):
+    """A run's folder with a state of so many steps."""
+    claim_output(scheduled(), output, "begun")
+    state = output / "state" / f"step-{num_learned:08d}"
+    state.mkdir(parents=True)
+    (state / "state.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("num_learned", "changed"),
+    [
+        (16, scheduled(num_steps=40)),  # longer, before the decay began
+        (16, scheduled({"decay": "none"})),
+        (16, scheduled({"decay_steps": 2})),
+        (20, scheduled({"cycles": 2}, num_steps=40)),  # finished, and once more
+        (8, scheduled(num_steps=12)),
+    ],
+)
+def test_a_run_may_be_prolonged_where_the_steps_learned_are_the_same(tmp_path, num_learned, changed):
+    begun(tmp_path, num_learned)
+    claim_output(changed, tmp_path, "longer")
+    assert load_recipe(Scheduled, str(tmp_path / "recipe.yaml")) == changed
+
+
+@pytest.mark.parametrize(
+    ("num_learned", "changed"),
+    [
+        (18, scheduled(num_steps=40)),  # two steps of the decay are learned
+        (20, scheduled({"cycles": 2})),
+        (8, scheduled({"warmup_steps": 3})),
+        (16, scheduled(num_steps=15)),  # more was learned than is wanted
+        (8, scheduled(num_steps=40, seed=1)),
+    ],
+)
+def test_a_run_is_not_prolonged_as_what_it_was_not(tmp_path, num_learned, changed):
+    begun(tmp_path, num_learned)
+    with pytest.raises(ValueError, match="holds a run of another recipe"):
+        claim_output(changed, tmp_path, "longer")
+
+
+class WithMachine(BaseModel, frozen=True, extra="forbid"):
+    machine: MachineConfig
+
+
+def test_precision_is_part_of_a_recipe_s_identity_and_the_rest_of_the_machine_is_not():
+    elsewhere = {"num_threads": 2, "num_workers": 3, "cache_dir": "kept"}
+    here, there, bf16 = (
+        identity(WithMachine(machine=MachineConfig(**settings))) for settings in ({}, elsewhere, {"precision": "bf16"})
+    )
+    assert here == there != bf16

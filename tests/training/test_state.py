@@ -170,7 +170,7 @@ def test_the_format_stays_what_saved_runs_have(tmp_path):
     state = make_state(tmp_path, num_steps=1)
     state.save(cpu_accelerator())
     folder = tmp_path / "step-00000001"
-    assert json.loads((folder / "state.json").read_text()) == {"step": 1}
+    assert json.loads((folder / "state.json").read_text()) == {"step": 1, "made_from": {}}
     assert sorted(load_file(folder / "weights.safetensors")) == ["bias", "weight"]
     moments = sorted(load_file(folder / "optimizer.safetensors"))
     assert moments == [f"{name}/{key}" for name in ("bias", "weight") for key in ("exp_avg", "exp_avg_sq", "step")]

@@ -15,6 +15,7 @@ PICTURE_SUFFIXES = frozenset(  # of the formats that pictures.py takes
     {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif"}
 )
 SAMPLE_BYTES = 1024
+UNCOMPRESSED = (b"BM", b"II*\0", b"MM\0*", b"P")  # BMP, TIFF and PPM: a change within moves no other byte
 
 
 class RowFault(Exception):
@@ -57,15 +58,16 @@ class Entry:
 
 
 def content_id(part: Callable[[int, int], bytes | memoryview], size: int) -> str:
-    """Hash a picture's size and bytes; of more than three samples' length the beginning, middle and end alone.
+    """Hash a picture's size and bytes; of a long compressed one the beginning, middle and end alone.
 
-    A picture saved anew differs there: PNG ends on a sum over all pixels, the other formats shift what follows.
+    A compressed picture saved anew differs there: PNG ends on a sum over all pixels, the others shift what follows.
     `part(start, num_bytes)` reads.
     """
     digest = hashlib.sha256(f"{size}:".encode())
-    is_small = size <= 3 * SAMPLE_BYTES
-    for start in [0] if is_small else [0, size // 2, size - SAMPLE_BYTES]:
-        digest.update(part(start, size if is_small else SAMPLE_BYTES))
+    beginning = bytes(part(0, min(size, SAMPLE_BYTES)))
+    is_whole = size <= 3 * SAMPLE_BYTES or beginning.startswith(UNCOMPRESSED)
+    for start in [0] if is_whole else [0, size // 2, size - SAMPLE_BYTES]:
+        digest.update(part(start, size if is_whole else SAMPLE_BYTES))
     return digest.hexdigest()[:32]
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 OnBad = Literal["refuse", "skip"]
 
-INDEX_VERSION = 1  # raised when entries change their meaning, so that no kept index of before is read
+INDEX_VERSION = 2  # raised when entries change their meaning, so that no kept index of before is read
 NUM_NAMED_FAULTS = 10
 
 _HASHED = ("name", "size", "content", "captions", "label", "fields")

@@ -27,7 +27,8 @@ Kind = Literal["folder", "classes", "webdataset", "parquet", "hub"]
 
 Found = TypeVar("Found")
 
-_SPLIT_NAME = re.compile(r"(train|validation|valid|val|dev|test)[-._]")
+SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test")
+_SPLIT_NAME = re.compile(rf"({'|'.join(SPLIT_NAMES)})[-._]")
 _MISSING = "`{}` does not exist. Expected a folder, .tar, .parquet, a pattern of these or a Hub name. Check the path."
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -113,7 +114,14 @@ def _metadata_root(path: Path, split: str) -> Path | None:
 
 
 def _class_root(path: Path, split: str) -> Path | None:
-    return _root(path, split, has_class_folders)
+    """Class folders of a split; folders that are splits themselves are no classes of an unsplit set."""
+    root = _root(path, split, has_class_folders)
+    is_split = root == path.absolute() and any(_is_split(each) for each in path.iterdir())
+    return None if is_split else root
+
+
+def _is_split(folder: Path) -> bool:
+    return folder.is_dir() and (folder.name in SPLIT_NAMES or (folder / METADATA_NAME).is_file())
 
 
 def _tars(path: Path, split: str) -> list[Path]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from palindiff.data.pictures import fit_picture, read_picture, to_pixels, to_tensor
-from palindiff.data.publish import published_folder
+from palindiff.data.publish import replaced_folder
 from palindiff.data.sources import DataConfig, open_pictures
 from palindiff.models.codec import CodecConfig, build_codec, normalize_latents
 from palindiff.objectives.codec import CodecObjective, CodecObjectiveConfig, psnr_db, squared_error
@@ -90,7 +90,7 @@ def train_codec(recipe: CodecRecipe, output: Path, show_progress: bool = True) -
     check_shares(recipe.loop, accelerator.num_processes)
     torch.manual_seed(recipe.loop.seed)
     vae = build_codec(recipe.codec)
-    training = read_pictures(recipe.data, size_px)
+    training, made_from = read_pictures(recipe.data, size_px), {"training set": open_pictures(recipe.data).fingerprint}
     validation = read_pictures(recipe.data.model_copy(update={"split": recipe.validation_split}), size_px)
     run = Run(
         objective=CodecObjective(vae, recipe.objective),
@@ -101,13 +101,15 @@ def train_codec(recipe: CodecRecipe, output: Path, show_progress: bool = True) -
         machine=recipe.machine,
         journal=Journal(output, show_progress=show_progress),
         state_dir=str(output / "state"),
+        made_from=made_from,
         evaluators=[lambda step: codec_error(vae, validation)],
     )
-    train(run, accelerator)
+    state = train(run, accelerator)
     mean, deviation = latent_moments(vae, training)
     normalize_latents(vae, mean, deviation)
-    if accelerator.is_main_process and not (output / "vae").exists():
-        with published_folder(output / "vae") as folder:
+    has_learned = state.step > state.resumed_from
+    if accelerator.is_main_process and (has_learned or not (output / "vae").exists()):
+        with replaced_folder(output / "vae") as folder:
             vae.half().save_pretrained(folder)
     accelerator.wait_for_everyone()
     written = AutoencoderKL.from_pretrained(output / "vae").to(accelerator.device)

@@ -1,9 +1,14 @@
 """The accelerator of a run: cuda, mps or cpu, whichever this machine has, in the precision asked for."""
 
+from datetime import timedelta
+
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from palindiff.training.loop import MachineConfig
+
+PATIENCE = timedelta(days=2)  # that the others wait while one process computes features or evaluates
 
 
 def make_accelerator(machine: MachineConfig) -> Accelerator:
@@ -15,4 +20,5 @@ def make_accelerator(machine: MachineConfig) -> Accelerator:
         torch.set_num_threads(machine.num_threads)
     precision = "no" if machine.precision == "fp32" else machine.precision
     has_accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return Accelerator(mixed_precision=precision, cpu=not has_accelerator)
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    return Accelerator(mixed_precision=precision, cpu=not has_accelerator, kwargs_handlers=[patience])

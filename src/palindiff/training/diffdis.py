@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from palindiff.data.publish import published_folder
+from palindiff.data.publish import replaced_folder
 from palindiff.data.sources import DataConfig, PictureSet, open_pictures
 from palindiff.inference.labels import check_labels
 from palindiff.inference.pipeline import PalindiffPipeline
@@ -31,6 +31,7 @@ from palindiff.training.features import (
     ViewConfig,
     caption_features,
     default_cache_dir,
+    fingerprint,
     picture_features,
 )
 from palindiff.training.footprint import training_bytes
@@ -126,6 +127,7 @@ class Parts:
     pipeline: PalindiffPipeline
     objective: DiffDisObjective
     training_set: FeatureSet
+    made_from: dict[str, str]  # fingerprints of the frozen models and the training pictures
     validation_set: FeatureSet
     validation_rows: PictureSet
     accelerator: Accelerator
@@ -204,12 +206,14 @@ def train_recipe(
         machine=recipe.machine,
         journal=Journal(output, show_progress=show_progress),
         state_dir=str(output / "state"),
+        made_from=parts.made_from,
         evaluators=make_evaluators(parts),
     )
-    train(run, accelerator)
+    state = train(run, accelerator)
     parts.objective.eval()
-    if accelerator.is_main_process and not (output / "checkpoint").exists():
-        with published_folder(output / "checkpoint") as folder:
+    has_learned = state.step > state.resumed_from
+    if accelerator.is_main_process and (has_learned or not (output / "checkpoint").exists()):
+        with replaced_folder(output / "checkpoint") as folder:
             parts.pipeline.save_pretrained(folder)
     accelerator.wait_for_everyone()
     return parts.pipeline
@@ -243,7 +247,12 @@ def prepare(recipe: Recipe, output: Path, accelerator: Accelerator, tell: Tell) 
         torch.from_numpy(empty.c.astype(np.float32)),
         recipe.objective,
     )
-    return Parts(recipe, pipeline, objective, sets[0], sets[1], validation, accelerator, output)
+    made_from = {
+        "autoencoder": fingerprint(pipeline.vae),
+        "text tower": tower.fingerprint,
+        "training set": training.fingerprint,
+    }
+    return Parts(recipe, pipeline, objective, sets[0], made_from, sets[1], validation, accelerator, output)
 
 
 def describe(recipe: Recipe) -> dict[str, int]:

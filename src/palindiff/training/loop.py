@@ -66,7 +66,7 @@ class LoopConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class MachineConfig(BaseModel, frozen=True, extra="forbid"):
-    """What may change from machine to machine and is no part of a run's identity."""
+    """What may change from machine to machine; only `precision` alters numbers and is part of a run's identity."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
     num_threads: int = Field(0, ge=0)  # of torch on a CPU; 0 leaves torch's choice
@@ -111,6 +111,7 @@ class Run:
     machine: MachineConfig
     journal: Journal
     state_dir: str
+    made_from: Mapping[str, str] = field(default_factory=dict)  # fingerprints of data and frozen models, by name
     evaluators: Sequence[Evaluator] = field(default_factory=tuple)
 
 
@@ -124,7 +125,8 @@ def train(run: Run, accelerator: Accelerator) -> TrainState:
     groups = [dict(group) for group in run.parameter_groups]  # AdamW keeps and the loop changes them
     config = run.optimizer
     optimizer = torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, fused=True)
-    state = TrainState(run.objective.to(accelerator.device).train(), optimizer, run.loop.ema_decay, run.state_dir)
+    module = run.objective.to(accelerator.device).train()
+    state = TrainState(module, optimizer, run.loop.ema_decay, run.state_dir, run.made_from)
     state.resume()
     objective, optimizer = accelerator.prepare(run.objective, optimizer)
     run.journal.start(state.step, run.loop, accelerator)

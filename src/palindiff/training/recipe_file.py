@@ -17,12 +17,15 @@ from pydantic import BaseModel, ValidationError
 
 from palindiff.data.publish import publish_text
 from palindiff.training.recipe_problems import describe_problem, show_value
+from palindiff.training.state import saved_states
 
 R = TypeVar("R", bound=BaseModel)
 Tree = dict[str, Any]  # what YAML gives, before a pydantic model has checked it
 
 RECIPE_FILE = "recipe.yaml"
-MACHINE = "machine"  # the one section that alters no numbers
+MACHINE, PRECISION = "machine", "precision"  # the section that alters no numbers, but for this key of it
+RESOLVED = "resolved; identity"  # what the first line of a run's own recipe.yaml says
+SCHEDULE = {"loop.num_steps", "optimizer.decay", "optimizer.decay_steps", "optimizer.cycles"}
 YAML_ENDINGS = (".yaml", ".yml")
 
 
@@ -56,34 +59,57 @@ def dump_recipe(recipe: BaseModel, told: str) -> str:
     """Write a recipe out in full, defaults included, below a line that tells its origin; it can be read again."""
     tree = recipe.model_dump(mode="json")
     body = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, allow_unicode=True, width=119)
-    return f"# Recipe {' '.join(told.split())}, resolved; identity {identity(recipe)[:16]}\n{body}"
+    return f"# Recipe {' '.join(told.split())}, {RESOLVED} {identity(recipe)[:16]}\n{body}"
 
 
 def identity(recipe: BaseModel) -> str:
-    """SHA-256 over all that alters numbers: every field but those of the `machine` section."""
+    """SHA-256 over all that alters numbers: every field but threads, workers and where features are kept."""
     return hashlib.sha256(json.dumps(_numbers(recipe), sort_keys=True).encode()).hexdigest()
 
 
 def claim_output(recipe: BaseModel, output: Path, told: str) -> None:
     """Save the recipe as `output/recipe.yaml`, where a run of the same recipe may have begun already.
 
-    Raises: ValueError if the folder holds the run of another recipe.
+    A run may be made longer, or be given another end: the steps it has learned must be those of the new recipe too.
+
+    Raises: ValueError if the folder holds the run of another recipe, or a recipe.yaml that no run wrote.
     """
     path = output / RECIPE_FILE
+    if path.exists() and RESOLVED not in path.read_text(encoding="utf-8").partition("\n")[0]:
+        raise ValueError(
+            f"`{path}` was not written by a run. Expected the folder of a run, or a new one: a run keeps its resolved "
+            "recipe under that name. Name another --output."
+        )
     has_begun = path.exists() and any(beside.name != RECIPE_FILE for beside in output.iterdir())
     if has_begun:
         try:
             there = load_recipe(type(recipe), str(path))
         except ValueError as error:
             raise ValueError(f"`{output}` holds a run with a recipe not valid here. Name another. {error}") from error
-        if identity(there) != identity(recipe):
+        if identity(there) != identity(recipe) and not _goes_on(there, recipe, output):
             raise ValueError(_difference(output, _numbers(there), _numbers(recipe)))
     output.mkdir(parents=True, exist_ok=True)
     publish_text(path, dump_recipe(recipe, told))
 
 
 def _numbers(recipe: BaseModel) -> Tree:
-    return recipe.model_dump(mode="json", exclude={MACHINE})
+    tree = recipe.model_dump(mode="json")
+    machine = tree.pop(MACHINE, {})
+    return tree | {MACHINE: {PRECISION: machine[PRECISION]} if PRECISION in machine else {}}
+
+
+def _goes_on(there: Any, here: Any, output: Path) -> bool:
+    """Whether recipes differ in their schedule alone, and not in the rates of the steps that are learned already."""
+    flat_there, flat_here = _flatten(_numbers(there)), _flatten(_numbers(here))
+    if {key for key in flat_there | flat_here if flat_there.get(key) != flat_here.get(key)} - SCHEDULE:
+        return False
+    states = saved_states(output / "state")
+    num_learned = int(states[-1].name.removeprefix("step-")) if states else 0
+
+    def rates(recipe: Any) -> list[float]:
+        return [recipe.optimizer.rate_factor(step, recipe.loop.num_steps) for step in range(num_learned)]
+
+    return here.loop.num_steps >= num_learned and rates(there) == rates(here)
 
 
 def _difference(output: Path, there: Tree, here: Tree) -> str:

@@ -5,7 +5,7 @@ Random numbers and the place in the data follow from seed and step (`order.py`) 
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,9 +24,18 @@ KEPT_STATES = 2  # the newest, and the one before it in case the newest cannot b
 class TrainState:
     """Weights, EMA, optimizer and step of one run, saved under `state_dir/step-00000000/`."""
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, ema_decay: float, state_dir: str) -> None:
-        self.step = 0
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ema_decay: float,
+        state_dir: str,
+        made_from: Mapping[str, str] | None = None,
+    ) -> None:
+        """made_from: fingerprints of what the run learns from, by name; a state of others is not gone on with."""
+        self.step = self.resumed_from = 0
         self.module, self.optimizer, self.state_dir = module, optimizer, Path(state_dir)
+        self.made_from = dict(made_from or {})
         self._trained = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
         self.ema = EMAModel(self._trained.values(), decay=ema_decay, foreach=True)
 
@@ -70,7 +79,7 @@ class TrainState:
     def resume(self) -> None:
         """Go on from the newest state, if there is one.
 
-        Raises: ValueError if that state is damaged or belongs to other parameters.
+        Raises: ValueError if that state is damaged, or belongs to other parameters or data.
         """
         states = saved_states(self.state_dir)
         if not states:
@@ -79,20 +88,22 @@ class TrainState:
         try:
             weights, average = load_file(folder / "weights.safetensors"), load_file(folder / "ema.safetensors")
             moments = load_file(folder / "optimizer.safetensors")
-            step = int(json.loads((folder / "state.json").read_text())["step"])
+            told = json.loads((folder / "state.json").read_text())
+            step, made_from = int(told["step"]), dict(told["made_from"])
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             before = f"from `{states[-2].name}`" if len(states) > 1 else "from the start"
             raise ValueError(
                 f"The saved state `{folder}` cannot be read ({error}). Expected four whole files: weights, ema and "
                 f"optimizer .safetensors, state.json. Remove that folder, and the same command goes on {before}."
             ) from error
+        self._check_made_from(folder, made_from)
         self._check_fits(folder, weights)
         self._check_fits(folder, average)
         with torch.no_grad():
             for name, weight in self._trained.items():
                 weight.copy_(weights[name])
         self.ema.shadow_params = [average[name].to(weight.device) for name, weight in self._trained.items()]
-        self.step = self.ema.optimization_step = step
+        self.step = self.resumed_from = self.ema.optimization_step = step
         self._load_optimizer(moments)
 
     def _write(self, target: Path) -> None:
@@ -102,12 +113,21 @@ class TrainState:
                 for name, tensors in (("weights", self._trained), ("ema", average), ("optimizer", self._moments())):
                     whole = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
                     save_file(whole, folder / f"{name}.safetensors")
-                (folder / "state.json").write_text(json.dumps({"step": self.step}))
+                (folder / "state.json").write_text(json.dumps({"step": self.step, "made_from": self.made_from}))
         except (OSError, SafetensorError) as error:
             raise OSError(
                 f"Step {self.step} could not be saved as `{target}` ({error}). Expected a disk with room for it. "
                 "Free some, and the same command goes on from the state saved before."
             ) from error
+
+    def _check_made_from(self, folder: Path, made_from: dict[str, str]) -> None:
+        differing = [name for name in made_from | self.made_from if made_from.get(name) != self.made_from.get(name)]
+        if differing:
+            raise ValueError(
+                f"`{folder}` was trained with another {' and another '.join(differing)} than lies there now. Expected "
+                "the same: weights learned from one are worth nothing with another. Put it back, or name another "
+                "output folder."
+            )
 
     def _check_fits(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         expected = {name: tuple(weight.shape) for name, weight in self._trained.items()}
