@@ -1,7 +1,6 @@
 """demo.py: one page from a model that ships or is trained now, a budget of minutes, and a file of results."""
 
 import importlib.util
-import json
 
 import pytest
 import yaml
@@ -68,7 +67,7 @@ def test_a_trained_model_makes_a_page_of_five_sections_and_a_file_of_results(emo
     assert (tmp_path / "demo" / "run" / "checkpoint" / "model_index.json").exists()
     found = read_results(results)
     assert (found.command, found.seed) == ("palindiff demo --train", 5)
-    assert found.settings == {"minutes": 0.003, "commands": {"trained": "palindiff demo --train"}}
+    assert found.settings == {"minutes": 0.003, "rows_measured_before": {}}
     assert {row["model"] for row in found.rows} == {"trained"}
     assert {row["steps"] for row in found.rows} == {steps}
     assert len(found.rows) == 2 * 6 + 4 * 3  # naming both ways, painting seen and unseen, at three k in two styles
@@ -136,8 +135,16 @@ def test_rows_of_the_other_model_are_kept_and_one_s_own_replaced(emoji_dir, tmp_
     write_rows(shipped_options, [row("shipped", 0.4)], "palindiff demo --seed 2", 3.0)
     found = read_results(path)
     assert found.rows == [row("trained", 0.3), row("shipped", 0.4)]
-    assert found.settings["commands"] == {"trained": "palindiff demo --train", "shipped": "palindiff demo --seed 2"}
-    assert json.loads(path.read_text())["command"] == "palindiff demo --seed 2"
+    assert found.command == "palindiff demo --seed 2"
+    origin = found.settings["rows_measured_before"]["trained"]
+    assert (origin["command"], origin["elapsed_s"], origin["settings"]) == (
+        "palindiff demo --train",
+        2.0,
+        {"minutes": 10},
+    )
+    assert origin["machine"] == found.machine.model_dump()
+    write_rows(shipped_options, [row("shipped", 0.5)], "palindiff demo", 4.0)
+    assert read_results(path).settings["rows_measured_before"] == {"trained": origin}
 
 
 def test_the_emoji_set_is_drawn_where_it_is_absent(tmp_path, emoji_dir, monkeypatch):

@@ -21,9 +21,11 @@ def run(tmp_path):
     for part in ("scheduler", "query_scheduler"):
         text_chain_scheduler().save_pretrained(folder / "checkpoint" / part)
     toy_vae().save_pretrained(folder / "vae")
+    toy_vae().half().save_pretrained(folder / "checkpoint" / "vae")
+    toy_vae().half().save_pretrained(tmp_path / "checkpoints" / "codec-emoji")
     lines = [{"step": 50, "loss": 1.0, "elapsed_s": 1800.0}, {"step": 100, "loss": 0.5, "elapsed_s": 3600.0}]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "recipe.yaml").write_text("# Recipe emoji, resolved; identity 0123\nloop: {}\n")
+    (folder / "recipe.yaml").write_text("# Recipe emoji, resolved; identity 0123\nloop: {num_steps: 100}\n")
     return folder
 
 
@@ -46,6 +48,7 @@ def test_emoji_ships_the_run_s_weights_as_fp16_with_log_recipe_and_card(run, tmp
 def test_codec_ships_and_a_later_version_replaces_it(run, tmp_path):
     shipping.ship("codec-emoji", run, tmp_path / "checkpoints")
     (run / "log.jsonl").write_text('{"step": 7}\n')
+    (run / "recipe.yaml").write_text("loop: {num_steps: 7}\n")
     target = shipping.ship("codec-emoji", run, tmp_path / "checkpoints")
     assert (target / "log.jsonl").read_text() == '{"step": 7}\n'
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["codec-emoji"]
@@ -60,3 +63,32 @@ def test_too_large_or_unfinished_is_refused_and_leaves_the_old_version(run, tmp_
     assert [path.name for path in checkpoints.iterdir()] == ["codec-emoji"]
     with pytest.raises(FileNotFoundError, match=r"holds no `checkpoint` and no `latest`"):
         shipping.ship("emoji", tmp_path, checkpoints)
+
+
+def test_a_run_that_is_not_at_its_end_ships_its_last_look_with_the_log_up_to_there(run, tmp_path):
+    (run / "checkpoint").rename(run / "latest")
+    lines = [{"step": 50, "elapsed_s": 1800.0}, {"step": 50, "evaluation_s": 3.0}, {"step": 90, "elapsed_s": 3000.0}]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    target = shipping.ship("emoji", run, tmp_path / "checkpoints")
+    assert "50 steps in 0.5 hours" in (target / "README.md").read_text()
+    assert (target / "log.jsonl").read_text().count("\n") == 2
+
+
+def test_weights_without_the_log_and_recipe_that_made_them_are_refused(run, tmp_path):
+    (run / "recipe.yaml").write_text("loop: {num_steps: 50}\n")
+    with pytest.raises(ValueError, match=r"a log of 100 steps and a recipe of 50\. Expected a run"):
+        shipping.ship("codec-emoji", run, tmp_path / "checkpoints")
+
+
+def test_a_model_of_another_codec_is_refused(run, tmp_path):
+    vae = toy_vae()
+    with torch.no_grad():
+        vae.quant_conv.weight += 1
+    vae.save_pretrained(tmp_path / "checkpoints" / "codec-emoji")
+    with pytest.raises(ValueError, match=r"is not the codec in .*Ship that codec first"):
+        shipping.ship("emoji", run, tmp_path / "checkpoints")
+
+
+def test_nothing_ships_under_an_unknown_name(run, tmp_path):
+    with pytest.raises(ValueError, match=r"Nothing called `emojis` ships\. Expected one of: emoji, codec-emoji"):
+        shipping.ship("emojis", run, tmp_path / "checkpoints")

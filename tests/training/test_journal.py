@@ -102,3 +102,8 @@ def test_finite_numbers_pass(tmp_path):
 
 def test_a_log_that_does_not_exist_is_empty(tmp_path):
     assert read_log(tmp_path / "log.jsonl") == []
+
+
+def test_lines_that_no_run_wrote_are_left_out_of_a_log(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n[1]\n{"told": 2}\n\n{"step": 2}\n{"step": 3')
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 1}, {"step": 2}]

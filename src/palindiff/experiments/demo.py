@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 
 from palindiff.data.emoji import STYLES, build_emoji_set
 from palindiff.data.publish import publish_text
-from palindiff.evaluation.results import read_results, write_results
+from palindiff.evaluation.results import Results, read_results, write_results
 from palindiff.evaluation.retrieval import Row
 from palindiff.experiments.curves import Line
 from palindiff.experiments.emoji_protocol import Embedded, Trained, embed_unseen, measure_painting, naming_rows
@@ -116,8 +115,8 @@ def timed_recipe(options: DemoOptions, run: Path, tell: Tell) -> Recipe:
     """
     fixed = [f"data.path={json.dumps(str(options.data_dir))}", f"loop.seed={options.seed}"]
     if (run / "recipe.yaml").exists():
-        begun = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-        return load_recipe(Recipe, TRAINED_RECIPE, [*fixed, *_steps(begun["loop"]["num_steps"])])
+        begun = load_recipe(Recipe, str(run / "recipe.yaml"))
+        return load_recipe(Recipe, TRAINED_RECIPE, [*fixed, *_steps(begun.loop.num_steps)])
     recipe = load_recipe(Recipe, TRAINED_RECIPE, fixed)
     tell("computing features, and timing some steps")
     num_steps = int(60 * (options.minutes or 0) * SHARE_OF_TIME_FOR_STEPS / seconds_per_step(recipe, run))
@@ -147,23 +146,23 @@ def write_rows(options: DemoOptions, rows: list[Row], command: str, elapsed_s: f
     """Write the rows of this model, keeping those of the other one that the file holds already."""
     assert options.results is not None
     mine = {str(row["model"]) for row in rows}
-    kept = (
-        [row for row in read_results(options.results).rows if row["model"] not in mine]
-        if options.results.exists()
-        else []
-    )
-    settings = {"minutes": options.minutes, "commands": _commands(options.results, mine) | {min(mine): command}}
+    kept: list[Row] = []
+    origins: dict[str, object] = {}
+    if options.results.exists():
+        before = read_results(options.results)
+        kept = [row for row in before.rows if row["model"] not in mine]
+        origins = {str(row["model"]): _origin(before, str(row["model"])) for row in kept}
+    settings = {"minutes": options.minutes, "rows_measured_before": origins}
     write_results(options.results, [*kept, *rows], command, settings, options.seed, elapsed_s)
 
 
-def _commands(path: Path, mine: set[str]) -> dict[str, str]:
-    """The commands that made the rows which are kept."""
-    if not path.exists():
-        return {}
-    commands = read_results(path).settings.get("commands")
-    if not isinstance(commands, dict):
-        return {}
-    return {model: str(told) for model, told in commands.items() if model not in mine}
+def _origin(before: Results, model: str) -> object:
+    """Where kept rows of a model come from: all that their own file told beside the rows."""
+    earlier = before.settings.get("rows_measured_before")
+    if isinstance(earlier, dict) and model in earlier:
+        return earlier[model]
+    told = before.model_dump(exclude={"rows"})
+    return told | {"settings": {name: told["settings"][name] for name in told["settings"] if name == "minutes"}}
 
 
 def _steps(num_steps: int) -> list[str]:

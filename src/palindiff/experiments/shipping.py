@@ -10,6 +10,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import torch
+import yaml
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from palindiff.data.emoji import ATTRIBUTION
@@ -18,6 +20,7 @@ from palindiff.models.query_stream import QueryStream
 from palindiff.training.journal import read_log
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
+SOURCES = {"emoji": ("checkpoint", "latest"), "codec-emoji": ("vae",)}  # where a run keeps the weights, best first
 MAX_BYTES = {"emoji": 25_000_000, "codec-emoji": 8_000_000}
 
 CARD = """---
@@ -46,21 +49,29 @@ Paints 64 x 64 emoji in two styles from captions, names pictures, and finds pict
 
 
 def ship(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
-    """Write what ships under a name from a finished run; an older version is replaced.
+    """Write what ships under a name from a run, finished or (emoji) at its last look; an older version is replaced.
 
-    Raises: FileNotFoundError if the run is not finished; ValueError if the weights are larger than may ship.
+    Raises: FileNotFoundError if the run has written no weights; ValueError if log and recipe are not those of the
+        weights, the model was trained with another codec than ships, or the weights are larger than may ship.
     """
-    target = checkpoints / name
-    possible = {"emoji": ("checkpoint", "latest"), "codec-emoji": ("vae",)}[name]
+    if name not in SOURCES:
+        raise ValueError(f"Nothing called `{name}` ships. Expected one of: {', '.join(SOURCES)}.")
+    target, possible = checkpoints / name, SOURCES[name]
     source = next((run / part for part in possible if (run / part).is_dir()), None)
     if source is None:
         raise FileNotFoundError(
             f"`{run}` holds no `{'` and no `'.join(possible)}`. Expected a run of `{name}`. "
             "Let the training go on first."
         )
+    log = _log_of(source, run)
+    if name == "emoji":
+        _check_codec(source / "vae", checkpoints / "codec-emoji")
     with replaced_folder(target) as folder:
-        (_write_emoji if name == "emoji" else _write_codec)(source, run, folder)
-        shutil.copy(run / "log.jsonl", folder / "log.jsonl")
+        if name == "emoji":
+            _write_emoji(source, run, folder, log)
+        else:
+            AutoencoderKL.from_pretrained(source).half().save_pretrained(folder)
+        (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
         shutil.copy(run / "recipe.yaml", folder / "recipe.yaml")
         _forget_where_they_lay(folder)
         num_bytes = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
@@ -80,18 +91,39 @@ def _forget_where_they_lay(folder: Path) -> None:
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_codec(source: Path, run: Path, folder: Path) -> None:
-    AutoencoderKL.from_pretrained(source).half().save_pretrained(folder)
+def _log_of(source: Path, run: Path) -> list[dict[str, float]]:
+    """The log up to the step of these weights."""
+    log = read_log(run / "log.jsonl")
+    if source.name == "latest":  # written at a look, after which the run went on
+        last_look = max((line["step"] for line in log if "evaluation_s" in line), default=0)
+        return [line for line in log if line["step"] <= last_look]
+    num_steps = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["loop"]["num_steps"]
+    last_step = max((line["step"] for line in log), default=0)
+    if last_step != num_steps:
+        raise ValueError(
+            f"`{run}` has a log of {last_step} steps and a recipe of {num_steps}. Expected a run that its recipe "
+            "made. Let the training go on first."
+        )
+    return log
 
 
-def _write_emoji(source: Path, run: Path, folder: Path) -> None:
+def _check_codec(trained_with: Path, ships: Path) -> None:
+    """The emoji model's latents are those of one codec."""
+    ours, shipped = (AutoencoderKL.from_pretrained(folder).half().state_dict() for folder in (trained_with, ships))
+    if ours.keys() != shipped.keys() or any(not torch.equal(ours[name], shipped[name]) for name in ours):
+        raise ValueError(
+            f"`{trained_with}` is not the codec in `{ships}`. Expected the one that the model was trained with. "
+            "Ship that codec first."
+        )
+
+
+def _write_emoji(source: Path, run: Path, folder: Path, log: list[dict[str, float]]) -> None:
     unet = UNet2DConditionModel.from_pretrained(source / "unet").half()
     stream = QueryStream.from_pretrained(source / "query_stream").half()
     unet.save_pretrained(folder / "unet")
     stream.save_pretrained(folder / "query_stream")
     for part in ("scheduler", "query_scheduler"):
         shutil.copytree(source / part, folder / part)
-    log = read_log(run / "log.jsonl")
     counts = [model.num_parameters() / 1e6 for model in (unet, stream)]
     (folder / "README.md").write_text(
         CARD.format(

@@ -120,11 +120,13 @@ class Journal:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """Read a run's JSON lines; a last line that a crash cut short is left out."""
+    """Read a run's JSON lines; what is none of a run's, such as a last line that a crash cut short, is left out."""
     lines = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
-            lines.append(json.loads(line))
+            told = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(told, dict) and "step" in told:
+            lines.append(told)
     return lines
