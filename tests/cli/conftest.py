@@ -19,3 +19,14 @@ def palindiff(monkeypatch, capsys):
         return stopped.value.code or 0, told.out, told.err
 
     return run
+
+
+@pytest.fixture
+def cells():
+    """Read a printed table's rows -> what each column holds, with what was folded over several lines joined."""
+
+    def read(printed):
+        lines = [line.strip("│").split("│") for line in printed.splitlines() if line.startswith("│")]
+        return ["".join(part.strip() for part in column) for column in zip(*lines, strict=True)]
+
+    return read

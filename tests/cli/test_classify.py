@@ -1,9 +1,11 @@
 """`palindiff classify` from the command line, with a toy checkpoint."""
 
 import json
+import os
 
 import pytest
 
+from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE
 from palindiff.inference.pipeline import PalindiffPipeline
 from toys import toy_checkpoint, toy_pictures
 
@@ -57,7 +59,7 @@ def test_answers_are_the_pipeline_s_best(classify, pipeline, files):
     told = classify("a.png", "[b].png", "more", "--labels", "red apple, b,fire", "--top", 2)
     assert [each["picture"] for each in told["pictures"]] == files
     assert [each["labels"] for each in told["pictures"]] == expected_answers(pipeline, files, LABELS, ["{}"], 2)
-    settings = {"num_inference_steps": 8, "guidance_scale": 4.0, "seed": 0, "templates": ["{}"]}
+    settings = {"num_inference_steps": 8, "guidance_scale": NAMING_GUIDANCE_SCALE, "seed": 0, "templates": ["{}"]}
     assert told.items() >= settings.items()
 
 
@@ -114,6 +116,12 @@ def test_a_dry_run_tells_what_would_be_named(palindiff, files):
         (("a.png", "--labels", ""), "A label is empty."),
         (("a.png", "--labels-file", "none.txt"), "`none.txt` is no file."),
         (
+            ("a.png", "--labels-file", "b,c"),
+            "`b,c` is no file. Expected a text file with one text on each line. Give a text itself with --labels.",
+        ),
+        (("a.png", "--labels", 'b,"c'), "--labels cannot be split (unexpected end of data)."),
+        (("a.png", "--labels", '"b" c'), "--labels cannot be split (',' expected after '\"')."),
+        (
             ("a.png", "--labels", "b", "--template", "a photo"),
             "To name a picture, the template 'a photo' has no `{}`.",
         ),
@@ -130,19 +138,84 @@ def test_what_cannot_be_named_is_one_sentence(palindiff, files, tmp_path, argume
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [(b"", "is empty (0 bytes)"), (b"text", "is not a picture that PIL can read"), (None, "cannot be decoded")],
-)
-def test_a_damaged_picture_among_good_ones_is_one_sentence(palindiff, model, files, tmp_path, content, sentence):
-    (tmp_path / "bad.png").write_bytes((tmp_path / "a.png").read_bytes()[:200] if content is None else content)
-    code, out, err = palindiff("classify", "a.png", "bad.png", "--labels", "b,c", "--model", model)
+def test_labels_in_quotes_hold_commas(palindiff, files):
+    labels = 'b,"c, d", "e ""f""",5" g'
+    told = json.loads(palindiff("classify", "a.png", "--labels", labels, "--dry-run", "--json")[1])
+    assert told["labels"] == ["b", "c, d", 'e "f"', '5" g']
+
+
+@pytest.fixture
+def bad(files, tmp_path):
+    """An empty picture, one that is text and one cut short; and what is told of each."""
+    contents = {"0.png": b"", "1.png": b"text", "2.png": (tmp_path / "a.png").read_bytes()[:200]}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    faults = ("is empty (0 bytes)", "is not a picture that PIL can read", "cannot be decoded (")
+    return [f"  `{name}` {fault}" for name, fault in zip(contents, faults, strict=True)]
+
+
+def test_all_pictures_that_cannot_be_read_are_told_before_the_model_is_sought(palindiff, bad):
+    code, out, err = palindiff(
+        "classify", "0.png", "a.png", "1.png", "2.png", "--labels", "b,c", "--model", "not a model"
+    )
+    first, *listed = err.splitlines()
     assert (code, out) == (2, "")
-    assert err.startswith(f"palindiff: `bad.png` {sentence}")
-    assert err.count("\n") == 1
+    assert first.startswith("palindiff: 3 of 4 pictures cannot be used. Expected whole PNG")
+    assert first.endswith("Mend them, or leave them out with --on-bad skip.")
+    assert [line[: len(told)] for line, told in zip(listed, bad, strict=True)] == bad
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--top", 0), ("--steps", 0), ("--guidance-scale", 0), ("--seed", -1)])
+def test_pictures_that_cannot_be_read_are_skipped_when_asked_to(palindiff, classify, model, bad):
+    labels = ("--labels", "b,c", "--steps", 1, "--model", model)
+    code, out, err = palindiff("classify", "0.png", "a.png", "1.png", *labels, "--on-bad", "skip", "--json")
+    assert code == 0
+    assert json.loads(out) == classify("a.png", *labels)
+    assert err.splitlines()[:3] == ["2 of 3 pictures cannot be used and were left out:", *bad[:2]]
+    code, out, err = palindiff("classify", "0.png", *labels, "--on-bad", "skip")
+    assert (code, out) == (2, "")
+    assert err.startswith("palindiff: 1 of 1 pictures cannot be used, and none is left. Expected one or more.")
+
+
+def test_pictures_are_counted_while_they_are_checked_and_named(palindiff, model, files, monkeypatch):
+    monkeypatch.setattr("palindiff.cli.classify.PICTURES_AT_ONCE", 2)
+    monkeypatch.setattr("palindiff.cli.listed.PICTURES_AT_ONCE", 2)
+    arguments = ("--labels", "b,c", "--steps", 1, "--model", model)
+    code, _, err = palindiff("classify", *files, *arguments)
+    assert code == 0
+    assert err == (
+        "2 of 3 pictures checked\r3 of 3 pictures checked\n"
+        "0 of 3 pictures\r2 of 3 pictures\r3 of 3 pictures\n"
+    )  # fmt: skip
+
+
+def test_file_names_that_are_no_text_come_out_escaped(palindiff, classify, model, files, tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        (tmp_path / "a.png").rename(tmp_path / name)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    arguments = ("--labels", "b,c", "--steps", 1)
+    assert classify(name, *arguments)["pictures"][0]["picture"] == name
+    code, out, _ = palindiff("classify", name, *arguments, "--model", model)
+    assert code == 0
+    assert "caf\\udce9.png" in out
+    (tmp_path / name).write_bytes(b"")
+    assert "`caf\\udce9.png` is empty" in palindiff("classify", name, *arguments)[2]
+
+
+def test_a_long_file_name_comes_out_whole(palindiff, model, files, tmp_path, cells):
+    name, label = f"{'long-' * 40}.png", "l" * 90
+    (tmp_path / "a.png").rename(tmp_path / name)
+    code, out, err = palindiff("classify", name, "--labels", f"b,{label}", "--model", model, "--steps", 1)
+    assert code == 0, err
+    told = cells(out)
+    assert told[0] == name
+    assert any(column.startswith(label) for column in told)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--top", 0), ("--steps", 0), ("--guidance-scale", 0), ("--seed", -1), ("--on-bad", "mend")]
+)
 def test_numbers_out_of_range_are_refused(palindiff, files, flag, value):
     code, out, err = palindiff("classify", "a.png", "--labels", "b", flag, value)
     assert (code, out) == (2, "")

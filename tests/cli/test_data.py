@@ -2,14 +2,16 @@
 
 import json
 import re
+from typing import get_args, get_type_hints
 
 import datasets
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from palindiff.cli.data import app
+from palindiff.cli.data import app, show
 from palindiff.data import emoji as emoji_set
+from palindiff.data.sources import Kind
 from toy_sources import sample, square, write_lines, write_tar
 
 
@@ -71,6 +73,19 @@ def test_show_takes_split_kind_and_columns(pictures):
     assert test["first_rows"][0]["captions"] == ["of the test split"]
     named = json.loads(printed(pictures, "--caption-column", "title", "--image-column", "file_name", "--json"))
     assert [row["captions"] for row in named["first_rows"]] == [["named"], ["x"]]
+
+
+def test_an_unknown_kind_is_refused_with_those_there_are(pictures):
+    done = CliRunner().invoke(app, ["show", pictures, "--kind", "fodler"])
+    assert done.exit_code == 2
+    assert re.search(r"Invalid value for '--kind': .*'fodler' is not one of 'auto', 'folder', 'classes'", done.output)
+    assert set(get_args(get_type_hints(show)["kind"])) == {"auto", *get_args(Kind)}
+
+
+def test_a_long_file_name_comes_out_whole(tmp_path, cells):
+    name = f"{'long-' * 40}.png"
+    write_lines(tmp_path / "set" / "train", [{"file_name": name, "caption": "c" * 90}], [name])
+    assert cells(printed(str(tmp_path / "set"))) == [name, "", "c" * 90]
 
 
 def test_show_takes_a_subset(tmp_path):

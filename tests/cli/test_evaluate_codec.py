@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+import torch
 from PIL import Image
 
 from toys import toy_vae
@@ -37,8 +39,42 @@ def test_evaluate_codec_prints_a_table_and_writes_numbers_and_sheet(tmp_path, pa
     assert Image.open(sheet).width > 50
 
 
-def test_evaluate_codec_tells_of_a_run_that_is_not_there(tmp_path, palindiff):
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (
+            "nowhere",
+            "`nowhere` holds no vae and no log.jsonl. Expected `shipped`, or a folder that `palindiff train-codec`",
+        ),
+        ("run/vae", "`run/vae` holds no vae and no log.jsonl."),
+        ("begun", "`begun` holds no vae."),
+    ],
+)
+def test_what_is_no_run_is_one_sentence_and_no_hub_name(tmp_path, palindiff, monkeypatch, model, sentence):
+    monkeypatch.chdir(tmp_path)
     write_run_and_data(tmp_path)
-    code, _, err = palindiff("evaluate-codec", "--model", tmp_path / "nowhere", "--data", tmp_path / "data")
-    assert code == 2
-    assert "nowhere" in err
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "log.jsonl").write_text("")
+    for more in ((), ("--dry-run",)):
+        code, out, err = palindiff("evaluate-codec", "--model", model, "--data", "data", *more)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"palindiff: {sentence}")
+        assert err.count("\n") == 1
+
+
+def test_a_dry_run_tells_what_would_be_measured_and_writes_nothing(tmp_path, palindiff, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("--data", "set", "--seed", 3, "--sheet", "sheet.png", "--dry-run")
+    assert palindiff("evaluate-codec", *arguments)[:2] == (0, "model: shipped\ndata: set\nseed: 3\nsheet: sheet.png\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_seed_reaches_torch_and_changes_no_number(tmp_path, palindiff):
+    write_run_and_data(tmp_path)
+    arguments = ("evaluate-codec", "--model", tmp_path / "run", "--data", tmp_path / "data")
+    tables = set()
+    for seed in (3, 4):
+        code, out, _ = palindiff(*arguments, "--seed", seed)
+        assert (code, torch.initial_seed()) == (0, seed)
+        tables.add(out)
+    assert len(tables) == 1

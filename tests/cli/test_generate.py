@@ -1,6 +1,7 @@
 """`palindiff generate` from the command line, with a toy checkpoint."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -108,6 +109,16 @@ def test_a_dry_run_tells_what_would_be_painted_and_writes_nothing(palindiff, tmp
         (("--prompts", "blank.txt"), "`blank.txt` has no line with text."),
         (("--prompts", "binary.txt"), "`binary.txt` is not UTF-8"),
         (("b", "--output", "binary.txt"), "`binary.txt` is a file. Expected a folder."),
+        (
+            ("b", "--output", "binary.txt/below", "--model", "not a model"),
+            "`binary.txt/below` cannot be written (Not a "
+            "directory). Expected a folder that takes new files. Name another with --output.",
+        ),
+        (
+            ("--prompts", "a red apple"),
+            "`a red apple` is no file. Expected a text file with one text on each line. "
+            "Give a text itself with PROMPT.",
+        ),
         (("b", "--model", "emojy"), "No model `emojy`: it is no folder. Expected"),
         (("b", "--model", "a/b/c"), "No model `a/b/c`: it is no folder. Expected"),
         (("b", "--model", "."), "`.` has no model_index.json. Expected a checkpoint folder"),
@@ -123,6 +134,30 @@ def test_what_cannot_be_painted_is_one_sentence(palindiff, tmp_path, monkeypatch
     assert err.startswith(f"palindiff: {sentence}")
     assert err.count("\n") == 1
     assert not (tmp_path / "paintings").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_takes_no_files_is_refused_before_the_model_is_sought(palindiff, tmp_path):
+    (tmp_path / "kept").mkdir(mode=0o555)
+    code, _, err = palindiff("generate", "b", "--output", tmp_path / "kept" / "new", "--model", "not a model")
+    assert code == 2
+    assert "cannot be written (Permission denied)" in err
+
+
+@pytest.mark.parametrize("steps", [1001, 2000])
+def test_more_steps_than_the_scheduler_has_are_refused_before_anything_is_painted(palindiff, model, tmp_path, steps):
+    code, out, err = palindiff("generate", "b", "--steps", steps, "--model", model, "--output", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"palindiff: --steps is {steps}. Expected 1 to 1000: the model's scheduler")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_are_counted_and_long_names_come_out_whole(palindiff, model, tmp_path, cells):
+    prompt = "p" * 90
+    code, out, err = palindiff("generate", *FAST, prompt, "--model", model, "--output", tmp_path / "out")
+    assert code == 0
+    assert err == "1 of 1 pictures\n"
+    assert cells(out) == [prompt, "0", f"{'p' * 48}-0.png"]
 
 
 def test_a_hub_name_that_cannot_be_had_is_one_sentence(palindiff, monkeypatch):

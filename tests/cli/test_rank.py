@@ -94,6 +94,30 @@ def test_people_get_a_table(palindiff, model, files, by, asked):
     assert by == "picture" or cosines == sorted(cosines, reverse=True)
 
 
+@pytest.mark.parametrize("by", ["picture", "caption"])
+def test_long_names_and_captions_come_out_whole(palindiff, model, files, tmp_path, cells, by):
+    name, caption = f"{'long-' * 40}.png", "c" * 90
+    (tmp_path / "a.png").rename(tmp_path / name)
+    code, out, err = palindiff("rank", name, "--caption", caption, "--by", by, "--model", model, "--steps", 1)
+    assert code == 0, err
+    assert cells(out)[:2] == ([name, caption] if by == "picture" else [caption, name])
+
+
+def test_bad_pictures_are_all_told_or_skipped_and_good_ones_counted(palindiff, model, files, tmp_path):
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes(b"")
+    arguments = ("rank", "0.png", "more", "1.png", "--caption", "b", "--steps", 1)
+    code, out, err = palindiff(*arguments, "--model", "not a model")
+    assert (code, out) == (2, "")
+    assert err.startswith("palindiff: 2 of 4 pictures cannot be used. Expected")
+    assert err.endswith("\n  `0.png` is empty (0 bytes)\n  `1.png` is empty (0 bytes)\n")
+    code, out, err = palindiff(*arguments, "--model", model, "--on-bad", "skip", "--json")
+    assert code == 0
+    assert [each["picture"] for each in json.loads(out)["results"]] == files[1:]
+    assert err.startswith("2 of 4 pictures cannot be used and were left out:\n  `0.png` is")
+    assert err.endswith("\n0 of 2 pictures\r2 of 2 pictures\n")
+
+
 def test_a_dry_run_tells_what_would_be_ranked(palindiff, files):
     arguments = ("rank", "more", "--caption", "b", "--by", "caption", "--dry-run")
     code, out, _ = palindiff(*arguments)
@@ -110,6 +134,12 @@ def test_a_dry_run_tells_what_would_be_ranked(palindiff, files):
         (("a.png", "--caption", ""), "A caption is empty."),
         (("a.png", "--caption", "b", "--captions", "captions.txt"), "The caption 'b' is repeated."),
         (("a.png", "--captions", "more"), "`more` is no file."),
+        (
+            ("a.png", "--captions", "a cat,a dog"),
+            "`a cat,a dog` is no file. Expected a text file with one text on each "
+            "line. Give a text itself with --caption.",
+        ),
+        (("a.png", "--captions", "a cat, " * 99), "`a cat, a cat, "),
         (("more", "none.png", "--caption", "b"), "`none.png` does not exist."),
         (("empty", "--caption", "b"), "The folder `empty` holds no picture."),
         (("a.png", "--caption", "b", "--model", "emojy"), "No model `emojy`"),

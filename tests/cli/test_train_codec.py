@@ -47,10 +47,12 @@ def test_the_same_command_goes_on_and_another_recipe_is_refused(palindiff, recip
     before = [(state.name, state.stat().st_mtime_ns) for state in saved_states(output / "state")]
     assert palindiff("train-codec", "--recipe", recipe, "--set", "machine.num_threads=1", "--output", output)[0] == 0
     assert [(state.name, state.stat().st_mtime_ns) for state in saved_states(output / "state")] == before
-    code, out, err = palindiff("train-codec", "--recipe", recipe, "--set", "loop.num_steps=3", "--output", output)
+    code, out, err = palindiff("train-codec", "--recipe", recipe, "--set", "loop.batch_size=3", "--output", output)
     assert (code, out) == (2, "")
-    assert "holds a run of another recipe: `loop.num_steps` is 2 there and 3 here." in err
+    assert "holds a run of another recipe: `loop.batch_size` is 2 there and 3 here." in err
     assert max(line["step"] for line in read_log(output / "log.jsonl")) == 2
+    assert palindiff("train-codec", "--recipe", recipe, "--set", "loop.num_steps=3", "--output", output)[0] == 0
+    assert max(line["step"] for line in read_log(output / "log.jsonl")) == 3  # a longer run goes on
 
 
 def test_a_run_goes_below_runs_unless_told_otherwise(palindiff, recipe, tmp_path, monkeypatch):

@@ -203,7 +203,7 @@ def test_whole_sources_have_nothing_left_out(tmp_path):
 
 def test_source_without_a_usable_row_is_refused_even_when_skipping(tmp_path):
     write_lines(tmp_path / "bad", rows("missing"))
-    with pytest.raises(ValueError, match=r"no usable row; 1 of 1 rows .* left out: picture cannot be opened \(1\)\."):
+    with pytest.raises(ValueError, match=r"no usable row; 1 of 1 .* opened \(1\) \(the first: .*`missing\.png`"):
         captions_of(tmp_path / "bad", on_bad="skip")
     write_lines(tmp_path / "empty", [])
     with pytest.raises(ValueError, match=r"empty` has no picture\. Expected a picture with a caption"):

@@ -1,5 +1,6 @@
 """curves.py: a drawing that parses, lines where the numbers are, and a note where there is nothing to draw."""
 
+import math
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -29,6 +30,21 @@ def test_ends_title_and_last_values_are_told():
     told = texts_of(curves(LOG, ["loss"], "painting loss"))
     assert told[0] == "painting loss"
     assert {"4", "2", "step 10", "40", "loss: 2"} <= set(told)
+
+
+def test_who_does_not_see_it_is_told_title_and_last_values():
+    log = [{"step": step, "seen": float(step), "not_seen": 10.0 - step} for step in range(11)]
+    drawing = ElementTree.fromstring(curves(log, ["seen", "not_seen"], 'a "b" <i>'))
+    assert drawing.get("role") == "img"
+    assert drawing.get("aria-label") == 'a "b" <i>; seen: 10; not seen: 0'
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_left_out(value):
+    broken = [LOG[0], {"step": 15, "loss": value}, *LOG[1:], {"step": 50, "loss": value}]
+    assert curves(broken, ["loss"], "loss") == curves(LOG, ["loss"], "loss")
+    only = [{"step": step, "loss": value} for step in range(3)]
+    assert curves(only, ["loss"], "the loss") == "<p>the loss: too short to draw.</p>"
 
 
 def test_several_lines_share_their_axes_and_differ_in_colour():

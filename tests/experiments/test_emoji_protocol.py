@@ -13,8 +13,6 @@ from palindiff.evaluation.retrieval import both_ways
 from palindiff.experiments import emoji_protocol
 from palindiff.experiments.emoji_protocol import (
     KS,
-    NAMING_GUIDANCE_SCALE,
-    NAMING_STEPS,
     PAINTING_GUIDANCE_SCALE,
     PAINTING_STEPS,
     Embedded,
@@ -25,6 +23,7 @@ from palindiff.experiments.emoji_protocol import (
     naming_rows,
     painting_rows,
 )
+from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.painting import paint
 from toy_run import write_pictures
 

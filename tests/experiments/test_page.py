@@ -1,7 +1,9 @@
 """page.py: every text stays text, every tag is closed, every picture is inside."""
 
 import base64
+import html
 import io
+import re
 
 import pytest
 from PIL import Image, ImageChops
@@ -30,12 +32,11 @@ def test_a_page_is_well_formed_and_asks_for_nothing():
         note,
         heading,
         lambda text: figures([RED], [text]),
-        lambda text: figures([RED], [text], "row", right=0),
+        lambda text: figures([RED], ["a"], "row", alts=[text]) + note(text),
         lambda text: table([{"k": text}], {"k": "K"}),
         lambda text: table([{"k": 1}], {"k": text}),
         lambda text: html_table([text], [["<b>cell</b>"]]),
         lambda text: names([(text, 0.5)], "other"),
-        lambda text: names([(text, 0.5)], text),
     ],
 )
 def test_text_never_becomes_a_tag(make):
@@ -44,22 +45,40 @@ def test_text_never_becomes_a_tag(make):
     assert SCRIPT in [text for _, text in Page(f"<div>{html}</div>").texts]
 
 
+def alts_of(written):
+    """What stands for each picture where it is not seen; raises if a picture has nothing."""
+    alts = re.findall(r'<img alt="([^"]+)" src=', written)
+    assert len(alts) == written.count("<img")
+    return [html.unescape(alt) for alt in alts]
+
+
+def test_every_picture_tells_who_does_not_see_it_what_it_is():
+    assert alts_of(picture(RED, SCRIPT)) == [SCRIPT]
+    assert alts_of(figures([RED, RED], ["a", SCRIPT])) == ["a", SCRIPT]
+    assert alts_of(figures([RED, RED], ["0.9", "0.1"], "row", 1, ["a", SCRIPT])) == ["a", SCRIPT]
+    assert "script" not in Page(picture(RED, f'"><img>{SCRIPT}')).tags
+
+
 def test_a_picture_is_inside_without_loss():
     drawn = Image.effect_noise((9, 7), 50).convert("RGB")
-    (reference,) = Page(picture(drawn)).references
+    (reference,) = Page(picture(drawn, "noise")).references
     read = Image.open(io.BytesIO(base64.b64decode(reference.removeprefix("data:image/png;base64,"))))
     assert ImageChops.difference(read, drawn).getbbox() is None
 
 
 def test_the_right_answer_is_marked_and_no_other():
-    assert Page(figures([RED] * 3, ["a", "b", "a"], "row", right=1)).marked == ["b"]
+    assert Page(figures([RED] * 3, ["a", "b", "a"], "row", right=1)).marked == ["✓ b"]
     assert Page(figures([RED] * 3, ["a", "b", "c"])).marked == []
-    assert Page(f"<div>{names([('a', 0.5), ('b', 0.25)], 'b')}</div>").marked == ["b", "0.25"]
+    assert Page(f"<div>{names([('a', 0.5), ('b', 0.25)], 'b')}</div>").marked == ["✓ b", "0.25"]
+    assert Page(figures([RED], [SCRIPT], "row", right=0)).marked == [f"✓ {SCRIPT}"]
+    assert Page(f"<div>{names([(SCRIPT, 0.5)], SCRIPT)}</div>").marked == [f"✓ {SCRIPT}", "0.50"]
 
 
 def test_as_many_captions_as_pictures_are_expected():
     with pytest.raises(ValueError, match="shorter"):
         figures([RED, RED], ["a"])
+    with pytest.raises(ValueError, match="shorter"):
+        figures([RED, RED], ["a", "b"], alts=["a"])
 
 
 def test_a_table_shows_shares_in_percent_and_counts_as_they_are():
@@ -67,3 +86,8 @@ def test_a_table_shows_shares_in_percent_and_counts_as_they_are():
     read = Page(table(rows, {"style": "Style", "recall": "Recall", "k": "K"}))
     assert read.of("th") == ["Style", "Recall", "K"]
     assert read.of("td") == ["flat", "42.5 %", "10", "None", "100.0 %", "1"]
+
+
+def test_heads_of_tables_say_that_they_stand_over_columns():
+    for written in (table([{"k": 1, "n": 2}], {"k": "K", "n": "N"}), html_table(["K", "N"], [["1", "2"]])):
+        assert written.count('<th scope="col">') == Page(written).tags.count("th") == 2

@@ -1,7 +1,9 @@
 """showing.py: what stands on the page is what the model says, evenly chosen, in the order told."""
 
 import base64
+import html as markup
 import io
+import re
 
 import numpy as np
 import pytest
@@ -39,6 +41,11 @@ def shown(page, number):
     """A picture of the page, as pixels."""
     data = page.references[number].removeprefix("data:image/png;base64,")
     return pixels(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def alts(html):
+    """What the page tells of each picture."""
+    return [markup.unescape(alt) for alt in re.findall(r'<img alt="([^"]*)"', html)]
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +89,11 @@ def test_names_are_the_best_of_all_unseen_concepts_and_the_right_one_is_bold(emb
     texts = [text for within, text in page.texts if within in ("td", "span", "small")]
     best = first.scores[0].topk(5)
     told = [each for i, score in zip(best.indices, best.values, strict=True)
-            for each in (first.captions[int(i)], f"{float(score):.2f}")]  # fmt: skip
+            for each in ("✓ " * (int(i) == 0) + first.captions[int(i)], f"{float(score):.2f}")]  # fmt: skip
     assert texts[:11] == [first.captions[0], *told]
     ranks = [int((each.scores[place] > each.scores[place, place]).sum()) for each in embedded for place in places]
     assert len(page.marked) == 2 * sum(rank < 5 for rank in ranks)  # a name and its score
+    assert alts(html) == [each.captions[place] for each in embedded for place in places]
     assert "Unseen pictures, evenly spread; the best 5 of 12 names" in page.of("p")[0]
     assert page.of("td").count(f"flat tl{SCRIPT}") >= 1  # text, in the column of what it is
     assert "script" not in page.tags
@@ -103,7 +111,11 @@ def test_search_shows_the_best_pictures_of_a_caption_and_marks_the_right_one(mod
         best = first.scores[:, place].topk(5)
         for i, found in enumerate(best.indices.tolist()):
             assert (shown(page, 5 * number + i) == pixels(read_picture(first.rows[found].source))).all()
-        assert page.of("figcaption")[5 * number : 5 * number + 5] == [f"{score:.2f}" for score in best.values.tolist()]
+        assert page.of("figcaption")[5 * number : 5 * number + 5] == [
+            "✓ " * (i == places[number]) + f"{score:.2f}"
+            for i, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+        assert alts(html)[5 * number : 5 * number + 5] == [first.captions[i] for i in best.indices]
     ranks = [int((each.scores[:, place] > each.scores[place, place]).sum()) for each in embedded for place in places]
     assert len(page.marked) == sum(rank < 5 for rank in ranks)
     cells = page.of("td")
@@ -131,6 +143,8 @@ def test_both_chains_are_shown_step_by_step(model, embedded):
     assert page.of("h3")[0] == f"Painting “{CHAIN_CAPTION}”"
     assert [text.startswith("t = ") for text in page.of("figcaption")] == [True] * NUM_STRIP_STEPS
     assert page.of("td")[0] == "t = 999"
+    times = page.of("figcaption")
+    assert alts(html) == [*(f"{CHAIN_CAPTION}, at {t}" for t in times), embedded[0].captions[6]]
     walked = list(model.pipeline.walk_query([embedded[0].rows[6].source], 8, 1.0))
     assert [text for text in page.of("td") if text.startswith("t = ")] == [f"t = {step.t_e}" for step in walked]
     ranks = [text for text in page.of("small") if text.startswith("the right name is number")]

@@ -81,6 +81,7 @@ def test_query_stream_weights_that_do_not_fit_are_refused(folder, change, found,
         ({"gamma": -1, "fusion": "both"}, "`fusion` is 'both'"),
         ({"gama": 0.5}, "has a setting `gama` that QueryStream does not know; the nearest is `gamma`"),
         ({"d_e": ...}, "builds no QueryStream"),
+        ({"fusion": ...}, "lacks the setting `fusion`. Expected every setting of QueryStream"),
     ],
 )
 def test_query_stream_settings_that_cannot_be_are_refused(folder, settings, found):
@@ -153,6 +154,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(folder, whole, tmp_path):
     stock.save_pretrained(tmp_path / "stock")
     sentence = refusal(tmp_path / "stock")
     assert "holds a StableDiffusionPipeline without `query_stream` and `query_scheduler`" in sentence
+    assert sentence.endswith("Pass the missing parts, or name another folder.")
     (folder / "model_index.json").write_text("{")
     assert "model_index.json` is no JSON" in refusal(folder)
 

@@ -1,5 +1,9 @@
 """shipped.py on a folder laid out as the package's own, with the real text tower and toy networks around it."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -41,6 +45,20 @@ def test_a_shipped_model_reads_both_ways_and_is_saved_whole(base, tmp_path, monk
     scores = pipeline.rank(pictures, captions, num_inference_steps=2)
     assert (loaded.rank(pictures, captions, num_inference_steps=2) - scores).abs().max() <= 1e-5  # memory alignment
     assert (scores[0] - scores[1]).abs().max() > 1e-3
+
+
+def test_loading_asks_nobody_to_install_torchvision_and_silences_nothing_else(base):
+    code = (
+        "import logging, sys; from pathlib import Path; from palindiff.inference import shipped;"
+        "shipped.load('toy', base=Path(sys.argv[1]));"
+        "logging.getLogger('transformers.utils.import_utils').warning('another warning')"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(base)], capture_output=True, text=True, check=True, env=environment
+    )
+    assert "torchvision" not in done.stdout + done.stderr
+    assert "another warning" in done.stderr
 
 
 def test_the_type_is_every_part_s(base):

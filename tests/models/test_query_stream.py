@@ -23,14 +23,15 @@ def attention_by_hand(layer, from_tokens, to_tokens):
     return layer.to_out[0](torch.cat(heads, dim=-1))
 
 
-def fig_3_by_hand(unet, stream, z, e_t, t_e, picture_sees_query):
+def fig_3_by_hand(unet, stream, z, e_t, t_e, picture_sees_query, t_picture=0):
     """The encoder half with both streams, written down in the order of Fig. 2 and 3, for layouts of `toy_unet`."""
+    has_own_norms = stream.config.query_norms == "own"
     half = D_E // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half) / half)
     angles = t_e[:, None].float() * frequencies
     tau = stream.time_embedding(torch.cat([angles.cos(), angles.sin()], dim=-1))
     no_text = torch.zeros(len(z), 1, 10)
-    time = unet.time_embedding(unet.time_proj(torch.zeros(len(z), dtype=torch.long)))
+    time = unet.time_embedding(unet.time_proj(torch.zeros(len(z), dtype=torch.long) + t_picture))
     state = {"h": torch.zeros(len(z), D_E), "sites": iter(stream.sites)}
 
     def site(transformer, image):
@@ -43,13 +44,13 @@ def fig_3_by_hand(unet, stream, z, e_t, t_e, picture_sees_query):
         else:
             p = transformer.proj_in(image).permute(0, 2, 3, 1).reshape(b, height * width, -1)
         for i, block in enumerate(transformer.transformer_blocks):
-            p_normed, q_normed = block.norm1(p), own.attention_norms[i](q)
+            p_normed, q_normed = block.norm1(p), (own.attention_norms[i] if has_own_norms else block.norm1)(q)
             both = torch.cat([p_normed, q_normed], dim=1)
             q = q + attention_by_hand(block.attn1, q_normed, both)
             p = p + attention_by_hand(block.attn1, p_normed, both if picture_sees_query else p_normed)
             p = p + attention_by_hand(block.attn2, block.norm2(p), no_text)
             p = p + block.ff(block.norm3(p))
-            q = q + own.ffns[i](own.ffn_norms[i](q))
+            q = q + own.ffns[i]((own.ffn_norms[i] if has_own_norms else block.norm3)(q))
         state["h"] = own.out(q.squeeze(1))
         if transformer.use_linear_projection:
             image = transformer.proj_out(p).reshape(b, height, width, -1).permute(0, 3, 1, 2)
@@ -156,6 +157,17 @@ def test_a_reading_can_be_repeated_joined_cut_and_moved():
         ImageReading.cat([])
 
 
+def test_a_reading_keeps_the_shape_of_what_was_read():
+    unet = toy_unet()
+    stream = toy_stream(unet)
+    square, wide = (stream.read_image(unet, torch.zeros(2, 3, *sides)) for sides in ((4, 4), (2, 8)))
+    assert (square.latent_shape, wide.latent_shape) == ((3, 4, 4), (3, 2, 8))
+    for same in (wide[:1], wide.repeat(2), wide.to(dtype=torch.float16), ImageReading.cat([wide, wide])):
+        assert same.latent_shape == (3, 2, 8)
+    with pytest.raises(ValueError, match=r"latents of shapes \(3, 2, 8\) and \(3, 4, 4\)\. Expected one shape"):
+        ImageReading.cat([square, wide])
+
+
 def test_gradient_checkpointing_changes_no_gradient():
     unet = toy_unet()
     for fusion in ("joint", "one_way"):
@@ -181,10 +193,11 @@ def test_image_timestep_query_tells_the_picture_the_step():
     unet = toy_unet()
     stream = toy_stream(unet, fusion="joint", image_timestep="query")
     z, e_t, t_e = toy_inputs()
-    _, mid = stream.joint(unet, z, e_t, t_e)
-    zero = toy_stream(unet, fusion="joint")
-    _, mid_zero = zero.joint(unet, z, e_t, t_e)
-    assert (mid - mid_zero).abs().max() > 1e-4
+    e_0_hat, mid = stream.joint(unet, z, e_t, t_e)
+    by_hand, mid_by_hand = fig_3_by_hand(unet, stream, z, e_t, t_e, picture_sees_query=True, t_picture=t_e)
+    assert max((e_0_hat - by_hand).abs().max(), (mid - mid_by_hand).abs().max()) <= 1e-5  # fp32, some twenty layers
+    _, mid_at_zero = fig_3_by_hand(unet, stream, z, e_t, t_e, picture_sees_query=True)
+    assert (mid - mid_at_zero).abs().max() > 1e-4
 
 
 def test_query_ffn_can_start_as_a_copy_of_the_picture_s():
@@ -195,12 +208,18 @@ def test_query_ffn_can_start_as_a_copy_of_the_picture_s():
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_shared_norms_are_the_picture_s():
+@pytest.mark.parametrize("fusion", ["joint", "one_way"])
+def test_shared_norms_are_the_picture_s(fusion):
     unet = toy_unet()
-    stream = toy_stream(unet, query_norms="shared")
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in unet.named_parameters():  # each norm of its own, which new ones are not
+        if ".norm" in name and "transformer_blocks" in name:
+            weight.data += torch.randn(weight.shape, generator=generator)
+    stream = toy_stream(unet, fusion=fusion, query_norms="shared")
     assert not any("sites" in name and "norm" in name for name, _ in stream.named_parameters())
     z, e_t, t_e = toy_inputs()
-    assert stream.predict(unet, z, e_t, t_e).shape == (2, D_E)
+    by_hand, _ = fig_3_by_hand(unet, stream, z, e_t, t_e, picture_sees_query=fusion == "joint")
+    assert (stream.predict(unet, z, e_t, t_e) - by_hand).abs().max() <= 1e-5  # fp32, some twenty layers
 
 
 def test_encoder_half_parameters_leave_out_the_decoder():
@@ -251,18 +270,43 @@ def test_stream_refuses_what_cannot_work():
         stream.predict(unet, z, None, None)
 
 
-def test_stream_refuses_other_unets():
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"addition_embed_type": "text_time"}, "`addition_embed_type` = 'text_time'"),
+        ({"num_class_embeds": 10}, "`num_class_embeds` = 10"),
+        ({"center_input_sample": True}, "`center_input_sample` = True"),
+    ],
+)
+def test_stream_refuses_other_unets(settings, told):
     unet = toy_unet()
-    unet.register_to_config(addition_embed_type="text_time")
-    with pytest.raises(ValueError, match=r"`addition_embed_type` = 'text_time'.*Stable Diffusion 1.x or 2.x"):
+    unet.register_to_config(**settings)
+    with pytest.raises(
+        ValueError, match=rf"The U-Net has {told}\. Expected the layout of Stable Diffusion 1.x or 2.x"
+    ):
         toy_stream(unet)
+
+
+def test_stream_leaves_gradient_checkpointing_to_the_unet():
+    with pytest.raises(ValueError, match="QueryStream does not support gradient checkpointing"):
+        toy_stream(toy_unet()).enable_gradient_checkpointing()
 
 
 def test_logit_scale_is_clamped_as_clip_s():
     stream = toy_stream(toy_unet())
     assert stream.logit_scale.item() == pytest.approx(1 / 0.07, rel=1e-5)
     torch.nn.init.constant_(stream.log_logit_scale, 9.0)
-    assert stream.logit_scale.item() == 100
+    assert stream.logit_scale.item() == pytest.approx(100, rel=1e-6)  # the bound's logarithm is rounded to float32
+    assert stream.log_logit_scale.item() == 9  # looking changes no weight
+
+
+def test_logit_scale_has_a_gradient_at_its_bound():
+    stream = toy_stream(toy_unet())
+    torch.nn.init.constant_(stream.log_logit_scale, 9.0)
+    stream.clamp_logit_scale()
+    assert stream.log_logit_scale.item() == pytest.approx(math.log(100), rel=1e-6)
+    stream.logit_scale.backward()
+    assert stream.log_logit_scale.grad.item() == pytest.approx(100, rel=1e-6)  # the derivative of exp is exp
 
 
 def test_signal_scale_is_gamma_or_gamma_root_d():

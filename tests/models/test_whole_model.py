@@ -1,5 +1,6 @@
 """whole_model.py on the query stream alone; as part of a pipeline: tests/inference/test_checkpoint_folder.py."""
 
+import json
 import logging
 
 import pytest
@@ -38,6 +39,18 @@ def test_a_refusal_names_the_subfolder_and_lets_diffusers_warn_again(stream, tmp
     with pytest.raises(ValueError, match=r"query_stream` lacks `predictor.bias`"):
         QueryStream.from_pretrained(tmp_path, subfolder="query_stream")
     assert diffusers_logging.get_verbosity() == logging.WARNING
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [(["gamma"], "setting `gamma`"), (["pooling", "projection_width"], "settings `pooling`, `projection_width`")],
+)
+def test_a_setting_that_is_missing_is_refused_though_it_has_a_default(stream, tmp_path, names, told):
+    path = tmp_path / "query_stream" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in config.items() if name not in names}))
+    with pytest.raises(ValueError, match=rf"query_stream` lacks the {told}\. Expected every setting of QueryStream"):
+        QueryStream.from_pretrained(tmp_path / "query_stream")
 
 
 @pytest.mark.parametrize("use_safetensors", [None, False])

@@ -47,7 +47,16 @@ def test_loss_ignores_the_order_of_the_batch():
 
 
 def test_twins_are_no_negatives():
-    """Two pictures of one caption, predicted perfectly: counting the twin as a negative would cost more."""
+    """Each twin's query is the other's embedding, which is as right: as a negative it would cost twice as much."""
+    e_0, scale = torch.eye(4), torch.tensor(50.0)
+    shared = alignment_loss(e_0[[1, 0, 2, 3]], e_0, scale, same_caption(torch.tensor([7, 7, 8, 9])))
+    assert shared.item() == pytest.approx(12.5, abs=1e-5)  # half the rows pay half of 50
+    apart = alignment_loss(e_0[[1, 0, 2, 3]], e_0, scale, torch.eye(4, dtype=torch.bool))
+    assert apart.item() == pytest.approx(25, abs=1e-5)
+
+
+def test_twins_of_one_embedding_cost_what_telling_them_apart_would():
+    """Two pictures of one caption, predicted perfectly."""
     e_0 = F.normalize(torch.eye(4)[[0, 0, 1, 2]], dim=-1)
     shared = alignment_loss(e_0, e_0, torch.tensor(50.0), same_caption(torch.tensor([7, 7, 8, 9])))
     assert shared.item() == pytest.approx(math.log(2) / 2, abs=1e-6)  # the best there is: half the rows split in two

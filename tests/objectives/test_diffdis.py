@@ -56,6 +56,37 @@ def test_painting_loss_equals_eq_4_by_hand(prediction_type):
     assert objective(batch, draws)["painting"].item() == pytest.approx(total, rel=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("fusion", ["one_way", "joint"])
+def test_alignment_equals_eq_5_to_8_by_hand(fusion):
+    """Algorithm 1's second half, picture by picture, with rows 0 and 2 of one caption and pictures 1 and 2 dropped.
+
+    The twins' embeddings differ, or sharing the weight would change nothing: their logits would be equal.
+    """
+    settings = {"fusion": fusion, "gamma": 0.5, "query_scale": "sqrt_d"}
+    objective = toy_objective(stream_settings=settings, image_drop_rate=0.5, text_drop_rate=0.5)
+    batch, draws = toy_batch(), toy_draws(objective)
+    batch["caption_id"] = torch.tensor([7, 8, 7, 9])
+    draws["image_uniform"] = torch.tensor([0.9, 0.1, 0.2, 0.7])
+    draws["text_uniform"] = torch.tensor([0.1, 0.9, 0.6, 0.2])  # the other way round: of no interest to naming
+    alphas, e_0, predicted = objective.query_scheduler.alphas_cumprod, batch["e_0"], []
+    for i, is_dropped in enumerate([False, True, True, False]):
+        alpha = alphas[draws["t_e"][i]]
+        e_t = 0.5 * math.sqrt(D_E) * alpha.sqrt() * e_0[i] + (1 - alpha).sqrt() * draws["eps_e"][i]
+        z = batch["z_mean"][i].float() + batch["z_std"][i].float() * draws["eps_posterior"][i]
+        z = torch.zeros_like(z) if is_dropped else z
+        predicted.append(
+            objective.query_stream.predict(objective.unet, z[None], e_t[None], draws["t_e"][i : i + 1])[0]
+        )
+    s = [[float(e_0_hat @ e) / 0.07 for e in e_0] for e_0_hat in predicted]
+    total = 0.0
+    for i, positives in enumerate([(0, 2), (1,), (0, 2), (3,)]):
+        for logits in (s[i], [row[i] for row in s]):
+            log_sum = math.log(sum(math.exp(logit) for logit in logits))
+            total += sum(log_sum - logits[j] for j in positives) / len(positives) / 8
+    assert objective(batch, draws)["alignment"].item() == pytest.approx(total, rel=1e-5)  # float32 networks
+
+
 def test_loss_is_eq_9_and_the_tasks_are_its_parts():
     unet = toy_unet()
     both = toy_objective(unet=unet, alignment_weight=0.25)
@@ -117,6 +148,32 @@ def test_a_task_alone_freezes_what_it_does_not_use(task, frozen):
     assert (1e-4 in rates) == (task != "generate")
 
 
+def test_naming_alone_trains_no_weight_that_only_weight_decay_would_move():
+    objective = toy_objective(task="discriminate")
+    before = {name: weight.detach().clone() for name, weight in objective.unet.named_parameters()}
+    optimizer = torch.optim.AdamW(objective.parameter_groups(1e-2, 1e-2), weight_decay=0.1)
+    objective(toy_batch(), toy_draws(objective))["loss"].backward()
+    optimizer.step()
+    encoder = {id(weight) for weight in encoder_half_parameters(objective.unet)}
+    for name, weight in objective.unet.named_parameters():
+        is_trained = id(weight) in encoder and is_used_without_text(name)
+        assert weight.requires_grad == is_trained, name
+        assert torch.equal(weight, before[name]) != is_trained, name
+
+
+def test_a_logit_scale_above_its_bound_comes_back_and_goes_on_learning():
+    objective = toy_objective()
+    weight = objective.query_stream.log_logit_scale
+    torch.nn.init.constant_(weight, 9.0)
+    objective.eval()
+    objective(toy_batch(), toy_draws(objective))
+    assert weight.item() == 9  # looking at a loss changes no weight
+    objective.train()
+    objective(toy_batch(), toy_draws(objective))["loss"].backward()
+    assert weight.item() == pytest.approx(math.log(100), rel=1e-6)
+    assert abs(weight.grad.item()) > 1e-3
+
+
 def test_parameter_groups_have_the_two_rates_and_every_weight_once():
     objective = toy_objective()
     unet_group, new_group = objective.parameter_groups(learning_rate=1e-5, new_learning_rate=1e-4)
@@ -155,10 +212,22 @@ def test_naming_sees_its_own_view_of_a_picture_and_painting_does_not():
     assert objective(batch | same, draws)["loss"].item() == alone["loss"].item()
 
 
+@torch.no_grad()
 def test_drop_rates_are_met_on_average():
-    draws = toy_draws(toy_objective(), b=20_000)
-    assert (draws["text_uniform"] < 0.1).float().mean().item() == pytest.approx(0.1, abs=0.01)  # 5 standard errors
-    assert (draws["image_uniform"] < 0.1).float().mean().item() == pytest.approx(0.1, abs=0.01)
+    """Counted where the networks look: captions in the U-Net's context, latents in its first convolution."""
+    objective = toy_objective(text_drop_rate=0.2, image_drop_rate=0.4)
+    batch, draws, seen = toy_batch(b=2000), toy_draws(objective, b=2000), {}
+    objective.unet.register_forward_pre_hook(lambda unet, inputs: seen.update(c=inputs[2]))
+    objective.unet.conv_in.register_forward_pre_hook(lambda layer, inputs: seen.update(z=inputs[0]))
+    z = batch["z_mean"].float()
+    objective.painting_loss(z, batch["c"], draws)
+    objective.alignment(z, batch["e_0"], batch["caption_id"], draws)
+    has_no_text = (seen["c"] == objective.c_empty).all(dim=(1, 2))
+    has_no_picture = (seen["z"] == 0).all(dim=(1, 2, 3))
+    assert has_no_text.float().mean().item() == pytest.approx(0.2, abs=0.045)  # 5 standard errors of 2,000 draws
+    assert has_no_picture.float().mean().item() == pytest.approx(0.4, abs=0.055)
+    both = (has_no_text & has_no_picture).float().mean().item()
+    assert both == pytest.approx(0.08, abs=0.03)  # drawn apart
 
 
 def test_no_text_chain_needs_no_noise():

@@ -231,6 +231,16 @@ def test_widths_that_heads_or_norms_do_not_divide_are_refused(widths, head_dim, 
         UNetConfig(widths=widths, head_dim=head_dim, norm_groups=norm_groups)
 
 
+def test_gradient_checkpointing_is_a_choice_of_the_machine_and_changes_no_number(toy_parts, tmp_path):
+    runs = {}
+    for is_on in (False, True):
+        recipe = toy_recipe(toy_parts, machine={"gradient_checkpointing": is_on})
+        pipeline = train_toy_recipe(recipe, tmp_path / str(is_on))
+        assert pipeline.unet.is_gradient_checkpointing == is_on
+        runs[is_on] = read_log(tmp_path / str(is_on) / "log.jsonl")[-1]["loss"]
+    assert runs[True] == pytest.approx(runs[False], rel=1e-5)
+
+
 def test_a_chain_that_ends_in_pure_noise_trains_and_paints(toy_parts, tmp_path):
     recipe = toy_recipe(toy_parts, scheduler={"rescale_betas_zero_snr": True}, views={"flip": "naming", "crops": 2})
     pipeline = train_toy_recipe(recipe, tmp_path)

@@ -1,16 +1,29 @@
 """`palindiff classify`: name pictures among given labels."""
 
+import csv
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from palindiff.cli.listed import PicturesArgument, check_texts, find_pictures, read_lines
+from palindiff.cli.listed import (
+    PICTURES_AT_ONCE,
+    CountedPictures,
+    OnBadOption,
+    PicturesArgument,
+    check_texts,
+    find_pictures,
+    read_lines,
+    readable_pictures,
+)
 from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_model
-from palindiff.cli.told_option import DryRunOption, JsonOption, print_json, print_plan
+from palindiff.cli.told_option import DryRunOption, JsonOption, folded_table, print_count, print_json, print_plan
 from palindiff.cli.walk_option import GuidanceOption, SeedOption, StepsOption, TopOption
 from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Ranked = list[dict[str, str | float]]
 
@@ -18,7 +31,10 @@ Ranked = list[dict[str, str | float]]
 def classify(
     pictures: PicturesArgument,
     labels: Annotated[
-        str | None, typer.Option("--labels", metavar="A,B,...", help="Names to choose from, with commas between.")
+        str | None,
+        typer.Option(
+            "--labels", metavar="A,B,...", help='Names to choose from, with commas between; "A, B" in quotes is one.'
+        ),
     ] = None,
     labels_file: Annotated[
         Path | None, typer.Option("--labels-file", metavar="FILE", help="Text file with more names, one a line.")
@@ -37,6 +53,7 @@ def classify(
     guidance_scale: GuidanceOption = NAMING_GUIDANCE_SCALE,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    on_bad: OnBadOption = "refuse",
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
@@ -48,25 +65,22 @@ def classify(
       palindiff classify photos --labels-file names.txt --template "a photo of a {}" --template "a drawing of a {}"
       palindiff classify apple.png --labels apple,pear --model runs/first/checkpoint --steps 4 --json
     """  # fmt: skip
-    split = [label.strip() for label in labels.split(",")] if labels is not None else []
-    names, chosen = [*split, *read_lines(labels_file)], templates or list(LABEL_TEMPLATES)
+    names = [*_split(labels), *read_lines(labels_file, "--labels")]
+    chosen = templates or list(LABEL_TEMPLATES)
     check_texts(names, "label", "--labels or --labels-file")
     check_labels(names, chosen)
     files = find_pictures(pictures)
-    settings = {"model": model, "num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
+    walk = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
+    settings = {"model": model, **walk}
     if dry_run:
         plan = {"templates": chosen, "labels": names, "pictures": [str(file) for file in files]}
         print_plan(settings | plan, as_json)
         return
+    files = readable_pictures(files, on_bad)
     pipeline = open_model(model, device)
-    probabilities = pipeline.classify(
-        files, names, chosen, num_inference_steps=steps, guidance_scale=guidance_scale, seed=seed
-    )
-    best = probabilities.topk(min(top, len(names)))
-    answers: list[Ranked] = [
-        [{"label": names[i], "probability": share} for i, share in zip(places, shares, strict=True)]
-        for places, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
+    probabilities = pipeline.classify(CountedPictures(files), names, chosen, **walk, batch_size=PICTURES_AT_ONCE)
+    print_count(len(files), len(files))
+    answers = _best(probabilities, names, top)
     if as_json:
         told = [{"picture": str(file), "labels": ranked} for file, ranked in zip(files, answers, strict=True)]
         print_json(settings | {"templates": chosen, "pictures": told})
@@ -74,12 +88,36 @@ def classify(
         _print(files, answers)
 
 
+def _split(labels: str | None) -> list[str]:
+    """Split at commas, as a row of a CSV file is: a label in quotes may hold some.
+
+    Raises: ValueError if a quote is not closed, or text follows one.
+    """
+    if labels is None:
+        return []
+    try:
+        rows = list(csv.reader(labels.splitlines(), skipinitialspace=True, strict=True)) or [[""]]
+    except csv.Error as error:
+        raise ValueError(
+            f'--labels cannot be split ({error}). Expected commas between names, and " around a whole name alone. '
+            "Give such names with --labels-file, one a line."
+        ) from error
+    return [label.strip() for row in rows for label in row]
+
+
+def _best(probabilities: "Tensor", names: list[str], top: int) -> list[Ranked]:
+    best = probabilities.topk(min(top, len(names)))
+    return [
+        [{"label": names[i], "probability": share} for i, share in zip(places, shares, strict=True)]
+        for places, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
 def _print(files: list[Path], answers: list[Ranked]) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table("picture", *(str(place + 1) for place in range(len(answers[0]))), title="names, with probability")
+    table = folded_table("names, with probability", "picture", *(str(place + 1) for place in range(len(answers[0]))))
     for file, ranked in zip(files, answers, strict=True):
         table.add_row(
             escape(str(file)), *(f"{escape(str(each['label']))} {each['probability']:.1%}" for each in ranked)

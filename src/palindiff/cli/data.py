@@ -5,9 +5,11 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from palindiff.cli.told_option import folded_table
 
 if TYPE_CHECKING:
     from palindiff.data.sources import PictureSet
@@ -33,12 +35,11 @@ def emoji(
 ) -> None:
     """Draw some 7,900 emoji in two styles, with captions, split by concept."""
     from rich.console import Console
-    from rich.table import Table
 
     from palindiff.data.emoji import ATTRIBUTION, STYLES, build_emoji_set
 
     counts = build_emoji_set(output, size_px)
-    table = Table("split", *STYLES, title=f"pictures below {output}")
+    table = folded_table(f"pictures below {output}", "split", *STYLES)
     for split, of_split in counts.items():
         table.add_row(split, *(f"{of_split[style]:,}" for style in STYLES))
     console = Console()
@@ -52,7 +53,8 @@ def show(
     path: Annotated[str, typer.Argument(help="Folder, .tar, .parquet, pattern of these, or a Hub name.")],
     split: Annotated[str, typer.Option("--split", help="Split to show; what is not split is `train`.")] = "train",
     kind: Annotated[
-        str, typer.Option("--kind", help="folder, classes, webdataset, parquet or hub; auto finds out.")
+        Literal["auto", "folder", "classes", "webdataset", "parquet", "hub"],
+        typer.Option("--kind", help="What to take it for; auto finds out."),
     ] = "auto",
     subset: Annotated[str | None, typer.Option("--subset", help="Configuration of a Hub set.")] = None,
     image_column: Annotated[str | None, typer.Option("--image-column", help="Key or column of the picture.")] = None,
@@ -102,7 +104,6 @@ def _describe(pictures: "PictureSet") -> dict[str, Any]:
 def _print(title: str, told: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
     each = told["captions_per_picture"]
     console = Console()
@@ -110,7 +111,7 @@ def _print(title: str, told: Mapping[str, Any]) -> None:
         f"{told['num_pictures']:,} pictures, {told['num_captions']:,} captions "
         f"({each['min']} to {each['max']} a picture, mean {each['mean']:.2f}), {len(told['labels']):,} classes"
     )
-    table = Table("picture", "class", "captions", title=escape(f"first rows of {title}"))
+    table = folded_table(f"first rows of {title}", "picture", "class", "captions")
     for row in told["first_rows"]:
         captions = "\n".join(shorten(caption, MAX_SHOWN_LETTERS, placeholder=" ...") for caption in row["captions"])
         table.add_row(escape(row["name"]), escape(row["label"] or ""), escape(captions))

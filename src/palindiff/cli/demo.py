@@ -15,7 +15,8 @@ def demo(
         bool, typer.Option("--train", help="Train a model first, instead of showing the shipped one.")
     ] = False,
     minutes: Annotated[
-        float | None, typer.Option(min=0.01, help="How long --train trains, in minutes.", show_default="10")
+        float | None,
+        typer.Option(min=0.01, max=100_000, help="How long --train trains, in minutes.", show_default="10"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of training and of the painted pictures.")] = 0,
     results: Annotated[

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from palindiff.cli.told_option import DryRunOption, print_plan
+
 
 def evaluate_codec(
     model: Annotated[
@@ -19,6 +21,11 @@ def evaluate_codec(
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw before and after there.", show_default="no sheet")
     ] = None,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", min=0, help="Seed of what is drawn at random: nothing, so no number depends on it."),
+    ] = 0,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Measure the autoencoder on pictures it was trained on and on pictures it has never seen.
 
@@ -27,8 +34,27 @@ def evaluate_codec(
       palindiff evaluate-codec
       palindiff evaluate-codec --model runs/codec-emoji --sheet codec.png
     """
+    if model != "shipped":
+        _check_run(Path(model))
+    if dry_run:
+        told = {"model": model, "data": data, "seed": seed, "results": results, "sheet": sheet}
+        print_plan({name: value for name, value in told.items() if value is not None}, as_json=False)
+        return
+    import torch
+
     from palindiff.evaluation.results import render_table
     from palindiff.experiments.codec_report import CodecReportOptions, report_codec
 
+    torch.manual_seed(seed)
     rows = report_codec(CodecReportOptions(model, data, results, sheet), shlex.join(["palindiff", *sys.argv[1:]]))
     typer.echo(render_table(rows, ["split", "n", "psnr_db:.2f", "pooled_psnr_db:.2f", "steps", "seconds"]))
+
+
+def _check_run(folder: Path) -> None:
+    """Refuse what is no run before it is taken for a name of the Hub."""
+    missing = [name for name in ("vae", "log.jsonl") if not (folder / name).exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"`{folder}` holds no {' and no '.join(missing)}. Expected `shipped`, or a folder that "
+            "`palindiff train-codec` wrote. Name one with --model."
+        )

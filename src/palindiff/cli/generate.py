@@ -1,5 +1,6 @@
 """`palindiff generate`: paint pictures from words."""
 
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +9,8 @@ import typer
 
 from palindiff.cli.listed import check_texts, read_lines
 from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_model
-from palindiff.cli.told_option import DryRunOption, JsonOption, print_json, print_plan
+from palindiff.cli.told_option import DryRunOption, JsonOption, folded_table, print_count, print_json, print_plan
+from palindiff.cli.walk_option import GuidanceOption
 from palindiff.inference.defaults import PAINTING_GUIDANCE_SCALE, PAINTING_STEPS
 
 if TYPE_CHECKING:
@@ -31,9 +33,7 @@ def generate(
         int,
         typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of each prompt's first picture; the rest count on."),
     ] = 0,
-    guidance_scale: Annotated[
-        float, typer.Option("--guidance-scale", min=1, help="1 + w of the paper's guidance; 1 turns it off.")
-    ] = PAINTING_GUIDANCE_SCALE,
+    guidance_scale: GuidanceOption = PAINTING_GUIDANCE_SCALE,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps from noise to a picture.")] = PAINTING_STEPS,
     batch_size: Annotated[
         int,
@@ -53,7 +53,7 @@ def generate(
       palindiff generate "a red apple" "a blue car" --num 4 --seed 7 --output paintings
       palindiff generate --prompts prompts.txt --model runs/first/checkpoint --json
     """
-    wanted = [*(prompts or []), *read_lines(prompts_file)]
+    wanted = [*(prompts or []), *read_lines(prompts_file, "PROMPT")]
     check_texts(wanted, "prompt", "PROMPT or --prompts", may_repeat=True)
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"`{output}` is a file. Expected a folder. Name another with --output.")
@@ -62,27 +62,50 @@ def generate(
         plan = {"output": str(output), "pictures_of_each_prompt": num_pictures, "prompts": wanted}
         print_plan(settings | plan, as_json)
         return
+    _check_writable(output)
     pipeline = open_model(model, device)
+    _check_steps(steps, pipeline.scheduler.config.num_train_timesteps)
     from palindiff.inference.painted_files import PaintOptions, paint_files
 
     options = PaintOptions(num_pictures, seed, guidance_scale, steps, batch_size)
     painted = []
     for each in paint_files(pipeline, wanted, options, output, model):
         painted.append(each)
-        typer.echo(f"\r{len(painted)} of {len(wanted) * num_pictures} pictures", nl=False, err=True)
-    typer.echo(err=True)
+        print_count(len(painted), len(wanted) * num_pictures)
     if as_json:
         print_json(settings | {"pictures": [{**asdict(each), "path": str(each.path)} for each in painted]})
     else:
         _print(painted, output)
 
 
+def _check_writable(output: Path) -> None:
+    """Try to write below a folder, or where it will be, before time goes into what is written there.
+
+    Raises: PermissionError.
+    """
+    nearest = next(each for each in (output, *output.absolute().parents) if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise PermissionError(
+            f"`{output}` cannot be written ({error.strerror}). Expected a folder that takes new files. Name another "
+            "with --output."
+        ) from error
+
+
+def _check_steps(steps: int, num_train_timesteps: int) -> None:
+    if steps > num_train_timesteps:
+        raise ValueError(
+            f"--steps is {steps}. Expected 1 to {num_train_timesteps}: the model's scheduler has no more. Give fewer."
+        )
+
+
 def _print(painted: "list[PaintedFile]", output: Path) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table("prompt", "seed", "file", title=escape(f"painted into {output}"))
+    table = folded_table(f"painted into {output}", "prompt", "seed", "file")
     for each in painted:
         table.add_row(escape(each.prompt), str(each.seed), escape(each.path.name))
     Console().print(table)

@@ -2,25 +2,39 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from os.path import isfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
+from palindiff.cli.told_option import print_count
+
+PICTURES_AT_ONCE = 16  # walked together, and counted; no batch changes an answer
+
+OnBad = Literal["refuse", "skip"]
 PicturesArgument = Annotated[
     list[Path], typer.Argument(metavar="PICTURE", help="Picture files; of a folder, all pictures below it.")
 ]
+OnBadOption = Annotated[
+    OnBad,
+    typer.Option("--on-bad", help="Where pictures cannot be read: refuse all, naming these, or skip these and go on."),
+]
 
 
-def read_lines(path: Path | None) -> list[str]:
+def read_lines(path: Path | None, single: str) -> list[str]:
     """Read a UTF-8 file's lines that are not blank, stripped; none of no file.
+
+    `single` says how one text is given without a file, for who gave a text in the file's place.
 
     Raises: FileNotFoundError if there is no such file; ValueError if it is no text or holds no line.
     """
     if path is None:
         return []
-    if not path.is_file():
-        raise FileNotFoundError(f"`{path}` is no file. Expected a text file with one text on each line.")
+    if not isfile(path):  # unlike Path.is_file, it takes a text that is too long for a file's name
+        raise FileNotFoundError(
+            f"`{path}` is no file. Expected a text file with one text on each line. Give a text itself with {single}."
+        )
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
@@ -71,3 +85,50 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
         else:
             raise FileNotFoundError(f"`{path}` does not exist. Expected a picture file or a folder of pictures.")
     return found
+
+
+def readable_pictures(files: Sequence[Path], on_bad: OnBad) -> list[Path]:
+    """Decode every picture once, so that bad ones are told before the work and not in its midst.
+
+    Raises: ValueError naming all that cannot be read; where `on_bad` is "skip", only if none is left.
+    """
+    from palindiff.data.pictures import PictureError, read_picture
+
+    good: list[Path] = []
+    faults: list[str] = []
+    for done, file in enumerate(files, start=1):
+        try:
+            read_picture(file)
+            good.append(file)
+        except PictureError as error:
+            faults.append(str(error).partition(". Expected ")[0])
+        if len(files) > PICTURES_AT_ONCE and (done == len(files) or done % PICTURES_AT_ONCE == 0):
+            print_count(done, len(files), "pictures checked")
+    if not faults:
+        return good
+    found, listed = f"{len(faults):,} of {len(files):,} pictures cannot be used", "\n  ".join(["", *faults])
+    if on_bad == "refuse":
+        raise ValueError(
+            f"{found}. Expected whole PNG, JPEG, WebP or the like. Mend them, or leave them out with --on-bad skip."
+            f"{listed}"
+        )
+    if not good:
+        raise ValueError(f"{found}, and none is left. Expected one or more. Mend them or name others.{listed}")
+    typer.echo(f"{found} and were left out:{listed}", err=True)
+    return good
+
+
+class CountedPictures(Sequence[Path]):
+    """Pictures that count on stderr, whenever the next part of them is taken, those before it."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, place: Any) -> Any:
+        """Take one picture, or a part, which is counted."""
+        if isinstance(place, slice):
+            print_count(place.indices(len(self))[0], len(self))
+        return self._files[place]

@@ -3,7 +3,7 @@
 Here: which verbs there are. Not here: what they do; each lives in the file of its name and imports late.
 """
 
-import os
+import io
 import sys
 from typing import Annotated
 
@@ -50,11 +50,15 @@ def root(
     ] = False,
 ) -> None:
     """One diffusion network that paints from words, and names and finds pictures."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its import warns of torchvision, which is not wanted
 
 
 def main(command: typer.Typer = app) -> None:
     """Run a command; a known error becomes its message on stderr and exit code 2, Ctrl-C exit code 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a file's name may be no text: better escaped than an error at the end
+            stream.reconfigure(errors="backslashreplace")
     try:
         command()
     except KNOWN_ERRORS as error:

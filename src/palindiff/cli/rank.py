@@ -5,9 +5,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from palindiff.cli.listed import PicturesArgument, check_texts, find_pictures, read_lines
+from palindiff.cli.listed import (
+    PICTURES_AT_ONCE,
+    CountedPictures,
+    OnBadOption,
+    PicturesArgument,
+    check_texts,
+    find_pictures,
+    read_lines,
+    readable_pictures,
+)
 from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_model
-from palindiff.cli.told_option import DryRunOption, JsonOption, print_json, print_plan
+from palindiff.cli.told_option import DryRunOption, JsonOption, folded_table, print_count, print_json, print_plan
 from palindiff.cli.walk_option import GuidanceOption, SeedOption, StepsOption, TopOption
 from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
 
@@ -32,6 +41,7 @@ def rank(
     guidance_scale: GuidanceOption = NAMING_GUIDANCE_SCALE,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    on_bad: OnBadOption = "refuse",
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
@@ -43,16 +53,19 @@ def rank(
       palindiff rank photos --caption "a dog on a beach" --by caption --top 10
       palindiff rank photos more/cat.jpg --captions captions.txt --model runs/first/checkpoint --json
     """
-    texts = [*(captions or []), *read_lines(captions_file)]
+    texts = [*(captions or []), *read_lines(captions_file, "--caption")]
     check_texts(texts, "caption", "--caption or --captions")
     files = find_pictures(pictures)
-    names = [str(file) for file in files]
-    settings = {"model": model, "num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
+    walk = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
+    settings = {"model": model, **walk}
     if dry_run:
-        print_plan(settings | {"by": by, "captions": texts, "pictures": names}, as_json)
+        print_plan(settings | {"by": by, "captions": texts, "pictures": [str(file) for file in files]}, as_json)
         return
+    files = readable_pictures(files, on_bad)
     pipeline = open_model(model, device)
-    cosines = pipeline.rank(files, texts, num_inference_steps=steps, guidance_scale=guidance_scale, seed=seed)
+    cosines = pipeline.rank(CountedPictures(files), texts, **walk, batch_size=PICTURES_AT_ONCE)
+    print_count(len(files), len(files))
+    names = [str(file) for file in files]
     asked, offered = (names, texts) if by == "picture" else (texts, names)
     best = (cosines if by == "picture" else cosines.T).topk(min(top, len(offered)))
     answers: list[Ranked] = [
@@ -73,9 +86,8 @@ def rank(
 def _print(by: str, kind: str, asked: list[str], answers: list[Ranked]) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(by, kind, "cosine", title=f"best {kind}s of each {by}")
+    table = folded_table(f"best {kind}s of each {by}", by, kind, "cosine")
     for each, ranked in zip(asked, answers, strict=True):
         for place, (name, cosine) in enumerate(ranked):
             is_last = place == len(ranked) - 1

@@ -1,10 +1,13 @@
-"""How every verb that runs a model tells what it would do and what it found: for people, or as one JSON document."""
+"""How a verb tells what it would do, how far it is and what it found: for people, or as one JSON document."""
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, for programs.")]
 DryRunOption = Annotated[
@@ -27,3 +30,16 @@ def print_plan(plan: Mapping[str, Any], as_json: bool) -> None:
         typer.echo(f"{name}:" if is_list else f"{name}: {value}")
         for each in value if is_list else ():
             typer.echo(f"  {each}")
+
+
+def print_count(done: int, total: int, what: str = "pictures") -> None:
+    """Count on stderr, on one line that each count and an error after it write over."""
+    typer.echo(f"{done:,} of {total:,} {what}" + ("\n" if done == total else "\r"), nl=False, err=True)
+
+
+def folded_table(title: str, *heads: str) -> "Table":
+    """Make a table that breaks long words instead of cutting them off: a file's name comes out whole."""
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    return Table(*(Column(head, overflow="fold") for head in heads), title=escape(title))

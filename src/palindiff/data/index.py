@@ -86,9 +86,17 @@ def judge(index: "Dataset", pictures: "Dataset | None", source: str, on_bad: OnB
         left_out = f"{len(faults):,} of {len(index):,} rows of `{source}` were left out: {told}."
     kept = index.select([number for number in range(len(index)) if number not in faults]) if faults else index
     if not len(kept):
-        found = f"no usable row; {left_out}" if left_out else "no picture"
-        raise ValueError(f"`{source}` has {found}. Expected a picture with a caption. Check `path` and `split`.")
+        raise ValueError(
+            f"`{source}` has {_first_fault(faults, left_out) if faults else 'no picture'}. Expected a picture with a "
+            "caption. Check `path`, `split` and the columns' names."
+        )
     return PictureSet(IndexedRows(kept, pictures), _fingerprint(kept), len(faults), left_out)
+
+
+def _first_fault(faults: Mapping[int, RowFault], left_out: str) -> str:
+    first = faults[min(faults)]
+    why = f"{first.fault}, {first.found}" if first.found else first.fault
+    return f"no usable row; {left_out.rstrip('.')} (the first: {why})"
 
 
 def _undecodable(rows: IndexedRows, skipped: Mapping[int, RowFault]) -> dict[int, RowFault]:

@@ -17,6 +17,7 @@ from palindiff.data.rows import CaptionedPicture
 from palindiff.data.sources import DataConfig, open_pictures
 from palindiff.evaluation.paintings import painting_recall
 from palindiff.evaluation.retrieval import Row, both_ways
+from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.painting import paint
 from palindiff.inference.pipeline import PalindiffPipeline
 
@@ -25,8 +26,6 @@ NUM_PAINTING_CONCEPTS = 237  # candidates of the painting measure, in each style
 NUM_PAINTED = 200  # captions painted of them
 PAINTING_STEPS = 20  # DDIM steps of the painting measure
 PAINTING_GUIDANCE_SCALE = 4.0
-NAMING_STEPS = 8  # DDIM steps of the naming measure
-NAMING_GUIDANCE_SCALE = 1.0
 
 Tell = Callable[[str], None]
 

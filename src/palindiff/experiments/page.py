@@ -6,7 +6,7 @@ Here: how things look. Not here: what is shown (`showing.py`).
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image
 
@@ -44,36 +44,43 @@ def heading(text: str) -> str:
     return f"<h3>{html.escape(text)}</h3>"
 
 
-def picture(image: Image.Image) -> str:
-    """A picture inside the page, as PNG."""
+def picture(image: Image.Image, alt: str) -> str:
+    """A picture inside the page, as PNG; `alt` says what it is to who does not see it."""
     stream = io.BytesIO()
     image.save(stream, "PNG")
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
+    data = base64.b64encode(stream.getvalue()).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
 
 def figures(
-    images: Sequence[Image.Image], captions: Sequence[str], kind: str = "sheet", right: int | None = None
+    images: Sequence[Image.Image],
+    captions: Sequence[str],
+    kind: str = "sheet",
+    right: int | None = None,
+    alts: Sequence[str] | None = None,
 ) -> str:
-    """Pictures with a caption below each, as a `sheet` that wraps or a `row`; the one numbered `right` is marked."""
+    """Pictures with a caption below each, as a `sheet` that wraps or a `row`; the one numbered `right` is marked.
+
+    `alts` say what the pictures are where the captions do not.
+    """
     cells = []
-    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        mark = ' class="right"' if number == right else ""
-        cells.append(f"<figure>{picture(image)}<figcaption{mark}>{html.escape(caption)}</figcaption></figure>")
+    for number, (image, caption, alt) in enumerate(zip(images, captions, alts or captions, strict=True)):
+        told = html.escape(caption)
+        below = _right("figcaption", told) if number == right else f"<figcaption>{told}</figcaption>"
+        cells.append(f"<figure>{picture(image, alt)}{below}</figure>")
     return f'<div class="{kind}">{"".join(cells)}</div>'
 
 
 def table(rows: Sequence[Mapping[str, str | int | float | None]], columns: Mapping[str, str]) -> str:
     """A table of rows; `columns` maps keys to headings. Floats are shares and shown in percent."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns.values())
     lines = "".join("<tr>" + "".join(_cell(row[key]) for key in columns) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{lines}</table>"
+    return f"<table>{_head(columns.values())}{lines}</table>"
 
 
 def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose cells are HTML already."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
     lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{lines}</table>"
+    return f"<table>{_head(heads)}{lines}</table>"
 
 
 def names(ranked: Sequence[tuple[str, float]], truth: str) -> str:
@@ -81,8 +88,17 @@ def names(ranked: Sequence[tuple[str, float]], truth: str) -> str:
     lines = []
     for name, score in ranked:
         text = f"{html.escape(name)} <small>{score:.2f}</small>"
-        lines.append(f'<span class="right">{text}</span>' if name == truth else text)
+        lines.append(_right("span", text) if name == truth else text)
     return "<br>".join(lines)
+
+
+def _right(tag: str, told: str) -> str:
+    """Mark the right answer: by colour and weight, and by a sign for who sees neither."""
+    return f'<{tag} class="right">✓ {told}</{tag}>'
+
+
+def _head(names: Iterable[str]) -> str:
+    return "<tr>" + "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names) + "</tr>"
 
 
 def _cell(value: str | int | float | None) -> str:

@@ -77,12 +77,13 @@ def named(embedded: Sequence[Embedded]) -> Section:
     for each in embedded:
         for place in _places(len(each.rows), NUM_NAMED):
             ranked = _best(each.scores[place], NUM_CANDIDATES)
-            told = names([(each.captions[i], float(each.scores[place, i])) for i in ranked], each.captions[place])
-            rows.append([picture(_small(each.rows[place])), escape(_plain(each.captions[place])), told])
+            caption = each.captions[place]
+            told = names([(each.captions[i], float(each.scores[place, i])) for i in ranked], caption)
+            rows.append([picture(_small(each.rows[place]), caption), escape(_plain(caption)), told])
     total = len(embedded[0].rows)
     return "From a picture to its name", note(
         f"Unseen pictures, evenly spread; the best {NUM_CANDIDATES} of {total} names, none of which was in training. "
-        "The right one is bold."
+        "The right one is bold, with a ✓."
     ) + html_table(["picture", "what it is", "names found, with cosine"], rows)
 
 
@@ -95,7 +96,9 @@ def search(embedded: Sequence[Embedded], rows: Sequence[Row]) -> Section:
             pictures = [_small(each.rows[i]) for i in ranked]
             labels = [f"{float(each.scores[i, place]):.2f}" for i in ranked]
             right = ranked.index(place) if place in ranked else None
-            html += heading(each.captions[place]) + figures(pictures, labels, "row", right)
+            html += heading(each.captions[place]) + figures(
+                pictures, labels, "row", right, [each.captions[i] for i in ranked]
+            )
     columns = {"style": "style", "direction": "direction", "k": "k", "recall": "recall at k", "chance": "chance",
                "shuffled": "pictures shuffled", "n": "concepts"}  # fmt: skip
     told = [
@@ -103,8 +106,9 @@ def search(embedded: Sequence[Embedded], rows: Sequence[Row]) -> Section:
         for row in rows
     ]
     return "Search among concepts never seen", note(
-        "A caption, and the pictures found for it, best first; the right one has a bold score where it is among them. "
-        "Below: the share of queries whose right answer is among the k best, both ways, over all unseen concepts."
+        "A caption, and the pictures found for it, best first; the right one has a bold score and a ✓ where it is "
+        "among them. Below: the share of queries whose right answer is among the k best, both ways, over all unseen "
+        "concepts."
     ) + html + table(told, columns)
 
 
@@ -112,7 +116,10 @@ def chains(pipeline: PalindiffPipeline, embedded: Embedded, seed: int) -> Sectio
     """Walk both chains: z_T ... z_0 as pictures, and how the ranking of names settles from e_T to e_0."""
     steps = painting_chain(pipeline, CHAIN_CAPTION, seed)
     html = heading(f"Painting “{CHAIN_CAPTION}”") + figures(
-        [image for _, image in steps], [f"t = {t}" for t, _ in steps], "row"
+        [image for _, image in steps],
+        [f"t = {t}" for t, _ in steps],
+        "row",
+        alts=[f"{CHAIN_CAPTION}, at t = {t}" for t, _ in steps],
     )
     place = _places(len(embedded.rows), 3)[1]
     walked = pipeline.walk_query([embedded.rows[place].source], NAMING_STEPS, NAMING_GUIDANCE_SCALE)
@@ -121,7 +128,7 @@ def chains(pipeline: PalindiffPipeline, embedded: Embedded, seed: int) -> Sectio
         noisy = torch.nn.functional.normalize(step.e_t.float().cpu(), dim=-1) @ embedded.e.T
         found = step.e_0_hat.float().cpu() @ embedded.e.T
         rows.append([f"t = {step.t_e}", *(_ranking(scores[0], embedded, place) for scores in (noisy, found))])
-    html += heading("Naming this picture") + picture(_small(embedded.rows[place]))
+    html += heading("Naming this picture") + picture(_small(embedded.rows[place]), embedded.captions[place])
     html += html_table(
         ["step", "names nearest to the noisy query e_t", "names nearest to the prediction of e_0"], rows
     )

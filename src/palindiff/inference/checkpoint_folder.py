@@ -8,8 +8,9 @@ import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from diffusers import UNet2DConditionModel
+from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from palindiff.models.encoder_half import attention_sites
 from palindiff.models.query_stream import QueryStream
@@ -39,7 +40,7 @@ def check_index(folder: Path, given: Collection[str] = ()) -> None:
     if missing:
         raise ValueError(
             f"`{folder}` holds a {index.get('_class_name')} without `{'` and `'.join(missing)}`. Expected a palindiff "
-            "checkpoint: Stable Diffusion alone names no pictures. Train one from it, or pass the missing parts."
+            "checkpoint: Stable Diffusion alone names no pictures. Pass the missing parts, or name another folder."
         )
 
 
@@ -64,9 +65,53 @@ def check_fit(unet: UNet2DConditionModel, stream: QueryStream) -> None:
 
     Raises: ValueError.
     """
-    widths = [transformer.inner_dim for transformer in attention_sites(unet)]
-    if widths != list(stream.config.site_widths):
+    sites = list(attention_sites(unet))
+    found = {
+        "attention sites have widths": [transformer.inner_dim for transformer in sites],
+        "attention sites have so many blocks each:": [len(transformer.transformer_blocks) for transformer in sites],
+        "mid block ends in so many channels:": unet.mid_block.resnets[-1].out_channels,
+    }
+    config = stream.config
+    made_for = (list(config.site_widths), list(config.site_num_blocks), config.mid_channels)
+    for (what, of_unet), of_stream in zip(found.items(), made_for, strict=True):
+        if of_unet != of_stream:
+            raise ValueError(
+                f"The query stream was made for a U-Net whose {what} {of_stream}; this one has {of_unet}. "
+                "Expected the U-Net it was trained with. Load both from one folder."
+            )
+
+
+def check_text_width(text_encoder: PreTrainedModel, stream: QueryStream) -> None:
+    """Refuse a query stream made for a text tower of another width.
+
+    Raises: ValueError.
+    """
+    width, config = text_encoder.config.hidden_size, stream.config
+    has_projection = config.projection_width is not None
+    expected = config.projection_width if has_projection else config.d_e
+    if width != expected:
+        takes = "`text_projection` takes features" if has_projection else "queries are embeddings"
         raise ValueError(
-            f"The query stream was made for attention sites of widths {list(stream.config.site_widths)}; those of the "
-            f"U-Net's encoder half are {widths}. Expected the U-Net it was trained with. Load both from one folder."
+            f"The query stream's {takes} of width {expected}; the text tower's width is {width}. Expected the text "
+            "tower it was trained with. Load both from one folder."
         )
+
+
+def check_query_scheduler(scheduler: SchedulerMixin) -> None:
+    """Refuse a text chain that would read the predicted query as noise, or clip it.
+
+    Raises: ValueError.
+    """
+    config = scheduler.config
+    prediction_type = config.get("prediction_type")
+    if prediction_type != "sample":
+        raise ValueError(
+            f"The query scheduler has `prediction_type` = {prediction_type!r}. Expected 'sample': the query stream "
+            "predicts the clean query. Set it in the scheduler's configuration."
+        )
+    for name in ("clip_sample", "thresholding"):
+        if config.get(name):
+            raise ValueError(
+                f"The query scheduler has `{name}` = {config[name]}, which clips the query. Expected False. Set it in "
+                "the scheduler's configuration."
+            )

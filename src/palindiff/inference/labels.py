@@ -9,7 +9,8 @@ LABEL_TEMPLATES = ("{}",)
 def check_labels(labels: Sequence[str], templates: Sequence[str] = LABEL_TEMPLATES) -> None:
     """Refuse labels among which nothing can be chosen, and templates without a place for them.
 
-    Raises: ValueError if labels are none, blank or repeated, if a template has no `{}`, or if either is one string.
+    Raises: ValueError if labels are none, blank or repeated, if a template has no `{}`, or if either is one string or
+            holds what is no string.
     """
     if found := _fault_of_labels(labels) or _fault_of_templates(templates):
         raise ValueError(
@@ -28,6 +29,8 @@ def _fault_of_labels(labels: Sequence[str]) -> str | None:
         return f"labels are one string, '{labels}'"
     if not labels:
         return "no labels were given"
+    if strange := [label for label in labels if not isinstance(label, str)]:
+        return f"a label is a `{type(strange[0]).__name__}`"
     counts = Counter(label.strip() for label in labels)
     if "" in counts:
         return "a label is empty"
@@ -40,5 +43,7 @@ def _fault_of_templates(templates: Sequence[str]) -> str | None:
         return f"templates are one string, '{templates}'"
     if not templates:
         return "no templates were given"
+    if strange := [template for template in templates if not isinstance(template, str)]:
+        return f"a template is a `{type(strange[0]).__name__}`"
     without = [template for template in templates if "{}" not in template]
     return f"the template '{without[0]}' has no `{{}}`" if without else None

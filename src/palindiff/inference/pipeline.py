@@ -4,6 +4,7 @@ Here: pictures and captions in, embeddings, scores and rankings out. Not here: p
 untouched, and the networks (`models/`).
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -16,9 +17,23 @@ from PIL import Image
 from torch import Tensor
 
 from palindiff.data.pictures import Fit, PictureSource, fit_picture, read_picture, to_pixels, to_tensor
-from palindiff.inference.checkpoint_folder import check_fit, check_index, check_whole
+from palindiff.inference.checkpoint_folder import (
+    check_fit,
+    check_index,
+    check_query_scheduler,
+    check_text_width,
+    check_whole,
+)
 from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templates
+from palindiff.inference.naming_request import (
+    check_batch_size,
+    check_fit_name,
+    check_latents,
+    check_steps,
+    check_walk,
+    square_side,
+)
 from palindiff.models.captions import EncodedCaptions, encode_captions
 from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_stream import QueryStream
@@ -38,6 +53,9 @@ class PalindiffPipeline(StableDiffusionPipeline):
 
     `pipeline(prompt)` paints exactly as `StableDiffusionPipeline` does. The folder it saves is a Stable Diffusion
     folder with two more sub-folders, `query_stream/` and `query_scheduler/`.
+
+    Naming works under `enable_model_cpu_offload()`: the parts it uses are brought to the device, where U-Net and query
+    stream stay until painting or `maybe_free_model_hooks()`. Under `enable_sequential_cpu_offload()` it is refused.
 
     Source: DiffDis (arXiv 2308.09306), Algorithms 2 and 3.
     """
@@ -60,8 +78,12 @@ class PalindiffPipeline(StableDiffusionPipeline):
             vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder,
             requires_safety_checker,
         )  # fmt: skip
-        if unet is not None and query_stream is not None:
+        if query_stream is not None and unet is not None:
             check_fit(unet, query_stream)
+        if query_stream is not None and text_encoder is not None:
+            check_text_width(text_encoder, query_stream)
+        if query_scheduler is not None:
+            check_query_scheduler(query_scheduler)
         self.register_modules(query_stream=query_stream, query_scheduler=query_scheduler)
 
     @classmethod
@@ -87,6 +109,11 @@ class PalindiffPipeline(StableDiffusionPipeline):
         pipeline.register_to_config(_name_or_path=str(source))
         return pipeline
 
+    def to_json_string(self) -> str:
+        """Write the index under the stock pipeline's name, so that diffusers' generic loaders take the folder too."""
+        index = json.loads(super().to_json_string()) | {"_class_name": StableDiffusionPipeline.__name__}
+        return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Embed captions as the text tower was trained to: what pictures' queries are compared with.
@@ -94,6 +121,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
         Shapes: b captions -> e (b, d_e) float32, unit length.
         Raises: TypeError or ValueError if there are no captions, or they are one string.
         """
+        self._bring("text_encoder")
         starts = range(0, max(len(captions), 1), CAPTIONS_AT_ONCE)
         return torch.cat([self._encode_captions(captions[start : start + CAPTIONS_AT_ONCE]).e for start in starts])
 
@@ -113,8 +141,10 @@ class PalindiffPipeline(StableDiffusionPipeline):
 
         Source: DiffDis Algorithm 3; guidance_scale = 1 + w (1 turns guidance off).
         Shapes: b pictures, their latents z (b, ch, h, w), or their reading -> e_0_hat (b, d_e) float32, unit length.
-        Raises: ValueError if there are no pictures; PictureError if one cannot be read.
+        Raises: ValueError or TypeError if there are no pictures or an option cannot be; PictureError if a picture
+                cannot be read.
         """
+        check_batch_size(batch_size)
         found = []
         for part in self._parts(pictures, batch_size):
             *_, last = self.walk_query(part, num_inference_steps, guidance_scale, seed, fit)
@@ -133,19 +163,26 @@ class PalindiffPipeline(StableDiffusionPipeline):
         """Yield every step of the walk that `encode_image` takes; the last one's `e_0_hat` is the answer.
 
         Shapes: b pictures, their latents z (b, ch, h, w), or their reading.
-        Raises: ValueError if there are no pictures or not 1 to T steps; PictureError if a picture cannot be read.
+        Raises: ValueError or TypeError if there are no pictures or an option cannot be; PictureError if a picture
+                cannot be read.
         """
         stream, unet = self.query_stream, self.unet
-        is_one_way = stream.config.fusion == "one_way"
-        if not isinstance(pictures, ImageReading):
-            z = pictures if isinstance(pictures, Tensor) else self.encode_latents(pictures, fit)
+        is_one_way, has_chain = stream.config.fusion == "one_way", stream.config.text_chain == "diffusion"
+        check_walk(guidance_scale, seed)
+        if has_chain:
+            check_steps(num_inference_steps, self.query_scheduler.config.num_train_timesteps)
+        pictures = self._as_many(pictures)
+        if not isinstance(pictures, Tensor | ImageReading):
+            pictures = self.encode_latents(pictures, fit)
+        device = self._bring("unet", "query_stream")
+        if isinstance(pictures, Tensor):
+            z = pictures.to(device, unet.dtype)
             pictures = stream.read_image(unet, z) if is_one_way else z
-        b, device = len(pictures), unet.device
-        no_picture = self._no_picture(b) if guidance_scale != 1 else pictures  # unguided walks do not look at it
-        if stream.config.text_chain == "none":
+        pictures, b = pictures.to(device), len(pictures)
+        no_picture = self._no_picture(pictures) if guidance_scale != 1 else pictures  # unguided walks don't look at it
+        if not has_chain:
             yield self._single_pass(pictures, no_picture, guidance_scale)
             return
-        _check_steps(num_inference_steps, self.query_scheduler.config.num_train_timesteps)
 
         def predict_from(seen: Tensor | ImageReading, e_t: Tensor, t_e: Tensor) -> Tensor:
             e_t = e_t.to(stream.dtype)
@@ -164,19 +201,26 @@ class PalindiffPipeline(StableDiffusionPipeline):
     @torch.no_grad()
     def read_image(self, pictures: Sequence[Picture], fit: Fit = "crop") -> ImageReading:
         """Read pictures once; the reading serves `encode_image` any number of times (`one_way` only)."""
-        return self.query_stream.read_image(self.unet, self.encode_latents(pictures, fit))
+        z = self.encode_latents(pictures, fit)
+        self._bring("unet", "query_stream")
+        return self.query_stream.read_image(self.unet, z)
 
     @torch.no_grad()
     def encode_latents(self, pictures: Sequence[Picture], fit: Fit = "crop") -> Tensor:
         """Decode, fit and encode pictures: the posterior's mean times the VAE's factor (decisions row 16).
 
         Shapes: b pictures -> z (b, ch, h, w).
-        Raises: ValueError if there are no pictures; PictureError if one cannot be read.
+        Raises: ValueError or TypeError if there are no pictures, or what is given are none, or for a `fit` that there
+                is not; PictureError if a picture cannot be read.
         """
-        size_px = self.unet.config.sample_size * self.vae_scale_factor
-        squares = [to_tensor(fit_picture(read_picture(picture), size_px, fit)) for picture in _as_many(pictures)]
-        x = to_pixels(torch.stack(squares)).to(self.vae.device, self.vae.dtype)  # b x (3, H, W) -> (b, 3, H, W)
-        return self.vae.encode(x).latent_dist.mode() * self.vae.config.scaling_factor
+        check_fit_name(fit)
+        size_px = square_side(self.unet.config.sample_size) * self.vae_scale_factor
+        squares = [to_tensor(fit_picture(read_picture(picture), size_px, fit)) for picture in self._readable(pictures)]
+        device = self._bring("vae")
+        x = to_pixels(torch.stack(squares)).to(device, self.vae.dtype)  # b x (3, H, W) -> (b, 3, H, W)
+        encoded = self.vae.encode(x)  # of an AutoencoderTiny no distribution
+        z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return z * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def encode_labels(self, labels: Sequence[str], templates: Sequence[str] = LABEL_TEMPLATES) -> Tensor:
@@ -184,7 +228,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
 
         Source: prompt ensembling of CLIP, as DiffDis evaluates.
         Shapes: k labels, p templates with `{}` -> (k, d_e) float32.
-        Raises: ValueError if labels are empty, blank or repeated, or a template has no `{}`.
+        Raises: ValueError if labels are none, blank, repeated or no strings, or a template has no `{}`.
         """
         check_labels(labels, templates)
         e = self.encode_text(fill_templates(labels, templates)).unflatten(
@@ -237,35 +281,56 @@ class PalindiffPipeline(StableDiffusionPipeline):
             e_0_hat = guidance_scale * e_0_hat + (1 - guidance_scale) * predict(no_picture)
         return WalkStep(0, torch.zeros_like(e_0_hat), F.normalize(e_0_hat, dim=-1))
 
-    def _no_picture(self, b: int) -> Tensor | ImageReading:
-        """The zero latent that guidance walks away from, or its reading, for b pictures (decisions row 11)."""
-        unet, size = self.unet, self.unet.config.sample_size
-        sides = (size, size) if isinstance(size, int) else tuple(size)
-        zero = torch.zeros(1, unet.config.in_channels, *sides, device=unet.device, dtype=unet.dtype)
-        if self.query_stream.config.fusion == "joint":
-            return zero.expand(b, -1, -1, -1)
-        return self.query_stream.read_image(unet, zero).repeat(b)
+    def _no_picture(self, pictures: Tensor | ImageReading) -> Tensor | ImageReading:
+        """The zero latents that guidance walks away from, or their reading, of the pictures' own size (row 11)."""
+        if isinstance(pictures, Tensor):
+            return torch.zeros_like(pictures)
+        zero = torch.zeros(1, *pictures.latent_shape, device=self._execution_device, dtype=self.unet.dtype)
+        return self.query_stream.read_image(self.unet, zero).repeat(len(pictures))
+
+    def _bring(self, *names: str) -> torch.device:
+        """Bring offloaded parts to the device where they run, which by itself only `forward` does, and tell it.
+
+        Raises: ValueError if they are offloaded weight by weight.
+        """
+        for name in names:
+            part = getattr(self, name)
+            if any(weight.is_meta for weight in part.parameters()):
+                raise ValueError(
+                    f"The weights of `{name}` are on the device `meta`, as `enable_sequential_cpu_offload()` leaves "
+                    "them. Expected whole parts, for naming. Call `enable_model_cpu_offload()` instead."
+                )
+            if hasattr(part, "_hf_hook"):
+                part._hf_hook.pre_forward(part)
+        return self._execution_device
 
     def _parts(
         self, pictures: Sequence[Picture] | Tensor | ImageReading, size: int
     ) -> Iterator[Sequence[Picture] | Tensor | ImageReading]:
-        pictures = _as_many(pictures)
+        pictures = self._as_many(pictures)
         for start in range(0, len(pictures), size):
             yield pictures[start : start + size]
 
+    def _as_many(self, pictures: Any) -> Any:
+        """A single picture as a list of one."""
+        if isinstance(pictures, Picture):
+            return [pictures]
+        if isinstance(pictures, Tensor):
+            check_latents(pictures, self.unet)
+        if len(pictures) == 0:
+            raise ValueError(
+                "No pictures were given. Expected at least one. Name a picture file, or pass a list of them."
+            )
+        return pictures
 
-def _as_many(pictures: Any) -> Any:
-    """A single picture as a list of one."""
-    if isinstance(pictures, Picture):
-        return [pictures]
-    if len(pictures) == 0:
-        raise ValueError("No pictures were given. Expected at least one. Name a picture file, or pass a list of them.")
-    return pictures
-
-
-def _check_steps(num_inference_steps: int, num_train_timesteps: int) -> None:
-    if not 1 <= num_inference_steps <= num_train_timesteps:
-        raise ValueError(
-            f"`num_inference_steps` is {num_inference_steps}. Expected 1 to {num_train_timesteps}, the steps of the "
-            "text chain. A handful does: the paper takes 8."
-        )
+    def _readable(self, pictures: Any) -> Any:
+        """Pictures that can be decoded: neither latents nor arrays of pixels."""
+        pictures = self._as_many(pictures)
+        is_read = isinstance(pictures, Tensor | ImageReading)
+        strange = [pictures] if is_read else [each for each in pictures if not isinstance(each, Picture)]
+        if strange:
+            raise TypeError(
+                f"A `{type(strange[0]).__name__}` was given to be encoded. Expected PIL pictures, files, or bytes of "
+                "files. For pixels pass `Image.fromarray(...)`; latents need no encoding."
+            )
+        return pictures

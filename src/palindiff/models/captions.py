@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EncodedCaptions:
-    """What a text tower tells of b captions, on the tower's device.
+    """What a text tower tells of b captions, on the device where it ran.
 
     Shapes: c (b, l, d_c) in the tower's dtype; mask (b, l) bool, True for real tokens;
             e (b, d_e) float32, unit length.
@@ -61,18 +61,19 @@ def encode_captions(
     device = text_encoder.device
     attention_mask = tokens.attention_mask.to(device) if _uses_attention_mask(text_encoder) else None
     output = text_encoder(tokens.input_ids.to(device), attention_mask=attention_mask)
-    c, mask = output[0], tokens.attention_mask.bool().to(device)  # (b, l, d_c), (b, l)
+    c = output[0]  # (b, l, d_c)
     if c.ndim != 3:
         raise ValueError(
             f"`text_encoder` is a `{type(text_encoder).__name__}` whose first output has shape {tuple(c.shape)} in "
             "`encode_captions`. Expected (b, l, d_c): token-wise features. "
             "Pass its `text_model` and the weight of its `text_projection`."
         )
+    mask = tokens.attention_mask.bool().to(c.device)  # (b, l); an offloaded tower runs elsewhere than it lies
     if projection is not None:
         pooled = F.linear(output.pooler_output, projection.to(output.pooler_output))  # (b, d_c) -> (b, d_e)
     else:
         pooled = _masked_mean(c, mask)
-    with torch.autocast(device.type, enabled=False):
+    with torch.autocast(c.device.type, enabled=False):
         e = F.normalize(pooled.float(), dim=-1)
     return EncodedCaptions(c.to(text_encoder.dtype), mask, e)
 

@@ -57,6 +57,18 @@ def encoder_half_parameters(unet: UNet2DConditionModel) -> Iterator[torch.nn.Par
         yield from part.parameters()
 
 
+def cross_attention_without_text(unet: UNet2DConditionModel) -> Iterator[torch.nn.Parameter]:
+    """Yield the encoder half's weights that one zero token as context leaves without a gradient.
+
+    Cross-attention then adds its output bias and nothing else, so the bias is not among them.
+    """
+    for transformer in attention_sites(unet):
+        for block in transformer.transformer_blocks:
+            for part in (block.norm2, block.attn2.to_q, block.attn2.to_k, block.attn2.to_v):
+                yield from part.parameters()
+            yield block.attn2.to_out[0].weight
+
+
 def picture_block(block: BasicTransformerBlock, tokens: Tensor, attended: Tensor, context: Tensor) -> Tensor:
     """Finish a transformer block of the picture's stream after its self-attention: cross-attention and FFN.
 
@@ -90,19 +102,24 @@ def check_unet(unet: UNet2DConditionModel) -> None:
     config = unet.config
     found = [
         f"`{name}` = {config[name]!r}"
-        for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "time_embedding_act_fn")
+        for name in (
+            "addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type",
+            "time_embedding_act_fn",
+        )
         if config.get(name) is not None
-    ]
+    ]  # fmt: skip
     found += [
-        f"`{name}` = True" for name in ("only_cross_attention", "dual_cross_attention") if config.get(name) is True
+        f"`{name}` = True"
+        for name in ("only_cross_attention", "dual_cross_attention", "center_input_sample")
+        if config.get(name) is True
     ]
     kinds = {type(block).__name__ for block in unet.down_blocks} | {type(unet.mid_block).__name__}
     found += sorted(kinds - {"CrossAttnDownBlock2D", "DownBlock2D", "UNetMidBlock2DCrossAttn"})
     if found:
         raise ValueError(
             f"The U-Net has {', '.join(found)}. Expected the layout of Stable Diffusion 1.x or 2.x: "
-            "CrossAttnDownBlock2D and DownBlock2D, UNetMidBlock2DCrossAttn, no added embeddings. Start "
-            "from such a U-Net."
+            "CrossAttnDownBlock2D and DownBlock2D, UNetMidBlock2DCrossAttn, no added embeddings, latents as they "
+            "come. Start from such a U-Net."
         )
 
 

@@ -15,6 +15,7 @@ class ImageReading:
 
     site_blocks: tuple[KeysValues, ...]
     head_layers: tuple[KeysValues, ...]
+    latent_shape: tuple[int, ...]  # (ch, h, w) of the latents that were read
 
     def __len__(self) -> int:
         return len(self.head_layers[0][0])
@@ -35,20 +36,29 @@ class ImageReading:
     def cat(readings: Sequence["ImageReading"]) -> "ImageReading":
         """Join readings of one query stream along the pictures.
 
-        Raises: ValueError if there are none.
+        Raises: ValueError if there are none, or they were read from latents of different shapes.
         """
         if not readings:
             raise ValueError("`ImageReading.cat` got no readings. Expected at least one. Read a picture first.")
+        shapes = sorted({reading.latent_shape for reading in readings})
+        if len(shapes) > 1:
+            raise ValueError(
+                f"`ImageReading.cat` got readings of latents of shapes {' and '.join(map(str, shapes))}. Expected one "
+                "shape. Join those of each shape apart."
+            )
 
         def join(pairs: Sequence[tuple[KeysValues, ...]]) -> tuple[KeysValues, ...]:
             return tuple(
                 (torch.cat([k for k, _ in p]), torch.cat([v for _, v in p])) for p in zip(*pairs, strict=True)
             )
 
-        return ImageReading(join([r.site_blocks for r in readings]), join([r.head_layers for r in readings]))
+        return ImageReading(
+            join([r.site_blocks for r in readings]), join([r.head_layers for r in readings]), shapes[0]
+        )
 
     def _map(self, change) -> "ImageReading":  # type: ignore[no-untyped-def]
         return ImageReading(
             tuple((change(keys), change(values)) for keys, values in self.site_blocks),
             tuple((change(keys), change(values)) for keys, values in self.head_layers),
+            self.latent_shape,
         )

@@ -83,7 +83,6 @@ class QueryStream(WholeModel):
     Departs: `one_way` fusion; own LayerNorms for the query; a learned logit scale; `text_chain: none`.
     """
 
-    _supports_gradient_checkpointing = True
     text_projection: Tensor | None
 
     @register_to_config
@@ -122,7 +121,6 @@ class QueryStream(WholeModel):
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
         projection = None if projection_width is None else torch.zeros(d_e, projection_width)
         self.register_buffer("text_projection", projection)  # frozen; which text pooling made e_0 is part of the model
-        self.gradient_checkpointing = False
 
     @classmethod
     def for_unet(
@@ -168,7 +166,15 @@ class QueryStream(WholeModel):
     @property
     def logit_scale(self) -> Tensor:
         """κ of the alignment loss, () float32, at most MAX_LOGIT_SCALE."""
-        return self.log_logit_scale.float().exp().clamp(max=MAX_LOGIT_SCALE)
+        return self.log_logit_scale.float().clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Bring the weight behind κ back to its bound, where it still has a gradient; training calls it at each use.
+
+        Source: CLIP (Radford et al., 2021, §2.5).
+        """
+        self.log_logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
     @property
     def signal_scale(self) -> float:
@@ -206,7 +212,8 @@ class QueryStream(WholeModel):
             head_layers.append((keys, values))
             if layer is not self.head_layers[-1]:  # nobody reads the picture's tokens after the last layer
                 tokens = layer(tokens, keys, values)
-        return ImageReading(tuple(zip(carry[::2], carry[1::2], strict=True)), tuple(head_layers))
+        sites = tuple(zip(carry[::2], carry[1::2], strict=True))
+        return ImageReading(sites, tuple(head_layers), tuple(z.shape[1:]))
 
     def forward(
         self, unet: UNet2DConditionModel, reading: ImageReading, e_t: Tensor | None, t_e: Tensor | None

@@ -84,7 +84,8 @@ def walk(
 ) -> Iterator[WalkStep]:
     """Walk a query from noise to a caption's embedding; the last step's `e_0_hat` is the answer.
 
-    Any diffusers scheduler that takes `prediction_type="sample"` serves; DDIM makes it Algorithm 3.
+    Any deterministic diffusers scheduler that takes `prediction_type="sample"` serves (one that draws noise of its own
+    would let a batch change an answer); DDIM makes it Algorithm 3.
 
     Source: DiffDis Algorithm 3, with γ (decisions row 3); guidance_scale = 1 + w: 1 is off, the paper's w = 3 is 4.
     Shapes: e_t (b, d); predict, predict_uncond: (e_t (b, d), t_e (b,)) -> e_0_hat (b, d).

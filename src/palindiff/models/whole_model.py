@@ -27,8 +27,8 @@ class WholeModel(ModelMixin, ConfigMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
         """Load config and weights from a folder or the Hub, from safetensors alone.
 
-        Raises: FileNotFoundError if config or safetensors are missing or damaged; ValueError if a setting is unknown
-                or cannot be, or if weights are missing, left over, or of another shape than the config asks for.
+        Raises: FileNotFoundError if config or safetensors are missing or damaged; ValueError if a setting is missing,
+                unknown or cannot be, or if weights are missing, left over, or of another shape than the config says.
         """
         wants_info = options.pop("output_loading_info", False)
         source = Path(pretrained_model_name_or_path, options.get("subfolder") or "")  # what messages call it
@@ -59,6 +59,12 @@ def _check_settings(model_class: type, model: WholeModel, source: Path) -> None:
                 f"{f'; the nearest is `{near[0]}`' if near else ''}. Expected settings of this version of palindiff. "
                 "Update palindiff, or save the model again."
             )
+    if missing := sorted(model.config.get("_use_default_values", [])):
+        raise ValueError(
+            f"The config.json of `{source}` lacks the setting{'s' if len(missing) > 1 else ''} "
+            f"`{'`, `'.join(missing)}`. Expected every setting of {model_class.__name__}, as `save_pretrained` writes "
+            "them. Copy config and weights from the same checkpoint."
+        )
 
 
 def _check_weights(info: dict[str, Any], source: Path) -> None:

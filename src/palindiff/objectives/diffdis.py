@@ -12,7 +12,7 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from palindiff.models.encoder_half import encoder_half_parameters
+from palindiff.models.encoder_half import cross_attention_without_text, encoder_half_parameters
 from palindiff.models.query_stream import QueryStream
 from palindiff.models.text_chain import noisy_query
 from palindiff.objectives.alignment import alignment_loss, global_batch, same_caption
@@ -110,6 +110,8 @@ class DiffDisObjective(nn.Module):
             t_e = draws["t_e"]
             e_t = noisy_query(self.query_scheduler, e_0, draws["eps_e"], t_e, self.query_stream.signal_scale)
         e_0_hat = self.query_stream.predict(self.unet, z, e_t, t_e)
+        if self.training:
+            self.query_stream.clamp_logit_scale()
         everyone_hat, everyone, ids = global_batch(e_0_hat), global_batch(e_0.float()), global_batch(caption_id)
         return alignment_loss(everyone_hat, everyone, self.query_stream.logit_scale, same_caption(ids))
 
@@ -131,13 +133,18 @@ class DiffDisObjective(nn.Module):
         )
 
     def _freeze_what_the_task_leaves_out(self) -> None:
-        """A task alone trains only the weights it uses, so that weight decay and EMA leave the others untouched."""
+        """A task alone trains only the weights it uses, so that weight decay and EMA leave the others untouched.
+
+        Naming uses the encoder half without its cross-attention, of which no text leaves the output bias alone.
+        """
         if self.config.task == "generate":
             self.query_stream.requires_grad_(False)
         if self.config.task == "discriminate":
             self.unet.requires_grad_(False)
             for weight in encoder_half_parameters(self.unet):
                 weight.requires_grad_(True)
+            for weight in cross_attention_without_text(self.unet):
+                weight.requires_grad_(False)
 
 
 def _posterior_draw(mean: Tensor, deviation: Tensor, draws: Mapping[str, Tensor]) -> Tensor:

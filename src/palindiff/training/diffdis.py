@@ -224,6 +224,8 @@ def prepare(recipe: Recipe, output: Path, accelerator: Accelerator, tell: Tell) 
     cache_dir = Path(recipe.machine.cache_dir) if recipe.machine.cache_dir else default_cache_dir()
     tower = load_text_tower(recipe.text.source, recipe.text.max_length)
     pipeline = build_pipeline(recipe, tower)
+    if recipe.machine.gradient_checkpointing:
+        pipeline.unet.enable_gradient_checkpointing()
     tower.text_encoder.to(accelerator.device)
     pipeline.vae.to(accelerator.device)
     size_px = pipeline.unet.config.sample_size * pipeline.vae_scale_factor

@@ -70,6 +70,7 @@ class MachineConfig(BaseModel, frozen=True, extra="forbid"):
 
     precision: Literal["fp32", "bf16"] = "fp32"
     num_threads: int = Field(0, ge=0)  # of torch on a CPU; 0 leaves torch's choice
+    gradient_checkpointing: bool = False  # True: the U-Net's activations are computed twice, for less memory
     num_workers: int = Field(0, ge=0)  # processes that decode pictures; 0 decodes in the main process
     cache_dir: str | None = None  # where features are kept; None is $PALINDIFF_CACHE or the user's cache folder
 

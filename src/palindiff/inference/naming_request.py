@@ -1,0 +1,100 @@
+"""What a caller may ask of naming: the walk's options, how pictures are fitted, and latents in the place of pictures.
+
+Here: one sentence for each request that cannot be met. Not here: labels (`labels.py`), pictures that cannot be read
+(`data/pictures.py`), parts that do not fit one another (`checkpoint_folder.py`).
+"""
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import get_args
+
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from palindiff.data.pictures import Fit
+
+
+def check_walk(guidance_scale: float, seed: int) -> None:
+    """Refuse a guidance scale below 1 and a seed that is no whole number.
+
+    Raises: TypeError, ValueError.
+    """
+    if not _is_finite(guidance_scale) or guidance_scale < 1:
+        raise ValueError(
+            f"`guidance_scale` is {guidance_scale!r}. Expected a finite number from 1 on: it is 1 + w of the paper, "
+            "and 1 turns guidance off."
+        )
+    if not _is_whole(seed):
+        raise TypeError(f"`seed` is {seed!r}. Expected a whole number, from which the walk's first noise is drawn.")
+
+
+def check_steps(num_inference_steps: int, num_train_timesteps: int) -> None:
+    """Refuse a number of steps that the text chain does not have.
+
+    Raises: TypeError, ValueError.
+    """
+    if not _is_whole(num_inference_steps):
+        raise TypeError(
+            f"`num_inference_steps` is {num_inference_steps!r}. Expected a whole number; the paper takes 8."
+        )
+    if not 1 <= num_inference_steps <= num_train_timesteps:
+        raise ValueError(
+            f"`num_inference_steps` is {num_inference_steps}. Expected 1 to {num_train_timesteps}, the steps of the "
+            "text chain. A handful does: the paper takes 8."
+        )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse to take no pictures at a time.
+
+    Raises: ValueError.
+    """
+    if not _is_whole(batch_size) or batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size!r}. Expected a whole number from 1 on: pictures at a time.")
+
+
+def check_fit_name(fit: str) -> None:
+    """Refuse a way to fit pictures that there is not.
+
+    Raises: ValueError.
+    """
+    if fit not in get_args(Fit):
+        raise ValueError(f"`fit` is {fit!r}. Expected 'crop' (the picture's middle) or 'pad' (all of it, on white).")
+
+
+def check_latents(z: Tensor, unet: UNet2DConditionModel) -> None:
+    """Refuse a tensor that cannot be latents of this U-Net.
+
+    Raises: ValueError.
+    """
+    ch = unet.config.in_channels
+    if z.ndim != 4 or z.shape[1] != ch or not z.is_floating_point():
+        raise ValueError(
+            f"A tensor of shape {tuple(z.shape)} and type {z.dtype} was given to be named. Expected latents (b, {ch}, "
+            "h, w) of a floating-point type. For one latent pass `z[None]`; for pixels pass PIL pictures or files, or "
+            "what `encode_latents` makes of them."
+        )
+
+
+def square_side(sample_size: int | Sequence[int]) -> int:
+    """Read the side of the latents that a U-Net was made for.
+
+    Raises: ValueError if they are no squares, which is all that pictures are fitted to.
+    """
+    sides = {sample_size} if isinstance(sample_size, int) else set(sample_size)
+    if len(sides) != 1:
+        raise ValueError(
+            f"The U-Net's `sample_size` is {tuple(sample_size)}. Expected one side: pictures are fitted to squares. "  # type: ignore[arg-type]  # an int has one side
+            "Encode them with the VAE and pass their latents."
+        )
+    return sides.pop()
+
+
+def _is_finite(number: object) -> bool:
+    return isinstance(number, Real) and math.isfinite(number)
+
+
+def _is_whole(number: object) -> bool:
+    """A bool is no number here, a NumPy integer is."""
+    return isinstance(number, Integral) and not isinstance(number, bool)

@@ -1,0 +1,77 @@
+"""pipeline.py: parts that were not made for one another are refused, each with what does not fit."""
+
+import copy
+
+import pytest
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+
+from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.models.text_chain import text_chain_scheduler
+from toy_towers import write_towers
+from toys import toy_pictures, toy_pipeline, toy_unet
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("towers")
+    write_towers(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(towers):
+    return toy_pipeline(towers)
+
+
+def test_a_query_stream_of_another_unet_is_refused(pipeline):
+    whole = pipeline.components | {"requires_safety_checker": False}
+    wide = toy_unet(d_c=32, widths=(16, 16))
+    with pytest.raises(
+        ValueError, match=r"attention sites have widths \[8, 8, 16\]; this one has \[16, 16, 16\]\. Exp"
+    ):
+        PalindiffPipeline(**whole | {"unet": wide})
+    deep = toy_unet(d_c=32)
+    blocks = deep.down_blocks[0].attentions[1].transformer_blocks
+    blocks.append(copy.deepcopy(blocks[0]))
+    with pytest.raises(ValueError, match=r"so many blocks each: \[1, 1, 1\]; this one has \[1, 2, 1\]\. Expected"):
+        PalindiffPipeline(**whole | {"unet": deep})
+    other = toy_unet(d_c=32)
+    other.mid_block.resnets[-1].out_channels = 24
+    with pytest.raises(ValueError, match=r"mid block ends in so many channels: 16; this one has 24\. Expected"):
+        PalindiffPipeline(**whole | {"unet": other})
+
+
+@pytest.mark.parametrize(
+    ("tower", "told"),
+    [("sentence", "queries are embeddings"), ("clip", "`text_projection` takes features")],
+)
+def test_a_query_stream_of_another_text_tower_is_refused(towers, tower, told):
+    pipeline = toy_pipeline(towers, tower)
+    other = pipeline.text_encoder.__class__(
+        pipeline.text_encoder.config.__class__(hidden_size=16, num_attention_heads=4, num_hidden_layers=1)
+    )
+    parts = pipeline.components | {"text_encoder": other, "requires_safety_checker": False}
+    with pytest.raises(ValueError, match=f"{told} of width 32; the text tower's width is 16. Expected the text tower"):
+        PalindiffPipeline(**parts)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"prediction_type": "epsilon"}, "`prediction_type` = 'epsilon'. Expected 'sample'"),
+        ({"clip_sample": True}, "`clip_sample` = True, which clips the query. Expected False"),
+        ({"thresholding": True}, "`thresholding` = True, which clips the query. Expected False"),
+    ],
+)
+def test_a_query_scheduler_that_is_none_is_refused(pipeline, settings, told):
+    scheduler = DDIMScheduler.from_config(text_chain_scheduler().config, **settings)
+    parts = pipeline.components | {"query_scheduler": scheduler, "requires_safety_checker": False}
+    with pytest.raises(ValueError, match=f"The query scheduler has {told}"):
+        PalindiffPipeline(**parts)
+
+
+@pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, EulerDiscreteScheduler])
+def test_another_deterministic_query_scheduler_serves(pipeline, kind):
+    scheduler = kind.from_config(text_chain_scheduler().config)
+    parts = pipeline.components | {"query_scheduler": scheduler, "requires_safety_checker": False}
+    assert PalindiffPipeline(**parts).encode_image(toy_pictures(), 3).isfinite().all()
