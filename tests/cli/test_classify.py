@@ -184,7 +184,7 @@ def test_pictures_are_counted_while_they_are_checked_and_named(palindiff, model,
     assert code == 0
     assert err == (
         "2 of 3 pictures checked\r3 of 3 pictures checked\n"
-        "0 of 3 pictures\r2 of 3 pictures\r3 of 3 pictures\n"
+        "2 of 3 pictures\r3 of 3 pictures\n"
     )  # fmt: skip
 
 

@@ -115,7 +115,7 @@ def test_bad_pictures_are_all_told_or_skipped_and_good_ones_counted(palindiff, m
     assert code == 0
     assert [each["picture"] for each in json.loads(out)["results"]] == files[1:]
     assert err.startswith("2 of 4 pictures cannot be used and were left out:\n  `0.png` is")
-    assert err.endswith("\n0 of 2 pictures\r2 of 2 pictures\n")
+    assert err.endswith("\n2 of 2 pictures\n")
 
 
 def test_a_dry_run_tells_what_would_be_ranked(palindiff, files):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from palindiff.data.sources import DataConfig
+from palindiff.data.sources import DataConfig, open_pictures
 from palindiff.experiments.codec_report import CodecReportOptions, report_codec
 from palindiff.training.codec import codec_error, read_pictures
 from toys import toy_vae
@@ -30,13 +30,14 @@ def test_report_measures_both_splits_and_writes_what_is_asked_for(tmp_path, data
     run = tmp_path / "run"
     toy_vae().save_pretrained(run / "vae")
     (run / "log.jsonl").write_text('{"step": 9, "elapsed_s": 61.2}\n')
-    options = CodecReportOptions(str(run), data_dir, tmp_path / "codec.json", tmp_path / "sheet.png")
+    options = CodecReportOptions(str(run), data_dir, tmp_path / "codec.json", tmp_path / "sheet.png", seed=7)
     rows = report_codec(options, "palindiff evaluate-codec")
     assert [(row["split"], row["n"], row["steps"], row["seconds"]) for row in rows] == [
         ("train", 3, 9, 61), ("test", 2, 9, 61),
     ]  # fmt: skip
-    pictures = read_pictures(DataConfig(path=str(data_dir), split="test"), 8)
+    pictures = read_pictures(open_pictures(DataConfig(path=str(data_dir), split="test")), 8)
     expected = codec_error(toy_vae().to(torch.float32), pictures)["validation_psnr_db"]
     assert rows[1]["psnr_db"] == pytest.approx(expected, abs=1e-3)  # rounded to three places
-    assert json.loads((tmp_path / "codec.json").read_text())["rows"][1]["n"] == 2
+    written = json.loads((tmp_path / "codec.json").read_text())
+    assert (written["rows"][1]["n"], written["seed"]) == (2, 7)
     assert Image.open(tmp_path / "sheet.png").width > 100

@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from toy_towers import write_towers
-from toys import toy_pictures, toy_pipeline
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("towers")
-    write_towers(folder)
-    return toy_pipeline(folder)
+from toys import toy_pictures
 
 
 def refusals(pipeline, error, pictures=("missing.png",), **options):

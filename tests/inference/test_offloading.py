@@ -8,17 +8,9 @@ from accelerate import cpu_offload, cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
 
 from palindiff.models.captions import encode_captions
-from toy_towers import write_towers
 from toys import toy_pictures, toy_pipeline
 
 PARTS = ("text_encoder", "vae", "unet", "query_stream")
-
-
-@pytest.fixture(scope="module")
-def towers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("towers")
-    write_towers(folder)
-    return folder
 
 
 def offload(pipeline, device, told):

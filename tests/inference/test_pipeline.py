@@ -13,23 +13,10 @@ from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.captions import encode_captions
 from palindiff.models.text_chain import first_noise
 from palindiff.objectives.diffdis import DiffDisConfig, DiffDisObjective
-from toy_towers import write_towers
 from toys import toy_pictures, toy_pipeline
 
 PROMPTS = ["a red apple", ""]
 PARTS = ("unet", "vae", "text_encoder", "query_stream")
-
-
-@pytest.fixture(scope="module")
-def towers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("towers")
-    write_towers(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pipeline(towers):
-    return toy_pipeline(towers)
 
 
 def painted(pipeline):

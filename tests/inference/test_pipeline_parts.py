@@ -7,20 +7,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.text_chain import text_chain_scheduler
-from toy_towers import write_towers
 from toys import toy_pictures, toy_pipeline, toy_unet
-
-
-@pytest.fixture(scope="module")
-def towers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("towers")
-    write_towers(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pipeline(towers):
-    return toy_pipeline(towers)
 
 
 def test_a_query_stream_of_another_unet_is_refused(pipeline):

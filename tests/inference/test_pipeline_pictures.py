@@ -7,20 +7,7 @@ from diffusers import AutoencoderTiny
 
 from palindiff.data.pictures import PictureError, fit_picture
 from palindiff.inference.pipeline import PalindiffPipeline
-from toy_towers import write_towers
 from toys import toy_pictures, toy_pipeline
-
-
-@pytest.fixture(scope="module")
-def towers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("towers")
-    write_towers(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pipeline(towers):
-    return toy_pipeline(towers)
 
 
 def test_latents_carry_the_vae_s_factor(towers):

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from palindiff.data.pictures import to_pixels
-from palindiff.data.sources import DataConfig
+from palindiff.data.sources import DataConfig, open_pictures
 from palindiff.training.codec import (
     COLOUR_ORDERS,
     MAX_SHIFT_PX,
@@ -186,8 +186,8 @@ def test_a_run_writes_a_stock_autoencoder_in_fp16(finished):
 def test_a_run_returns_the_error_of_what_it_wrote_on_validation_pictures(finished, pictures_dir):
     output, numbers = finished
     written = AutoencoderKL.from_pretrained(output / "vae")
-    validation = read_pictures(DataConfig(path=str(pictures_dir), split="validation"), SIDE)
-    training = read_pictures(DataConfig(path=str(pictures_dir)), SIDE)
+    validation = read_pictures(open_pictures(DataConfig(path=str(pictures_dir), split="validation")), SIDE)
+    training = read_pictures(open_pictures(DataConfig(path=str(pictures_dir))), SIDE)
     assert numbers == codec_error(written, validation)
     assert numbers != codec_error(written, training)
     last = read_log(output / "log.jsonl")[-1]
@@ -199,7 +199,7 @@ def test_a_run_returns_the_error_of_what_it_wrote_on_validation_pictures(finishe
 
 def test_what_a_run_wrote_has_latents_of_unit_variance(finished, pictures_dir):
     output, _ = finished
-    training = read_pictures(DataConfig(path=str(pictures_dir)), SIDE)
+    training = read_pictures(open_pictures(DataConfig(path=str(pictures_dir))), SIDE)
     mean, deviation = latent_moments(AutoencoderKL.from_pretrained(output / "vae"), training)
     torch.testing.assert_close(mean, torch.zeros(2), rtol=0, atol=0.01)  # weights rounded to 11 bits
     torch.testing.assert_close(deviation, torch.ones(2), rtol=0, atol=0.01)

@@ -8,7 +8,6 @@ import typer
 
 from palindiff.cli.listed import (
     PICTURES_AT_ONCE,
-    CountedPictures,
     OnBadOption,
     PicturesArgument,
     check_texts,
@@ -78,8 +77,8 @@ def classify(
         return
     files = readable_pictures(files, on_bad)
     pipeline = open_model(model, device)
-    probabilities = pipeline.classify(CountedPictures(files), names, chosen, **walk, batch_size=PICTURES_AT_ONCE)
-    print_count(len(files), len(files))
+    counted = {"batch_size": PICTURES_AT_ONCE, "tell": lambda done: print_count(done, len(files))}
+    probabilities = pipeline.classify(files, names, chosen, **walk, **counted)
     answers = _best(probabilities, names, top)
     if as_json:
         told = [{"picture": str(file), "labels": ranked} for file, ranked in zip(files, answers, strict=True)]

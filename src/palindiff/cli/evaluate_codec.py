@@ -23,7 +23,9 @@ def evaluate_codec(
     ] = None,
     seed: Annotated[
         int,
-        typer.Option("--seed", min=0, help="Seed of what is drawn at random: nothing, so no number depends on it."),
+        typer.Option(
+            "--seed", min=0, help="Written beside the results; nothing is drawn at random, so no number depends on it."
+        ),
     ] = 0,
     dry_run: DryRunOption = False,
 ) -> None:
@@ -40,13 +42,12 @@ def evaluate_codec(
         told = {"model": model, "data": data, "seed": seed, "results": results, "sheet": sheet}
         print_plan({name: value for name, value in told.items() if value is not None}, as_json=False)
         return
-    import torch
-
     from palindiff.evaluation.results import render_table
     from palindiff.experiments.codec_report import CodecReportOptions, report_codec
 
-    torch.manual_seed(seed)
-    rows = report_codec(CodecReportOptions(model, data, results, sheet), shlex.join(["palindiff", *sys.argv[1:]]))
+    rows = report_codec(
+        CodecReportOptions(model, data, results, sheet, seed), shlex.join(["palindiff", *sys.argv[1:]])
+    )
     typer.echo(render_table(rows, ["split", "n", "psnr_db:.2f", "pooled_psnr_db:.2f", "steps", "seconds"]))
 
 

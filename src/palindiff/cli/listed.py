@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 from os.path import isfile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from palindiff.cli.told_option import print_count
 
-PICTURES_AT_ONCE = 16  # walked together, and counted; no batch changes an answer
+PICTURES_AT_ONCE = 16  # checked or walked between two counts; no batch changes an answer
 
 OnBad = Literal["refuse", "skip"]
 PicturesArgument = Annotated[
@@ -116,19 +116,3 @@ def readable_pictures(files: Sequence[Path], on_bad: OnBad) -> list[Path]:
         raise ValueError(f"{found}, and none is left. Expected one or more. Mend them or name others.{listed}")
     typer.echo(f"{found} and were left out:{listed}", err=True)
     return good
-
-
-class CountedPictures(Sequence[Path]):
-    """Pictures that count on stderr, whenever the next part of them is taken, those before it."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._files = files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, place: Any) -> Any:
-        """Take one picture, or a part, which is counted."""
-        if isinstance(place, slice):
-            print_count(place.indices(len(self))[0], len(self))
-        return self._files[place]

@@ -55,9 +55,7 @@ def root(
 def main(command: typer.Typer = app) -> None:
     """Run a command; a known error becomes its message on stderr and exit code 2, Ctrl-C exit code 130."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # a file's name may be no text: better escaped than an error at the end
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may be no text: better escaped than an error
             stream.reconfigure(errors="backslashreplace")
     try:
         command()

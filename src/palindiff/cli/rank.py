@@ -7,7 +7,6 @@ import typer
 
 from palindiff.cli.listed import (
     PICTURES_AT_ONCE,
-    CountedPictures,
     OnBadOption,
     PicturesArgument,
     check_texts,
@@ -63,8 +62,8 @@ def rank(
         return
     files = readable_pictures(files, on_bad)
     pipeline = open_model(model, device)
-    cosines = pipeline.rank(CountedPictures(files), texts, **walk, batch_size=PICTURES_AT_ONCE)
-    print_count(len(files), len(files))
+    counted = {"batch_size": PICTURES_AT_ONCE, "tell": lambda done: print_count(done, len(files))}
+    cosines = pipeline.rank(files, texts, **walk, **counted)
     names = [str(file) for file in files]
     asked, offered = (names, texts) if by == "picture" else (texts, names)
     best = (cosines if by == "picture" else cosines.T).topk(min(top, len(offered)))

@@ -63,11 +63,13 @@ def content_id(part: Callable[[int, int], bytes | memoryview], size: int) -> str
     A compressed picture saved anew differs there: PNG ends on a sum over all pixels, the others shift what follows.
     `part(start, num_bytes)` reads.
     """
-    digest = hashlib.sha256(f"{size}:".encode())
     beginning = bytes(part(0, min(size, SAMPLE_BYTES)))
-    is_whole = size <= 3 * SAMPLE_BYTES or beginning.startswith(UNCOMPRESSED)
-    for start in [0] if is_whole else [0, size // 2, size - SAMPLE_BYTES]:
-        digest.update(part(start, size if is_whole else SAMPLE_BYTES))
+    digest = hashlib.sha256(f"{size}:".encode() + beginning)
+    if size <= 3 * SAMPLE_BYTES or beginning.startswith(UNCOMPRESSED):
+        digest.update(part(len(beginning), size - len(beginning)))
+    else:
+        for start in (size // 2, size - SAMPLE_BYTES):
+            digest.update(part(start, SAMPLE_BYTES))
     return digest.hexdigest()[:32]
 
 

@@ -32,6 +32,7 @@ class CodecReportOptions:
     data_dir: Path
     results: Path | None
     sheet: Path | None
+    seed: int = 0  # written down; nothing is drawn at random
 
 
 def report_codec(options: CodecReportOptions, command: str) -> list[Row]:
@@ -47,7 +48,9 @@ def report_codec(options: CodecReportOptions, command: str) -> list[Row]:
     cost = {"steps": max(line["step"] for line in log), "seconds": seconds}
     rows: list[Row] = []
     for split in SPLITS:
-        pictures = read_pictures(DataConfig(path=str(options.data_dir), split=split), vae.config.sample_size)
+        pictures = read_pictures(
+            open_pictures(DataConfig(path=str(options.data_dir), split=split)), vae.config.sample_size
+        )
         error = codec_error(vae, pictures)
         measured = {name.removeprefix("validation_"): round(value, 3) for name, value in error.items()}
         rows.append({"split": split, "n": len(pictures), **measured, **cost})
@@ -55,7 +58,7 @@ def report_codec(options: CodecReportOptions, command: str) -> list[Row]:
         write_sheet(vae, options.data_dir, options.sheet)
     if options.results is not None:
         settings = {"parameters": vae.num_parameters(), "latent_channels": vae.config.latent_channels}
-        write_results(options.results, rows, command, settings, 0, time.perf_counter() - started)
+        write_results(options.results, rows, command, settings, options.seed, time.perf_counter() - started)
     return rows
 
 

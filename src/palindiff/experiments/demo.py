@@ -161,8 +161,7 @@ def _origin(before: Results, model: str) -> object:
     earlier = before.settings.get("rows_measured_before")
     if isinstance(earlier, dict) and model in earlier:
         return earlier[model]
-    told = before.model_dump(exclude={"rows"})
-    return told | {"settings": {name: told["settings"][name] for name in told["settings"] if name == "minutes"}}
+    return before.model_dump(exclude={"rows": True, "settings": {"rows_measured_before"}})
 
 
 def _steps(num_steps: int) -> list[str]:

@@ -5,7 +5,7 @@ untouched, and the networks (`models/`).
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -134,10 +134,12 @@ class PalindiffPipeline(StableDiffusionPipeline):
         seed: int = 0,
         batch_size: int = 64,
         fit: Fit = "crop",
+        tell: Callable[[int], None] | None = None,
     ) -> Tensor:
         """Walk each picture's text query from noise to an embedding in the space of `encode_text`.
 
-        Every picture starts from the same noise, drawn from `seed`, so no batch changes an answer.
+        Every picture starts from the same noise, drawn from `seed`, so no batch changes an answer. `tell` hears how
+        many are done.
 
         Source: DiffDis Algorithm 3; guidance_scale = 1 + w (1 turns guidance off).
         Shapes: b pictures, their latents z (b, ch, h, w), or their reading -> e_0_hat (b, d_e) float32, unit length.
@@ -145,10 +147,13 @@ class PalindiffPipeline(StableDiffusionPipeline):
                 cannot be read.
         """
         check_batch_size(batch_size)
-        found = []
-        for part in self._parts(pictures, batch_size):
+        pictures, found = self._as_many(pictures), []
+        for start in range(0, len(pictures), batch_size):
+            part = pictures[start : start + batch_size]
             *_, last = self.walk_query(part, num_inference_steps, guidance_scale, seed, fit)
             found.append(last.e_0_hat)
+            if tell is not None:
+                tell(start + len(part))
         return torch.cat(found)
 
     @torch.no_grad()
@@ -303,13 +308,6 @@ class PalindiffPipeline(StableDiffusionPipeline):
             if hasattr(part, "_hf_hook"):
                 part._hf_hook.pre_forward(part)
         return self._execution_device
-
-    def _parts(
-        self, pictures: Sequence[Picture] | Tensor | ImageReading, size: int
-    ) -> Iterator[Sequence[Picture] | Tensor | ImageReading]:
-        pictures = self._as_many(pictures)
-        for start in range(0, len(pictures), size):
-            yield pictures[start : start + size]
 
     def _as_many(self, pictures: Any) -> Any:
         """A single picture as a list of one."""

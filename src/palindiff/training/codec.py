@@ -9,9 +9,9 @@ from diffusers import AutoencoderKL
 from pydantic import BaseModel
 from torch import Tensor
 
-from palindiff.data.pictures import fit_picture, read_picture, to_pixels, to_tensor
+from palindiff.data.pictures import Fit, fit_picture, read_picture, to_pixels, to_tensor
 from palindiff.data.publish import replaced_folder
-from palindiff.data.sources import DataConfig, open_pictures
+from palindiff.data.sources import DataConfig, PictureSet, open_pictures
 from palindiff.models.codec import CodecConfig, build_codec, normalize_latents
 from palindiff.objectives.codec import CodecObjective, CodecObjectiveConfig, psnr_db, squared_error
 from palindiff.training.device import make_accelerator
@@ -90,8 +90,10 @@ def train_codec(recipe: CodecRecipe, output: Path, show_progress: bool = True) -
     check_shares(recipe.loop, accelerator.num_processes)
     torch.manual_seed(recipe.loop.seed)
     vae = build_codec(recipe.codec)
-    training, made_from = read_pictures(recipe.data, size_px), {"training set": open_pictures(recipe.data).fingerprint}
-    validation = read_pictures(recipe.data.model_copy(update={"split": recipe.validation_split}), size_px)
+    rows = open_pictures(recipe.data)
+    training = read_pictures(rows, size_px, recipe.data.fit)
+    held_out = open_pictures(recipe.data.model_copy(update={"split": recipe.validation_split}))
+    validation = read_pictures(held_out, size_px, recipe.data.fit)
     run = Run(
         objective=CodecObjective(vae, recipe.objective),
         parameter_groups=[{"params": list(vae.parameters()), "lr": recipe.optimizer.new_learning_rate}],
@@ -101,14 +103,13 @@ def train_codec(recipe: CodecRecipe, output: Path, show_progress: bool = True) -
         machine=recipe.machine,
         journal=Journal(output, show_progress=show_progress),
         state_dir=str(output / "state"),
-        made_from=made_from,
+        made_from={"training set": rows.fingerprint},
         evaluators=[lambda step: codec_error(vae, validation)],
     )
     state = train(run, accelerator)
     mean, deviation = latent_moments(vae, training)
     normalize_latents(vae, mean, deviation)
-    has_learned = state.step > state.resumed_from
-    if accelerator.is_main_process and (has_learned or not (output / "vae").exists()):
+    if accelerator.is_main_process and (state.has_learned or not (output / "vae").exists()):
         with replaced_folder(output / "vae") as folder:
             vae.half().save_pretrained(folder)
     accelerator.wait_for_everyone()
@@ -116,10 +117,9 @@ def train_codec(recipe: CodecRecipe, output: Path, show_progress: bool = True) -
     return codec_error(written, validation)
 
 
-def read_pictures(data: DataConfig, size_px: int) -> Tensor:
-    """Shapes: -> (n, 3, size_px, size_px) uint8, every picture of a split."""
-    rows = open_pictures(data)
-    return torch.stack([to_tensor(fit_picture(read_picture(row.source), size_px, data.fit)) for row in rows])
+def read_pictures(rows: PictureSet, size_px: int, fit: Fit = "crop") -> Tensor:
+    """Shapes: n rows -> (n, 3, size_px, size_px) uint8."""
+    return torch.stack([to_tensor(fit_picture(read_picture(row.source), size_px, fit)) for row in rows])
 
 
 @torch.no_grad()

@@ -211,8 +211,7 @@ def train_recipe(
     )
     state = train(run, accelerator)
     parts.objective.eval()
-    has_learned = state.step > state.resumed_from
-    if accelerator.is_main_process and (has_learned or not (output / "checkpoint").exists()):
+    if accelerator.is_main_process and (state.has_learned or not (output / "checkpoint").exists()):
         with replaced_folder(output / "checkpoint") as folder:
             parts.pipeline.save_pretrained(folder)
     accelerator.wait_for_everyone()

@@ -92,25 +92,27 @@ class FeatureSet:
 
         Below 0.5 the first number flips; its place within its half chooses the crop that naming sees.
 
-        Shapes: rows (b,) int64; uniform (b, 2) -> z_mean, z_std for painting and z_named_mean, z_named_std for
-                naming, (b, ch, h, w) float16; c (b, l, d_c) float16; e_0 (b, d_e) float32; caption_id (b,) int64.
+        Shapes: rows (b,) int64; uniform (b, 2) -> z_mean, z_std (b, ch, h, w) float16, and z_named_mean, z_named_std
+                where naming sees another view; c (b, l, d_c) float16; e_0 (b, d_e) float32; caption_id (b,) int64.
         """
-        is_low, num_crops = uniform[:, 0] < 0.5, self.pictures.moments.shape[1]
+        is_low = uniform[:, 0] < 0.5
         never = torch.zeros_like(is_low)
-        crop = ((2 * uniform[:, 0]) % 1 * num_crops).long().clamp(max=num_crops - 1)
         z_mean, z_std = self.pictures.read(rows, is_low if self.flip == "both" else never)
-        z_named_mean, z_named_std = self.pictures.read(rows, never if self.flip == "none" else is_low, crop)
         chosen = self._first[rows] + (uniform[:, 1] * self._num_captions[rows]).long()
         text_rows = self._text_row[chosen].numpy()
-        return {
+        batch = {
             "z_mean": z_mean,
             "z_std": z_std,
-            "z_named_mean": z_named_mean,
-            "z_named_std": z_named_std,
             "c": torch.from_numpy(self.texts.c[text_rows]),
             "e_0": torch.from_numpy(self.texts.e[text_rows]),
             "caption_id": self._id[chosen],
         }
+        num_views = self.pictures.moments.shape[1]
+        if num_views > 1 or self.flip == "naming":
+            crop = ((2 * uniform[:, 0]) % 1 * num_views).long().clamp(max=num_views - 1)
+            is_flipped = never if self.flip == "none" else is_low
+            batch["z_named_mean"], batch["z_named_std"] = self.pictures.read(rows, is_flipped, crop)
+        return batch
 
 
 def caption_id(caption: str) -> int:

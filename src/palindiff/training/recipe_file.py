@@ -75,7 +75,7 @@ def claim_output(recipe: BaseModel, output: Path, told: str) -> None:
     Raises: ValueError if the folder holds the run of another recipe, or a recipe.yaml that no run wrote.
     """
     path = output / RECIPE_FILE
-    if path.exists() and RESOLVED not in path.read_text(encoding="utf-8").partition("\n")[0]:
+    if path.exists() and RESOLVED not in path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]:
         raise ValueError(
             f"`{path}` was not written by a run. Expected the folder of a run, or a new one: a run keeps its resolved "
             "recipe under that name. Name another --output."

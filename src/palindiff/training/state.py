@@ -33,11 +33,16 @@ class TrainState:
         made_from: Mapping[str, str] | None = None,
     ) -> None:
         """made_from: fingerprints of what the run learns from, by name; a state of others is not gone on with."""
-        self.step = self.resumed_from = 0
+        self.step = self._resumed_from = 0
         self.module, self.optimizer, self.state_dir = module, optimizer, Path(state_dir)
         self.made_from = dict(made_from or {})
         self._trained = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
         self.ema = EMAModel(self._trained.values(), decay=ema_decay, foreach=True)
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether a step was made since the run began or went on, so that what was written of it before is old."""
+        return self.step > self._resumed_from
 
     def advance(self) -> None:
         """Count a finished optimizer step and move the average."""
@@ -103,7 +108,7 @@ class TrainState:
             for name, weight in self._trained.items():
                 weight.copy_(weights[name])
         self.ema.shadow_params = [average[name].to(weight.device) for name, weight in self._trained.items()]
-        self.step = self.resumed_from = self.ema.optimization_step = step
+        self.step = self._resumed_from = self.ema.optimization_step = step
         self._load_optimizer(moments)
 
     def _write(self, target: Path) -> None:
