@@ -79,15 +79,6 @@ def test_training_writes_a_folder_that_paints_the_same_in_stock_diffusers(traine
     assert (painted != paint(at_the_start(recipe))).any()
 
 
-def test_a_recipe_s_dropout_is_diffusers_own_and_off_when_painting(toy_parts, tmp_path):
-    recipe = toy_recipe(toy_parts, unet={"dropout": 0.5})
-    start = at_the_start(recipe)
-    assert start.unet.config.dropout == 0.5
-    assert changed(weights_of(at_the_start(toy_recipe(toy_parts))), weights_of(start)) == set()
-    pipeline = train_toy_recipe(recipe, tmp_path)
-    assert (paint(pipeline) == paint(StableDiffusionPipeline.from_pretrained(tmp_path / "checkpoint"))).all()
-
-
 def test_a_written_folder_names_as_the_trained_pipeline_does(trained, toy_parts):
     _, output, pipeline = trained
     loaded = PalindiffPipeline.from_pretrained(output / "checkpoint")

@@ -49,27 +49,6 @@ def test_two_steps_saved_and_loaded_and_two_more_equal_four(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
 
 
-def test_dropout_goes_on_where_it_was_stopped_and_changes_what_is_learned(tmp_path):
-    whole, parts = (with_dropout(make_run(tmp_path / name)) for name in ("whole", "parts"))
-    train(whole, cpu_accelerator())
-    parts.evaluators = [stop_at(3)]
-    parts.loop = parts.loop.model_copy(update={"evaluate_every": 1})
-    with pytest.raises(InterruptedError):
-        train(parts, cpu_accelerator())
-    torch.rand(7)  # what others draw from torch's generator in between
-    train(with_dropout(make_run(tmp_path / "parts")), cpu_accelerator())
-    assert newest_state(tmp_path / "whole") == newest_state(tmp_path / "parts")
-    without, _ = train_toy(tmp_path / "without")
-    assert any(not torch.equal(a, b) for a, b in zip(weights(whole), weights(without), strict=True))
-
-
-def with_dropout(run):
-    for module in run.objective.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.5
-    return run
-
-
 def stop_at(last_step):
     """An evaluator that ends the run after a step, before that step is saved."""
 

@@ -55,7 +55,6 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
     layers_per_block: int = Field(1, gt=0)
     head_dim: int = Field(32, gt=0)  # channels of one attention head
     norm_groups: int = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)  # diffusers' own, while training; against over-fitting of small sets
 
     @model_validator(mode="after")
     def _divides_evenly(self) -> Self:
@@ -175,7 +174,6 @@ def build_unet(config: UNetConfig, vae: AutoencoderKL, d_c: int) -> UNet2DCondit
         cross_attention_dim=d_c,
         attention_head_dim=tuple(width // config.head_dim for width in config.widths),  # diffusers: number of heads
         norm_num_groups=config.norm_groups,
-        dropout=config.dropout,
         use_linear_projection=True,
     )
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from palindiff.training.attention import attention_backend
 from palindiff.training.journal import Journal
-from palindiff.training.order import random_generator, rows_of_step, seed_dropout
+from palindiff.training.order import random_generator, rows_of_step
 from palindiff.training.state import TrainState
 
 
@@ -169,8 +169,6 @@ def train_step(
 def backward_step(run: Run, objective: nn.Module, accelerator: Accelerator, step: int) -> dict[str, Tensor]:
     """One step's losses and gradients; rows and draws depend on seed and step alone, not on the number of processes.
 
-    Dropout alone is each process's own.
-
     Returns: named losses () float32, mean over the parts of this process's share.
     """
     loop, num_processes = run.loop, accelerator.num_processes
@@ -189,7 +187,6 @@ def backward_step(run: Run, objective: nn.Module, accelerator: Accelerator, step
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
         draws = {name: tensor[share].to(accelerator.device) for name, tensor in draws.items()}
         is_last = part == loop.accumulation - 1
-        seed_dropout(loop.seed, step, part, accelerator.process_index)
         with nullcontext() if is_last else accelerator.no_sync(objective), attention_backend(accelerator):
             losses = objective(batch, draws)
             accelerator.backward(losses["loss"] / loop.accumulation)

@@ -13,14 +13,6 @@ def random_generator(seed: int, purpose: str, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def seed_dropout(seed: int, step: int, part: int, process: int) -> None:
-    """Seed torch's own generators, which dropout draws from, so that a resumed run drops what it would have dropped.
-
-    Each process drops others, so with dropout two processes no longer compute what one would.
-    """
-    torch.manual_seed(random_generator(seed, f"dropout/{process}/{part}", step).initial_seed())
-
-
 def rows_of_step(step: int, batch_size: int, num_rows: int, seed: int) -> Tensor:
     """Rows of one step: the epochs' shuffles laid end to end and cut into batches, so every row is read once an epoch.
 
