@@ -41,9 +41,8 @@ Paints 64 x 64 emoji in two styles from captions, names pictures, and finds pict
   `recipe.yaml` the resolved recipe. The weights are the moving average, as fp16.
 - **Measures.** `results/demo.json` in the repository, quoted in its README, with the command that made them.
 - **Limits.** 64 px. It knows emoji and nothing else. Of concepts that were not in training, people and
-  flags come out as some person or flag, most objects as blobs of about the right colours and shape; the first name given
-  is mostly wrong. Names are English. Skin tones and genders are as the two
-  sets draw them.
+  flags come out as some person or flag, most objects as blobs of about the right colours and shape; the first name
+  given is mostly wrong. Names are English. Skin tones and genders are as the two sets draw them.
 - **Licence.** The weights were learned from pictures under CC BY 4.0 and CC BY-SA 4.0; use them under CC BY-SA 4.0 and
   with the attribution above.
 """
