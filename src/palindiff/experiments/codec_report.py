@@ -54,11 +54,11 @@ def report_codec(options: CodecReportOptions, command: str) -> list[Row]:
         error = codec_error(vae, pictures)
         measured = {name.removeprefix("validation_"): round(value, 3) for name, value in error.items()}
         rows.append({"split": split, "n": len(pictures), **measured, **cost})
-    if options.sheet is not None:
-        write_sheet(vae, options.data_dir, options.sheet)
-    if options.results is not None:
+    if options.results is not None:  # before the sheet, which would make a clean working tree dirty
         settings = {"parameters": vae.num_parameters(), "latent_channels": vae.config.latent_channels}
         write_results(options.results, rows, command, settings, options.seed, time.perf_counter() - started)
+    if options.sheet is not None:
+        write_sheet(vae, options.data_dir, options.sheet)
     return rows
 
 
