@@ -1,4 +1,4 @@
-"""What a caller may ask of naming: the walk's options, how pictures are fitted, and latents in the place of pictures.
+"""What a caller may ask of naming: the walk's options, how pictures are fitted, and pictures or latents themselves.
 
 Here: one sentence for each request that cannot be met. Not here: labels (`labels.py`), pictures that cannot be read
 (`data/pictures.py`), parts that do not fit one another (`checkpoint_folder.py`).
@@ -7,12 +7,47 @@ Here: one sentence for each request that cannot be met. Not here: labels (`label
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 from diffusers import UNet2DConditionModel
+from PIL import Image
 from torch import Tensor
 
-from palindiff.data.pictures import Fit
+from palindiff.data.pictures import Fit, PictureSource
+from palindiff.models.image_reading import ImageReading
+
+Picture = Image.Image | PictureSource | Path | str | bytes
+
+
+def as_many(pictures: Any, unet: UNet2DConditionModel) -> Any:
+    """Take a single picture as a list of one; latents and readings stay what they are.
+
+    Raises: ValueError if there are none, or latents are not this U-Net's.
+    """
+    if isinstance(pictures, Picture):
+        return [pictures]
+    if isinstance(pictures, Tensor):
+        check_latents(pictures, unet)
+    if len(pictures) == 0:
+        raise ValueError("No pictures were given. Expected at least one. Name a picture file, or pass a list of them.")
+    return pictures
+
+
+def as_readable(pictures: Any, unet: UNet2DConditionModel) -> Any:
+    """Take pictures that can be decoded, neither latents nor arrays of pixels.
+
+    Raises: ValueError if there are none; TypeError if they are something else.
+    """
+    pictures = as_many(pictures, unet)
+    is_read = isinstance(pictures, Tensor | ImageReading)
+    strange = [pictures] if is_read else [each for each in pictures if not isinstance(each, Picture)]
+    if strange:
+        raise TypeError(
+            f"A `{type(strange[0]).__name__}` was given to be encoded. Expected PIL pictures, files, or bytes of "
+            "files. For pixels pass `Image.fromarray(...)`; latents need no encoding."
+        )
+    return pictures
 
 
 def check_walk(guidance_scale: float, seed: int) -> None:

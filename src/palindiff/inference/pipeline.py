@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, LOADABLE_CLASSES
-from PIL import Image
 from torch import Tensor
 
-from palindiff.data.pictures import Fit, PictureSource, fit_picture, read_picture, to_pixels, to_tensor
+from palindiff.data.pictures import Fit, fit_picture, read_picture, to_pixels, to_tensor
 from palindiff.inference.checkpoint_folder import (
     check_fit,
     check_index,
@@ -27,20 +26,22 @@ from palindiff.inference.checkpoint_folder import (
 from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templates
 from palindiff.inference.naming_request import (
+    Picture,
+    as_many,
+    as_readable,
     check_batch_size,
     check_fit_name,
-    check_latents,
     check_steps,
     check_walk,
     square_side,
 )
+from palindiff.inference.stable_diffusion import stable_diffusion_parts
 from palindiff.models.captions import EncodedCaptions, encode_captions
 from palindiff.models.image_reading import ImageReading
-from palindiff.models.query_stream import QueryStream
+from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_chain import WalkStep, first_noise, walk
 from palindiff.models.text_tower import load_text_encoder
 
-Picture = Image.Image | PictureSource | Path | str | bytes
 CAPTIONS_AT_ONCE = 256
 
 # So that an index says ["palindiff", "QueryStream"], whatever module the class lives in, and diffusers finds it there.
@@ -109,9 +110,28 @@ class PalindiffPipeline(StableDiffusionPipeline):
         pipeline.register_to_config(_name_or_path=str(source))
         return pipeline
 
+    @classmethod
+    def from_stable_diffusion(
+        cls,
+        source: str | Path,
+        text: str | Path,
+        query_stream: QueryStreamConfig = QueryStreamConfig(),  # noqa: B008  # frozen
+        **options: Any,
+    ) -> Self:
+        """Start from a Stable Diffusion 1.x or 2.x (folder, Hub name or .safetensors file) and its CLIP.
+
+        Painting stays that model's; the query stream is new, and names nothing before it is trained. Options: `seed`,
+        `variant`, `config` (what a single file needs) and those of `StableDiffusionPipeline.from_pretrained`.
+
+        Raises: FileNotFoundError or ValueError as `stable_diffusion_parts`.
+        """
+        return cls(**stable_diffusion_parts(source, text, query_stream, **options))
+
     def to_json_string(self) -> str:
-        """Write the index under the stock pipeline's name, so that diffusers' generic loaders take the folder too."""
+        """Write the index under stock names, so that diffusers' generic loaders take the folder too."""
         index = json.loads(super().to_json_string()) | {"_class_name": StableDiffusionPipeline.__name__}
+        if index.get("feature_extractor") == ["transformers", "CLIPImageProcessorPil"]:  # its name without torchvision
+            index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
     @torch.no_grad()
@@ -147,7 +167,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
                 cannot be read.
         """
         check_batch_size(batch_size)
-        pictures, found = self._as_many(pictures), []
+        pictures, found = as_many(pictures, self.unet), []
         for start in range(0, len(pictures), batch_size):
             part = pictures[start : start + batch_size]
             *_, last = self.walk_query(part, num_inference_steps, guidance_scale, seed, fit)
@@ -176,7 +196,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
         check_walk(guidance_scale, seed)
         if has_chain:
             check_steps(num_inference_steps, self.query_scheduler.config.num_train_timesteps)
-        pictures = self._as_many(pictures)
+        pictures = as_many(pictures, self.unet)
         if not isinstance(pictures, Tensor | ImageReading):
             pictures = self.encode_latents(pictures, fit)
         device = self._bring("unet", "query_stream")
@@ -220,7 +240,9 @@ class PalindiffPipeline(StableDiffusionPipeline):
         """
         check_fit_name(fit)
         size_px = square_side(self.unet.config.sample_size) * self.vae_scale_factor
-        squares = [to_tensor(fit_picture(read_picture(picture), size_px, fit)) for picture in self._readable(pictures)]
+        squares = [
+            to_tensor(fit_picture(read_picture(picture), size_px, fit)) for picture in as_readable(pictures, self.unet)
+        ]
         device = self._bring("vae")
         x = to_pixels(torch.stack(squares)).to(device, self.vae.dtype)  # b x (3, H, W) -> (b, 3, H, W)
         encoded = self.vae.encode(x)  # of an AutoencoderTiny no distribution
@@ -265,9 +287,16 @@ class PalindiffPipeline(StableDiffusionPipeline):
         return self.encode_image(pictures, **walk_options) @ self.encode_text(captions).T
 
     def _encode_captions(self, captions: Sequence[str]) -> EncodedCaptions:
-        config = self.query_stream.config
+        stream = self.query_stream
+        if stream.text_tail is not None:
+            self._bring("query_stream")
         return encode_captions(
-            captions, self.text_encoder, self.tokenizer, config.pooling, self.query_stream.text_projection
+            captions,
+            self.text_encoder,
+            self.tokenizer,
+            stream.config.pooling,
+            stream.text_projection,
+            stream.text_tail,
         )
 
     def _single_pass(
@@ -308,27 +337,3 @@ class PalindiffPipeline(StableDiffusionPipeline):
             if hasattr(part, "_hf_hook"):
                 part._hf_hook.pre_forward(part)
         return self._execution_device
-
-    def _as_many(self, pictures: Any) -> Any:
-        """A single picture as a list of one."""
-        if isinstance(pictures, Picture):
-            return [pictures]
-        if isinstance(pictures, Tensor):
-            check_latents(pictures, self.unet)
-        if len(pictures) == 0:
-            raise ValueError(
-                "No pictures were given. Expected at least one. Name a picture file, or pass a list of them."
-            )
-        return pictures
-
-    def _readable(self, pictures: Any) -> Any:
-        """Pictures that can be decoded: neither latents nor arrays of pixels."""
-        pictures = self._as_many(pictures)
-        is_read = isinstance(pictures, Tensor | ImageReading)
-        strange = [pictures] if is_read else [each for each in pictures if not isinstance(each, Picture)]
-        if strange:
-            raise TypeError(
-                f"A `{type(strange[0]).__name__}` was given to be encoded. Expected PIL pictures, files, or bytes of "
-                "files. For pixels pass `Image.fromarray(...)`; latents need no encoding."
-            )
-        return pictures

@@ -7,13 +7,15 @@ Here: one forward of a text tower that gives all three. Not here: what a tower i
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor
-from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from palindiff.models.text_tail import TextTail
 from palindiff.models.text_tower import CLIP_TEXT_TYPE, Pooling, TextTower, load_text_tower, num_positions
 
 __all__ = ["EncodedCaptions", "Pooling", "TextTower", "encode_captions", "load_text_tower"]
@@ -42,9 +44,11 @@ def encode_captions(
     tokenizer: PreTrainedTokenizerBase,
     pooling: Pooling,
     projection: Tensor | None,
+    tail: TextTail | None = None,
 ) -> EncodedCaptions:
     """Encode captions in one forward: c as stock Stable Diffusion computes it, and e as the tower was trained for.
 
+    A `tail` holds CLIP layers that the tower lacks: they make e, and c never sees them.
     An empty caption is the unconditional one. A caption over `tokenizer.model_max_length` tokens is cut, with one
     warning for the batch. Gradients and train or eval mode are the caller's choice.
 
@@ -60,7 +64,8 @@ def encode_captions(
     tokens = _tokenize(list(captions), text_encoder, tokenizer, pooling)
     device = text_encoder.device
     attention_mask = tokens.attention_mask.to(device) if _uses_attention_mask(text_encoder) else None
-    output = text_encoder(tokens.input_ids.to(device), attention_mask=attention_mask)
+    ids = tokens.input_ids.to(device)
+    output = text_encoder(ids, attention_mask=attention_mask, output_hidden_states=tail is not None)
     c = output[0]  # (b, l, d_c)
     if c.ndim != 3:
         raise ValueError(
@@ -70,7 +75,10 @@ def encode_captions(
         )
     mask = tokens.attention_mask.bool().to(c.device)  # (b, l); an offloaded tower runs elsewhere than it lies
     if projection is not None:
-        pooled = F.linear(output.pooler_output, projection.to(output.pooler_output))  # (b, d_c) -> (b, d_e)
+        at_end = (
+            output.pooler_output if tail is None else _end_behind(tail, output.hidden_states[-1], ids, text_encoder)
+        )
+        pooled = F.linear(at_end, projection.to(at_end))  # (b, d_c) -> (b, d_e)
     else:
         pooled = _masked_mean(c, mask)
     with torch.autocast(c.device.type, enabled=False):
@@ -104,6 +112,27 @@ def _masked_mean(features: Tensor, mask: Tensor) -> Tensor:
     with torch.autocast(features.device.type, enabled=False):
         weight = mask[..., None].float()  # (b, l) -> (b, l, 1)
         return (features.float() * weight).sum(dim=1) / weight.sum(dim=1)  # (b, l, d_c) -> (b, d_c)
+
+
+def _end_behind(tail: TextTail, hidden: Tensor, ids: Tensor, text_encoder: PreTrainedModel) -> Tensor:
+    """What CLIP pools where its last layers come behind the tower: (b, l, d_c) before the final LayerNorm -> (b, d_c).
+
+    Padding stands behind the end token, which therefore never sees it.
+    """
+    hidden = cast("CLIPTextModel", text_encoder).final_layer_norm(tail(hidden))
+    places = _end_places(ids, text_encoder).to(hidden.device)
+    return hidden[torch.arange(len(hidden), device=hidden.device), places]  # (b, l, d_c) -> (b, d_c)
+
+
+def _end_places(ids: Tensor, text_encoder: PreTrainedModel) -> Tensor:
+    """Where CLIP pools: its end token, or the highest token id where the config is an older one. (b, l) -> (b,)."""
+    end_id = _end_id(text_encoder)
+    return ids.argmax(dim=1) if end_id == _HIGHEST_ID else (ids == end_id).int().argmax(dim=1)
+
+
+def _end_id(text_encoder: PreTrainedModel) -> int:
+    end_id: int = getattr(text_encoder, "eos_token_id", text_encoder.config.eos_token_id)  # CLIP reads its config once
+    return end_id
 
 
 def _uses_attention_mask(text_encoder: PreTrainedModel) -> bool:
@@ -203,11 +232,10 @@ def _check_tokens(
                 "end, so that an empty caption has an embedding too. Use the tokenizer saved beside the tower."
             )
         return
-    end_id = getattr(text_encoder, "eos_token_id", text_encoder.config.eos_token_id)  # CLIP reads its config only once
-    place = ids.argmax(dim=1) if end_id == _HIGHEST_ID else (ids == end_id).int().argmax(dim=1)  # (b, l) -> (b,)
-    if not (ids.gather(1, place[:, None]) == tokenizer.eos_token_id).all():
+    if not (ids.gather(1, _end_places(ids, text_encoder)[:, None]) == tokenizer.eos_token_id).all():
         raise ValueError(
             f"The place where CLIP pools does not hold the tokenizer's end token {tokenizer.eos_token_id} in "
-            f"`encode_captions` (`text_encoder.eos_token_id` is {end_id}). Expected the tokenizer that belongs to the "
-            "tower. Where tokens were added, set that attribute and `text_encoder.config.eos_token_id` to its own."
+            f"`encode_captions` (`text_encoder.eos_token_id` is {_end_id(text_encoder)}). Expected the tokenizer that "
+            "belongs to the tower. Where tokens were added, set that attribute and "
+            "`text_encoder.config.eos_token_id` to its own."
         )

@@ -5,7 +5,7 @@ noise (`text_chain.py`), losses.
 """
 
 import math
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from palindiff.models.encoder_half import (
     picture_block,
 )
 from palindiff.models.image_reading import ImageReading
+from palindiff.models.text_tail import TextTail
 from palindiff.models.whole_model import WholeModel
 
 MAX_LOGIT_SCALE = 100.0  # CLIP's clamp
@@ -84,6 +85,7 @@ class QueryStream(WholeModel):
     """
 
     text_projection: Tensor | None
+    text_tail: TextTail | None
 
     @register_to_config
     def __init__(
@@ -104,6 +106,7 @@ class QueryStream(WholeModel):
         logit_scale: float = 1 / 0.07,
         pooling: str = "clip",
         projection_width: int | None = None,
+        text_tail_settings: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         _check_config(self.config)
@@ -121,6 +124,7 @@ class QueryStream(WholeModel):
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
         projection = None if projection_width is None else torch.zeros(d_e, projection_width)
         self.register_buffer("text_projection", projection)  # frozen; which text pooling made e_0 is part of the model
+        self.text_tail = TextTail(text_tail_settings) if text_tail_settings else None
 
     @classmethod
     def for_unet(
@@ -130,10 +134,12 @@ class QueryStream(WholeModel):
         config: QueryStreamConfig,
         pooling: str,
         text_projection: Tensor | None = None,
+        text_tail: TextTail | None = None,
     ) -> "QueryStream":
         """Build a stream with new weights for a U-Net and a text tower whose embedding has d_e dimensions.
 
-        Shapes: text_projection (d_e, d_c), the tower's frozen projection, or None where pooling needs none.
+        Shapes: text_projection (d_e, d_c), the tower's frozen projection, or None where pooling needs none;
+                text_tail: the CLIP layers that the tower lacks, frozen too.
         Raises: ValueError if the U-Net's layout is not Stable Diffusion's.
         """
         check_unet(unet)
@@ -145,10 +151,13 @@ class QueryStream(WholeModel):
             mid_channels=unet.mid_block.resnets[-1].out_channels,
             pooling=pooling,
             projection_width=None if text_projection is None else text_projection.shape[1],
+            text_tail_settings=None if text_tail is None else text_tail.settings,
             **config.model_dump(exclude={"query_ffn"}),
         )
         if text_projection is not None:
             stream.text_projection.copy_(text_projection)
+        if text_tail is not None:
+            stream.text_tail.load_state_dict(text_tail.state_dict())
         if config.query_ffn == "copy":
             stream._copy_picture_ffns(transformers)
         return stream

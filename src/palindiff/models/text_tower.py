@@ -30,6 +30,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from palindiff.models.text_tail import TextTail
+
 Pooling = Literal["clip", "mean"]  # "clip": end token, then the text projection; "mean": mean over real tokens
 
 CLIP_TEXT_TYPE = "clip_text_model"  # transformers' name for the text tower of CLIP, OpenAI's and OpenCLIP's alike
@@ -66,6 +68,7 @@ class TextTower:
     pooling: Pooling
     projection: Tensor | None  # (d_e, d_c); None for sentence encoders, and for a CLIP folder that has none
     name: str  # where it came from, as the caller said it
+    tail: TextTail | None = None  # CLIP layers that Stable Diffusion 2.x leaves out of the tower; they make e alone
 
     @property
     def fingerprint(self) -> str:
@@ -88,6 +91,8 @@ class TextTower:
                 yield name, tensor
         if self.projection is not None:
             yield "projection", self.projection
+        for name, tensor in sorted(self.tail.state_dict().items()) if self.tail is not None else ():
+            yield f"tail.{name}", tensor
 
 
 def load_text_tower(source: str, max_length: int | None = None) -> TextTower:
@@ -116,12 +121,15 @@ def load_text_tower(source: str, max_length: int | None = None) -> TextTower:
     return TextTower(text_encoder, tokenizer, "clip" if kind in _CLIP_TYPES else "mean", projection, source)
 
 
-def load_text_encoder(folder: Path) -> PreTrainedModel:
+def load_text_encoder(folder: Path, variant: str | None = None) -> PreTrainedModel:
     """Load a text tower as a pipeline's folder keeps it, without tokenizer and projection, in float32 and eval mode.
+
+    A `variant` is another file of weights beside the usual one, such as "fp16".
 
     Raises: FileNotFoundError, ValueError as `load_text_tower`; how it is pooled is for the caller to know.
     """
-    return _load_clip(folder)[0] if _kind_of(folder) in _CLIP_TYPES else _load_sentence_encoder(folder)
+    is_clip = _kind_of(folder, variant) in _CLIP_TYPES
+    return _load_clip(folder, variant)[0] if is_clip else _load_sentence_encoder(folder, variant)
 
 
 def num_positions(text_encoder: PreTrainedModel) -> int:
@@ -165,7 +173,7 @@ def _package_folder() -> Path:
     return weights.parent
 
 
-def _kind_of(folder: Path) -> str:
+def _kind_of(folder: Path, variant: str | None = None) -> str:
     """Read which kind of tower a folder holds, once it is seen to hold weights that are no pickle."""
     if not (folder / "config.json").is_file():
         is_pipeline = (folder / "model_index.json").is_file()
@@ -173,30 +181,31 @@ def _kind_of(folder: Path) -> str:
         raise FileNotFoundError(
             f"`{folder}` has no config.json. Expected a text tower's folder, as `save_pretrained` writes it. {advice}"
         )
-    if not any((folder / name).is_file() for name in _WEIGHTS):
+    names = (f"model.{variant}.safetensors", f"model.safetensors.index.{variant}.json") if variant else _WEIGHTS
+    if not any((folder / name).is_file() for name in names):
         others = sorted(path.name for path in folder.iterdir() if path.suffix in (*_PICKLES, ".safetensors"))
         raise ValueError(
-            f"`{folder}` holds these weights: {', '.join(others) or 'none'}. Expected model.safetensors: pickles run "
+            f"`{folder}` holds these weights: {', '.join(others) or 'none'}. Expected {names[0]}: pickles run "
             "code when opened and are never read. Get that file, or save the tower again with transformers."
         )
     return str(_read_json(folder / "config.json").get("model_type"))
 
 
-def _load_clip(folder: Path) -> tuple[PreTrainedModel, Tensor | None]:
+def _load_clip(folder: Path, variant: str | None = None) -> tuple[PreTrainedModel, Tensor | None]:
     """Load the text half of a CLIP: the tower, and the projection (d_e, d_c) where the checkpoint has one."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type == "clip":
         width = config.projection_dim  # the text part's own `projection_dim` is often missing or stale
         config = config.text_config
         config.projection_dim = width
-    model, missing = _load(CLIPTextModelWithProjection, folder, config, _BESIDE_CLIP)
+    model, missing = _load(CLIPTextModelWithProjection, folder, config, _BESIDE_CLIP, variant=variant)
     if missing - {"text_projection.weight"}:
         raise _incomplete(folder, missing)
     projection = None if missing else model.text_projection.weight.detach()
     return model.text_model, projection
 
 
-def _load_sentence_encoder(folder: Path) -> PreTrainedModel:
+def _load_sentence_encoder(folder: Path, variant: str | None = None) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model_class: Any = MODEL_MAPPING[type(config)]
     if "decoder_input_ids" in inspect.signature(model_class.forward).parameters:  # T5: what a decoder asks for too
@@ -204,7 +213,7 @@ def _load_sentence_encoder(folder: Path) -> PreTrainedModel:
     has_pooler = "add_pooling_layer" in inspect.signature(model_class).parameters
     options = {"add_pooling_layer": False} if has_pooler else {}
     model: PreTrainedModel
-    model, missing = _load(model_class, folder, config, _BESIDE_ENCODER, **options)
+    model, missing = _load(model_class, folder, config, _BESIDE_ENCODER, variant=variant, **options)
     if missing:
         raise _incomplete(folder, missing)
     model.config.use_attention_mask = True  # stock Stable Diffusion then passes the mask; saved with the config
@@ -212,7 +221,7 @@ def _load_sentence_encoder(folder: Path) -> PreTrainedModel:
 
 
 def _load(
-    model_class: Any, folder: Path, config: PreTrainedConfig, beside: tuple[str, ...], **options: bool
+    model_class: Any, folder: Path, config: PreTrainedConfig, beside: tuple[str, ...], **options: bool | str | None
 ) -> tuple[Any, set[str]]:
     """Load weights and return which are missing; refuse weights the class has no place for, except those `beside`."""
     with _without_load_report():

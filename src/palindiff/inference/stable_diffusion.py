@@ -1,0 +1,97 @@
+"""From a Stable Diffusion 1.x or 2.x and the CLIP its text tower was taken from to the parts of a palindiff pipeline.
+
+Here: loading and putting the parts together. Not here: what a base must be (`base_layout.py`), single-file checkpoints
+(`single_file.py`), telling whether two towers are one (`models/completed_tower.py`).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from palindiff.inference.base_layout import PICKLE_ENDINGS, WEIGHT_FILES, check_layout, weights_variant
+from palindiff.inference.checkpoint_folder import check_whole
+from palindiff.inference.single_file import load_single_file
+from palindiff.models.completed_tower import completed_tower
+from palindiff.models.query_stream import QueryStream, QueryStreamConfig
+from palindiff.models.text_chain import text_chain_scheduler
+from palindiff.models.text_tower import TextTower, load_text_encoder, load_text_tower
+
+
+def stable_diffusion_parts(
+    source: str | Path,
+    text: str | Path,
+    query_stream: QueryStreamConfig,
+    seed: int = 0,
+    variant: str | None = None,
+    config: str | Path | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Load a base and its CLIP, and draw a new query stream: the components of a `PalindiffPipeline`.
+
+    `source` is a folder in diffusers' layout, a Hub name, or a single .safetensors file, which `config`, a folder in
+    diffusers' layout without weights, may describe. `text` is the CLIP's folder or Hub name; what is compared with the
+    base's own tower. Further options go to `StableDiffusionPipeline.from_pretrained`.
+
+    Source: DiffDis §4.1, which starts from Stable Diffusion v1-1; decisions rows 15 and 22.
+    Raises: FileNotFoundError or ValueError, in a sentence, for all that cannot work.
+    """
+    clip = load_text_tower(str(text))
+    base, tower = load_base(source, clip, variant, config, **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        stream = new_stream(base, tower, query_stream)
+    num_steps: int = base.scheduler.config.num_train_timesteps
+    return base.components | {"query_stream": stream.eval(), "query_scheduler": text_chain_scheduler(num_steps)}
+
+
+def new_stream(base: StableDiffusionPipeline, tower: TextTower, config: QueryStreamConfig) -> QueryStream:
+    """Draw a new query stream for a base and the completed tower of its captions."""
+    assert tower.projection is not None, "a completed tower has CLIP's projection"
+    d_e = len(tower.projection)
+    return QueryStream.for_unet(base.unet, d_e, config, "clip", tower.projection, tower.tail)
+
+
+def load_base(
+    source: str | Path, clip: TextTower, variant: str | None = None, config: str | Path | None = None, **options: Any
+) -> tuple[StableDiffusionPipeline, TextTower]:
+    """Load a base, and complete its tower from the CLIP that it was taken from.
+
+    Raises: FileNotFoundError or ValueError, in a sentence, for all that cannot work.
+    """
+    if Path(source).suffix in PICKLE_ENDINGS:
+        raise ValueError(
+            f"`{source}` is a pickle, which runs code when opened and is never read. Expected a .safetensors file or "
+            "a folder in diffusers' layout. Get the model in one of these forms."
+        )
+    if Path(source).suffix == ".safetensors":
+        return load_single_file(Path(source), clip, config, **options)
+    folder = find_base(source, variant)
+    check_layout(folder, str(source))
+    own_variant = {name: weights_variant(folder, name, variant) for name in WEIGHT_FILES}
+    text_encoder: Any = load_text_encoder(folder / "text_encoder", own_variant["text_encoder"])
+    base = StableDiffusionPipeline.from_pretrained(
+        folder, use_safetensors=True, variant=variant, text_encoder=text_encoder, **options
+    )
+    check_whole(base.components)
+    tower = completed_tower(text_encoder, base.tokenizer, str(source), clip)
+    text_encoder.to(base.unet.dtype)
+    return base, tower
+
+
+def find_base(source: str | Path, variant: str | None = None) -> Path:
+    """Find a base's folder, downloading what a Hub name stands for.
+
+    Raises: FileNotFoundError if it is no folder and the Hub and its cache give nothing.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(StableDiffusionPipeline.download(str(source), variant=variant, use_safetensors=True))
+    except (OSError, ValueError) as missing:
+        raise FileNotFoundError(
+            f"No Stable Diffusion `{source}`: it is no folder, and neither the Hub nor its cache on this machine gave "
+            "it. Expected a folder in diffusers' layout, a .safetensors file, or a Hub name. Check the name and the "
+            "connection."
+        ) from missing
