@@ -18,6 +18,12 @@ START = "Start from such a base model"
 TASKS = {9: "inpainting", 5: "depth to picture", 8: "instruct-pix2pix", 7: "upscaling"}  # by a U-Net's channels in
 
 
+def is_palindiff(source: str | Path) -> bool:
+    """Tell a palindiff checkpoint's folder from whatever else a name may mean."""
+    path = Path(source) / INDEX_NAME
+    return path.is_file() and "query_stream" in _read_json(path, str(source))
+
+
 def check_layout(folder: Path, name: str) -> None:
     """Refuse a folder that is no Stable Diffusion 1.x or 2.x, from its small files alone.
 
@@ -25,7 +31,7 @@ def check_layout(folder: Path, name: str) -> None:
     """
     index = _read_json(folder / INDEX_NAME, name)
     kind = index.get("_class_name")
-    if "query_stream" in index:
+    if is_palindiff(folder):
         raise ValueError(
             f"`{name}` is a palindiff checkpoint already. Expected a Stable Diffusion without query stream. Load it "
             "with `PalindiffPipeline.from_pretrained`, or take the stream out with `palindiff export` first."

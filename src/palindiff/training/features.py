@@ -19,11 +19,12 @@ from diffusers import AutoencoderKL
 from pydantic import BaseModel, Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
 
 from palindiff.data.pictures import Fit, PictureError, crop_square, fit_picture, read_picture, to_pixels, to_tensor
 from palindiff.data.publish import published_folder
 from palindiff.data.sources import PictureSet
-from palindiff.models.captions import TextTower, encode_captions
+from palindiff.models.captions import TextTower, encode_captions, tokenize_captions
 from palindiff.training.order import random_generator
 
 FORMAT = 2  # of the kept files; part of every key
@@ -46,7 +47,7 @@ class PictureFeatures:
     All times the VAE's factor.
     """
 
-    moments: np.ndarray  # (n, 1 + crops, 2 orientations, 2 moments, ch, h, w) float16; the whole picture first
+    moments: np.ndarray  # (n, 1 + crops, 1 or 2 orientations, 2 moments, ch, h, w) float16; the whole picture first
 
     def read(self, rows: Tensor, is_flipped: Tensor, crop: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Read whole pictures, or crops by number, where 0 is the whole.
@@ -66,6 +67,23 @@ class CaptionFeatures:
     e: np.ndarray  # (m, d_e) float32, unit length
     row: dict[str, int]  # caption -> its row
 
+    def read(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Shapes: rows (b,) -> c (b, l, d_c) float16; e_0 (b, d_e) float32."""
+        return {"c": torch.from_numpy(self.c[rows]), "e_0": torch.from_numpy(self.e[rows])}
+
+
+class LiveCaptions:
+    """m different captions that the text tower encodes at each step; only their words are kept."""
+
+    def __init__(self, captions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.captions, self.tokenizer = list(dict.fromkeys(captions)), tokenizer
+        self.row = {caption: row for row, caption in enumerate(self.captions)}  # caption -> its row
+
+    def read(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Shapes: rows (b,) -> ids (b, l) int64; mask (b, l) bool."""
+        tokens = tokenize_captions([self.captions[row] for row in rows], self.tokenizer)
+        return {"ids": tokens.input_ids, "mask": tokens.attention_mask.bool()}
+
 
 class FeatureSet:
     """A training set of cached features: pictures, the captions of each, read by row number."""
@@ -74,7 +92,7 @@ class FeatureSet:
         self,
         captions: Sequence[Sequence[str]],
         pictures: PictureFeatures,
-        texts: CaptionFeatures,
+        texts: CaptionFeatures | LiveCaptions,
         flip: Literal["both", "naming", "none"] = "both",
     ) -> None:
         self.pictures, self.texts, self.flip = pictures, texts, flip
@@ -93,7 +111,8 @@ class FeatureSet:
         Below 0.5 the first number flips; its place within its half chooses the crop that naming sees.
 
         Shapes: rows (b,) int64; uniform (b, 2) -> z_mean, z_std (b, ch, h, w) float16, and z_named_mean, z_named_std
-                where naming sees another view; c (b, l, d_c) float16; e_0 (b, d_e) float32; caption_id (b,) int64.
+                where naming sees another view; c (b, l, d_c) float16 and e_0 (b, d_e) float32, or for live captions
+                ids (b, l) int64 and mask (b, l) bool; caption_id (b,) int64.
         """
         is_low = uniform[:, 0] < 0.5
         never = torch.zeros_like(is_low)
@@ -103,8 +122,7 @@ class FeatureSet:
         batch = {
             "z_mean": z_mean,
             "z_std": z_std,
-            "c": torch.from_numpy(self.texts.c[text_rows]),
-            "e_0": torch.from_numpy(self.texts.e[text_rows]),
+            **self.texts.read(text_rows),
             "caption_id": self._id[chosen],
         }
         num_views = self.pictures.moments.shape[1]
@@ -135,7 +153,11 @@ def picture_features(
     Raises: PictureError if a picture cannot be read.
     """
     crops = [views.crops, views.min_crop_area] if views.crops else []
-    path = cache_dir / f"pictures-{_key('pictures', rows.fingerprint, size_px, fit, crops, fingerprint(vae))}"
+    orientations = ["unflipped"] if views.flip == "none" else []
+    path = (
+        cache_dir
+        / f"pictures-{_key('pictures', rows.fingerprint, size_px, fit, crops, fingerprint(vae), *orientations)}"
+    )
     if not path.exists():
         loader = DataLoader(
             _Squares(rows, size_px, fit, views),
@@ -143,7 +165,7 @@ def picture_features(
             num_workers=num_workers,
             multiprocessing_context="spawn" if num_workers else None,
         )
-        parts = ({"moments": encode_moments(vae, pictures).numpy()} for pictures in loader)
+        parts = ({"moments": encode_moments(vae, pictures, views.flip != "none").numpy()} for pictures in loader)
         try:
             _keep(path, len(rows), parts, lambda done: tell("encoding pictures", done, len(rows)))
         except PictureError as error:  # a worker's comes with its traceback in front of the message
@@ -174,16 +196,16 @@ def encode_texts(captions: Sequence[str], tower: TextTower) -> dict[str, np.ndar
 
 
 @torch.no_grad()
-def encode_moments(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Shapes: pictures (b, v, 3, H, W) uint8 -> (b, v, 2 orientations, 2 moments, ch, h, w) float16 on the CPU."""
+def encode_moments(vae: AutoencoderKL, pictures: Tensor, is_flipped_too: bool = True) -> Tensor:
+    """Shapes: pictures (b, v, 3, H, W) uint8 -> (b, v, 1 or 2 orientations, 2 moments, ch, h, w) float16, CPU."""
     found = []
     for view in pictures.unbind(1):
         x = to_pixels(view).to(vae.device, vae.dtype)
-        for oriented in (x, x.flip(-1)):
+        for oriented in (x, x.flip(-1)) if is_flipped_too else (x,):
             posterior = vae.encode(oriented).latent_dist
             moments = torch.stack([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor
             found.append(moments.half().cpu())
-    return torch.stack(found, dim=1).unflatten(1, (-1, 2))  # (b, v*2, ...) -> (b, v, 2, ...)
+    return torch.stack(found, dim=1).unflatten(1, (pictures.shape[1], -1))  # (b, v*o, ...) -> (b, v, o, ...)
 
 
 def fingerprint(module: torch.nn.Module) -> str:
