@@ -16,7 +16,7 @@ from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, L
 from PIL import Image
 from torch import Tensor
 
-from palindiff.data.pictures import Fit, PictureSource, fit_picture, read_picture, to_pixels, to_tensor
+from palindiff.data.pictures import Fit, PictureSource, read_pixels
 from palindiff.inference.checkpoint_folder import (
     check_fit,
     check_index,
@@ -24,7 +24,8 @@ from palindiff.inference.checkpoint_folder import (
     check_text_width,
     check_whole,
 )
-from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
+from palindiff.inference.clip_face import ClipFace
+from palindiff.inference.defaults import CAPTIONS_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS, PICTURES_AT_ONCE
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templates
 from palindiff.inference.naming_request import (
     check_batch_size,
@@ -41,7 +42,6 @@ from palindiff.models.text_chain import WalkStep, first_noise, walk
 from palindiff.models.text_tower import load_text_encoder
 
 Picture = Image.Image | PictureSource | Path | str | bytes
-CAPTIONS_AT_ONCE = 256
 
 # So that an index says ["palindiff", "QueryStream"], whatever module the class lives in, and diffusers finds it there.
 LOADABLE_CLASSES["palindiff"] = {"QueryStream": ["save_pretrained", "from_pretrained"]}
@@ -114,6 +114,10 @@ class PalindiffPipeline(StableDiffusionPipeline):
         index = json.loads(super().to_json_string()) | {"_class_name": StableDiffusionPipeline.__name__}
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
+    def as_clip(self, **options: Any) -> ClipFace:
+        """Show what code written for CLIP expects; the options are those of `ClipFace`."""
+        return ClipFace(self, **options)
+
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Embed captions as the text tower was trained to: what pictures' queries are compared with.
@@ -132,7 +136,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
         num_inference_steps: int = NAMING_STEPS,
         guidance_scale: float = NAMING_GUIDANCE_SCALE,
         seed: int = 0,
-        batch_size: int = 64,
+        batch_size: int = PICTURES_AT_ONCE,
         fit: Fit = "crop",
         tell: Callable[[int], None] | None = None,
     ) -> Tensor:
@@ -220,10 +224,14 @@ class PalindiffPipeline(StableDiffusionPipeline):
         """
         check_fit_name(fit)
         size_px = square_side(self.unet.config.sample_size) * self.vae_scale_factor
-        squares = [to_tensor(fit_picture(read_picture(picture), size_px, fit)) for picture in self._readable(pictures)]
+        squares = [read_pixels(picture, size_px, fit) for picture in self._readable(pictures)]
+        return self.encode_pixels(torch.stack(squares))  # b x (3, H, W) -> (b, 3, H, W)
+
+    @torch.no_grad()
+    def encode_pixels(self, x: Tensor) -> Tensor:
+        """Shapes: x (b, 3, H, W) float in [-1, 1] -> z (b, ch, h, w), as `encode_latents`."""
         device = self._bring("vae")
-        x = to_pixels(torch.stack(squares)).to(device, self.vae.dtype)  # b x (3, H, W) -> (b, 3, H, W)
-        encoded = self.vae.encode(x)  # of an AutoencoderTiny no distribution
+        encoded = self.vae.encode(x.to(device, self.vae.dtype))  # of an AutoencoderTiny no distribution
         z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return z * self.vae.config.scaling_factor
 
