@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler
 
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_chain import text_chain_scheduler
-from palindiff.training.diffdis import UNetConfig, build_unet
+from palindiff.training.models_of_recipe import UNetConfig, build_unet
 from toy_recipe import recipe_tree, toy_codec
 
 MINILM_WIDTH = 384

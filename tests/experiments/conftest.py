@@ -5,8 +5,7 @@ import torch
 
 from palindiff.data.emoji import STYLES
 from palindiff.experiments.emoji_protocol import Trained, embed_unseen
-from palindiff.models.text_tower import load_text_tower
-from palindiff.training.diffdis import build_pipeline
+from palindiff.training.models_of_recipe import build_models
 from toy_emoji import write_emoji_set
 from toy_recipe import toy_recipe
 
@@ -19,7 +18,7 @@ def emoji_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def model(toy_parts):
     recipe = toy_recipe(toy_parts)
-    pipeline = build_pipeline(recipe, load_text_tower(recipe.text.source))
+    pipeline = build_models(recipe, recipe.loop.seed)[0]
     with torch.no_grad():  # as if trained: or all pictures would be named alike
         pipeline.query_stream.predictor.weight *= 10
     return Trained("shipped", pipeline, steps=1234, seconds=567.8)

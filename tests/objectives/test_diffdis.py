@@ -220,7 +220,7 @@ def test_drop_rates_are_met_on_average():
     objective.unet.register_forward_pre_hook(lambda unet, inputs: seen.update(c=inputs[2]))
     objective.unet.conv_in.register_forward_pre_hook(lambda layer, inputs: seen.update(z=inputs[0]))
     z = batch["z_mean"].float()
-    objective.painting_loss(z, batch["c"], draws)
+    objective.painting_loss(z, batch["c"], objective.c_empty, draws)
     objective.alignment(z, batch["e_0"], batch["caption_id"], draws)
     has_no_text = (seen["c"] == objective.c_empty).all(dim=(1, 2))
     has_no_picture = (seen["z"] == 0).all(dim=(1, 2, 3))

@@ -19,8 +19,9 @@ from palindiff.cli.main import main
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.encoder_half import encoder_half_parameters
 from palindiff.models.text_tower import load_text_tower
-from palindiff.training.diffdis import SchedulerConfig, UNetConfig, WatchConfig, build_pipeline, describe
+from palindiff.training.diffdis import WatchConfig, describe
 from palindiff.training.journal import read_log
+from palindiff.training.models_of_recipe import SchedulerConfig, UNetConfig, build_models
 from palindiff.training.recipe_file import RECIPE_FILE
 from palindiff.training.state import saved_states
 from toy_recipe import SIDE_PX, prepare_toy, recipe_tree, toy_codec, toy_recipe, train_toy_recipe, weights_of
@@ -46,7 +47,7 @@ def trained(toy_parts, tmp_path_factory):
 
 def at_the_start(recipe):
     """The models of a recipe before training, the same at every call."""
-    return build_pipeline(recipe, load_text_tower(recipe.text.source, recipe.text.max_length))
+    return build_models(recipe, recipe.loop.seed)[0]
 
 
 def changed(before, after):

@@ -202,11 +202,13 @@ def test_crops_hold_the_share_that_is_asked_for(rows, tmp_path, monkeypatch):
     assert all(0 <= place <= 1 for _, *places in boxes for place in places)
 
 
-def test_flips_are_the_same_views_in_the_key(rows, tmp_path):
-    """Which task sees mirror images is chosen at reading; they are kept in any case."""
-    for flip in ("both", "naming", "none"):
-        encode_pictures(rows, tmp_path, views=ViewConfig(flip=flip, min_crop_area=0.5))
-    assert len(folders(tmp_path)) == 1
+def test_which_task_sees_mirror_images_is_chosen_at_reading_and_keeping_none_is_kept_apart(rows, tmp_path):
+    both, naming, none = (
+        encode_pictures(rows, tmp_path, views=ViewConfig(flip=flip)).moments for flip in ("both", "naming", "none")
+    )
+    assert len(folders(tmp_path)) == 2
+    assert np.array_equal(both, naming)
+    assert np.array_equal(none, both[:, :, :1]), "what is kept without mirror images are the others, half as much"
 
 
 def viewed_set(flip, num_crops=0):

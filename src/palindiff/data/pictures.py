@@ -119,6 +119,15 @@ def to_pixels(pictures: Tensor) -> Tensor:
     return pictures.float() / 127.5 - 1
 
 
+def read_pixels(source: PictureSource | Path | str | bytes | Image.Image, size_px: int, fit: Fit = "crop") -> Tensor:
+    """Decode one picture and fit it: all that comes before the VAE.
+
+    Shapes: one picture -> x (3, size_px, size_px) float32 in [-1, 1].
+    Raises: PictureError if it cannot be read.
+    """
+    return to_pixels(to_tensor(fit_picture(read_picture(source), size_px, fit)))
+
+
 def to_picture(x: Tensor) -> Image.Image:
     """Shapes: x (3, H, W) in [-1, 1], clamped -> RGB picture."""
     pixels = ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

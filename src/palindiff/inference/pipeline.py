@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UN
 from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, LOADABLE_CLASSES
 from torch import Tensor
 
-from palindiff.data.pictures import Fit, fit_picture, read_picture, to_pixels, to_tensor
+from palindiff.data.pictures import Fit, read_pixels
 from palindiff.inference.checkpoint_folder import (
     check_fit,
     check_index,
@@ -23,7 +23,8 @@ from palindiff.inference.checkpoint_folder import (
     check_text_width,
     check_whole,
 )
-from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
+from palindiff.inference.clip_face import ClipFace
+from palindiff.inference.defaults import CAPTIONS_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS, PICTURES_AT_ONCE
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templates
 from palindiff.inference.naming_request import (
     Picture,
@@ -41,8 +42,6 @@ from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_chain import WalkStep, first_noise, walk
 from palindiff.models.text_tower import load_text_encoder
-
-CAPTIONS_AT_ONCE = 256
 
 # So that an index says ["palindiff", "QueryStream"], whatever module the class lives in, and diffusers finds it there.
 LOADABLE_CLASSES["palindiff"] = {"QueryStream": ["save_pretrained", "from_pretrained"]}
@@ -134,6 +133,10 @@ class PalindiffPipeline(StableDiffusionPipeline):
             index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
+    def as_clip(self, **options: Any) -> ClipFace:
+        """Show what code written for CLIP expects; the options are those of `ClipFace`."""
+        return ClipFace(self, **options)
+
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Embed captions as the text tower was trained to: what pictures' queries are compared with.
@@ -152,7 +155,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
         num_inference_steps: int = NAMING_STEPS,
         guidance_scale: float = NAMING_GUIDANCE_SCALE,
         seed: int = 0,
-        batch_size: int = 64,
+        batch_size: int = PICTURES_AT_ONCE,
         fit: Fit = "crop",
         tell: Callable[[int], None] | None = None,
     ) -> Tensor:
@@ -240,12 +243,14 @@ class PalindiffPipeline(StableDiffusionPipeline):
         """
         check_fit_name(fit)
         size_px = square_side(self.unet.config.sample_size) * self.vae_scale_factor
-        squares = [
-            to_tensor(fit_picture(read_picture(picture), size_px, fit)) for picture in as_readable(pictures, self.unet)
-        ]
+        squares = [read_pixels(picture, size_px, fit) for picture in as_readable(pictures, self.unet)]
+        return self.encode_pixels(torch.stack(squares))  # b x (3, H, W) -> (b, 3, H, W)
+
+    @torch.no_grad()
+    def encode_pixels(self, x: Tensor) -> Tensor:
+        """Shapes: x (b, 3, H, W) float in [-1, 1] -> z (b, ch, h, w), as `encode_latents`."""
         device = self._bring("vae")
-        x = to_pixels(torch.stack(squares)).to(device, self.vae.dtype)  # b x (3, H, W) -> (b, 3, H, W)
-        encoded = self.vae.encode(x)  # of an AutoencoderTiny no distribution
+        encoded = self.vae.encode(x.to(device, self.vae.dtype))  # of an AutoencoderTiny no distribution
         z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return z * self.vae.config.scaling_factor
 

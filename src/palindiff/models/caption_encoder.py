@@ -17,7 +17,7 @@ class CaptionEncoder(nn.Module):
     """A tower with its tokenizer, and the frozen projection and layers that the query stream keeps for it.
 
     Source: DiffDis Table 5, whose first row trains the text tower.
-    Departs: the projection stays frozen; gradients reach the tower through c, and through e as noised query and target.
+    Departs: the projection stays frozen; gradients reach the tower through c, and through e, noised and as target.
     """
 
     empty_ids: Tensor

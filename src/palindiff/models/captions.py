@@ -1,7 +1,7 @@
 """Captions as the network reads them: token-wise features c, which tokens are real, and the text query e.
 
-Here: one forward of a text tower that gives all three. Not here: what a tower is and where it comes from
-(`text_tower.py`, whose names are passed on), noising e (a diffusers scheduler).
+Here: captions to tokens, and one forward of a text tower that gives all three. Not here: what a tower is and where it
+comes from (`text_tower.py`, whose names are passed on), noising e (a diffusers scheduler).
 """
 
 import logging
@@ -59,13 +59,33 @@ def encode_captions(
              do not fit one another; "clip" without projection above all (decisions row 22).
     Departs: e is normalised, in float32 under any autocast.
     """
-    _check_captions(captions)
-    _check_tower(text_encoder, tokenizer, pooling, projection)
-    tokens = _tokenize(list(captions), text_encoder, tokenizer, pooling)
+    check_tower(text_encoder, tokenizer, pooling, projection)
+    tokens = tokenize_captions(captions, tokenizer)
+    ids, mask = tokens.input_ids, tokens.attention_mask.bool()
+    return encode_tokens(ids, mask, text_encoder, tokenizer, pooling, projection, tail)
+
+
+def encode_tokens(
+    ids: Tensor,
+    mask: Tensor,
+    text_encoder: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pooling: Pooling,
+    projection: Tensor | None,
+    tail: TextTail | None = None,
+) -> EncodedCaptions:
+    """Encode captions that are tokens already; whether the parts fit one another, `check_tower` tells.
+
+    Source:  as `encode_captions`.
+    Shapes:  ids (b, l) int64; mask (b, l) bool, True for real tokens; projection (d_e, d_c), bias-free ->
+             c (b, l, d_c), mask (b, l), e (b, d_e).
+    Raises:  ValueError if a row has no token to pool.
+    Departs: as `encode_captions`.
+    """
+    _check_tokens(ids, mask, text_encoder, tokenizer, pooling)
     device = text_encoder.device
-    attention_mask = tokens.attention_mask.to(device) if _uses_attention_mask(text_encoder) else None
-    ids = tokens.input_ids.to(device)
-    output = text_encoder(ids, attention_mask=attention_mask, output_hidden_states=tail is not None)
+    attention_mask = mask.long().to(device) if _uses_attention_mask(text_encoder) else None
+    output = text_encoder(ids.to(device), attention_mask=attention_mask, output_hidden_states=tail is not None)
     c = output[0]  # (b, l, d_c)
     if c.ndim != 3:
         raise ValueError(
@@ -73,7 +93,7 @@ def encode_captions(
             "`encode_captions`. Expected (b, l, d_c): token-wise features. "
             "Pass its `text_model` and the weight of its `text_projection`."
         )
-    mask = tokens.attention_mask.bool().to(c.device)  # (b, l); an offloaded tower runs elsewhere than it lies
+    mask = mask.to(c.device)  # (b, l); an offloaded tower runs elsewhere than it lies
     if projection is not None:
         at_end = (
             output.pooler_output if tail is None else _end_behind(tail, output.hidden_states[-1], ids, text_encoder)
@@ -86,15 +106,16 @@ def encode_captions(
     return EncodedCaptions(c.to(text_encoder.dtype), mask, e)
 
 
-def _tokenize(
-    captions: list[str], text_encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pooling: Pooling
-) -> BatchEncoding:
-    """Shapes: -> `input_ids` and `attention_mask`, each (b, l) int64 on the CPU, padded to the maximal length."""
-    texts, longest = _with_every_vector(captions, tokenizer), tokenizer.model_max_length
+def tokenize_captions(captions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> BatchEncoding:
+    """Cut captions into tokens, padded to the maximal length; a longer one is cut, with one warning for the batch.
+
+    Shapes: b captions -> `input_ids` and `attention_mask`, each (b, l) int64 on the CPU.
+    Raises: TypeError, ValueError if the captions are no captions.
+    """
+    _check_captions(captions)
+    texts, longest = _with_every_vector(list(captions), tokenizer), tokenizer.model_max_length
     tokens = tokenizer(texts, padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
-    mask = tokens.attention_mask.bool()
-    _check_tokens(tokens.input_ids, mask, text_encoder, tokenizer, pooling)
-    _warn_of_cuts(texts, mask, tokenizer)
+    _warn_of_cuts(texts, tokens.attention_mask.bool(), tokenizer)
     return tokens
 
 
@@ -171,10 +192,13 @@ def _check_captions(captions: Sequence[str]) -> None:
             )
 
 
-def _check_tower(
+def check_tower(
     text_encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pooling: Pooling, projection: Tensor | None
 ) -> None:
-    """What can be told before a forward."""
+    """Refuse parts that do not fit one another, as far as can be told before a forward.
+
+    Raises: ValueError.
+    """
     if tokenizer.model_max_length > num_positions(text_encoder):
         raise ValueError(
             f"`tokenizer.model_max_length` is {tokenizer.model_max_length} in `encode_captions`. "

@@ -76,7 +76,8 @@ class DiffDisObjective(nn.Module):
         Source: DiffDis eq. 9, Algorithm 1.
         Shapes: batch: z_mean, z_std (b, ch, h, w), scaled by the VAE's factor; z_named_mean, z_named_std, the same of
                 what naming sees, if that is another view of the picture; c (b, l, d_c) and e_0 (b, d_e) unit, or
-                ids (b, l) int64 and mask (b, l) bool, which the text tower makes them of; caption_id (b,) int64. draws: as `draw` gives, this process's rows. -> () float32 each.
+                ids (b, l) int64 and mask (b, l) bool, which the text tower makes them of; caption_id (b,) int64.
+                draws: as `draw` gives, this process's rows. -> () float32 each.
         """
         z_0 = z_named = _posterior_draw(batch["z_mean"], batch["z_std"], draws)
         if "z_named_mean" in batch:

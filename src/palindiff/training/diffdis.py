@@ -125,7 +125,7 @@ def prepare(recipe: Recipe, output: Path, accelerator: Accelerator, tell: Tell) 
     pipeline, tower = build_models(recipe, recipe.loop.seed)
     if recipe.machine.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
-    tower.text_encoder.to(accelerator.device)  # type: ignore[arg-type]  # transformers types `to` wrongly
+    tower.text_encoder.to(accelerator.device)
     pipeline.vae.to(accelerator.device)
     made_from = {"autoencoder": fingerprint(pipeline.vae), "text tower": tower.fingerprint}
     training = open_pictures(recipe.data)

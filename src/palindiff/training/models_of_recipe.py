@@ -143,10 +143,12 @@ def training_scheduler(scheduler: SchedulerMixin) -> DDPMScheduler:
 
 
 def _from_scratch(recipe: ModelRecipe) -> tuple[PalindiffPipeline, TextTower]:
-    assert recipe.codec and recipe.unet and recipe.scheduler and recipe.text.source, "as the recipe has checked"
-    tower = load_text_tower(recipe.text.source, recipe.text.max_length)
-    vae = load_codec(recipe.codec)
-    unet = build_unet(recipe.unet, vae, tower.text_encoder.config.hidden_size)
+    source, codec, schedule, unet_config = recipe.text.source, recipe.codec, recipe.scheduler, recipe.unet
+    assert source is not None and codec is not None, "as the recipe has checked"  # noqa: PT018
+    assert schedule is not None and unet_config is not None, "as the recipe has checked"  # noqa: PT018
+    tower = load_text_tower(source, recipe.text.max_length)
+    vae = load_codec(codec)
+    unet = build_unet(unet_config, vae, tower.text_encoder.config.hidden_size)
     d_e = tower.projection.shape[0] if tower.projection is not None else tower.text_encoder.config.hidden_size
     stream = QueryStream.for_unet(unet, d_e, recipe.query_stream, tower.pooling, tower.projection)
     scheduler = DDIMScheduler(
@@ -154,8 +156,8 @@ def _from_scratch(recipe: ModelRecipe) -> tuple[PalindiffPipeline, TextTower]:
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
-        prediction_type=recipe.scheduler.prediction_type,
-        rescale_betas_zero_snr=recipe.scheduler.rescale_betas_zero_snr,
+        prediction_type=schedule.prediction_type,
+        rescale_betas_zero_snr=schedule.rescale_betas_zero_snr,
         clip_sample=False,
         steps_offset=1,
         timestep_spacing="trailing",
@@ -187,8 +189,8 @@ def _from_base(recipe: ModelRecipe, base: BaseConfig) -> tuple[PalindiffPipeline
         pipeline = PalindiffPipeline(**stock.components, query_stream=stream, query_scheduler=query_scheduler)
     if recipe.text.max_length is not None:
         raise ValueError(
-            f"`text.max_length` is {recipe.text.max_length} beside `base`. Expected none: painting reads as many tokens "
-            "as the base does. Remove it."
+            f"`text.max_length` is {recipe.text.max_length} beside `base`. Expected none: painting reads as many "
+            "tokens as the base does. Remove it."
         )
     return pipeline, tower
 
