@@ -8,6 +8,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c "$(IS_NEW_ENOUGH)" 2>/dev/null && { echo $$p; break; }; done)
 BIN = .venv/bin
 EMOJI = data/emoji
+# Tests run a few files of these, which do without torchvision; the packages ask for it, so nothing they ask for is installed.
+WITHOUT_TORCHVISION = clip-benchmark open_clip_torch
 
 .PHONY: demo test check clean
 
@@ -43,4 +45,5 @@ $(EMOJI): | .venv/installed
 
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[emoji,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(WITHOUT_TORCHVISION)
 	@touch $@ .venv/installed

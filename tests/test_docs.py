@@ -108,6 +108,7 @@ def test_decisions_give_a_reason_for_each_dependency_and_for_no_other():
         *(each for extra in project["optional-dependencies"].values() for each in extra),
     ]
     names = {re.split(r"[<>=!~ \[;]", each)[0] for each in declared}
+    names |= set(re.search(r"^WITHOUT_TORCHVISION = (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split())
     told = TEXTS["decisions.md"].partition("## Dependencies")[2]
     rows = dict(re.findall(r"^\| ([\w-]+) \| (.+?) \|$", told, re.MULTILINE))
     assert set(rows) - {"package"} == names
