@@ -15,6 +15,7 @@ from palindiff.cli.data import app as data
 from palindiff.cli.demo import demo
 from palindiff.cli.evaluate_codec import evaluate_codec
 from palindiff.cli.generate import generate
+from palindiff.cli.init import init
 from palindiff.cli.rank import rank
 from palindiff.cli.train import train
 from palindiff.cli.train_codec import train_codec
@@ -33,7 +34,7 @@ app.add_typer(data, name="data")
 app.command("train")(train)
 app.command("train-codec")(train_codec)
 app.command("evaluate-codec")(evaluate_codec)
-for verb in (generate, classify, rank, demo):
+for verb in (init, generate, classify, rank, demo):
     app.command(verb.__name__)(verb)
 
 
