@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from palindiff.inference.base_layout import START, TASKS, WORKS, check_configs
 from palindiff.inference.checkpoint_folder import check_whole
@@ -81,12 +81,14 @@ def load_single_file(
         vae = AutoencoderKL.from_single_file(str(path), subfolder="vae", **told)
         check_configs(dict(unet.config), dict(vae.config), clip.text_encoder.config.hidden_size, str(path))
         scheduler, text_encoder = _scheduler_of(folder), _shortened_tower(folder, clip)
-    tower = completed_tower(text_encoder, clip.tokenizer, str(path), clip)
+        has_own = (folder / "tokenizer").is_dir()  # Stable Diffusion 2.x pads otherwise than its CLIP
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer") if has_own else clip.tokenizer
+    tower = completed_tower(text_encoder, tokenizer, str(path), clip)
     text_encoder.to(unet.dtype)
     parts = {
         "vae": vae,
         "text_encoder": text_encoder,
-        "tokenizer": clip.tokenizer,
+        "tokenizer": tokenizer,
         "unet": unet,
         "scheduler": scheduler,
     }

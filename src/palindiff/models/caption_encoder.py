@@ -17,14 +17,15 @@ class CaptionEncoder(nn.Module):
     """A tower with its tokenizer, and the frozen projection and layers that the query stream keeps for it.
 
     Source: DiffDis Table 5, whose first row trains the text tower.
-    Departs: the projection stays frozen; gradients reach the tower through c, and through e, noised and as target.
+    Departs: the projection stays frozen, and dropout off (CLIP has none); gradients reach the tower through c, and
+             through e, noised and as target.
     """
 
     empty_ids: Tensor
     empty_mask: Tensor
 
     def __init__(self, tower: TextTower, query_stream: QueryStream, is_trained: bool) -> None:
-        """is_trained: whether the tower learns; otherwise it stays frozen and in eval mode."""
+        """is_trained: whether the tower learns; otherwise it stays frozen."""
         super().__init__()
         check_tower(tower.text_encoder, tower.tokenizer, tower.pooling, query_stream.text_projection)
         self.text_encoder = tower.text_encoder.requires_grad_(is_trained)
@@ -35,8 +36,8 @@ class CaptionEncoder(nn.Module):
         self.register_buffer("empty_mask", empty.attention_mask.bool(), persistent=False)
 
     def train(self, mode: bool = True) -> Self:
-        """Set train or eval mode; a frozen tower stays in eval mode, or its dropout would change its answers."""
-        return super().train(mode and self.is_trained)
+        """Stay in eval mode: a sentence encoder's dropout draws numbers that no resumed run could draw again."""
+        return super().train(False)
 
     def forward(self, ids: Tensor, mask: Tensor) -> EncodedCaptions:
         """Encode a batch's captions, and behind them the empty one.

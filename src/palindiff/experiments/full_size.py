@@ -1,0 +1,218 @@
+"""The model at its real size, once through everything, with random weights of Stable Diffusion v1 and CLIP ViT-L/14.
+
+Each stage runs in a process of its own, so that its peak of memory is its own. Nothing painted or named here means
+anything; sizes, times and memory do.
+
+Run: python -m palindiff.experiments.full_size WORK [--results results/full_size.json] [--set KEY=VALUE ...]
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from palindiff.evaluation.results import Row, write_results
+
+RECIPE = "diffdis-cc3m"
+NUM_PICTURES, BATCH_SIZE = 4, 2
+CAPTION = "a picture of number {}"
+PAINTING_STEPS = 2
+GIB = 2**30
+
+
+def write_layouts(work: Path) -> dict[str, Any]:
+    """Write both folders with the libraries' own `save_pretrained`, and a few captioned pictures."""
+    import torch
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from PIL import Image
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    from palindiff.inference.single_file import CONFIGS_1
+
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768,
+        hidden_act="quick_gelu", bos_token_id=49406, eos_token_id=49407,
+    )  # fmt: skip
+    clip, tokenizer = CLIPTextModelWithProjection(config), write_tokenizer(work / "clip")
+    clip.save_pretrained(work / "clip")
+    settings = {part: {k: v for k, v in given.items() if k[0] != "_"} for part, given in CONFIGS_1.items()}
+    StableDiffusionPipeline(
+        vae=AutoencoderKL(**settings["vae"]),
+        text_encoder=clip.text_model,
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(**settings["unet"]),
+        scheduler=PNDMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(work / "stable-diffusion")
+    for split in ("train", "validation"):
+        (work / "data" / split).mkdir(parents=True, exist_ok=True)
+        rows = [{"file_name": f"{number}.png", "text": CAPTION.format(number)} for number in range(NUM_PICTURES)]
+        for number, row in enumerate(rows):
+            Image.effect_noise((256, 256), 40 + 20 * number).convert("RGB").save(
+                work / "data" / split / row["file_name"]
+            )
+        (work / "data" / split / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {}
+
+
+def write_tokenizer(folder: Path) -> Any:
+    """Write a CLIP tokenizer of letters; its first and last token have CLIP's ids."""
+    from transformers import CLIPTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [chr(code) + end for code in range(33, 127) for end in ("", "</w>")]
+    ids = {letter: number for number, letter in enumerate(letters)}
+    ids |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+    (folder / "vocab.json").write_text(json.dumps(ids))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=77, pad_token="<|endoftext|>")
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def init(work: Path) -> dict[str, Any]:
+    """`palindiff init` with the paper's query stream; counts what is new, by place."""
+    from palindiff.inference.pipeline import PalindiffPipeline
+    from palindiff.training.diffdis import Recipe
+    from palindiff.training.recipe_file import load_recipe
+
+    query_stream = load_recipe(Recipe, RECIPE).query_stream
+    pipeline = PalindiffPipeline.from_stable_diffusion(work / "stable-diffusion", work / "clip", query_stream)
+    pipeline.save_pretrained(work / "start")
+    new = Counter[str]()
+    for name, weight in pipeline.query_stream.named_parameters():
+        new[place_of(name)] += weight.numel()
+    return {"parameters": {"U-Net": pipeline.unet.num_parameters(), **new}}
+
+
+def place_of(name: str) -> str:
+    """Say where a weight of the query stream stands."""
+    first, _, rest = name.partition(".")
+    names = {"head": "query head", "time_embedding": "time embedding", "predictor": "query head", "sites": "sites"}
+    return (
+        f"site {int(rest.partition('.')[0]) + 1}" if first == "sites" else names.get(first, "into and out of the head")
+    )
+
+
+def train(work: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """`palindiff train`: features, one step of both tasks, the state saved, the checkpoint written."""
+    from palindiff.training.diffdis import Recipe, train_recipe
+    from palindiff.training.journal import read_log
+    from palindiff.training.recipe_file import load_recipe
+
+    own = [
+        f"base.source={work / 'start'}", f"data.path={work / 'data'}", f"machine.cache_dir={work / 'cache'}",
+        f"loop.batch_size={BATCH_SIZE}", "loop.num_steps=1", "loop.log_every=1", "machine.num_workers=0",
+    ]  # fmt: skip
+    recipe = load_recipe(Recipe, RECIPE, [*own, *overrides])
+    train_recipe(recipe, work / "run", lambda parts: [], show_progress=False)
+    return {"step_s": read_log(work / "run" / "log.jsonl")[-1]["elapsed_s"]}
+
+
+def name(work: Path, fusion: str) -> dict[str, Any]:
+    """Load the trained checkpoint and name one picture."""
+    pipeline, loading_s = load(work, fusion)
+    picture = work / "data" / "validation" / "0.png"
+    began = time.perf_counter()
+    scores = pipeline.rank([picture], [CAPTION.format(number) for number in range(NUM_PICTURES)])
+    assert scores.isfinite().all(), "a trained checkpoint names with finite numbers"
+    return {"loading_s": loading_s, "own_s": time.perf_counter() - began}
+
+
+def paint(work: Path) -> dict[str, Any]:
+    """Load the trained checkpoint and paint one picture."""
+    import torch
+
+    pipeline, loading_s = load(work, "joint")
+    pipeline.set_progress_bar_config(disable=True)
+    began = time.perf_counter()
+    generator = torch.Generator().manual_seed(0)
+    painted = pipeline("a dog", num_inference_steps=PAINTING_STEPS, guidance_scale=4.0, generator=generator).images[0]
+    assert painted.size == (256, 256), f"painted {painted.size} where 256 px were trained"
+    return {"loading_s": loading_s, "own_s": time.perf_counter() - began}
+
+
+def load(work: Path, fusion: str) -> tuple[Any, float]:
+    """Load the trained checkpoint; both fusions have the same weights."""
+    from palindiff.inference.pipeline import PalindiffPipeline
+    from palindiff.models.query_stream import QueryStream
+
+    began = time.perf_counter()
+    pipeline = PalindiffPipeline.from_pretrained(work / "run" / "checkpoint")
+    loading_s = time.perf_counter() - began
+    if fusion != pipeline.query_stream.config.fusion:
+        other = QueryStream.from_config({**pipeline.query_stream.config, "fusion": fusion}).eval()
+        other.load_state_dict(pipeline.query_stream.state_dict())
+        pipeline.register_modules(query_stream=other)
+    return pipeline, loading_s
+
+
+STAGES: dict[str, Callable[[Path, Sequence[str]], dict[str, Any]]] = {
+    "write the layouts": lambda work, overrides: write_layouts(work),
+    "init": lambda work, overrides: init(work),
+    "train one step": train,
+    "name one picture, joint": lambda work, overrides: name(work, "joint"),
+    "name one picture, one_way": lambda work, overrides: name(work, "one_way"),
+    "paint one picture": lambda work, overrides: paint(work),
+}
+
+
+def run_stage(stage: str, work: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Run a stage in this process: what it says, its seconds without imports of this module, its peak of memory."""
+    began = time.perf_counter()
+    said = STAGES[stage](work, overrides)
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB  # kibibytes on Linux
+    return {"stage": stage, "seconds": time.perf_counter() - began, "peak_gib": peak_gib} | said
+
+
+def measure(work: Path, overrides: Sequence[str]) -> list[Row]:
+    """Run every stage in a process of its own.
+
+    Returns: rows of a stage (seconds, peak_gib) and rows of parameters (place, parameters).
+    """
+    rows: list[Row] = []
+    for stage in STAGES:
+        arguments = [sys.executable, "-m", "palindiff.experiments.full_size", str(work), "--stage", stage]
+        done = subprocess.run(
+            [*arguments, *(f"--set={each}" for each in overrides)], stdout=subprocess.PIPE, text=True, check=True
+        )
+        said = json.loads(done.stdout.splitlines()[-1])
+        parameters = said.pop("parameters", {})
+        rows.append({"kind": "stage"} | {key: round(v, 2) if isinstance(v, float) else v for key, v in said.items()})
+        rows += [{"kind": "parameters", "place": place, "parameters": n} for place, n in parameters.items()]
+        print(json.dumps(rows[-1 - len(parameters)]), file=sys.stderr, flush=True)
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure all stages and write the results, or run one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="folder for some 40 GB of weights and states; not removed")
+    parser.add_argument("--results", type=Path, help="file to write; none writes none")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], help="change the recipe")
+    parser.add_argument("--stage", choices=STAGES, help="run this one here, and print what it says as JSON")
+    args = parser.parse_args(arguments)
+    if args.stage:
+        print(json.dumps(run_stage(args.stage, args.work, args.overrides)))
+        return
+    began = time.perf_counter()
+    rows = measure(args.work, args.overrides)
+    if args.results:
+        settings = {"recipe": RECIPE, "batch_size": BATCH_SIZE, "overrides": list(args.overrides)}
+        command = " ".join(["python -m palindiff.experiments.full_size WORK", *(f"--set {o}" for o in args.overrides)])
+        write_results(args.results, rows, command, settings, 0, time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The paper's recipes: its hyper-parameters, and one recipe a row of its ablations that changes that row's setting."""
+
+import re
+
+import pytest
+
+from palindiff.training.diffdis import Recipe
+from palindiff.training.recipe_file import load_recipe, recipe_names
+
+MAIN = "diffdis-cc3m"
+PAPER = {  # what the paper states, in palindiff's keys; guidance_scale is 1 + w
+    "base.source": "CompVis/stable-diffusion-v1-1", "base.image_size_px": 256, "base.unet_weights": "base",
+    "text.source": "openai/clip-vit-large-patch14", "text.is_trained": False,
+    "query_stream.fusion": "joint", "query_stream.gamma": 0.01, "query_stream.text_chain": "diffusion",
+    "query_stream.num_head_layers": 6, "query_stream.head_width": 768, "query_stream.head_dim": 64,
+    "objective.task": "both", "objective.alignment_weight": 1, "objective.text_drop_rate": 0.1,
+    "objective.image_drop_rate": 0.1,
+    "optimizer.learning_rate": 1e-5, "optimizer.new_learning_rate": 1e-4, "optimizer.weight_decay": 1e-4,
+    "optimizer.warmup_steps": 1000, "optimizer.decay": "none", "loop.batch_size": 256, "loop.ema_decay": 0.9999,
+    "watch.naming_steps": 8, "watch.naming_guidance_scale": 4, "watch.guidance_scale": 4,
+    "watch.num_inference_steps": 50,
+}  # fmt: skip
+SCRATCH = {"base.unet_weights": "random", "optimizer.learning_rate": 1e-4}
+GUIDANCE = {f"guidance-{g}": {"watch.naming_guidance_scale": g, "watch.guidance_scale": g} for g in (1, 3, 5, 6)}
+STEPS = {f"steps-{n}": {"watch.naming_steps": n, "watch.naming_guidance_scale": 1} for n in (1, 4, 8, 10, 20, 50)}
+ROWS = {  # what each recipe changes of the main one
+    "one-way": {"query_stream.fusion": "one_way"},
+    "scratch-discriminate": {**SCRATCH, "objective.task": "discriminate", "watch.prompts": []},
+    "scratch-generate": {**SCRATCH, "objective.task": "generate"},
+    "scratch-both": SCRATCH,
+    "text-trained": {"text.is_trained": True},
+    "one-rate": {"optimizer.new_learning_rate": 1e-5},
+    "gamma-1": {"query_stream.gamma": 1},
+    "gamma-0.1": {"query_stream.gamma": 0.1},
+    **GUIDANCE,
+    **STEPS,
+}
+HEADS = {  # the paper's numbers, which a recipe's head states
+    "": "27.4 25.9 33.6 9.8 2.3e-3 24.4 9.80 25.92 33.60", "scratch-discriminate": "11.31 15.82",
+    "scratch-generate": "43.47", "scratch-both": "41.05 12.96 19.72", "text-trained": "11.56 25.72 29.37",
+    "one-rate": "10.98 24.98 31.08", "gamma-1": "11.90 22.35 28.59 11.52 23.45 28.64",
+    "gamma-0.1": "11.62 22.97 29.08", **dict.fromkeys(GUIDANCE, "23.45 11.52"),
+    "steps-1": "14.85", "steps-4": "23.14", "steps-8": "23.15", "steps-10": "23.12", "steps-20": "23.13",
+    "steps-50": "23.13",
+}  # fmt: skip
+
+
+def flat(tree, prefix=""):
+    found = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def numbers_of(name):
+    return flat(load_recipe(Recipe, name).model_dump(mode="json"))
+
+
+def head_of(name, recipes_dir):
+    return "".join(line for line in (recipes_dir / f"{name}.yaml").open() if line.startswith("#"))
+
+
+@pytest.fixture(scope="module")
+def recipes_dir():
+    from importlib.resources import files
+
+    return files("palindiff.training") / "recipes"
+
+
+def test_the_main_recipe_has_the_paper_s_hyper_parameters():
+    numbers = numbers_of(MAIN)
+    assert {key: numbers[key] for key in PAPER} == PAPER
+    assert numbers["loop.num_steps"] == round(6 * 3_318_333 / 256), "six epochs of the pairs that CC3M lists"
+
+
+def test_every_row_has_a_recipe_and_every_recipe_a_row():
+    assert {name for name in recipe_names() if name.startswith(MAIN)} == {MAIN, *(f"{MAIN}-{row}" for row in ROWS)}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_s_recipe_changes_its_setting_alone(row):
+    main, here = numbers_of(MAIN), numbers_of(f"{MAIN}-{row}")
+    assert {key: here[key] for key in here if here[key] != main[key]} == {
+        key: value for key, value in ROWS[row].items() if value != main[key]
+    }
+
+
+@pytest.mark.parametrize("row", HEADS)
+def test_the_head_of_a_recipe_states_the_paper_s_numbers(row, recipes_dir):
+    head = head_of(f"{MAIN}-{row}" if row else MAIN, recipes_dir)
+    assert set(HEADS[row].split()) <= set(re.findall(r"\d+\.\d+(?:e-\d)?", head))
+    assert re.search(r"Table \d", head)
