@@ -36,14 +36,15 @@ def write_clip_tokenizer(folder, pad_token):
     return ids
 
 
-def write_clip(folder, end_id=None, pad_token="<|endoftext|>"):
+def write_clip(folder, end_id=None, pad_token="<|endoftext|>", **text_settings):
     """A whole CLIP; `end_id` 2 is what Stable Diffusion 2.x and older CLIP files say, with "!" for padding."""
     folder.mkdir()
     ids = write_clip_tokenizer(folder, pad_token)
     torch.manual_seed(0)
     sizes = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     text = {**sizes, "vocab_size": len(ids), "max_position_embeddings": POSITIONS, "projection_dim": 7,
-            "bos_token_id": ids["<|startoftext|>"], "eos_token_id": end_id or ids["<|endoftext|>"]}  # fmt: skip
+            "bos_token_id": ids["<|startoftext|>"], "eos_token_id": end_id or ids["<|endoftext|>"],
+            **text_settings}  # fmt: skip
     vision = {**sizes, "image_size": 16, "patch_size": 8, "projection_dim": QUERY_WIDTH}
     clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=QUERY_WIDTH)).eval()
     clip.save_pretrained(folder)
