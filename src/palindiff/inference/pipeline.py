@@ -1,22 +1,22 @@
 """The pipeline: stock Stable Diffusion for painting, and beside it naming and finding.
 
 Here: pictures and captions in, embeddings, scores and rankings out. Not here: painting, which is diffusers' `__call__`
-untouched, and the networks (`models/`).
+untouched, saving (`sharing.py`), and the networks (`models/`).
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, LOADABLE_CLASSES
 from PIL import Image
 from torch import Tensor
 
 from palindiff.data.pictures import Fit, PictureSource, fit_picture, read_picture, to_pixels, to_tensor
+from palindiff.inference.adapters import without_adapters
 from palindiff.inference.checkpoint_folder import (
     check_fit,
     check_index,
@@ -26,6 +26,7 @@ from palindiff.inference.checkpoint_folder import (
 )
 from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templates
+from palindiff.inference.model_card import read_card
 from palindiff.inference.naming_request import (
     check_batch_size,
     check_fit_name,
@@ -34,6 +35,7 @@ from palindiff.inference.naming_request import (
     check_walk,
     square_side,
 )
+from palindiff.inference.sharing import SharedPipeline
 from palindiff.models.captions import EncodedCaptions, encode_captions
 from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_stream import QueryStream
@@ -48,7 +50,7 @@ LOADABLE_CLASSES["palindiff"] = {"QueryStream": ["save_pretrained", "from_pretra
 ALL_IMPORTABLE_CLASSES.update(LOADABLE_CLASSES["palindiff"])
 
 
-class PalindiffPipeline(StableDiffusionPipeline):
+class PalindiffPipeline(SharedPipeline):
     """A Stable Diffusion pipeline whose U-Net also names pictures, through a query stream.
 
     `pipeline(prompt)` paints exactly as `StableDiffusionPipeline` does. The folder it saves is a Stable Diffusion
@@ -95,7 +97,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
         Raises: FileNotFoundError, OSError or ValueError if a part or one of its weights is missing or does not fit.
         """
         source = pretrained_model_name_or_path
-        folder = Path(source) if Path(source).is_dir() else Path(cls.download(source, **options))
+        folder = Path(source) if Path(source).is_dir() else Path(cls.download(str(source), **options))
         check_index(folder, options)
         options["use_safetensors"] = True
         if not options.keys() & {"text_encoder", "variant", "device_map", "quantization_config"}:
@@ -107,14 +109,11 @@ class PalindiffPipeline(StableDiffusionPipeline):
         if "device_map" not in options:
             check_whole(pipeline.components)
         pipeline.register_to_config(_name_or_path=str(source))
+        pipeline.model_card = read_card(folder)
         return pipeline
 
-    def to_json_string(self) -> str:
-        """Write the index under the stock pipeline's name, so that diffusers' generic loaders take the folder too."""
-        index = json.loads(super().to_json_string()) | {"_class_name": StableDiffusionPipeline.__name__}
-        return json.dumps(index, indent=2, sort_keys=True) + "\n"
-
     @torch.no_grad()
+    @without_adapters
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Embed captions as the text tower was trained to: what pictures' queries are compared with.
 
@@ -157,6 +156,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
         return torch.cat(found)
 
     @torch.no_grad()
+    @without_adapters
     def walk_query(
         self,
         pictures: Sequence[Picture] | Tensor | ImageReading,
@@ -204,6 +204,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
         )
 
     @torch.no_grad()
+    @without_adapters
     def read_image(self, pictures: Sequence[Picture], fit: Fit = "crop") -> ImageReading:
         """Read pictures once; the reading serves `encode_image` any number of times (`one_way` only)."""
         z = self.encode_latents(pictures, fit)
