@@ -1,11 +1,14 @@
 """adapters.py: a LoRA changes painting as in stock diffusers, and naming not at all."""
 
+import pickle
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
+from safetensors import SafetensorError
 
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.inference.sharing import export_stable_diffusion
@@ -33,6 +36,16 @@ def ours(root):
 @pytest.fixture
 def stock(root):
     return StableDiffusionPipeline.from_pretrained(root / "base")
+
+
+class CreatesFile:
+    """A pickle that creates a file when it is opened."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
 
 
 def named(pipeline):
@@ -192,6 +205,19 @@ def test_a_pipeline_with_a_lora_is_not_saved_into_a_folder_that_nothing_loads(ro
     ours.unload_lora_weights()
     ours.save_pretrained(tmp_path / "saved")
     assert torch.equal(painted(PalindiffPipeline.from_pretrained(tmp_path / "saved")), painted(ours))
+
+
+def test_a_lora_that_is_a_pickle_is_never_opened(ours, tmp_path):
+    pickled, marker = tmp_path / "pytorch_lora_weights.bin", tmp_path / "was opened"
+    pickled.write_bytes(pickle.dumps(CreatesFile(marker)))
+    for place, options in ((tmp_path, {}), (pickled, {}), (tmp_path, {"use_safetensors": False})):
+        with pytest.raises((OSError, SafetensorError)):
+            ours.load_lora_weights(place, **options)
+    with pytest.raises(
+        ValueError, match=r"`weight_name` is pytorch_lora_weights\.bin.* Expected a \.safetensors file"
+    ):
+        ours.load_lora_weights(tmp_path, weight_name=pickled.name)
+    assert not marker.exists()
 
 
 def test_a_lora_trained_on_ours_loads_in_stock_diffusers(ours, tmp_path):

@@ -40,8 +40,11 @@ def export(
         print_plan(settings, as_json=False)
         return
     with published_folder(output) as folder:
+        import torch
+
         from palindiff.inference.sharing import export_stable_diffusion
 
-        export_stable_diffusion(open_model(model, "cpu"), folder, variant, max_shard_size)
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(variant or "")
+        export_stable_diffusion(open_model(model, "cpu", dtype), folder, variant, max_shard_size)
     num_bytes = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     typer.echo(f"{output}: Stable Diffusion, {num_bytes / 1e6:,.1f} MB")

@@ -81,6 +81,21 @@ class SharedPipeline(StableDiffusionPipeline):
             return push_folder(Path(folder), repo_id, commit_message, private, token, create_pr, subfolder)
 
     @classmethod
+    def lora_state_dict(cls, pretrained_model_name_or_path_or_dict: Any, **options: Any) -> Any:
+        """Read a LoRA as diffusers does, but from safetensors alone: no pickle is opened.
+
+        Raises: ValueError if `weight_name` names another kind of file; OSError if there is none of this kind.
+        """
+        name = options.get("weight_name")
+        if name is not None and not name.endswith(".safetensors"):
+            raise ValueError(
+                f"`weight_name` is {name} in `load_lora_weights`. Expected a .safetensors file: pickles may run code "
+                "when opened and are never read. Ask for the LoRA as safetensors."
+            )
+        options["use_safetensors"] = True
+        return super().lora_state_dict(pretrained_model_name_or_path_or_dict, **options)
+
+    @classmethod
     def download(cls, pretrained_model_name: str, **options: Any) -> str:
         """Download what diffusers does and, where there is one, the model card."""
         folder = super().download(pretrained_model_name, **options)
