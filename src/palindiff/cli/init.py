@@ -1,14 +1,11 @@
 """`palindiff init`: a checkpoint to start from, out of Stable Diffusion and the CLIP of its text tower."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from palindiff.cli.told_option import DryRunOption, JsonOption, print_json, print_plan
-
-if TYPE_CHECKING:
-    from palindiff.inference.pipeline import PalindiffPipeline
 
 DEFAULT_RECIPE = "diffdis-cc3m-one-way"
 PARTS = ("unet", "vae", "text_encoder", "query_stream")
@@ -61,7 +58,6 @@ def init(
       palindiff init --from model.safetensors --text clip-vit-large-patch14 --recipe diffdis-cc3m --output start
       palindiff train --recipe diffdis-cc3m --set base.source=start --set data.path=cc3m
     """
-    from palindiff.data.publish import published_folder
     from palindiff.training.diffdis import Recipe
     from palindiff.training.recipe_file import load_recipe
 
@@ -70,10 +66,7 @@ def init(
     if dry_run:
         print_plan(told | {"query_stream": str(query_stream)}, as_json)
         return
-    with published_folder(output) as folder:
-        pipeline = _load(source, text, query_stream, seed, variant, config)
-        pipeline.save_pretrained(folder)
-    counts = {name: sum(weight.numel() for weight in getattr(pipeline, name).parameters()) for name in PARTS}
+    counts = _write(output, (source, text, query_stream), {"seed": seed, "variant": variant, "config": config})
     if as_json:
         print_json(told | {"parameters": counts})
         return
@@ -82,14 +75,17 @@ def init(
     typer.echo(f"written: {output}. It paints; train it before it names.")
 
 
-def _load(source, text, query_stream, seed, variant, config) -> "PalindiffPipeline":  # type: ignore[no-untyped-def]
+def _write(output: Path, arguments: tuple[Any, ...], options: dict[str, Any]) -> dict[str, int]:
+    """Load and write the checkpoint, whole or not at all, and count its parts' parameters."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    from palindiff.data.publish import published_folder
     from palindiff.inference.pipeline import PalindiffPipeline
 
-    return PalindiffPipeline.from_stable_diffusion(
-        source, text, query_stream, seed=seed, variant=variant, config=config
-    )
+    with published_folder(output) as folder:
+        pipeline = PalindiffPipeline.from_stable_diffusion(*arguments, **options)
+        pipeline.save_pretrained(folder)
+    return {name: sum(weight.numel() for weight in getattr(pipeline, name).parameters()) for name in PARTS}

@@ -14,8 +14,10 @@ from palindiff.cli.classify import classify
 from palindiff.cli.data import app as data
 from palindiff.cli.demo import demo
 from palindiff.cli.evaluate_codec import evaluate_codec
+from palindiff.cli.export import export
 from palindiff.cli.generate import generate
 from palindiff.cli.init import init
+from palindiff.cli.push import push
 from palindiff.cli.rank import rank
 from palindiff.cli.train import train
 from palindiff.cli.train_codec import train_codec
@@ -34,7 +36,7 @@ app.add_typer(data, name="data")
 app.command("train")(train)
 app.command("train-codec")(train_codec)
 app.command("evaluate-codec")(evaluate_codec)
-for verb in (init, generate, classify, rank, demo):
+for verb in (init, generate, classify, rank, demo, export, push):
     app.command(verb.__name__)(verb)
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    import torch
+
     from palindiff.inference.pipeline import PalindiffPipeline
 
 DEFAULT_MODEL = "emoji"
@@ -23,11 +25,12 @@ DeviceOption = Annotated[
 ]
 
 
-def open_model(name: str, device: str = "auto") -> "PalindiffPipeline":
-    """Load a model onto a device.
+def open_model(name: str, device: str = "auto", dtype: "torch.dtype | None" = None) -> "PalindiffPipeline":
+    """Load a model onto a device, in float32 or another type.
 
     Raises: FileNotFoundError if there is no such model; ValueError if there is no such device; what loading raises.
     """
+    import torch
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -37,10 +40,13 @@ def open_model(name: str, device: str = "auto") -> "PalindiffPipeline":
     from palindiff.inference.pipeline import PalindiffPipeline
     from palindiff.inference.shipped import load, shipped_models
 
+    dtype = dtype or torch.float32
     if name in shipped_models():
-        return load(name).to(place)
-    folder = Path(name) if Path(name).is_dir() else _download(name, shipped_models())
-    return PalindiffPipeline.from_pretrained(folder).to(place)
+        pipeline = load(name, dtype)
+    else:
+        folder = Path(name) if Path(name).is_dir() else _download(name, shipped_models())
+        pipeline = PalindiffPipeline.from_pretrained(folder, dtype=dtype)
+    return pipeline.to(place, silence_dtype_warnings=True)
 
 
 def _download(name: str, shipped: list[str]) -> Path:

@@ -14,10 +14,7 @@ def published_folder(output: Path) -> Iterator[Path]:
 
     Raises: FileExistsError if `output` exists and holds anything.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(
-            f"`{output}` exists and is not empty. Expected a new or empty folder. Remove it or name another."
-        )
+    check_is_free(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     folder.chmod(0o755)
@@ -27,6 +24,17 @@ def published_folder(output: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def check_is_free(output: Path) -> None:
+    """Refuse a place where something is already.
+
+    Raises: FileExistsError if `output` exists and holds anything.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(
+            f"`{output}` exists and is not empty. Expected a new or empty folder. Remove it or name another."
+        )
 
 
 @contextmanager

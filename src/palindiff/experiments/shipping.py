@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from palindiff.data.emoji import ATTRIBUTION
 from palindiff.data.publish import replaced_folder
+from palindiff.inference.sharing import forget_where_parts_lay
 from palindiff.models.query_stream import QueryStream
 from palindiff.training.journal import read_log
 
@@ -73,7 +74,7 @@ def ship(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
             AutoencoderKL.from_pretrained(source).half().save_pretrained(folder)
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
         shutil.copy(run / "recipe.yaml", folder / "recipe.yaml")
-        _forget_where_they_lay(folder)
+        forget_where_parts_lay(folder)
         num_bytes = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         if num_bytes > MAX_BYTES[name]:
             raise ValueError(
@@ -81,14 +82,6 @@ def ship(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
                 "Train a smaller model."
             )
     return target
-
-
-def _forget_where_they_lay(folder: Path) -> None:
-    """Take out of every config.json the path that its model was loaded from: it is this machine's alone."""
-    for path in folder.rglob("config.json"):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config.pop("_name_or_path", None)
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _log_of(source: Path, run: Path) -> list[dict[str, float]]:

@@ -1,21 +1,21 @@
 """The pipeline: stock Stable Diffusion for painting, and beside it naming and finding.
 
 Here: pictures and captions in, embeddings, scores and rankings out. Not here: painting, which is diffusers' `__call__`
-untouched, and the networks (`models/`).
+untouched, saving (`sharing.py`), and the networks (`models/`).
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, LOADABLE_CLASSES
 from torch import Tensor
 
 from palindiff.data.pictures import Fit, read_pixels
+from palindiff.inference.adapters import without_adapters
 from palindiff.inference.checkpoint_folder import (
     check_fit,
     check_index,
@@ -26,6 +26,7 @@ from palindiff.inference.checkpoint_folder import (
 from palindiff.inference.clip_face import ClipFace
 from palindiff.inference.defaults import CAPTIONS_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS, PICTURES_AT_ONCE
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templates
+from palindiff.inference.model_card import read_card
 from palindiff.inference.naming_request import (
     Picture,
     as_many,
@@ -36,7 +37,8 @@ from palindiff.inference.naming_request import (
     check_walk,
     square_side,
 )
-from palindiff.inference.stable_diffusion import stable_diffusion_parts
+from palindiff.inference.sharing import SharedPipeline
+from palindiff.inference.stable_diffusion import stable_diffusion_parts, start_card
 from palindiff.models.captions import EncodedCaptions, encode_captions
 from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
@@ -48,7 +50,7 @@ LOADABLE_CLASSES["palindiff"] = {"QueryStream": ["save_pretrained", "from_pretra
 ALL_IMPORTABLE_CLASSES.update(LOADABLE_CLASSES["palindiff"])
 
 
-class PalindiffPipeline(StableDiffusionPipeline):
+class PalindiffPipeline(SharedPipeline):
     """A Stable Diffusion pipeline whose U-Net also names pictures, through a query stream.
 
     `pipeline(prompt)` paints exactly as `StableDiffusionPipeline` does. The folder it saves is a Stable Diffusion
@@ -95,7 +97,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
         Raises: FileNotFoundError, OSError or ValueError if a part or one of its weights is missing or does not fit.
         """
         source = pretrained_model_name_or_path
-        folder = Path(source) if Path(source).is_dir() else Path(cls.download(source, **options))
+        folder = Path(source) if Path(source).is_dir() else Path(cls.download(str(source), **options))
         check_index(folder, options)
         options["use_safetensors"] = True
         if not options.keys() & {"text_encoder", "variant", "device_map", "quantization_config"}:
@@ -107,6 +109,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
         if "device_map" not in options:
             check_whole(pipeline.components)
         pipeline.register_to_config(_name_or_path=str(source))
+        pipeline.model_card = read_card(folder)
         return pipeline
 
     @classmethod
@@ -124,20 +127,16 @@ class PalindiffPipeline(StableDiffusionPipeline):
 
         Raises: FileNotFoundError or ValueError as `stable_diffusion_parts`.
         """
-        return cls(**stable_diffusion_parts(source, text, query_stream, **options))
-
-    def to_json_string(self) -> str:
-        """Write the index under stock names, so that diffusers' generic loaders take the folder too."""
-        index = json.loads(super().to_json_string()) | {"_class_name": StableDiffusionPipeline.__name__}
-        if index.get("feature_extractor") == ["transformers", "CLIPImageProcessorPil"]:  # its name without torchvision
-            index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
-        return json.dumps(index, indent=2, sort_keys=True) + "\n"
+        pipeline = cls(**stable_diffusion_parts(source, text, query_stream, **options))
+        pipeline.model_card = start_card(source, text)
+        return pipeline
 
     def as_clip(self, **options: Any) -> ClipFace:
         """Show what code written for CLIP expects; the options are those of `ClipFace`."""
         return ClipFace(self, **options)
 
     @torch.no_grad()
+    @without_adapters
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Embed captions as the text tower was trained to: what pictures' queries are compared with.
 
@@ -180,6 +179,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
         return torch.cat(found)
 
     @torch.no_grad()
+    @without_adapters
     def walk_query(
         self,
         pictures: Sequence[Picture] | Tensor | ImageReading,
@@ -227,6 +227,7 @@ class PalindiffPipeline(StableDiffusionPipeline):
         )
 
     @torch.no_grad()
+    @without_adapters
     def read_image(self, pictures: Sequence[Picture], fit: Fit = "crop") -> ImageReading:
         """Read pictures once; the reading serves `encode_image` any number of times (`one_way` only)."""
         z = self.encode_latents(pictures, fit)

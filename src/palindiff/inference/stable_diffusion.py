@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 
 from palindiff.inference.base_layout import PICKLE_ENDINGS, WEIGHT_FILES, check_layout, weights_variant
 from palindiff.inference.checkpoint_folder import check_whole
+from palindiff.inference.model_card import BaseWeights, CardFacts, License, card_text, public_name, read_base_license
 from palindiff.inference.single_file import load_single_file
 from palindiff.models.completed_tower import completed_tower
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
@@ -44,6 +45,23 @@ def stable_diffusion_parts(
         stream = new_stream(base, tower, query_stream)
     num_steps: int = base.scheduler.config.num_train_timesteps
     return base.components | {"query_stream": stream.eval(), "query_scheduler": text_chain_scheduler(num_steps)}
+
+
+def start_card(source: str | Path, text: str | Path) -> str:
+    """Write the card of a checkpoint that nothing was trained of yet."""
+    name, license_ = public_name(str(source)), base_license(source)
+    bases = (
+        BaseWeights(name=name, part="U-Net, VAE and text tower", license=license_),
+        BaseWeights(name=public_name(str(text)), part="Text projection", license=base_license(text)),
+    )
+    limits = ("The query stream is new: it names nothing before it is trained.",)
+    return card_text(CardFacts(name=name, bases=bases, license=license_, limits=limits))
+
+
+def base_license(source: str | Path) -> License | None:
+    """Read a base's licence from the card in or beside it; None if there is none, or what is named is not here."""
+    path = Path(source)
+    return read_base_license(path if path.is_dir() else path.parent) if path.exists() else None
 
 
 def new_stream(base: StableDiffusionPipeline, tower: TextTower, config: QueryStreamConfig) -> QueryStream:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, field_validator
 from palindiff.data.publish import replaced_folder
 from palindiff.data.sources import DataConfig, PictureSet, open_pictures
 from palindiff.inference.labels import check_labels
+from palindiff.inference.model_card import card_text
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.caption_encoder import CaptionEncoder
 from palindiff.models.captions import TextTower
@@ -35,6 +36,7 @@ from palindiff.training.footprint import training_bytes
 from palindiff.training.journal import Journal
 from palindiff.training.loop import Evaluator, LoopConfig, MachineConfig, OptimizerConfig, Run, check_shares, train
 from palindiff.training.models_of_recipe import TRAIN_STEPS, ModelRecipe, build_models, training_scheduler
+from palindiff.training.run_facts import run_facts
 
 
 class WatchConfig(BaseModel, frozen=True, extra="forbid"):
@@ -114,6 +116,7 @@ def train_recipe(
     state = train(run, accelerator)
     parts.objective.eval()
     if accelerator.is_main_process and (state.has_learned or not (output / "checkpoint").exists()):
+        parts.pipeline.model_card = card_text(run_facts(recipe, parts.pipeline, output.absolute().name))
         with replaced_folder(output / "checkpoint") as folder:
             parts.pipeline.save_pretrained(folder)
     accelerator.wait_for_everyone()

@@ -1,0 +1,50 @@
+"""`palindiff export`: write the stock Stable Diffusion folder of a model, without what palindiff adds."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from palindiff.cli.model_option import DEFAULT_MODEL, ModelOption, open_model
+from palindiff.cli.told_option import DryRunOption, print_plan
+from palindiff.data.publish import check_is_free, published_folder
+
+
+def export(
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="New or empty folder to write into.")],
+    model: ModelOption = DEFAULT_MODEL,
+    variant: Annotated[
+        Literal["fp16", "bf16"] | None,
+        typer.Option("--variant", help="Write weights of this type, named so; float32 if left out."),
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option("--max-shard-size", metavar="SIZE", help="Split larger weight files: 5GB, 200MB, ...")
+    ] = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Write a model's stock Stable Diffusion folder: it paints the same pictures, and names none.
+
+    The folder is written whole or not at all. Its model card, if the model has one, comes along.
+
+    \b
+    Examples:
+      palindiff export --model emoji --output emoji-painter
+      palindiff export --model runs/first/checkpoint --output painter --variant fp16 --max-shard-size 2GB
+    """
+    if max_shard_size is not None and not re.fullmatch(r"\d+ ?[KMGT]i?B", max_shard_size, re.IGNORECASE):
+        raise ValueError(f"--max-shard-size is {max_shard_size}. Expected a number and a unit, such as 5GB or 200MB.")
+    check_is_free(output)
+    if dry_run:
+        settings = {"model": model, "output": str(output), "variant": variant, "max_shard_size": max_shard_size}
+        print_plan(settings, as_json=False)
+        return
+    with published_folder(output) as folder:
+        import torch
+
+        from palindiff.inference.sharing import export_stable_diffusion
+
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(variant or "")
+        export_stable_diffusion(open_model(model, "cpu", dtype), folder, variant, max_shard_size)
+    num_bytes = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    typer.echo(f"{output}: Stable Diffusion, {num_bytes / 1e6:,.1f} MB")

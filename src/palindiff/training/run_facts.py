@@ -1,0 +1,52 @@
+"""What the card of a trained checkpoint can tell: what its recipe says, and the licences of what it began from."""
+
+from typing import TYPE_CHECKING
+
+import palindiff
+from palindiff.inference.model_card import BaseWeights, CardFacts, License, public_name
+from palindiff.inference.shipped import SHIPPED_CODEC, SHIPPED_LICENSE
+from palindiff.inference.stable_diffusion import base_license
+from palindiff.training.recipe_file import identity
+
+if TYPE_CHECKING:
+    from palindiff.inference.pipeline import PalindiffPipeline
+    from palindiff.training.diffdis import Recipe
+
+
+def run_facts(recipe: "Recipe", pipeline: "PalindiffPipeline", name: str) -> CardFacts:
+    """Gather the facts of a finished run; results are measured later, so there are none."""
+    parts = {"U-Net": pipeline.unet, "query stream": pipeline.query_stream}
+    return CardFacts(
+        name=name,
+        bases=_bases(recipe),
+        datasets=(public_name(recipe.data.path),),
+        parameters={part: sum(weight.numel() for weight in model.parameters()) for part, model in parts.items()},
+        training={
+            "task": recipe.objective.task,
+            "fusion": recipe.query_stream.fusion,
+            "γ": recipe.query_stream.gamma,
+            "pictures": f"{pipeline.unet.config.sample_size * pipeline.vae_scale_factor} px",
+            "steps": recipe.loop.num_steps,
+            "batch size": recipe.loop.batch_size,
+            "learning rates": f"{recipe.optimizer.learning_rate:g} (U-Net), {recipe.optimizer.new_learning_rate:g}",
+            "average of the weights": recipe.loop.ema_decay,
+            "seed": recipe.loop.seed,
+            "recipe": f"identity {identity(recipe)[:16]}, palindiff {palindiff.__version__}",
+        },
+    )
+
+
+def _bases(recipe: "Recipe") -> tuple[BaseWeights, ...]:
+    """What a run began from; a base's own text tower has no name of its own."""
+    text, base = recipe.text.source, recipe.base
+    parts = []
+    if base is not None:
+        parts.append(("U-Net and VAE" if base.unet_weights == "base" else "VAE", base.source))
+    if text is not None:
+        parts.append(("Text tower", text))
+    if recipe.codec is not None and recipe.codec != "shipped":
+        parts.append(("VAE", recipe.codec))
+    found = [BaseWeights(name=public_name(name), part=part, license=base_license(name)) for part, name in parts]
+    if recipe.codec == "shipped":
+        found.append(BaseWeights(name=SHIPPED_CODEC, part="VAE", license=License(license=SHIPPED_LICENSE)))
+    return tuple(found)
