@@ -11,39 +11,41 @@ DEFAULT_RECIPE = "diffdis-cc3m-one-way"
 PARTS = ("unet", "vae", "text_encoder", "query_stream")
 
 
+SourceOption = Annotated[
+    str,
+    typer.Option(
+        "--from", metavar="DIR|NAME|FILE", help="Stable Diffusion 1.x or 2.x: folder, Hub name or .safetensors file."
+    ),
+]
+TextOption = Annotated[
+    str,
+    typer.Option("--text", metavar="DIR|NAME", help="CLIP that its text tower was taken from: folder or Hub name."),
+]
+OutputOption = Annotated[Path, typer.Option("--output", metavar="DIR", help="New folder of the checkpoint.")]
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", metavar="NAME|FILE.yaml", help="Recipe whose query stream to draw, untrained.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value of it, such as query_stream.gamma=1."),
+]
+VariantOption = Annotated[
+    str | None, typer.Option("--variant", help="Weights to read, such as fp16.", show_default="the plain ones")
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="DIR", help="Folder that describes a .safetensors file of Stable Diffusion 2.x."),
+]
+
+
 def init(
-    source: Annotated[
-        str,
-        typer.Option(
-            "--from",
-            metavar="DIR|NAME|FILE",
-            help="Stable Diffusion 1.x or 2.x: folder, Hub name or .safetensors file.",
-        ),
-    ],
-    text: Annotated[
-        str,
-        typer.Option(
-            "--text", metavar="DIR|NAME", help="CLIP that its text tower was taken from: folder or Hub name."
-        ),
-    ],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="New folder of the checkpoint.")],
-    recipe: Annotated[
-        str,
-        typer.Option("--recipe", metavar="NAME|FILE.yaml", help="Recipe whose query stream to draw, untrained."),
-    ] = DEFAULT_RECIPE,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one value of it, such as query_stream.gamma=1."),
-    ] = None,
-    variant: Annotated[
-        str | None, typer.Option("--variant", help="Weights to read, such as fp16.", show_default="the plain ones")
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", metavar="DIR", help="Folder that describes a .safetensors file of Stable Diffusion 2.x."
-        ),
-    ] = None,
+    source: SourceOption,
+    text: TextOption,
+    output: OutputOption,
+    recipe: RecipeOption = DEFAULT_RECIPE,
+    overrides: SetOption = None,
+    variant: VariantOption = None,
+    config: ConfigOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the new weights.")] = 0,
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,

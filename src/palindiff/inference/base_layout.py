@@ -1,13 +1,15 @@
 """What a Stable Diffusion folder must be to start from, told from its small files before any weight is read.
 
-Here: refusing other kinds of models, each in a sentence, and finding which files hold a part's weights. Not here:
-loading (`stable_diffusion.py`).
+Here: refusing other kinds of models, each in a sentence, and which files hold a part's weights, whole by their heads.
+Not here: loading (`stable_diffusion.py`).
 """
 
 import json
 import re
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 INDEX_NAME = "model_index.json"
 BASE_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -21,7 +23,7 @@ TASKS = {9: "inpainting", 5: "depth to picture", 8: "instruct-pix2pix", 7: "upsc
 def is_palindiff(source: str | Path) -> bool:
     """Tell a palindiff checkpoint's folder from whatever else a name may mean."""
     path = Path(source) / INDEX_NAME
-    return path.is_file() and "query_stream" in _read_json(path, str(source))
+    return path.is_file() and "query_stream" in read_json(path, str(source))
 
 
 def check_layout(folder: Path, name: str) -> None:
@@ -29,7 +31,7 @@ def check_layout(folder: Path, name: str) -> None:
 
     Raises: FileNotFoundError if there is no index or a part's folder is missing; ValueError for another kind of model.
     """
-    index = _read_json(folder / INDEX_NAME, name)
+    index = read_json(folder / INDEX_NAME, name)
     kind = index.get("_class_name")
     if is_palindiff(folder):
         raise ValueError(
@@ -46,8 +48,24 @@ def check_layout(folder: Path, name: str) -> None:
             f"`{name}` is a `{kind}` without `{'` and `'.join(absent)}`. {WORKS} Name a folder that holds "
             f"{', '.join(BASE_PARTS)}."
         )
-    unet, vae, tower = (_read_json(folder / part / "config.json", name) for part in ("unet", "vae", "text_encoder"))
+    check_small_parts(folder, name)
+    unet, vae, tower = (read_json(folder / part / "config.json", name) for part in ("unet", "vae", "text_encoder"))
     check_configs(unet, vae, tower.get("hidden_size"), name)
+
+
+def check_small_parts(folder: Path, name: str) -> None:
+    """Refuse a scheduler or a tokenizer that is not there, which transformers would replace by an empty one.
+
+    Raises: FileNotFoundError; ValueError if a file is damaged.
+    """
+    read_json(folder / "scheduler" / "scheduler_config.json", name)
+    read_json(folder / "tokenizer" / "tokenizer_config.json", name)
+    held = {path.name for path in (folder / "tokenizer").iterdir()}
+    if not ({"tokenizer.json"} <= held or {"vocab.json", "merges.txt"} <= held):
+        raise FileNotFoundError(
+            f"`{name}` has no vocabulary in its tokenizer folder. Expected tokenizer.json, or vocab.json with "
+            "merges.txt. Copy the folder again."
+        )
 
 
 def check_configs(unet: dict[str, Any], vae: dict[str, Any], text_width: int | None, name: str) -> None:
@@ -60,6 +78,7 @@ def check_configs(unet: dict[str, Any], vae: dict[str, Any], text_width: int | N
         ("class_embed_type", "class embeddings, as upscalers and unCLIP have"),
         ("num_class_embeds", "class embeddings, as upscalers have"),
         ("encoder_hid_dim_type", "conditions beside the text"),
+        ("time_cond_proj_dim", "a guidance scale among its inputs, as latent consistency models have"),
     ):
         if unet.get(setting) is not None:
             raise ValueError(
@@ -84,7 +103,7 @@ def check_configs(unet: dict[str, Any], vae: dict[str, Any], text_width: int | N
 def weights_variant(folder: Path, part: str, variant: str | None) -> str | None:
     """Which weights of a part to read: those of the variant, else the plain ones, as diffusers does.
 
-    Raises: ValueError if it has neither as safetensors.
+    Raises: FileNotFoundError if a shard is missing; ValueError if it has neither as safetensors, or a file is damaged.
     """
     stem, place = WEIGHT_FILES[part], folder / part
     held = sorted(path.name for path in place.iterdir())
@@ -93,10 +112,10 @@ def weights_variant(folder: Path, part: str, variant: str | None) -> str | None:
         infix = f".{of_variant}" if of_variant else ""
         return f"{stem}{infix}.safetensors" in held or f"{stem}.safetensors.index{infix}.json" in held
 
-    if variant and has(variant):
-        return variant
-    if has(None):
-        return None
+    for chosen in (variant, None):
+        if has(chosen):
+            _check_files(place, stem, chosen)
+            return chosen
     if others := _variants_in(held, stem):
         raise ValueError(
             f"`{place}` holds its weights as variant {', '.join(others)} only. Expected {stem}.safetensors"
@@ -110,12 +129,37 @@ def weights_variant(folder: Path, part: str, variant: str | None) -> str | None:
     )
 
 
+def _check_files(place: Path, stem: str, variant: str | None) -> None:
+    """Open each file's head: Git LFS leaves a few lines where a file should be, a broken download half of it."""
+    infix = f".{variant}" if variant else ""
+    whole, index = place / f"{stem}{infix}.safetensors", place / f"{stem}.safetensors.index{infix}.json"
+    names = [whole.name] if whole.is_file() else sorted(set(read_json(index, str(place))["weight_map"].values()))
+    for name in names:
+        try:
+            with safe_open(place / name, framework="pt"):
+                pass
+        except FileNotFoundError as missing:
+            raise FileNotFoundError(
+                f"`{place}` has no {name}, which its {index.name} names. Expected every part of the weights. Copy the "
+                "folder again."
+            ) from missing
+        except (SafetensorError, OSError) as damage:
+            raise ValueError(
+                f"`{place / name}` cannot be read as safetensors ({damage}). Expected the weights themselves: a clone "
+                "without Git LFS holds pointers in their place, a broken download a part. Get the file again."
+            ) from damage
+
+
 def _variants_in(held: list[str], stem: str) -> list[str]:
     whole, index = re.compile(rf"{stem}\.(\w+)\.safetensors"), re.compile(rf"{stem}\.safetensors\.index\.(\w+)\.json")
     return sorted({match[1] for name in held if (match := whole.fullmatch(name) or index.fullmatch(name))})
 
 
-def _read_json(path: Path, name: str) -> dict[str, Any]:
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """Read a small file of the model that the caller calls `name`.
+
+    Raises: FileNotFoundError if it is not there; ValueError if it is no JSON object.
+    """
     if not path.is_file():
         what = path.name if path.name == INDEX_NAME else f"{path.parent.name}/{path.name}"
         raise FileNotFoundError(
@@ -123,7 +167,9 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
             ".safetensors file. Name one of these."
         )
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as broken:
         raise ValueError(f"`{path}` is no JSON ({broken}). Expected an undamaged file. Copy it again.") from broken
+    if not isinstance(found, dict):
+        raise ValueError(f"`{path}` holds a JSON {type(found).__name__}. Expected an object. Copy it again.")
     return found

@@ -13,16 +13,25 @@ from pathlib import Path
 from typing import Any, cast
 
 import diffusers
-import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from palindiff.inference.base_layout import START, TASKS, WORKS, check_configs
+from palindiff.inference.base_layout import (
+    INDEX_NAME,
+    START,
+    TASKS,
+    WORKS,
+    check_configs,
+    check_small_parts,
+    read_json,
+)
 from palindiff.inference.checkpoint_folder import check_whole
-from palindiff.models.completed_tower import completed_tower, differing_shapes, differing_tensors
+from palindiff.models.completed_tower import check_clip, completed_tower, differing_shapes, differing_tensors
 from palindiff.models.text_tower import TextTower
+from palindiff.models.whole_model import without_warnings
 
 UNET, TOWER_1, TOWER_2 = (
     "model.diffusion_model.",
@@ -69,33 +78,60 @@ def load_single_file(
 
     Raises: FileNotFoundError or ValueError, in a sentence, for all that cannot work.
     """
-    differences = differing_tensors(_read_tower(path), clip.text_encoder.state_dict())
-    if differences:
+    check_clip(clip, str(path))
+    held = _read_tower(path)
+    if differences := differing_tensors(held, clip.text_encoder.state_dict()):
         raise ValueError(
             f"The text tower in `{path}` is not that of `{clip.name}`: {differences[0]}. Expected the CLIP that it "
             "was taken from. Name that CLIP's folder; a tower that was trained further has none."
         )
     with _config_folder(path, config) as folder:
-        told = {"config": str(folder), "local_files_only": True, "torch_dtype": torch.float32, **options}
-        unet = UNet2DConditionModel.from_single_file(str(path), subfolder="unet", **told)
-        vae = AutoencoderKL.from_single_file(str(path), subfolder="vae", **told)
-        check_configs(dict(unet.config), dict(vae.config), clip.text_encoder.config.hidden_size, str(path))
-        scheduler, text_encoder = _scheduler_of(folder), _shortened_tower(folder, clip)
-        has_own = (folder / "tokenizer").is_dir()  # Stable Diffusion 2.x pads otherwise than its CLIP
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer") if has_own else clip.tokenizer
+        if config is not None:
+            check_small_parts(folder, str(config))
+        of_unet, of_vae = (read_json(folder / part / "config.json", str(config)) for part in ("unet", "vae"))
+        check_configs(of_unet, of_vae, clip.text_encoder.config.hidden_size, str(config or path))
+        scheduler = _scheduler_1() if config is None else _scheduler_of(folder)
+        text_encoder, tokenizer = cast("CLIPTextModel", clip.text_encoder), clip.tokenizer
+        if config is not None:
+            text_encoder = _shortened_tower(folder, clip)
+            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")  # 2.x pads otherwise than its CLIP
+        _check_held(held, text_encoder, path)
+        unet = _convert(UNet2DConditionModel, path, folder, "unet", options)
+        vae = _convert(AutoencoderKL, path, folder, "vae", options)
     tower = completed_tower(text_encoder, tokenizer, str(path), clip)
     text_encoder.to(unet.dtype)
-    parts = {
-        "vae": vae,
-        "text_encoder": text_encoder,
-        "tokenizer": tokenizer,
-        "unet": unet,
-        "scheduler": scheduler,
-    }
-    none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    base = StableDiffusionPipeline(**parts, **none)
+    parts = (vae, text_encoder, tokenizer, unet, scheduler)
+    base = StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False)  # the file holds no checker
     check_whole(base.components)
     return base, tower
+
+
+def _convert(model_class: Any, path: Path, folder: Path, part: str, options: Mapping[str, Any]) -> Any:
+    """Convert a part by diffusers' own converter, what it raises in one sentence.
+
+    It also takes what is missing for granted, and then fails on an empty weight.
+    """
+    try:
+        with without_warnings():
+            return model_class.from_single_file(
+                str(path), config=str(folder), subfolder=part, local_files_only=True, **options
+            )
+    except (SingleFileComponentError, NotImplementedError, ValueError, KeyError, IndexError) as error:
+        told = " ".join(str(error).split()).rstrip(".")
+        found = "are not all there" if isinstance(error, NotImplementedError) else f"do not fit ({told})"
+        raise ValueError(
+            f"The weights of `{part}` in `{path}` {found}. Expected every weight that the configs "
+            "of the same model ask for. Copy the file again, or name that model's configs with --config."
+        ) from error
+
+
+def _check_held(held: Mapping[str, Tensor], text_encoder: CLIPTextModel, path: Path) -> None:
+    """Refuse a file with a part of a tower: nobody could say that the rest was CLIP's."""
+    if missing := sorted(text_encoder.state_dict().keys() - held.keys()):
+        raise ValueError(
+            f"The text tower in `{path}` lacks {len(missing)} weights (`{missing[0]}` is the first). Expected a whole "
+            "tower, to compare with CLIP's. Copy the file again."
+        )
 
 
 def _read_tower(path: Path) -> dict[str, Tensor]:
@@ -127,17 +163,16 @@ def _from_open_clip(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor
             yield OPEN_CLIP[name], tensor
         elif match := re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)\.(weight|bias)", name):
             layer, part, kind = match.groups()
-            yield f"encoder.layers.{layer}.{OPEN_CLIP_LAYER[part]}.{kind}", tensor
+            yield f"encoder.layers.{layer}.{OPEN_CLIP_LAYER.get(part, part)}.{kind}", tensor
         elif match := re.fullmatch(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", name):
             for part, third in zip("qkv", tensor.chunk(3), strict=True):  # (3 d, ...) -> three times (d, ...)
                 yield f"encoder.layers.{match[1]}.self_attn.{part}_proj.{match[2]}", third
 
 
 def _shortened_tower(folder: Path, clip: TextTower) -> CLIPTextModel:
-    """CLIP's tower with as many layers as the config folder says; without one, all of them."""
+    """CLIP's tower with as many layers as the config folder says."""
     path = folder / "text_encoder" / "config.json"
-    if not path.is_file():
-        return cast("CLIPTextModel", clip.text_encoder)
+    read_json(path, str(folder))
     config = CLIPTextConfig.from_pretrained(path.parent)
     shortened = CLIPTextModel(config).eval()
     held, whole = shortened.state_dict(), clip.text_encoder.state_dict()
@@ -152,9 +187,10 @@ def _shortened_tower(folder: Path, clip: TextTower) -> CLIPTextModel:
 
 def _check_kind(path: Path, shapes: Mapping[str, list[int]], names: list[str]) -> None:
     if FIRST_CONV not in shapes or TEXT_KEYS not in shapes:
+        missing = TEXT_KEYS if FIRST_CONV in shapes else FIRST_CONV
         raise ValueError(
-            f"`{path}` holds no U-Net of Stable Diffusion's first layout (`{FIRST_CONV}` is missing). {WORKS} For a "
-            "model in diffusers' layout, name its folder."
+            f"`{path}` holds no U-Net of Stable Diffusion's first layout (`{missing}` is missing). {WORKS} For a "
+            "model in diffusers' layout, name its folder; a LoRA is no model of its own."
         )
     ch = shapes[FIRST_CONV][1]
     if ch != 4:
@@ -200,16 +236,16 @@ def _config_folder(path: Path, config: str | Path | None) -> Iterator[Path]:
 
 
 def _scheduler_of(folder: Path) -> Any:
-    """The config folder's scheduler, or the one of Stable Diffusion 1.x."""
-    if (folder / "model_index.json").is_file():
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        kind = index["scheduler"][1]
-        if not (isinstance(kind, str) and kind.endswith("Scheduler") and hasattr(diffusers, kind)):
-            raise ValueError(
-                f"`{folder}` names a scheduler `{kind}`. Expected one of diffusers' schedulers. Mend its "
-                "model_index.json."
-            )
-        return getattr(diffusers, kind).from_pretrained(folder, subfolder="scheduler")
+    _, kind = read_json(folder / INDEX_NAME, str(folder)).get("scheduler") or (None, None)
+    if not (isinstance(kind, str) and kind.endswith("Scheduler") and hasattr(diffusers, kind)):
+        raise ValueError(
+            f"`{folder}` names a scheduler `{kind}`. Expected one of diffusers' schedulers. Mend its model_index.json."
+        )
+    return getattr(diffusers, kind).from_pretrained(folder, subfolder="scheduler")
+
+
+def _scheduler_1() -> PNDMScheduler:
+    """Stable Diffusion 1.x's."""
     return PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
     )

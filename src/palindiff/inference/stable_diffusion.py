@@ -18,6 +18,7 @@ from palindiff.models.completed_tower import completed_tower
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_chain import text_chain_scheduler
 from palindiff.models.text_tower import TextTower, load_text_encoder, load_text_tower
+from palindiff.models.whole_model import without_warnings
 
 
 def stable_diffusion_parts(
@@ -33,7 +34,7 @@ def stable_diffusion_parts(
 
     `source` is a folder in diffusers' layout, a Hub name, or a single .safetensors file, which `config`, a folder in
     diffusers' layout without weights, may describe. `text` is the CLIP's folder or Hub name; what is compared with the
-    base's own tower. Further options go to `StableDiffusionPipeline.from_pretrained`.
+    base's own tower. Further options go to `StableDiffusionPipeline.from_pretrained`; without `dtype`, all is float32.
 
     Source: DiffDis §4.1, which starts from Stable Diffusion v1-1; decisions rows 15 and 22.
     Raises: FileNotFoundError or ValueError, in a sentence, for all that cannot work.
@@ -43,8 +44,14 @@ def stable_diffusion_parts(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         stream = new_stream(base, tower, query_stream)
+    with without_warnings():  # of a change of type, which nothing in the stream is exempt from
+        stream.to(base.unet.dtype)
     num_steps: int = base.scheduler.config.num_train_timesteps
-    return base.components | {"query_stream": stream.eval(), "query_scheduler": text_chain_scheduler(num_steps)}
+    return base.components | {
+        "query_stream": stream.eval(),
+        "query_scheduler": text_chain_scheduler(num_steps),
+        "requires_safety_checker": base.config.requires_safety_checker,
+    }
 
 
 def start_card(source: str | Path, text: str | Path) -> str:
@@ -78,27 +85,42 @@ def load_base(
 
     Raises: FileNotFoundError or ValueError, in a sentence, for all that cannot work.
     """
-    if Path(source).suffix in PICKLE_ENDINGS:
-        raise ValueError(
-            f"`{source}` is a pickle, which runs code when opened and is never read. Expected a .safetensors file or "
-            "a folder in diffusers' layout. Get the model in one of these forms."
-        )
-    if Path(source).suffix == ".safetensors":
+    if not options.keys() & {"dtype", "torch_dtype"}:
+        options["dtype"] = torch.float32  # or transformers' parts would take the type of their files
+    if not Path(source).is_dir() and Path(source).suffix in (*PICKLE_ENDINGS, ".safetensors"):
+        _check_file(Path(source), variant)
         return load_single_file(Path(source), clip, config, **options)
-    folder = find_base(source, variant)
+    folder = find_base(source, variant, **options)
     check_layout(folder, str(source))
+    if config is not None:
+        raise ValueError(
+            f"A config folder is given beside `{source}`, which has configs of its own. Expected one beside a "
+            ".safetensors file alone. Leave --config, or `config=`, out."
+        )
     own_variant = {name: weights_variant(folder, name, variant) for name in WEIGHT_FILES}
     text_encoder: Any = load_text_encoder(folder / "text_encoder", own_variant["text_encoder"])
-    base = StableDiffusionPipeline.from_pretrained(
-        folder, use_safetensors=True, variant=variant, text_encoder=text_encoder, **options
-    )
+    given = options | {"use_safetensors": True, "variant": variant, "text_encoder": text_encoder}
+    base = StableDiffusionPipeline.from_pretrained(folder, **given)
     check_whole(base.components)
     tower = completed_tower(text_encoder, base.tokenizer, str(source), clip)
     text_encoder.to(base.unet.dtype)
     return base, tower
 
 
-def find_base(source: str | Path, variant: str | None = None) -> Path:
+def _check_file(path: Path, variant: str | None) -> None:
+    if path.suffix in PICKLE_ENDINGS:
+        raise ValueError(
+            f"`{path}` is a pickle, which runs code when opened and is never read. Expected a .safetensors file or "
+            "a folder in diffusers' layout. Get the model in one of these forms."
+        )
+    if variant is not None:
+        raise ValueError(
+            f"The variant {variant} is asked of `{path}`, and one file holds its weights once. Expected a variant of "
+            "a folder alone. Leave --variant, or `variant=`, out."
+        )
+
+
+def find_base(source: str | Path, variant: str | None = None, **options: Any) -> Path:
     """Find a base's folder, downloading what a Hub name stands for.
 
     Raises: FileNotFoundError if it is no folder and the Hub and its cache give nothing.
@@ -106,10 +128,12 @@ def find_base(source: str | Path, variant: str | None = None) -> Path:
     if Path(source).is_dir():
         return Path(source)
     try:
-        return Path(StableDiffusionPipeline.download(str(source), variant=variant, use_safetensors=True))
+        given = options | {"variant": variant, "use_safetensors": True}
+        with without_warnings():
+            return Path(StableDiffusionPipeline.download(str(source), **given))
     except (OSError, ValueError) as missing:
         raise FileNotFoundError(
             f"No Stable Diffusion `{source}`: it is no folder, and neither the Hub nor its cache on this machine gave "
-            "it. Expected a folder in diffusers' layout, a .safetensors file, or a Hub name. Check the name and the "
-            "connection."
+            "it as safetensors. Expected a folder in diffusers' layout, a .safetensors file, or a Hub name. Check the "
+            "name, the connection, and --variant fp16 if it has no other weights."
         ) from missing

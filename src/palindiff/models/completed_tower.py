@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from palindiff.models.captions import check_tower
 from palindiff.models.text_tail import TAIL_SETTINGS, TextTail
 from palindiff.models.text_tower import CLIP_TEXT_TYPE, TextTower
 
@@ -26,7 +27,8 @@ def completed_tower(
     Source: decisions rows 15 and 22.
     Raises: ValueError that names the first difference, or what is no CLIP.
     """
-    _check_clip(text_encoder, name, clip)
+    check_clip(clip, name)
+    _check_tower(text_encoder, name, clip)
     assert isinstance(clip.text_encoder, CLIPTextModel), "a CLIP tower is loaded as transformers' CLIPTextModel"
     num_kept, num_whole = (tower.config.num_hidden_layers for tower in (text_encoder, clip.text_encoder))
     differences = _differing_settings(text_encoder, clip.text_encoder) or differing_tensors(
@@ -40,6 +42,7 @@ def completed_tower(
             "(openai/clip-vit-large-patch14 for Stable Diffusion 1.x, laion/CLIP-ViT-H-14-laion2B-s32B-b79K for 2.x); "
             "a tower that was trained further has none."
         )
+    check_tower(text_encoder, tokenizer, clip.pooling, clip.projection)
     tail = TextTail.of(clip.text_encoder, num_kept) if num_whole > num_kept else None
     return TextTower(text_encoder.requires_grad_(False), tokenizer, "clip", clip.projection, name, tail)
 
@@ -65,12 +68,11 @@ def differing_shapes(of_base: Mapping[str, Tensor], of_clip: Mapping[str, Tensor
     return found
 
 
-def _check_clip(text_encoder: PreTrainedModel, name: str, clip: TextTower) -> None:
-    if text_encoder.config.model_type != CLIP_TEXT_TYPE:
-        raise ValueError(
-            f"The text tower of `{name}` is a `{text_encoder.config.model_type}`. Expected CLIP's, as in Stable "
-            "Diffusion 1.x and 2.x. Start from one of these."
-        )
+def check_clip(clip: TextTower, name: str) -> None:
+    """Refuse what is no CLIP with its text projection to complete the tower of `name` from.
+
+    Raises: ValueError.
+    """
     if clip.pooling != "clip":
         raise ValueError(
             f"`{clip.name}` is a sentence encoder. Expected the CLIP that the text tower of `{name}` was taken from. "
@@ -80,6 +82,14 @@ def _check_clip(text_encoder: PreTrainedModel, name: str, clip: TextTower) -> No
         raise ValueError(
             f"`{clip.name}` has no text projection, which makes captions' embeddings and which no Stable Diffusion "
             "folder has. Expected a whole CLIP or a `CLIPTextModelWithProjection`. Name the CLIP's own folder."
+        )
+
+
+def _check_tower(text_encoder: PreTrainedModel, name: str, clip: TextTower) -> None:
+    if text_encoder.config.model_type != CLIP_TEXT_TYPE:
+        raise ValueError(
+            f"The text tower of `{name}` is a `{text_encoder.config.model_type}`. Expected CLIP's, as in Stable "
+            "Diffusion 1.x and 2.x. Start from one of these."
         )
     width, own_width = text_encoder.config.hidden_size, clip.text_encoder.config.hidden_size
     if width != own_width:

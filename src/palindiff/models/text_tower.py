@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     MODEL_MAPPING,
@@ -199,8 +200,8 @@ def _load_clip(folder: Path, variant: str | None = None) -> tuple[PreTrainedMode
         config = config.text_config
         config.projection_dim = width
     model, missing = _load(CLIPTextModelWithProjection, folder, config, _BESIDE_CLIP, variant=variant)
-    if missing - {"text_projection.weight"}:
-        raise _incomplete(folder, missing)
+    if of_tower := missing - {"text_projection.weight"}:
+        raise _incomplete(folder, of_tower)
     projection = None if missing else model.text_projection.weight.detach()
     return model.text_model, projection
 
@@ -224,7 +225,7 @@ def _load(
     model_class: Any, folder: Path, config: PreTrainedConfig, beside: tuple[str, ...], **options: bool | str | None
 ) -> tuple[Any, set[str]]:
     """Load weights and return which are missing; refuse weights the class has no place for, except those `beside`."""
-    with _without_load_report():
+    with _without_load_report(folder):
         model, report = model_class.from_pretrained(
             folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
@@ -245,12 +246,17 @@ def _incomplete(folder: Path, missing: set[str]) -> ValueError:
 
 
 @contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Silence transformers' table of missing and unexpected weights: the loader judges them itself."""
+def _without_load_report(folder: Path) -> Iterator[None]:
+    """Silence transformers' table of missing weights, which the loader judges, and say where a file is damaged."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
     try:
         yield
+    except SafetensorError as damage:
+        raise ValueError(
+            f"The weights in `{folder}` cannot be read ({damage}). Expected safetensors, where a clone without Git "
+            "LFS leaves a pointer. Get the files again."
+        ) from damage
     finally:
         transformers_logging.set_verbosity(verbosity)
 

@@ -34,7 +34,7 @@ class WholeModel(ModelMixin, ConfigMixin):
         source = Path(pretrained_model_name_or_path, options.get("subfolder") or "")  # what messages call it
         strict = {"use_safetensors": True, "use_flashpack": False}  # no pickle, whatever a pipeline passes on
         telling = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told here, in one sentence
-        with _without_warnings():
+        with without_warnings():
             try:
                 model, info = super().from_pretrained(pretrained_model_name_or_path, **options | strict | telling)
             except OSError as error:
@@ -100,8 +100,8 @@ def _unreadable(folder: Path, error: OSError) -> str:
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Silence diffusers while it loads: what it would warn of is raised here."""
+def without_warnings() -> Iterator[None]:
+    """Silence diffusers while it loads, where what it would warn of is raised."""
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity(logging.CRITICAL)
     try:
