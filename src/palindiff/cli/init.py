@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from palindiff.cli.told_option import DryRunOption, JsonOption, print_json, print_plan
+from palindiff.data.publish import check_is_free, published_folder
 
 DEFAULT_RECIPE = "diffdis-cc3m-one-way"
 PARTS = ("unet", "vae", "text_encoder", "query_stream")
@@ -63,6 +64,7 @@ def init(
     from palindiff.training.diffdis import Recipe
     from palindiff.training.recipe_file import load_recipe
 
+    check_is_free(output)
     query_stream = load_recipe(Recipe, recipe, overrides or []).query_stream
     told = {"from": source, "text": text, "output": str(output), "seed": seed}
     if dry_run:
@@ -84,7 +86,6 @@ def _write(output: Path, arguments: tuple[Any, ...], options: dict[str, Any]) ->
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    from palindiff.data.publish import published_folder
     from palindiff.inference.pipeline import PalindiffPipeline
 
     with published_folder(output) as folder:

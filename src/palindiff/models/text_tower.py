@@ -339,8 +339,7 @@ def _read_json(path: Path, default: Any = None) -> Any:
 
 def _config_identity(text_encoder: PreTrainedModel) -> dict[str, object]:
     """The config without what saving and reloading changes."""
-    config = text_encoder.config.to_dict()
-    return {str(key): value for key, value in config.items() if key not in _NOT_IDENTITY}
+    return {str(key): value for key, value in text_encoder.config.to_dict().items() if key not in _NOT_IDENTITY}
 
 
 def _tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[object]:

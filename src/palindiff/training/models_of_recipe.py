@@ -186,7 +186,9 @@ def _from_base(recipe: ModelRecipe, base: BaseConfig) -> tuple[PalindiffPipeline
         stream = new_stream(stock, tower, recipe.query_stream)
         num_steps = stock.scheduler.config.num_train_timesteps
         query_scheduler = text_chain_scheduler(num_steps)
-        pipeline = PalindiffPipeline(**stock.components, query_stream=stream, query_scheduler=query_scheduler)
+        parts = {"query_stream": stream, "query_scheduler": query_scheduler}
+        is_filtered = stock.config.requires_safety_checker
+        pipeline = PalindiffPipeline(**stock.components, **parts, requires_safety_checker=is_filtered)
     if recipe.text.max_length is not None:
         raise ValueError(
             f"`text.max_length` is {recipe.text.max_length} beside `base`. Expected none: painting reads as many "
