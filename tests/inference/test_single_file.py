@@ -249,6 +249,22 @@ def test_a_variant_of_a_file_is_refused(made, clips):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"sample_size": 99}, "loaded with `sample_size`"),
+        ({"safety_checker": "one", "requires_safety_checker": True}, "`safety_checker` and `requires_safety_checker`"),
+        ({"dtype": {"unet": HALF}}, "loaded with the type {'unet': torch.float16}"),
+    ],
+)
+def test_options_that_a_file_cannot_serve_are_refused(made, clips, options, told):
+    """Diffusers' converter would take some for settings of the network, and leave others without a word."""
+    call = {"source": made / "sd1.safetensors", "clip": clips["sd1"], "config": made / "sd1"}
+    refused(ValueError, told, "Expected one torch type as `dtype`", **call, **options)
+    none = {"safety_checker": None, "requires_safety_checker": False, "torch_dtype": HALF}
+    assert load_base(**call, **none)[0].dtype == HALF
+
+
 # ---- configs
 
 

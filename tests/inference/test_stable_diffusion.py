@@ -198,3 +198,8 @@ def test_a_hub_name_is_asked_for_with_what_the_caller_says(monkeypatch, stable_d
         "token": "t",
         "use_safetensors": True,
     }
+
+
+def test_an_older_name_of_the_type_works(stable_diffusion):
+    ours = init(stable_diffusion / "sd1", 1, torch_dtype=torch.bfloat16)
+    assert set(dtypes_of(ours).values()) == {torch.bfloat16}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import diffusers
+import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
@@ -70,7 +71,7 @@ CONFIGS_1 = {
 
 
 def load_single_file(
-    path: Path, clip: TextTower, config: str | Path | None = None, **options: Any
+    path: Path, clip: TextTower, config: str | Path | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[StableDiffusionPipeline, TextTower]:
     """Load a base from one file; its text tower is CLIP's own, once both are seen to be one.
 
@@ -96,8 +97,8 @@ def load_single_file(
             text_encoder = _shortened_tower(folder, clip)
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")  # 2.x pads otherwise than its CLIP
         _check_held(held, text_encoder, path)
-        unet = _convert(UNet2DConditionModel, path, folder, "unet", options)
-        vae = _convert(AutoencoderKL, path, folder, "vae", options)
+        unet = _convert(UNet2DConditionModel, path, folder, "unet", dtype)
+        vae = _convert(AutoencoderKL, path, folder, "vae", dtype)
     tower = completed_tower(text_encoder, tokenizer, str(path), clip)
     text_encoder.to(unet.dtype)
     parts = (vae, text_encoder, tokenizer, unet, scheduler)
@@ -106,7 +107,7 @@ def load_single_file(
     return base, tower
 
 
-def _convert(model_class: Any, path: Path, folder: Path, part: str, options: Mapping[str, Any]) -> Any:
+def _convert(model_class: Any, path: Path, folder: Path, part: str, dtype: torch.dtype) -> Any:
     """Convert a part by diffusers' own converter, what it raises in one sentence.
 
     It also takes what is missing for granted, and then fails on an empty weight.
@@ -114,7 +115,7 @@ def _convert(model_class: Any, path: Path, folder: Path, part: str, options: Map
     try:
         with without_warnings():
             return model_class.from_single_file(
-                str(path), config=str(folder), subfolder=part, local_files_only=True, **options
+                str(path), config=str(folder), subfolder=part, local_files_only=True, dtype=dtype
             )
     except (SingleFileComponentError, NotImplementedError, ValueError, KeyError, IndexError) as error:
         told = " ".join(str(error).split()).rstrip(".")

@@ -4,6 +4,7 @@ Here: loading and putting the parts together. Not here: what a base must be (`ba
 (`single_file.py`), telling whether two towers are one (`models/completed_tower.py`).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_chain import text_chain_scheduler
 from palindiff.models.text_tower import TextTower, load_text_encoder, load_text_tower
 from palindiff.models.whole_model import without_warnings
+
+NO_CHECKER = {"safety_checker": None, "requires_safety_checker": False}  # what may be said of a file: it holds none
 
 
 def stable_diffusion_parts(
@@ -85,11 +88,11 @@ def load_base(
 
     Raises: FileNotFoundError or ValueError, in a sentence, for all that cannot work.
     """
-    if not options.keys() & {"dtype", "torch_dtype"}:
-        options["dtype"] = torch.float32  # or transformers' parts would take the type of their files
+    dtype = options.pop("dtype", None) or options.pop("torch_dtype", None)
+    options["dtype"] = dtype or torch.float32  # without one, transformers' parts would take the type of their files
     if not Path(source).is_dir() and Path(source).suffix in (*PICKLE_ENDINGS, ".safetensors"):
-        _check_file(Path(source), variant)
-        return load_single_file(Path(source), clip, config, **options)
+        _check_file(Path(source), variant, options)
+        return load_single_file(Path(source), clip, config, options["dtype"])
     folder = find_base(source, variant, **options)
     check_layout(folder, str(source))
     if config is not None:
@@ -107,7 +110,7 @@ def load_base(
     return base, tower
 
 
-def _check_file(path: Path, variant: str | None) -> None:
+def _check_file(path: Path, variant: str | None, options: Mapping[str, Any]) -> None:
     if path.suffix in PICKLE_ENDINGS:
         raise ValueError(
             f"`{path}` is a pickle, which runs code when opened and is never read. Expected a .safetensors file or "
@@ -117,6 +120,14 @@ def _check_file(path: Path, variant: str | None) -> None:
         raise ValueError(
             f"The variant {variant} is asked of `{path}`, and one file holds its weights once. Expected a variant of "
             "a folder alone. Leave --variant, or `variant=`, out."
+        )
+    known = NO_CHECKER | {"dtype": options["dtype"]}
+    unknown = [name for name, value in options.items() if name not in known or value != known[name]]
+    if unknown or not isinstance(options["dtype"], torch.dtype):
+        told = f"`{'` and `'.join(unknown)}`" if unknown else f"the type {options['dtype']!r}"
+        raise ValueError(
+            f"`{path}` was to be loaded with {told}. Expected one torch type as `dtype`, and no option besides: a "
+            "file holds U-Net, autoencoder and text tower alone. Leave it out, and change the pipeline that you get."
         )
 
 
