@@ -37,6 +37,7 @@ from palindiff.training.features import (
 from palindiff.training.footprint import training_bytes
 from palindiff.training.journal import Journal
 from palindiff.training.loop import Evaluator, LoopConfig, MachineConfig, OptimizerConfig, Run, check_shares, train
+from palindiff.training.placement import check_placement
 
 TRAIN_STEPS = 1000  # of both chains, as in Stable Diffusion
 
@@ -195,6 +196,7 @@ def train_recipe(
     """
     accelerator = make_accelerator(recipe.machine)
     check_shares(recipe.loop, accelerator.num_processes)
+    check_placement(recipe.optimizer, recipe.machine, accelerator)
     parts = prepare(recipe, output, accelerator, tell or (lambda what, done, total: None))
     optimizer = recipe.optimizer
     run = Run(
