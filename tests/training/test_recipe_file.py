@@ -259,7 +259,7 @@ def test_every_preset_fits_every_recipe_of_both_tasks(preset):
 def test_a_larger_card_saves_less():
     presets = [load_recipe(Recipe, "emoji", preset=f"{size}gb") for size in (12, 24, 40, 80)]
     assert preset_names() == ["12gb", "24gb", "40gb", "80gb"]
-    assert [recipe.loop.accumulation for recipe in presets] == [32, 4, 2, 1]
+    assert [recipe.loop.accumulation for recipe in presets] == [64, 4, 2, 1]
     assert [recipe.machine.ema_device for recipe in presets] == ["cpu", "cpu", "same", "same"]
     assert [recipe.optimizer.kind for recipe in presets] == ["adamw_8bit", "adamw", "adamw", "adamw"]
 
