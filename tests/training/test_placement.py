@@ -2,6 +2,8 @@
 
 import importlib.resources
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.training.journal import read_log
 from palindiff.training.loop import MachineConfig, OptimizerConfig, train
 from palindiff.training.placement import check_launch, is_sharded
+from palindiff.training.recipe_file import dump_recipe
 from palindiff.training.state import saved_states
 from toy_recipe import toy_recipe, train_toy_recipe
 from toy_run import cpu_accelerator, make_run, one_thread, train_toy
@@ -210,6 +213,24 @@ def test_evaluators_see_the_whole_average_as_plain_tensors(both):
 
 # --- how a launch asks for it
 
+SHIPPED = importlib.resources.files("palindiff.training") / "launch" / "fsdp.yaml"
+
+
+@pytest.mark.slow
+def test_accelerate_launch_with_the_shipped_configuration_shares_out_the_same(both, toy_parts, tmp_path):
+    """The real command, which knows of FSDP by the configuration alone; the port is any free one."""
+    recipe = recipe_of("one_way", toy_parts, "none")
+    (tmp_path / "toy.yaml").write_text(dump_recipe(recipe, "toy"))
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(SHIPPED)]
+    command = [*launcher, "--main_process_port", "0", "-m", "palindiff.cli.main", "train"]
+    options = ["--recipe", str(tmp_path / "toy.yaml"), "--output", str(tmp_path / "run")]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    newest = [saved_states(folder / "state")[-1] for folder in (both[1] / "one_way", tmp_path / "run")]
+    for file in FILES:
+        there, here = ((folder / f"{file}.safetensors").read_bytes() for folder in newest)
+        assert there == here
+
 
 def test_accelerate_s_own_configuration_asks_for_shares(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
@@ -234,8 +255,7 @@ def test_what_accelerate_asks_and_cannot_have_is_refused(monkeypatch, variable, 
 
 
 def test_the_shipped_configuration_is_not_refused(monkeypatch):
-    path = importlib.resources.files("palindiff.training") / "launch" / "fsdp.yaml"
-    config = load_config_from_file(str(path))
+    config = load_config_from_file(str(SHIPPED))
     assert config.distributed_type == "FSDP"
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     for key in ("fsdp_version", "fsdp_offload_params", "fsdp_cpu_ram_efficient_loading"):

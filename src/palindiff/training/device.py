@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs
 
 from palindiff.training.loop import MachineConfig
 from palindiff.training.placement import check_launch
@@ -24,5 +24,4 @@ def make_accelerator(machine: MachineConfig) -> Accelerator:
     precision = "no" if machine.precision == "fp32" else machine.precision
     has_accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
-    casting = AutocastKwargs(cache_enabled=not machine.gradient_checkpointing)  # kept casts are half the weights again
-    return Accelerator(mixed_precision=precision, cpu=not has_accelerator, kwargs_handlers=[patience, casting])
+    return Accelerator(mixed_precision=precision, cpu=not has_accelerator, kwargs_handlers=[patience])

@@ -201,9 +201,9 @@ def backward_step(run: Run, objective: nn.Module, accelerator: Accelerator, step
 def evaluate(run: Run, state: TrainState, accelerator: Accelerator) -> None:
     """Run every evaluator on the EMA weights, on the main process alone, and write down what they say."""
     if run.evaluators:
-        started = time.perf_counter()
-        with state.ema_weights(), torch.no_grad():  # on every process: an average that is shared out takes all of them
-            if accelerator.is_main_process:
+        started, is_main = time.perf_counter(), accelerator.is_main_process
+        with state.ema_weights(is_seen=is_main), torch.no_grad():  # on every process: shares are gathered by all
+            if is_main:
                 numbers = {name: value for each in run.evaluators for name, value in each(state.step).items()}
                 run.journal.evaluation(state.step, numbers, time.perf_counter() - started)
     accelerator.wait_for_everyone()

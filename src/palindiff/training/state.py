@@ -60,13 +60,20 @@ class TrainState:
         self.ema.follow(self._trained.values(), self.step)
 
     @contextmanager
-    def ema_weights(self) -> Iterator[None]:
-        """Show the average instead of the weights for a while, on this process's device."""
+    def ema_weights(self, is_seen: bool = True) -> Iterator[None]:
+        """Show the average instead of the weights for a while, on this process's device.
+
+        is_seen: whether anyone looks on this process; where not, it only takes part in gathering shares.
+        """
+        if not is_seen:
+            self._show_average(is_seen)
+            yield
+            return
         is_lent, device = self.shown is self.module, next(self.shown.parameters()).device
         if is_lent:
             self.ema.store(self._trained.values())
-        self.use_ema_weights()
         was_training = self.shown.training
+        self.use_ema_weights()
         self.shown.eval()
         try:
             yield
@@ -76,12 +83,17 @@ class TrainState:
                 self.ema.restore(self._trained.values())
 
     def use_ema_weights(self) -> None:
-        """Put the whole average into the shown module for good."""
+        """Put the whole average into the shown module, for good, and that on the device."""
         self.shown.to(next(self.module.parameters()).device)
+        self._show_average(is_seen=True)
+
+    @torch.no_grad()
+    def _show_average(self, is_seen: bool) -> None:
         shown = trained_weights(self.shown)
-        with torch.no_grad():
-            for (name, weight), share in zip(self._trained.items(), self.ema.shadow_params, strict=True):
-                shown[name].copy_(join_shares(share, weight))
+        for (name, weight), share in zip(self._trained.items(), self.ema.shadow_params, strict=True):
+            average = join_shares(share, weight)
+            if is_seen:
+                shown[name].copy_(average)
 
     def save(self, accelerator: Accelerator) -> None:
         """Write the state whole or not at all, then drop old ones; a failure leaves the last good state in place.
