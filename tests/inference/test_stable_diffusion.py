@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
 from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.inference.sharing import SharedPipeline
 from palindiff.inference.stable_diffusion import find_base
 from palindiff.models.query_stream import QueryStreamConfig
 from stock_painting import differing, dtypes_of, models_of, stock_painting
@@ -189,7 +190,7 @@ def test_a_hub_name_is_asked_for_with_what_the_caller_says(monkeypatch, stable_d
         asked.update(options, name=name)
         return str(stable_diffusion / "sd1")
 
-    monkeypatch.setattr(StableDiffusionPipeline, "download", download)
+    monkeypatch.setattr(SharedPipeline, "download", download)
     assert find_base("someone/painter", "fp16", revision="r", token="t") == stable_diffusion / "sd1"
     assert asked == {
         "name": "someone/painter",
