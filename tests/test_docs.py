@@ -68,7 +68,7 @@ def test_every_link_leads_somewhere(page, link):
 
 
 @pytest.mark.parametrize(
-    ("page", "setting"), sorted((page, each) for page in TEXTS for each in settings(page)), ids=str
+    ("page", "setting"), sorted(((page, each) for page in TEXTS for each in settings(page)), key=str), ids=str
 )
 def test_every_recipe_key_that_a_page_names_exists_and_takes_its_value(page, setting):
     section, key, value = setting

@@ -18,18 +18,18 @@ TOY_CODEC = CodecConfig(widths=(8, 8), latent_channels=2, norm_groups=4, image_s
 OPTIMIZER = OptimizerConfig(new_learning_rate=1e-2, warmup_steps=2, decay="cosine", decay_steps=2)
 
 
-def make_run(run_dir, **loop):
+def make_run(run_dir, codec=TOY_CODEC, optimizer=OPTIMIZER, machine=MachineConfig(), **loop):  # noqa: B008  (frozen)
     """Build a run from the same random weights and 10 random pictures each time."""
     torch.manual_seed(0)
-    vae = build_codec(TOY_CODEC)
+    vae = build_codec(codec)
     pictures = torch.randint(0, 256, (10, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     return Run(
         objective=CodecObjective(vae, CodecObjectiveConfig()),
-        parameter_groups=[{"params": list(vae.parameters()), "lr": OPTIMIZER.new_learning_rate}],
+        parameter_groups=[{"params": list(vae.parameters()), "lr": optimizer.new_learning_rate}],
         training_set=PicturesInMemory(pictures),
         loop=LoopConfig(**{"num_steps": 4, "batch_size": 4, "log_every": 1, "ema_decay": 0.9, "save_every": 2} | loop),
-        optimizer=OPTIMIZER,
-        machine=MachineConfig(),
+        optimizer=optimizer,
+        machine=machine,
         journal=Journal(run_dir, use_tensorboard=False, show_progress=False),
         state_dir=str(run_dir / "state"),
     )
@@ -52,9 +52,9 @@ def one_thread():
         torch.set_num_threads(num_threads)
 
 
-def train_toy(run_dir, **loop):
+def train_toy(run_dir, **settings):
     """Train a toy run until its last step, going on from what `run_dir` holds."""
-    run = make_run(run_dir, **loop)
+    run = make_run(run_dir, **settings)
     return run, train(run, cpu_accelerator())
 
 

@@ -5,6 +5,7 @@ import yaml
 from diffusers import StableDiffusionPipeline
 
 from palindiff.training.journal import read_log
+from palindiff.training.loop import MachineConfig
 from palindiff.training.state import saved_states
 from toy_run import write_pictures
 from toy_towers import write_towers
@@ -40,6 +41,21 @@ def test_a_dry_run_tells_the_recipe_its_size_and_writes_nothing(palindiff, recip
     assert "MB for weights, gradients, Adam and EMA" in out
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_preset_is_laid_over_the_recipe_and_told(palindiff, recipe):
+    options = ("train", "--recipe", recipe, "--set", "loop.batch_size=64", "--preset")
+    code, out, err = palindiff(*options, "24gb", "--set", "machine.precision=fp32", "--dry-run")
+    assert code == 0, err
+    assert "--preset 24gb" in out.splitlines()[0]
+    resolved = yaml.safe_load(out.split("\n\n")[0])
+    assert (
+        resolved["machine"] | {"cache_dir": None}
+        == MachineConfig(gradient_checkpointing=True, ema_device="cpu").model_dump()
+    )
+    code, _, err = palindiff(*options, "23gb", "--dry-run")
+    assert code == 2
+    assert "No preset is called `23gb`. The nearest is `24gb`." in err
 
 
 def test_training_writes_a_stable_diffusion_folder_and_goes_on(palindiff, recipe, tmp_path):

@@ -35,15 +35,16 @@ def weights(run):
     return list(run.objective.parameters())
 
 
-def test_two_steps_saved_and_loaded_and_two_more_equal_four(tmp_path):
-    whole, _ = train_toy(tmp_path / "whole")
-    part = make_run(tmp_path / "parts")
+@pytest.mark.parametrize("ema_every", [1, 3])  # 3: the average moves after the state was saved, and not before
+def test_two_steps_saved_and_loaded_and_two_more_equal_four(tmp_path, ema_every):
+    whole, _ = train_toy(tmp_path / "whole", ema_every=ema_every)
+    part = make_run(tmp_path / "parts", ema_every=ema_every)
     part.evaluators = [stop_at(3)]  # step 2 is saved, step 3 is lost
     part.loop = part.loop.model_copy(update={"evaluate_every": 1})
     with pytest.raises(InterruptedError):
         train(part, cpu_accelerator())
     assert [state.name for state in saved_states(tmp_path / "parts" / "state")] == ["step-00000002"]
-    resumed, state = train_toy(tmp_path / "parts")
+    resumed, state = train_toy(tmp_path / "parts", ema_every=ema_every)
     assert state.step == 4
     assert newest_state(tmp_path / "whole") == newest_state(tmp_path / "parts")
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
@@ -60,19 +61,20 @@ def stop_at(last_step):
     return evaluator
 
 
-def train_slowly(run_dir):
+def train_slowly(run_dir, ema_every):
     """Forty steps, slow enough to be killed among them."""
-    run = make_run(run_dir, num_steps=40, save_every=3, evaluate_every=1)
+    run = make_run(run_dir, num_steps=40, save_every=3, evaluate_every=1, ema_every=ema_every)
     run.evaluators = [lambda step: time.sleep(0.01) or {}]
     train(run, cpu_accelerator())
 
 
-def test_a_killed_run_ends_as_if_never_killed(tmp_path):
+@pytest.mark.parametrize("ema_every", [1, 4])
+def test_a_killed_run_ends_as_if_never_killed(tmp_path, ema_every):
     """SIGKILL at a random moment, twice, and the same call again each time."""
     fork = multiprocessing.get_context("fork")
     moment = random.Random()  # another moment in every run of this test
     for last in (moment.randint(1, 15), moment.randint(16, 30)):
-        child = fork.Process(target=train_slowly, args=(tmp_path / "killed",))
+        child = fork.Process(target=train_slowly, args=(tmp_path / "killed", ema_every))
         child.start()
         log = tmp_path / "killed" / "log.jsonl"
         while child.is_alive() and max((line["step"] for line in read_log(log)), default=0) < last:
@@ -80,8 +82,8 @@ def test_a_killed_run_ends_as_if_never_killed(tmp_path):
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         assert child.exitcode == -signal.SIGKILL
-    train_slowly(tmp_path / "killed")
-    train_slowly(tmp_path / "whole")
+    train_slowly(tmp_path / "killed", ema_every)
+    train_slowly(tmp_path / "whole", ema_every)
     assert newest_state(tmp_path / "killed") == newest_state(tmp_path / "whole")
     assert [path.name for path in sorted((tmp_path / "killed" / "state").iterdir())] == [
         "step-00000039",

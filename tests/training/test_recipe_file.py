@@ -9,7 +9,14 @@ from pydantic import BaseModel, Field, model_validator
 from palindiff.training.codec import CodecRecipe
 from palindiff.training.diffdis import Recipe
 from palindiff.training.loop import LoopConfig, MachineConfig, OptimizerConfig
-from palindiff.training.recipe_file import claim_output, dump_recipe, identity, load_recipe, recipe_names
+from palindiff.training.recipe_file import (
+    claim_output,
+    dump_recipe,
+    identity,
+    load_recipe,
+    preset_names,
+    recipe_names,
+)
 
 
 class Inner(BaseModel, frozen=True, extra="forbid"):
@@ -230,6 +237,48 @@ def test_an_empty_file_misses_what_is_required(write):
 
 def test_yaml_cannot_build_python_objects(write):
     assert "is no valid YAML" in problems_of(write("name: !!python/object/apply:os.getcwd []"))
+
+
+# --- presets
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_fits_every_recipe_of_both_tasks(preset):
+    for name in recipe_names():
+        if not name.startswith("codec-"):
+            recipe = load_recipe(Recipe, name, preset=preset)
+            assert recipe.machine.precision == "bf16"
+            assert recipe.machine.gradient_checkpointing
+            assert recipe.model_copy(update={"loop": None, "machine": None, "optimizer": None}) == load_recipe(
+                Recipe, name
+            ).model_copy(
+                update={"loop": None, "machine": None, "optimizer": None}
+            )  # what is learned stays the recipe's
+
+
+def test_a_larger_card_saves_less():
+    presets = [load_recipe(Recipe, "emoji", preset=f"{size}gb") for size in (12, 24, 40, 80)]
+    assert preset_names() == ["12gb", "24gb", "40gb", "80gb"]
+    parts = [256 // recipe.loop.accumulation if recipe.loop.batch_size > 8 else 8 for recipe in presets]
+    assert parts == [8, 32, 128, 256]  # rows that go through at once, of the paper's batch of 256
+    assert [recipe.machine.ema_device for recipe in presets] == ["cpu", "cpu", "same", "same"]
+    assert [recipe.optimizer.kind for recipe in presets] == ["adamw_8bit", "adamw", "adamw", "adamw"]
+
+
+def test_a_preset_lies_over_the_recipe_and_below_overrides(write):
+    recipe = write("extends: emoji\nloop: {accumulation: 16}\nmachine: {precision: fp32, num_threads: 3}\n")
+    laid = load_recipe(Recipe, recipe, ["machine.ema_device=same"], preset="24gb")
+    assert (laid.loop.accumulation, laid.machine.precision) == (8, "bf16")
+    assert (laid.machine.num_threads, laid.machine.ema_device) == (3, "same")
+
+
+def test_an_unknown_preset_is_told_with_the_nearest():
+    with pytest.raises(
+        ValueError, match=r"No preset is called `24GB`\. The nearest is `24gb`\. Expected one of 12gb, 24gb"
+    ):
+        load_recipe(Recipe, "emoji", preset="24GB")
+    with pytest.raises(ValueError, match=r"No preset is called `\.\./recipes/emoji`"):
+        load_recipe(Recipe, "emoji", preset="../recipes/emoji")
 
 
 # --- writing and identity

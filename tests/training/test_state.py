@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from palindiff.training.average import Average
+from palindiff.training.placement import trained_weights
 from palindiff.training.state import TrainState, saved_states
 from toy_run import cpu_accelerator
 
@@ -20,13 +22,17 @@ def make_state(state_dir, width=3, num_steps=0, seed=0):
     with torch.no_grad():
         for weight in module.parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator))
-    state = TrainState(module, torch.optim.AdamW(module.parameters(), fused=True), 0.9, str(state_dir))
+    state = state_of(module, torch.optim.AdamW(module.parameters(), fused=True), state_dir)
     for _ in range(num_steps):
         for weight in module.parameters():
             weight.grad = torch.randn(weight.shape, generator=generator)
         state.optimizer.step()
         state.advance()
     return state
+
+
+def state_of(module, optimizer, state_dir):
+    return TrainState(module, optimizer, Average(trained_weights(module).values(), 0.9), str(state_dir))
 
 
 def all_tensors(state):
@@ -67,7 +73,7 @@ def test_resuming_nothing_changes_nothing(tmp_path):
 
 def test_only_trained_weights_are_kept(tmp_path):
     module = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2))
-    state = TrainState(module, torch.optim.AdamW(module[1].parameters()), 0.9, str(tmp_path))
+    state = state_of(module, torch.optim.AdamW(module[1].parameters()), tmp_path)
     state.save(cpu_accelerator())
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "step-00000000").iterdir()}
     assert sorted(sizes) == ["ema.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"]
@@ -161,7 +167,7 @@ def test_a_state_of_other_shapes_is_refused(tmp_path):
 def test_a_state_of_other_names_is_refused(tmp_path):
     make_state(tmp_path).save(cpu_accelerator())
     module = nn.Sequential(nn.Linear(3, 2))
-    other = TrainState(module, torch.optim.AdamW(module.parameters()), 0.9, str(tmp_path))
+    other = state_of(module, torch.optim.AdamW(module.parameters()), tmp_path)
     with pytest.raises(ValueError, match="differ in 4 trained tensors"):
         other.resume()
 

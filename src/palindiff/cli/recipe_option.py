@@ -20,6 +20,15 @@ SetOption = Annotated[
         "--set", metavar="KEY=VALUE", help="Change one value of the recipe, such as loop.num_steps=100. Repeatable."
     ),
 ]
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        help="What a card must have on to hold the full-size model: 12gb, 24gb, 40gb or 80gb. Lies below --set.",
+        show_default="none",
+    ),
+]
 SeedOption = Annotated[
     int | None, typer.Option("--seed", help="Short for --set loop.seed=N.", show_default="the recipe's, usually 0")
 ]
@@ -46,6 +55,7 @@ class RecipeOptions:
     seed: int | None
     output: Path | None
     dry_run: bool
+    preset: str | None = None
 
 
 def run_recipe(
@@ -59,8 +69,9 @@ def run_recipe(
 
     seed = [] if options.seed is None else [f"loop.seed={options.seed}"]
     overrides = [*options.overrides, *seed]
-    recipe = load_recipe(model, options.recipe, overrides)
-    told = " ".join([options.recipe, *(f"--set {override}" for override in overrides)])
+    recipe = load_recipe(model, options.recipe, overrides, options.preset)
+    preset = [] if options.preset is None else [f"--preset {options.preset}"]
+    told = " ".join([options.recipe, *preset, *(f"--set {override}" for override in overrides)])
     if options.dry_run:
         typer.echo(dump_recipe(recipe, told))
         _print_size(describe(recipe))

@@ -6,6 +6,7 @@ from pathlib import Path
 from palindiff.cli.recipe_option import (
     DryRunOption,
     OutputOption,
+    PresetOption,
     RecipeOption,
     RecipeOptions,
     SeedOption,
@@ -16,6 +17,7 @@ from palindiff.cli.recipe_option import (
 
 def train(
     recipe: RecipeOption,
+    preset: PresetOption = None,
     overrides: SetOption = None,
     seed: SeedOption = None,
     output: OutputOption = None,
@@ -31,7 +33,9 @@ def train(
       palindiff train --recipe NAME --dry-run
       palindiff train --recipe NAME --output runs/first
       palindiff train --recipe FILE.yaml --set loop.num_steps=2000 --seed 1
+      palindiff train --recipe NAME --preset 24gb
       torchrun --nproc_per_node 2 -m palindiff.cli.main train --recipe NAME
+      torchrun --nproc_per_node 2 -m palindiff.cli.main train --recipe NAME --set machine.sharding=fsdp
     """
     from palindiff.experiments.watching import watchers
     from palindiff.training.diffdis import Recipe, train_recipe
@@ -45,7 +49,8 @@ def train(
         train_recipe(chosen, folder, watchers, tell=_tell)
         return read_log(folder / "log.jsonl")[-1]
 
-    run_recipe(RecipeOptions(recipe, overrides or [], seed, output, dry_run), Recipe, describe, train_and_report)
+    options = RecipeOptions(recipe, overrides or [], seed, output, dry_run, preset)
+    run_recipe(options, Recipe, describe, train_and_report)
 
 
 def _tell(what: str, done: int, total: int) -> None:

@@ -129,7 +129,7 @@ def seconds_per_step(recipe: Recipe, run: Path) -> float:
     parts = prepare(recipe, run, accelerator, lambda *_: None)
     objective = accelerator.prepare(parts.objective.to(accelerator.device).train())
     timed = Run(
-        objective=objective, parameter_groups=[], training_set=parts.training_set, loop=recipe.loop,
+        objective=parts.objective, parameter_groups=[], training_set=parts.training_set, loop=recipe.loop,
         optimizer=recipe.optimizer, machine=recipe.machine, journal=Journal(run), state_dir=str(run),
     )  # fmt: skip
     taken = []

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,31 @@ CAPTION = "a picture of number {}"
 PAINTING_STEPS = 2
 GIB = 2**30
 
+FULL_SIZES: dict[str, dict[str, Any]] = {
+    "clip": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+             "projection_dim": 768},
+    "unet": {},
+    "vae": {},
+}  # fmt: skip
+TOY_SIZES: dict[str, dict[str, Any]] = {
+    "clip": {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "projection_dim": 32},
+    "unet": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1, "cross_attention_dim": 32},
+    "vae": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
+}  # fmt: skip
+TOY_RECIPE = ("query_stream.num_head_layers=1", "query_stream.head_width=64")
 
-def write_layouts(work: Path) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class Trial:
+    """Where everything is written, what is changed of the recipe, and whether the shapes are small ones."""
+
+    work: Path  # for some 20 GB of weights and states; not removed
+    overrides: Sequence[str] = ()
+    is_toy: bool = False  # shows that every stage runs, in seconds
+
+
+def write_layouts(trial: Trial) -> dict[str, Any]:
     """Write both folders with the libraries' own `save_pretrained`, and a few captioned pictures."""
     import torch
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -36,13 +60,13 @@ def write_layouts(work: Path) -> dict[str, Any]:
     from palindiff.inference.single_file import CONFIGS_1
 
     torch.manual_seed(0)
-    config = CLIPTextConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768,
-        hidden_act="quick_gelu", bos_token_id=49406, eos_token_id=49407,
-    )  # fmt: skip
+    work, sizes = trial.work, TOY_SIZES if trial.is_toy else FULL_SIZES
+    config = CLIPTextConfig(hidden_act="quick_gelu", bos_token_id=49406, eos_token_id=49407, **sizes["clip"])
     clip, tokenizer = CLIPTextModelWithProjection(config), write_tokenizer(work / "clip")
     clip.save_pretrained(work / "clip")
-    settings = {part: {k: v for k, v in given.items() if k[0] != "_"} for part, given in CONFIGS_1.items()}
+    settings = {
+        part: {k: v for k, v in given.items() if k[0] != "_"} | sizes[part] for part, given in CONFIGS_1.items()
+    }
     StableDiffusionPipeline(
         vae=AutoencoderKL(**settings["vae"]),
         text_encoder=clip.text_model,
@@ -81,13 +105,14 @@ def write_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def init(work: Path) -> dict[str, Any]:
+def init(trial: Trial) -> dict[str, Any]:
     """`palindiff init` with the paper's query stream; counts what is new, by place."""
     from palindiff.inference.pipeline import PalindiffPipeline
     from palindiff.training.diffdis import Recipe
     from palindiff.training.recipe_file import load_recipe
 
-    query_stream = load_recipe(Recipe, RECIPE).query_stream
+    work = trial.work
+    query_stream = load_recipe(Recipe, RECIPE, _changes(trial)).query_stream
     pipeline = PalindiffPipeline.from_stable_diffusion(work / "stable-diffusion", work / "clip", query_stream)
     pipeline.save_pretrained(work / "start")
     new = Counter[str]()
@@ -105,36 +130,37 @@ def place_of(name: str) -> str:
     )
 
 
-def train(work: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def train(trial: Trial) -> dict[str, Any]:
     """`palindiff train`: features, one step of both tasks, the state saved, the checkpoint written."""
     from palindiff.training.diffdis import Recipe, train_recipe
     from palindiff.training.journal import read_log
     from palindiff.training.recipe_file import load_recipe
 
+    work = trial.work
     own = [
         f"base.source={work / 'start'}", f"data.path={work / 'data'}", f"machine.cache_dir={work / 'cache'}",
         f"loop.batch_size={BATCH_SIZE}", "loop.num_steps=1", "loop.log_every=1", "machine.num_workers=0",
     ]  # fmt: skip
-    recipe = load_recipe(Recipe, RECIPE, [*own, *overrides])
+    recipe = load_recipe(Recipe, RECIPE, [*own, *_changes(trial)])
     train_recipe(recipe, work / "run", lambda parts: [], show_progress=False)
     return {"step_s": read_log(work / "run" / "log.jsonl")[-1]["elapsed_s"]}
 
 
-def name(work: Path, fusion: str) -> dict[str, Any]:
+def name(trial: Trial, fusion: str) -> dict[str, Any]:
     """Load the trained checkpoint and name one picture."""
-    pipeline, loading_s = load(work, fusion)
-    picture = work / "data" / "validation" / "0.png"
+    pipeline, loading_s = load(trial.work, fusion)
+    picture = trial.work / "data" / "validation" / "0.png"
     began = time.perf_counter()
     scores = pipeline.rank([picture], [CAPTION.format(number) for number in range(NUM_PICTURES)])
     assert scores.isfinite().all(), "a trained checkpoint names with finite numbers"
     return {"loading_s": loading_s, "own_s": time.perf_counter() - began}
 
 
-def paint(work: Path) -> dict[str, Any]:
+def paint(trial: Trial) -> dict[str, Any]:
     """Load the trained checkpoint and paint one picture."""
     import torch
 
-    pipeline, loading_s = load(work, "joint")
+    pipeline, loading_s = load(trial.work, "joint")
     pipeline.set_progress_bar_config(disable=True)
     began = time.perf_counter()
     generator = torch.Generator().manual_seed(0)
@@ -158,35 +184,38 @@ def load(work: Path, fusion: str) -> tuple[Any, float]:
     return pipeline, loading_s
 
 
-STAGES: dict[str, Callable[[Path, Sequence[str]], dict[str, Any]]] = {
-    "write the layouts": lambda work, overrides: write_layouts(work),
-    "init": lambda work, overrides: init(work),
+STAGES: dict[str, Callable[[Trial], dict[str, Any]]] = {
+    "write the layouts": write_layouts,
+    "init": init,
     "train one step": train,
-    "name one picture, joint": lambda work, overrides: name(work, "joint"),
-    "name one picture, one_way": lambda work, overrides: name(work, "one_way"),
-    "paint one picture": lambda work, overrides: paint(work),
+    "name one picture, joint": lambda trial: name(trial, "joint"),
+    "name one picture, one_way": lambda trial: name(trial, "one_way"),
+    "paint one picture": paint,
 }
 
 
-def run_stage(stage: str, work: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Run a stage in this process: what it says, its seconds without imports of this module, its peak of memory."""
+def run_stage(stage: str, trial: Trial) -> dict[str, Any]:
+    """Run a stage in this process: what it says, its seconds, and the process's peak of memory."""
     began = time.perf_counter()
-    said = STAGES[stage](work, overrides)
+    said = STAGES[stage](trial)
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB  # kibibytes on Linux
     return {"stage": stage, "seconds": time.perf_counter() - began, "peak_gib": peak_gib} | said
 
 
-def measure(work: Path, overrides: Sequence[str]) -> list[Row]:
+def _changes(trial: Trial) -> list[str]:
+    return [*(TOY_RECIPE if trial.is_toy else ()), *trial.overrides]
+
+
+def measure(trial: Trial) -> list[Row]:
     """Run every stage in a process of its own.
 
     Returns: rows of a stage (seconds, peak_gib) and rows of parameters (place, parameters).
     """
     rows: list[Row] = []
     for stage in STAGES:
-        arguments = [sys.executable, "-m", "palindiff.experiments.full_size", str(work), "--stage", stage]
-        done = subprocess.run(
-            [*arguments, *(f"--set={each}" for each in overrides)], stdout=subprocess.PIPE, text=True, check=True
-        )
+        arguments = [sys.executable, "-m", "palindiff.experiments.full_size", str(trial.work), "--stage", stage]
+        arguments += [*(f"--set={each}" for each in trial.overrides), *(["--toy"] if trial.is_toy else [])]
+        done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True)
         said = json.loads(done.stdout.splitlines()[-1])
         parameters = said.pop("parameters", {})
         rows.append({"kind": "stage"} | {key: round(v, 2) if isinstance(v, float) else v for key, v in said.items()})
@@ -198,18 +227,20 @@ def measure(work: Path, overrides: Sequence[str]) -> list[Row]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure all stages and write the results, or run one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path, help="folder for some 40 GB of weights and states; not removed")
+    parser.add_argument("work", type=Path, help="folder for some 20 GB of weights and states; not removed")
     parser.add_argument("--results", type=Path, help="file to write; none writes none")
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="change the recipe")
     parser.add_argument("--stage", choices=STAGES, help="run this one here, and print what it says as JSON")
+    parser.add_argument("--toy", action="store_true", help="small shapes: shows that every stage runs")
     args = parser.parse_args(arguments)
+    trial = Trial(args.work, args.overrides, args.toy)
     if args.stage:
-        print(json.dumps(run_stage(args.stage, args.work, args.overrides)))
+        print(json.dumps(run_stage(args.stage, trial)))
         return
     began = time.perf_counter()
-    rows = measure(args.work, args.overrides)
+    rows = measure(trial)
     if args.results:
-        settings = {"recipe": RECIPE, "batch_size": BATCH_SIZE, "overrides": list(args.overrides)}
+        settings = {"recipe": RECIPE, "batch_size": BATCH_SIZE, "overrides": list(args.overrides), "toy": args.toy}
         command = " ".join(["python -m palindiff.experiments.full_size WORK", *(f"--set {o}" for o in args.overrides)])
         write_results(args.results, rows, command, settings, 0, time.perf_counter() - began)
 

@@ -9,10 +9,21 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
+from huggingface_hub import try_to_load_from_cache
 
 from palindiff.inference.base_layout import PICKLE_ENDINGS, WEIGHT_FILES, check_layout, weights_variant
 from palindiff.inference.checkpoint_folder import check_whole
-from palindiff.inference.model_card import BaseWeights, CardFacts, License, card_text, public_name, read_base_license
+from palindiff.inference.model_card import (
+    CARD_NAME,
+    BaseWeights,
+    CardFacts,
+    License,
+    card_text,
+    is_hub_name,
+    public_name,
+    read_base_license,
+)
+from palindiff.inference.sharing import SharedPipeline
 from palindiff.inference.single_file import load_single_file
 from palindiff.models.completed_tower import completed_tower
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
@@ -59,9 +70,12 @@ def start_card(source: str | Path, text: str | Path) -> str:
 
 
 def base_license(source: str | Path) -> License | None:
-    """Read a base's licence from the card in or beside it; None if there is none, or what is named is not here."""
+    """Read a base's licence from the card in or beside it, or in the Hub's cache; None if nothing there tells it."""
     path = Path(source)
-    return read_base_license(path if path.is_dir() else path.parent) if path.exists() else None
+    if path.exists():
+        return read_base_license(path if path.is_dir() else path.parent)
+    cached = try_to_load_from_cache(str(source), CARD_NAME) if is_hub_name(str(source)) else None
+    return read_base_license(Path(cached).parent) if isinstance(cached, str) else None
 
 
 def new_stream(base: StableDiffusionPipeline, tower: TextTower, config: QueryStreamConfig) -> QueryStream:
@@ -106,7 +120,7 @@ def find_base(source: str | Path, variant: str | None = None) -> Path:
     if Path(source).is_dir():
         return Path(source)
     try:
-        return Path(StableDiffusionPipeline.download(str(source), variant=variant, use_safetensors=True))
+        return Path(SharedPipeline.download(str(source), variant=variant, use_safetensors=True))
     except (OSError, ValueError) as missing:
         raise FileNotFoundError(
             f"No Stable Diffusion `{source}`: it is no folder, and neither the Hub nor its cache on this machine gave "

@@ -140,7 +140,8 @@ def _end_behind(tail: TextTail, hidden: Tensor, ids: Tensor, text_encoder: PreTr
 
     Padding stands behind the end token, which therefore never sees it.
     """
-    hidden = cast("CLIPTextModel", text_encoder).final_layer_norm(tail(hidden))
+    behind = tail(hidden.to(next(tail.parameters()).dtype)).to(hidden.dtype)  # the query stream's type may be another
+    hidden = cast("CLIPTextModel", text_encoder).final_layer_norm(behind)
     places = _end_places(ids, text_encoder).to(hidden.device)
     return hidden[torch.arange(len(hidden), device=hidden.device), places]  # (b, l, d_c) -> (b, d_c)
 

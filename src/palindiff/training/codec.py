@@ -17,6 +17,7 @@ from palindiff.objectives.codec import CodecObjective, CodecObjectiveConfig, psn
 from palindiff.training.device import make_accelerator
 from palindiff.training.journal import Journal
 from palindiff.training.loop import LoopConfig, MachineConfig, OptimizerConfig, Run, check_shares, train
+from palindiff.training.placement import check_placement
 
 EVALUATION_BATCH = 64
 MAX_SHIFT_PX = 4
@@ -88,6 +89,7 @@ def train_codec(recipe: CodecRecipe, output: Path, show_progress: bool = True) -
     size_px = recipe.codec.image_size_px
     accelerator = make_accelerator(recipe.machine)
     check_shares(recipe.loop, accelerator.num_processes)
+    check_placement(recipe.optimizer, recipe.machine, accelerator)
     torch.manual_seed(recipe.loop.seed)
     vae = build_codec(recipe.codec)
     rows = open_pictures(recipe.data)

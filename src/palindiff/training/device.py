@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from palindiff.training.loop import MachineConfig
+from palindiff.training.placement import check_launch
 
 PATIENCE = timedelta(days=2)  # that the others wait while one process computes features or evaluates
 
@@ -14,8 +15,10 @@ PATIENCE = timedelta(days=2)  # that the others wait while one process computes 
 def make_accelerator(machine: MachineConfig) -> Accelerator:
     """Choose the device and join the other processes of a launch; set the threads of a CPU.
 
+    Raises: ValueError if accelerate's own configuration asks for what palindiff cannot keep.
     Without an accelerator accelerate must be told so: otherwise each process of a `torchrun` on CPUs trains alone.
     """
+    check_launch()
     if machine.num_threads:
         torch.set_num_threads(machine.num_threads)
     precision = "no" if machine.precision == "fp32" else machine.precision

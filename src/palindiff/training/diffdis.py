@@ -36,6 +36,7 @@ from palindiff.training.journal import Journal
 from palindiff.training.loop import Evaluator, LoopConfig, MachineConfig, OptimizerConfig, Run, check_shares, train
 from palindiff.training.models_of_recipe import TRAIN_STEPS, ModelRecipe, build_models, training_scheduler
 from palindiff.training.picture_store import PictureStore
+from palindiff.training.placement import check_placement
 from palindiff.training.run_facts import run_facts
 
 
@@ -99,6 +100,7 @@ def train_recipe(
     """
     accelerator = make_accelerator(recipe.machine)
     check_shares(recipe.loop, accelerator.num_processes)
+    check_placement(recipe.optimizer, recipe.machine, accelerator)
     parts = prepare(recipe, output, accelerator, tell or (lambda what, done, total: None))
     optimizer = recipe.optimizer
     run = Run(

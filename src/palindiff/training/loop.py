@@ -7,9 +7,8 @@ Here: the order of those nine and nothing of what is trained. Not here: losses (
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from accelerate import Accelerator
@@ -17,14 +16,17 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from palindiff.training.attention import attention_backend
+from palindiff.training.average import Average, Place
 from palindiff.training.journal import Journal
 from palindiff.training.order import random_generator, rows_of_step
+from palindiff.training.placement import Placed, gradients_wait, place, trained_weights, whole
 from palindiff.training.state import TrainState
 
 
 class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
     """AdamW with two learning rates, warm-up, and an optional decay to zero at the end."""
 
+    kind: Literal["adamw", "adamw_8bit"] = "adamw"  # "adamw_8bit": moments in a quarter of the memory; extra `memory`
     learning_rate: float = Field(1e-5, gt=0)  # of weights that start from a trained model (the paper: U-Net)
     new_learning_rate: float = Field(1e-4, gt=0)  # of new weights (the paper: the second stream)
     weight_decay: float = Field(1e-4, ge=0)
@@ -60,6 +62,7 @@ class LoopConfig(BaseModel, frozen=True, extra="forbid"):
     accumulation: int = Field(1, gt=0)  # a step's rows go through in so many parts; negatives stay within a part
     seed: int = Field(0, ge=0)
     ema_decay: float = Field(0.9999, ge=0, lt=1)  # of the weights' average, each step; warms up; 0 follows the weights
+    ema_every: int = Field(1, gt=0)  # steps between two moves of the average; each makes up for the steps between
     evaluate_every: int = Field(500, ge=0)  # steps; 0 evaluates only at the end
     save_every: int = Field(500, ge=0)  # steps; 0 saves only at the end
     log_every: int = Field(50, gt=0)  # steps
@@ -71,6 +74,8 @@ class MachineConfig(BaseModel, frozen=True, extra="forbid"):
     precision: Literal["fp32", "bf16"] = "fp32"
     num_threads: int = Field(0, ge=0)  # of torch on a CPU; 0 leaves torch's choice
     gradient_checkpointing: bool = False  # True: the U-Net's activations are computed twice, for less memory
+    sharding: Literal["none", "fsdp"] = "none"  # "fsdp": each of several processes holds a share of the weights
+    ema_device: Place = "same"  # where the average lies; "cpu" frees as much of a GPU as the weights take
     num_workers: int = Field(0, ge=0)  # processes that decode pictures; 0 decodes in the main process
     cache_dir: str | None = None  # where features are kept; None is $PALINDIFF_CACHE or the user's cache folder
 
@@ -123,17 +128,16 @@ def train(run: Run, accelerator: Accelerator) -> TrainState:
         another recipe's; OSError if a state cannot be written.
     """
     check_shares(run.loop, accelerator.num_processes)
-    groups = [dict(group) for group in run.parameter_groups]  # AdamW keeps and the loop changes them
-    config = run.optimizer
-    optimizer = torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, fused=True)
-    module = run.objective.to(accelerator.device).train()
-    state = TrainState(module, optimizer, run.loop.ema_decay, run.state_dir, run.made_from)
+    placed = place(run, accelerator)
+    average = Average(
+        trained_weights(placed.module).values(), run.loop.ema_decay, run.loop.ema_every, run.machine.ema_device
+    )
+    state = TrainState(placed.module, placed.optimizer, average, run.state_dir, run.made_from, placed.shown)
     state.resume()
-    objective, optimizer = accelerator.prepare(run.objective, optimizer)
     run.journal.start(state.step, run.loop, accelerator)
     try:
         while state.step < run.loop.num_steps:
-            numbers = train_step(run, objective, optimizer, accelerator, state.step)
+            numbers = train_step(run, placed, accelerator, state.step)
             state.advance()
             run.journal.step(state.step, numbers)
             is_last = state.step == run.loop.num_steps
@@ -147,22 +151,20 @@ def train(run: Run, accelerator: Accelerator) -> TrainState:
     return state
 
 
-def train_step(
-    run: Run, objective: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, step: int
-) -> dict[str, Tensor]:
+def train_step(run: Run, placed: Placed, accelerator: Accelerator, step: int) -> dict[str, Tensor]:
     """Change the weights once: losses, gradient, clipping, AdamW at this step's learning rate.
 
     Returns: the named losses, `gradient_norm` before clipping and `rate_factor`, () float32 each.
     Raises: FloatingPointError if the loss or the gradient is not finite; the weights are then as they were.
     """
     factor = run.optimizer.rate_factor(step, run.loop.num_steps)
-    for group, own in zip(optimizer.param_groups, run.parameter_groups, strict=True):
-        group["lr"] = own["lr"] * factor
-    losses = backward_step(run, objective, accelerator, step)
-    norm = accelerator.clip_grad_norm_(objective.parameters(), run.optimizer.clip_norm or math.inf)
+    for group in placed.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    losses = backward_step(run, placed.objective, accelerator, step)
+    norm = whole(accelerator.clip_grad_norm_(placed.objective.parameters(), run.optimizer.clip_norm or math.inf))
     run.journal.check_finite(step, losses, norm)
-    optimizer.step()
-    optimizer.zero_grad()
+    placed.optimizer.step()
+    placed.optimizer.zero_grad()
     return losses | {"gradient_norm": norm, "rate_factor": torch.tensor(factor)}
 
 
@@ -178,7 +180,7 @@ def backward_step(run: Run, objective: nn.Module, accelerator: Accelerator, step
     total: dict[str, Tensor] = {}
     for part in range(loop.accumulation):
         uniform = torch.rand(part_size, 2, generator=generator)
-        draws = accelerator.unwrap_model(objective).draw(part_size, generator)
+        draws = cast("Objective", run.objective).draw(part_size, generator)
         share = slice(
             part_size * accelerator.process_index // num_processes,
             part_size * (accelerator.process_index + 1) // num_processes,
@@ -187,8 +189,9 @@ def backward_step(run: Run, objective: nn.Module, accelerator: Accelerator, step
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
         draws = {name: tensor[share].to(accelerator.device) for name, tensor in draws.items()}
         is_last = part == loop.accumulation - 1
-        with nullcontext() if is_last else accelerator.no_sync(objective), attention_backend(accelerator):
-            losses = objective(batch, draws)
+        with gradients_wait(objective, accelerator, is_last), attention_backend(accelerator):
+            with accelerator.autocast():
+                losses = objective(batch, draws)
             accelerator.backward(losses["loss"] / loop.accumulation)
         for name, loss in losses.items():
             total[name] = total.get(name, 0) + loss.detach().float() / loop.accumulation
@@ -197,11 +200,12 @@ def backward_step(run: Run, objective: nn.Module, accelerator: Accelerator, step
 
 def evaluate(run: Run, state: TrainState, accelerator: Accelerator) -> None:
     """Run every evaluator on the EMA weights, on the main process alone, and write down what they say."""
-    if accelerator.is_main_process and run.evaluators:
-        started = time.perf_counter()
-        with state.ema_weights(), torch.no_grad():
-            numbers = {name: value for each in run.evaluators for name, value in each(state.step).items()}
-        run.journal.evaluation(state.step, numbers, time.perf_counter() - started)
+    if run.evaluators:
+        started, is_main = time.perf_counter(), accelerator.is_main_process
+        with state.ema_weights(is_seen=is_main), torch.no_grad():  # on every process: shares are gathered by all
+            if is_main:
+                numbers = {name: value for each in run.evaluators for name, value in each(state.step).items()}
+                run.journal.evaluation(state.step, numbers, time.perf_counter() - started)
     accelerator.wait_for_everyone()
 
 

@@ -7,7 +7,7 @@ pydantic models beside what they configure), nor how problems are worded (`recip
 import hashlib
 import importlib.resources
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from palindiff.training.state import saved_states
 R = TypeVar("R", bound=BaseModel)
 Tree = dict[str, Any]  # what YAML gives, before a pydantic model has checked it
 
+RECIPES, PRESETS = "recipes", "presets"  # folders beside this file
 RECIPE_FILE = "recipe.yaml"
 MACHINE, PRECISION = "machine", "precision"  # the section that alters no numbers, but for this key of it
 RESOLVED = "resolved; identity"  # what the first line of a run's own recipe.yaml says
@@ -31,16 +32,24 @@ YAML_ENDINGS = (".yaml", ".yml")
 
 def recipe_names() -> list[str]:
     """List the recipes that come with palindiff."""
-    return sorted(_shipped_recipes())
+    return sorted(_shipped(RECIPES))
 
 
-def load_recipe(model: type[R], recipe: str, overrides: Sequence[str] = ()) -> R:
+def preset_names() -> list[str]:
+    """List the presets that come with palindiff, smallest card first."""
+    return sorted(_shipped(PRESETS))
+
+
+def load_recipe(model: type[R], recipe: str, overrides: Sequence[str] = (), preset: str | None = None) -> R:
     """Read a shipped recipe by its name or any by FILE.yaml, with `dotted.key=value` overrides; values are YAML.
 
+    preset: what a card of some size needs, laid over the recipe and below the overrides.
     Raises: ValueError that lists every problem at once; FileNotFoundError if FILE.yaml does not exist.
     """
     problems: list[str] = []
     tree = _read_with_bases(recipe, problems)
+    if preset is not None:
+        tree = _merge(tree, _parse(_find_preset(preset), problems))
     changed = [key for text in overrides if (key := _override(tree, text, problems))]
     checked: R | None = None
     try:
@@ -133,9 +142,22 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Tree:
     return flat
 
 
-def _shipped_recipes() -> dict[str, Path]:
-    folder = Path(str(importlib.resources.files("palindiff.training"))) / "recipes"
+def _shipped(kind: str) -> dict[str, Path]:
+    folder = Path(str(importlib.resources.files("palindiff.training"))) / kind
     return {path.stem: path for path in folder.glob("*.yaml")}
+
+
+def _find_preset(preset: str) -> Path:
+    shipped = _shipped(PRESETS)
+    if preset not in shipped:
+        known = f"Expected one of {', '.join(sorted(shipped))}: the memory of the card."
+        raise ValueError(f"No preset is called `{preset}`.{_nearest(preset, shipped)} {known}")
+    return shipped[preset]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    nearest = get_close_matches(name.lower(), known, n=1)  # every name that ships is in small letters
+    return f" The nearest is `{nearest[0]}`." if nearest else ""
 
 
 def _read_with_bases(recipe: str, problems: list[str]) -> Tree:
@@ -161,16 +183,14 @@ def _read_with_bases(recipe: str, problems: list[str]) -> Tree:
 
 def _find(recipe: str, beside: Path) -> Path:
     """Find a shipped recipe by name, or a file; a relative FILE.yaml that another extends stands beside that one."""
-    shipped = _shipped_recipes()
+    shipped = _shipped(RECIPES)
     known = f"Expected FILE.yaml or one of {', '.join(sorted(shipped))}."
     if recipe.endswith(YAML_ENDINGS):
         if not (beside / recipe).is_file():
             raise FileNotFoundError(f"`{beside / recipe}` is no file. {known}")
         return beside / recipe
     if recipe not in shipped:
-        nearest = get_close_matches(recipe, shipped, n=1)
-        hint = f" The nearest is `{nearest[0]}`." if nearest else ""
-        raise ValueError(f"No recipe is called `{recipe}`.{hint} {known}")
+        raise ValueError(f"No recipe is called `{recipe}`.{_nearest(recipe, shipped)} {known}")
     return shipped[recipe]
 
 

@@ -6,38 +6,48 @@ Random numbers and the place in the data follow from seed and step (`order.py`) 
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from palindiff.data.publish import published_folder
+from palindiff.training.average import Average
+from palindiff.training.placement import join_shares, placed_like, trained_weights, whole_tensors
 
 KEPT_STATES = 2  # the newest, and the one before it in case the newest cannot be read
+SHARED_TABLES = "qmap"  # 8-bit AdamW's tables of what each byte stands for
 
 
 class TrainState:
-    """Weights, EMA, optimizer and step of one run, saved under `state_dir/step-00000000/`."""
+    """Weights, EMA, optimizer and step of one run, saved under `state_dir/step-00000000/`.
+
+    What is saved is whole, however many processes share it, and goes on with any number of them. Where weights are
+    shared out, every process must make the same calls.
+    """
 
     def __init__(
         self,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
-        ema_decay: float,
+        average: Average,
         state_dir: str,
         made_from: Mapping[str, str] | None = None,
+        shown: nn.Module | None = None,
     ) -> None:
-        """made_from: fingerprints of what the run learns from, by name; a state of others is not gone on with."""
+        """average: of `module`'s trained weights, in their order; shown: the whole module, if `module` is sharded.
+
+        made_from: fingerprints of what the run learns from, by name; a state of others is not gone on with.
+        """
         self.step = self._resumed_from = 0
-        self.module, self.optimizer, self.state_dir = module, optimizer, Path(state_dir)
+        self.module, self.optimizer, self.ema, self.state_dir = module, optimizer, average, Path(state_dir)
         self.made_from = dict(made_from or {})
-        self._trained = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
-        self.ema = EMAModel(self._trained.values(), decay=ema_decay, foreach=True)
+        self.shown = module if shown is None else shown
+        self._trained = trained_weights(module)
 
     @property
     def has_learned(self) -> bool:
@@ -45,38 +55,59 @@ class TrainState:
         return self.step > self._resumed_from
 
     def advance(self) -> None:
-        """Count a finished optimizer step and move the average."""
+        """Count a finished optimizer step and move the average, if that is due."""
         self.step += 1
-        self.ema.step(self._trained.values())
+        self.ema.follow(self._trained.values(), self.step)
 
     @contextmanager
-    def ema_weights(self) -> Iterator[None]:
-        """Put the average in the weights' place for a while."""
-        self.ema.store(self._trained.values())
+    def ema_weights(self, is_seen: bool = True) -> Iterator[None]:
+        """Show the average instead of the weights for a while, on this process's device.
+
+        is_seen: whether anyone looks on this process; where not, it only takes part in gathering shares.
+        """
+        if not is_seen:
+            self._show_average(is_seen)
+            yield
+            return
+        is_lent, device = self.shown is self.module, next(self.shown.parameters()).device
+        if is_lent:
+            self.ema.store(self._trained.values())
+        was_training = self.shown.training
         self.use_ema_weights()
-        was_training = self.module.training
-        self.module.eval()
+        self.shown.eval()
         try:
             yield
         finally:
-            self.module.train(was_training)
-            self.ema.restore(self._trained.values())
+            self.shown.train(was_training).to(device)
+            if is_lent:
+                self.ema.restore(self._trained.values())
 
     def use_ema_weights(self) -> None:
-        """Put the average in the weights' place for good."""
-        self.ema.copy_to(self._trained.values())
+        """Put the whole average into the shown module, for good, and that on the device."""
+        self.shown.to(next(self.module.parameters()).device)
+        self._show_average(is_seen=True)
+
+    @torch.no_grad()
+    def _show_average(self, is_seen: bool) -> None:
+        shown = trained_weights(self.shown)
+        for (name, weight), share in zip(self._trained.items(), self.ema.shadow_params, strict=True):
+            average = join_shares(share, weight)
+            if is_seen:
+                shown[name].copy_(average)
 
     def save(self, accelerator: Accelerator) -> None:
         """Write the state whole or not at all, then drop old ones; a failure leaves the last good state in place.
 
         Raises: OSError if it cannot be written, for instance on a full disk.
         """
+        target = self.state_dir / f"step-{self.step:08d}"
+        is_written = target in saved_states(self.state_dir)  # asked before anyone writes: all hear the same
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             _remove_incomplete(self.state_dir)
-            target = self.state_dir / f"step-{self.step:08d}"
-            if not target.exists():
-                self._write(target)
+        if not is_written:
+            self._write(target, accelerator.is_main_process)
+        if accelerator.is_main_process:
             for old in saved_states(self.state_dir)[:-KEPT_STATES]:
                 shutil.rmtree(old)
         accelerator.wait_for_everyone()
@@ -106,24 +137,33 @@ class TrainState:
         self._check_fits(folder, average)
         with torch.no_grad():
             for name, weight in self._trained.items():
-                weight.copy_(weights[name])
-        self.ema.shadow_params = [average[name].to(weight.device) for name, weight in self._trained.items()]
-        self.step = self._resumed_from = self.ema.optimization_step = step
+                weight.copy_(placed_like(weights[name], weight))
+        self.ema.load((placed_like(average[name], weight) for name, weight in self._trained.items()), step)
+        self.step = self._resumed_from = step
         self._load_optimizer(moments)
 
-    def _write(self, target: Path) -> None:
-        average = dict(zip(self._trained, self.ema.shadow_params, strict=True))
+    def _write(self, target: Path, is_main: bool) -> None:
+        """Gather and write file by file; only the main process keeps and writes anything."""
         try:
-            with published_folder(target) as folder:
-                for name, tensors in (("weights", self._trained), ("ema", average), ("optimizer", self._moments())):
-                    whole = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
-                    save_file(whole, folder / f"{name}.safetensors")
-                (folder / "state.json").write_text(json.dumps({"step": self.step, "made_from": self.made_from}))
+            with published_folder(target) if is_main else nullcontext(target) as folder:
+                for name in ("weights", "ema", "optimizer"):
+                    tensors = self._whole(name, is_main)
+                    if is_main:
+                        save_file(tensors, folder / f"{name}.safetensors")
+                if is_main:
+                    (folder / "state.json").write_text(json.dumps({"step": self.step, "made_from": self.made_from}))
         except (OSError, SafetensorError) as error:
             raise OSError(
                 f"Step {self.step} could not be saved as `{target}` ({error}). Expected a disk with room for it. "
                 "Free some, and the same command goes on from the state saved before."
             ) from error
+
+    def _whole(self, name: str, is_kept: bool) -> dict[str, Tensor]:
+        if name == "ema":
+            pairs = zip(self._trained.items(), self.ema.shadow_params, strict=True)
+            joined = ((key, join_shares(share.detach(), weight)) for (key, weight), share in pairs)
+            return {key: tensor.contiguous() for key, tensor in joined if is_kept}
+        return whole_tensors(self._trained if name == "weights" else self._moments(), is_kept)
 
     def _check_made_from(self, folder: Path, made_from: dict[str, str]) -> None:
         differing = [name for name in made_from | self.made_from if made_from.get(name) != self.made_from.get(name)]
@@ -146,17 +186,20 @@ class TrainState:
             )
 
     def _moments(self) -> dict[str, Tensor]:
-        return {
-            f"{name}/{key}": value
-            for name, weight in self._trained.items()
-            for key, value in self.optimizer.state.get(weight, {}).items()
-        }
+        """What the optimizer keeps of each weight; a plain number as a tensor, a table that all share as copies."""
+        moments: dict[str, Tensor] = {}
+        for name, weight in self._trained.items():
+            for key, value in self.optimizer.state.get(weight, {}).items():
+                is_shared = key.startswith(SHARED_TABLES)
+                moments[f"{name}/{key}"] = value.clone() if is_shared else torch.as_tensor(value)
+        return moments
 
     def _load_optimizer(self, moments: dict[str, Tensor]) -> None:
         for key, value in moments.items():
             name, _, moment = key.rpartition("/")
             weight = self._trained[name]
-            self.optimizer.state[weight][moment] = value.to(weight.device)
+            is_number = value.dtype == torch.int64  # AdamW counts steps in a float tensor, 8-bit AdamW in an int
+            self.optimizer.state[weight][moment] = int(value) if is_number else placed_like(value, weight)
 
 
 def saved_states(state_dir: Path) -> list[Path]:

@@ -1,0 +1,43 @@
+"""full_size.py: every stage at toy size, and at the real size where there is room for it.
+
+Run at the real size: PALINDIFF_FULL_SIZE=FOLDER pytest tests/experiments/test_full_size.py (24 GiB of memory, 20 GB of
+disk, half an hour).
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from palindiff.experiments.full_size import BATCH_SIZE, PAINTING_STEPS, STAGES, Trial, measure, place_of, run_stage
+from toy_run import one_thread
+
+
+def test_every_stage_runs_at_toy_size(tmp_path):
+    trial = Trial(tmp_path, ["machine.precision=fp32"], is_toy=True)
+    with one_thread():
+        said = {stage: run_stage(stage, trial) for stage in STAGES}
+    assert all(each["seconds"] > 0 and each["peak_gib"] > 0 for each in said.values())
+    assert said["train one step"]["step_s"] > 0
+    assert (tmp_path / "run" / "checkpoint" / "query_stream" / "config.json").is_file()
+    parameters = said["init"]["parameters"]
+    assert parameters["U-Net"] > 0
+    assert [place for place in parameters if place.startswith("site")] == [f"site {number}" for number in (1, 2, 3, 4)]
+
+
+def test_a_weight_s_place_is_told_by_its_name():
+    assert place_of("sites.0.into.weight") == "site 1"
+    assert place_of("head.5.ffn.net.2.bias") == "query head"
+    assert place_of("log_logit_scale") == place_of("picture_into_head.weight") == "into and out of the head"
+
+
+@pytest.mark.full_size
+@pytest.mark.skipif("PALINDIFF_FULL_SIZE" not in os.environ, reason="PALINDIFF_FULL_SIZE names no folder to work in")
+def test_the_full_size_model_goes_through_everything():
+    rows = measure(Trial(Path(os.environ["PALINDIFF_FULL_SIZE"]), ["optimizer.kind=adamw_8bit"]))
+    stages = {row["stage"]: row for row in rows if row["kind"] == "stage"}
+    assert list(stages) == list(STAGES)
+    assert all(row["peak_gib"] < 24 for row in stages.values())
+    new = sum(row["parameters"] for row in rows if row["kind"] == "parameters" and row["place"] != "U-Net")
+    assert 80e6 < new < 150e6
+    assert (BATCH_SIZE, PAINTING_STEPS) == (2, 2), "what docs/stable_diffusion.md says of the table"
