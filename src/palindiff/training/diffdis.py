@@ -142,15 +142,14 @@ def prepare(recipe: Recipe, output: Path, accelerator: Accelerator, tell: Tell) 
         _picture_store(recipe, rows, views, pipeline)
         for rows, views in ((training, recipe.views), (validation, ViewConfig(flip="none")))
     ]
+    speak = tell if accelerator.is_main_process else _silent
     for store in stores:
-        store.encode(
-            tell if accelerator.is_main_process else _silent, accelerator.process_index, accelerator.num_processes
-        )
+        store.encode(speak, accelerator.process_index, accelerator.num_processes)
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():
-        training, training_set = _feature_set(recipe, stores[0], tower, tell)
-        validation, validation_set = _feature_set(recipe, stores[1], tower, tell)
-        objective = make_objective(recipe, pipeline, tower, _empty_caption(recipe, tower, tell))
+        training, training_set = _feature_set(recipe, stores[0], tower, speak)
+        validation, validation_set = _feature_set(recipe, stores[1], tower, speak)
+        objective = make_objective(recipe, pipeline, tower, _empty_caption(recipe, tower, speak))
     made_from["training set"] = training.fingerprint
     return Parts(recipe, pipeline, objective, training_set, made_from, validation_set, validation, accelerator, output)
 

@@ -71,6 +71,8 @@ class PictureStore:
         """
         own = self.parts[process::num_processes]
         missing = [(folder, part) for folder, part in own if not folder.exists()]
+        if not missing:
+            return  # without starting workers
         total = sum(len(part) for _, part in own)
         done = total - sum(len(part) for _, part in missing)
         what = "encoding pictures" + (f", process {process + 1} of {num_processes}" if num_processes > 1 else "")
