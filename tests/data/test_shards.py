@@ -93,9 +93,9 @@ def test_class_number_beyond_the_names_is_told(tmp_path):
     assert (row["fault"], row["found"]) == ("class without a name", "number 2; classnames.txt has 2 lines")
 
 
-@pytest.mark.parametrize("kept_bytes", [700, 1536 + 100, 2048 + 1100])
+@pytest.mark.parametrize("kept_bytes", [700, 1536 + 100, 2048 + 1100, 1536, 2048, 4096])
 def test_archive_cut_short_is_told_wherever_it_is_cut(kept_bytes, tmp_path):
-    """Within a picture, a header and a text: `tarfile` itself is silent about the second."""
+    """Within a picture, a header and a text, and between members: `tarfile` itself is silent about the last four."""
     whole = write_tar(tmp_path / "whole.tar", {**sample("a", "red"), **sample("b", "blue")}).read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[:kept_bytes])
     *_, last = scan_tars([str(tmp_path / "cut.tar")], READING)

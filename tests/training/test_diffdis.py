@@ -16,16 +16,17 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from palindiff.cli.main import main
+from palindiff.data.pictures import PictureError
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.encoder_half import encoder_half_parameters
 from palindiff.models.text_tower import load_text_tower
-from palindiff.training.diffdis import WatchConfig, describe
+from palindiff.training.diffdis import WatchConfig, describe, prepare
 from palindiff.training.journal import read_log
 from palindiff.training.models_of_recipe import SchedulerConfig, UNetConfig, build_models
 from palindiff.training.recipe_file import RECIPE_FILE
 from palindiff.training.state import saved_states
 from toy_recipe import SIDE_PX, prepare_toy, recipe_tree, toy_codec, toy_recipe, train_toy_recipe, weights_of
-from toy_run import one_thread
+from toy_run import cpu_accelerator, one_thread
 from toy_towers import write_clip
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -157,6 +158,32 @@ def test_features_are_those_of_the_recipe_s_pictures_and_captions(toy_parts, tmp
     torch.testing.assert_close(batch["e_0"], parts.pipeline.encode_text(["a red a"]), rtol=0, atol=1e-6)
     c_empty = parts.pipeline.encode_prompt([""], "cpu", 1, False)[0]
     torch.testing.assert_close(parts.objective.c_empty, c_empty, rtol=1e-3, atol=1e-3)  # kept as float16
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_with_its_captions(toy_parts, tmp_path):
+    root = tmp_path / "parts"
+    shutil.copytree(toy_parts, root)
+    for split, gone in (("train", 4), ("validation", 2)):
+        path = root / "pictures" / split / f"{gone}.png"
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(PictureError, match=r"4\.png.*`data\.on_bad: skip`"):
+        prepare_toy(toy_recipe(root), tmp_path)
+    told = []
+    recipe = toy_recipe(root, data={"on_bad": "skip"})
+    parts = prepare(recipe, tmp_path, cpu_accelerator(), lambda *progress: told.append(progress))
+    assert [what for what, *_ in told if "left out" in what] == [
+        f"1 of {number} rows of `{root}/pictures/{split}` were left out: damaged picture (1). Used"
+        for split, number in (("train", 12), ("validation", 6))
+    ]
+    whole = prepare_toy(toy_recipe(toy_parts), tmp_path)
+    kept, first = torch.tensor([0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]), torch.zeros(11, 2) + 0.9 * torch.eye(2)[0]
+    batch, expected = parts.training_set.read(torch.arange(11), first), whole.training_set.read(kept, first)
+    assert torch.equal(batch["caption_id"], expected["caption_id"])
+    torch.testing.assert_close(batch["z_mean"], expected["z_mean"], rtol=1e-2, atol=2e-3)  # float16, another batch
+    captions = [row.captions for row in whole.validation_rows]
+    assert [row.captions for row in parts.validation_rows] == [captions[row] for row in (0, 1, 3, 4, 5)]
+    assert len(parts.validation_set) == 5
+    assert parts.made_from["training set"] != whole.made_from["training set"]
 
 
 def run_command(arguments, monkeypatch):

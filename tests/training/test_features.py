@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from palindiff.data.pictures import PictureError, read_picture, to_tensor
 from palindiff.data.sources import DataConfig, open_pictures
 from palindiff.models.captions import encode_captions, load_text_tower
-from palindiff.training import features
+from palindiff.training import picture_store
 from palindiff.training.features import (
     CaptionFeatures,
     FeatureSet,
@@ -22,9 +22,8 @@ from palindiff.training.features import (
     caption_features,
     caption_id,
     default_cache_dir,
-    encode_moments,
-    picture_features,
 )
+from palindiff.training.picture_store import PictureStore, encode_moments
 from toy_recipe import SIDE_PX, toy_codec, write_drawings
 from toy_run import write_pictures
 
@@ -48,7 +47,9 @@ def tower(toy_parts):
 
 
 def encode_pictures(rows, cache_dir, vae=None, size_px=SIDE_PX, fit="crop", views=PLAIN, num_workers=0, tell=silent):
-    return picture_features(rows, vae or toy_codec(), size_px, fit, views, cache_dir, num_workers, tell)
+    store = PictureStore(rows, vae or toy_codec(), size_px, fit, views, cache_dir, num_workers)
+    store.encode(tell)
+    return store.read()
 
 
 def folders(cache_dir):
@@ -193,7 +194,7 @@ def test_crops_lie_behind_the_whole_picture_and_are_the_same_each_time(rows, tmp
 
 def test_crops_hold_the_share_that_is_asked_for(rows, tmp_path, monkeypatch):
     boxes = []
-    monkeypatch.setattr(features, "crop_square", lambda picture, *box: boxes.append(box) or picture)
+    monkeypatch.setattr(picture_store, "crop_square", lambda picture, *box: boxes.append(box) or picture)
     encode_pictures(rows, tmp_path, views=ViewConfig(crops=20, min_crop_area=0.5))
     areas = [side**2 for side, _, _ in boxes]
     assert len(areas) == 12 * 20
@@ -307,7 +308,7 @@ def damaged(tmp_path):
 
 
 def test_a_damaged_picture_is_named_and_nothing_is_left_half_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "ENCODE_BATCH", 1)  # two batches are written before the third fails
+    monkeypatch.setattr(picture_store, "ENCODE_BATCH", 1)  # two batches are written before the third fails
     rows, broken = damaged(tmp_path)
     told = []
     with pytest.raises(PictureError, match=f"`{broken}` is not a picture"):
@@ -338,12 +339,14 @@ def test_two_runs_may_compute_the_same_at_once(rows, tmp_path):
 
 def test_a_worker_process_gives_the_same_pictures_and_the_same_error(tmp_path, monkeypatch):
     """One worker, started anew as on a machine with a GPU; it fails at the third picture of four."""
-    monkeypatch.setattr(features, "ENCODE_BATCH", 1)
+    monkeypatch.setattr(picture_store, "ENCODE_BATCH", 1)
     rows, broken = damaged(tmp_path)
     seen, vae = {0: [], 1: []}, toy_codec()
     for num_workers, inputs in seen.items():
         hook = vae.encoder.register_forward_pre_hook(lambda _, given, inputs=inputs: inputs.append(given[0]))
-        with pytest.raises(PictureError, match=rf"^`{broken}` is not a picture .* leave it out\.$"):
+        with pytest.raises(
+            PictureError, match=rf"^`{broken}` is not a picture .* leave it out\. With `data\.on_bad: skip` .*$"
+        ):
             encode_pictures(rows, tmp_path / "cache", vae, num_workers=num_workers)
         hook.remove()
     assert len(seen[0]) == 4  # two pictures, each with its mirror image

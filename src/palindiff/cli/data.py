@@ -12,9 +12,12 @@ import typer
 from palindiff.cli.told_option import folded_table
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from palindiff.data.sources import PictureSet
 
 NUM_SHOWN_ROWS = 5
+NUM_SHOWN_ERRORS = 5  # of img2dataset, the most frequent
 MAX_SHOWN_LETTERS = 200  # of one caption
 
 app = typer.Typer(
@@ -64,27 +67,39 @@ def show(
     check_pictures: Annotated[
         bool, typer.Option("--check-pictures", help="Decode every picture, to find the damaged ones.")
     ] = False,
+    epochs: Annotated[
+        float, typer.Option("--epochs", min=0.001, help="How often training sees each picture, to tell its steps.")
+    ] = 6,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures of one step, likewise.")] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Print how many pictures and captions are read, the first rows, and what is left out and why."""
-    from palindiff.data.sources import DataConfig, open_pictures
+    """Print how many pictures and captions are read, the first rows, what is left out and why, and steps to train."""
+    from palindiff.data.downloads import read_downloads
+    from palindiff.data.sources import DataConfig, find_shards, open_pictures
 
     given = {"path": path, "split": split, "kind": kind, "subset": subset, "check_pictures": check_pictures}
     columns = {"image_column": image_column, "caption_column": caption_column}
-    pictures = open_pictures(DataConfig.model_validate({**given, **columns, "on_bad": "skip"}))
-    told = _describe(pictures)
+    config = DataConfig.model_validate({**given, **columns, "on_bad": "skip"})
+    told = _describe(open_pictures(config))
+    told["training"] = {"epochs": epochs, "batch_size": batch_size, "num_steps": _steps(told, epochs, batch_size)}
+    if shards := find_shards(config):
+        told["shards"] = vars(read_downloads(shards))
     if as_json:
         typer.echo(json.dumps({"path": path, "split": split, **told}, ensure_ascii=False, indent=2))
     else:
         _print(f"{path}, {split}", told)
 
 
+def _steps(told: Mapping[str, Any], epochs: float, batch_size: int) -> int:
+    return max(1, round(epochs * told["num_pictures"] / batch_size))
+
+
 def _describe(pictures: "PictureSet") -> dict[str, Any]:
     counts: list[int] = []
     labels: Counter[str] = Counter()
-    for row in pictures:
-        counts.append(len(row.captions))
-        labels.update([row.label] if row.label is not None else [])
+    for captions, label in pictures.texts():
+        counts.append(len(captions))
+        labels.update([label] if label is not None else [])
     first = [
         {"name": row.source.name, "captions": row.captions, "label": row.label, "fields": dict(row.fields)}
         for row in pictures[:NUM_SHOWN_ROWS]
@@ -96,6 +111,7 @@ def _describe(pictures: "PictureSet") -> dict[str, Any]:
         "labels": labels,
         "num_left_out": pictures.num_left_out,
         "left_out": pictures.left_out,
+        "reasons": dict(pictures.reasons.most_common()),
         "fingerprint": pictures.fingerprint,
         "first_rows": first,
     }
@@ -116,4 +132,33 @@ def _print(title: str, told: Mapping[str, Any]) -> None:
         captions = "\n".join(shorten(caption, MAX_SHOWN_LETTERS, placeholder=" ...") for caption in row["captions"])
         table.add_row(escape(row["name"]), escape(row["label"] or ""), escape(captions))
     console.print(table)
-    console.print(told["left_out"] or "No row was left out.", markup=False, highlight=False, soft_wrap=True)
+    if "shards" in told:
+        _print_shards(console, title, told)
+    training = told["training"]
+    said = [
+        told["left_out"] or "No row was left out.",
+        f"{training['epochs']:g} epochs at batch {training['batch_size']:,}: "
+        f"--set loop.num_steps={training['num_steps']} --set loop.batch_size={training['batch_size']}",
+    ]
+    console.print("\n".join(said), markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_shards(console: "Console", title: str, told: Mapping[str, Any]) -> None:
+    """Follow the rows from the list that was downloaded to the pairs that can be used."""
+    from rich.markup import escape
+
+    shards = told["shards"]
+    has_report = shards["num_without_report"] < shards["num_shards"]
+    lines = [("shards", shards["num_shards"])]
+    if has_report and shards["num_without_report"]:
+        lines.append(("of them without a report: not finished", shards["num_without_report"]))
+    if has_report:
+        lines += [("rows listed, in shards with a report", shards["num_listed"]), *shards["failed"].items()]
+        lines += [(f"  {error}", number) for error, number in Counter(shards["errors"]).most_common(NUM_SHOWN_ERRORS)]
+        lines.append(("downloaded", shards["num_fetched"]))
+    lines += [*((f"left out: {reason}", number) for reason, number in told["reasons"].items())]
+    lines.append(("usable pairs", told["num_pictures"]))
+    table = folded_table(f"shards of {title}", "", "number")
+    for name, number in lines:
+        table.add_row(escape(name[:MAX_SHOWN_LETTERS]), f"{number:,}")
+    console.print(table)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from palindiff.data.entries import Entry, RowFault
 from palindiff.data.pictures import PictureError, read_picture
-from palindiff.data.rows import IndexedRows, PictureSet
+from palindiff.data.rows import DAMAGED, IndexedRows, PictureSet, left_out_sentence
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -79,18 +79,15 @@ def judge(index: "Dataset", pictures: "Dataset | None", source: str, on_bad: OnB
         faults |= _undecodable(IndexedRows(index, pictures), skipped=faults)
     if faults and on_bad == "refuse":
         raise ValueError(_refusal(index, faults, source))
-    left_out = ""
-    if faults:
-        kinds = Counter(fault.fault for fault in faults.values()).most_common()
-        told = ", ".join(f"{kind} ({number:,})" for kind, number in kinds)
-        left_out = f"{len(faults):,} of {len(index):,} rows of `{source}` were left out: {told}."
+    reasons = Counter(fault.fault for fault in faults.values())
     kept = index.select([number for number in range(len(index)) if number not in faults]) if faults else index
     if not len(kept):
+        left_out = left_out_sentence(reasons, len(index), source)
         raise ValueError(
             f"`{source}` has {_first_fault(faults, left_out) if faults else 'no picture'}. Expected a picture with a "
             "caption. Check `path`, `split` and the columns' names."
         )
-    return PictureSet(IndexedRows(kept, pictures), _fingerprint(kept), len(faults), left_out)
+    return PictureSet(IndexedRows(kept, pictures), _fingerprint(kept), source, reasons)
 
 
 def _first_fault(faults: Mapping[int, RowFault], left_out: str) -> str:
@@ -107,7 +104,7 @@ def _undecodable(rows: IndexedRows, skipped: Mapping[int, RowFault]) -> dict[int
         try:
             read_picture(rows[number].source)
         except PictureError as error:
-            found[number] = RowFault("damaged picture", str(error).split(". Expected ")[0])
+            found[number] = RowFault(DAMAGED, str(error).split(". Expected ")[0])
     return found
 
 

@@ -4,9 +4,11 @@ Here: the shapes that other rooms see. Not here: how a source becomes an index (
 or what a picture's bytes become (`pictures.py`).
 """
 
+import hashlib
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
@@ -27,17 +29,52 @@ class CaptionedPicture:
     fields: Mapping[str, str] = field(default_factory=dict)
 
 
+DAMAGED = "damaged picture"  # the kind of fault that shows when a picture is decoded
+
+
 class PictureSet(Sequence[CaptionedPicture]):
-    """Rows in a fixed order, with a fingerprint of what they are, and a sentence on what was left out.
+    """Rows in a fixed order, with a fingerprint of what they are, and how many were left out for which reason.
 
     The fingerprint changes with a caption, a label, a further field, and a picture's name, size or content (of
     which large pictures give samples); it does not change with the place of the files or their times.
     """
 
     def __init__(
-        self, rows: Sequence[CaptionedPicture], fingerprint: str, num_left_out: int = 0, left_out: str = ""
+        self, rows: "IndexedRows", fingerprint: str, source: str, reasons: Mapping[str, int] | None = None
     ) -> None:
-        self._rows, self.fingerprint, self.num_left_out, self.left_out = rows, fingerprint, num_left_out, left_out
+        self._rows, self.fingerprint, self.source = rows, fingerprint, source
+        self.reasons = Counter(reasons or {})  # of rows left out: kind of fault -> how many
+
+    @property
+    def num_left_out(self) -> int:
+        """How many rows were left out."""
+        return self.reasons.total()
+
+    @property
+    def left_out(self) -> str:
+        """A sentence on what was left out and why, or nothing."""
+        return left_out_sentence(self.reasons, len(self) + self.num_left_out, self.source)
+
+    def texts(self) -> Iterator[tuple[tuple[str, ...], str | None]]:
+        """Yield the captions and the class of each row: far quicker than row by row, and without the pictures."""
+        return self._rows.texts()
+
+    def without(self, unreadable: Collection[int]) -> "PictureSet":
+        """Leave out rows whose pictures turned out to be damaged.
+
+        Raises: ValueError if no row is left.
+        """
+        if not unreadable:
+            return self
+        gone = sorted(unreadable)
+        if len(gone) == len(self):
+            raise ValueError(
+                f"`{self.source}` has no picture that can be read. Expected at least one. "
+                "`palindiff data show --check-pictures` tells what is wrong with them."
+            )
+        digest = hashlib.sha256(json.dumps([self.fingerprint, gone]).encode()).hexdigest()
+        reasons = self.reasons + Counter({DAMAGED: len(gone)})
+        return PictureSet(self._rows.without(gone), digest, self.source, reasons)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -50,6 +87,14 @@ class PictureSet(Sequence[CaptionedPicture]):
         if isinstance(index, slice):
             return [self._rows[place] for place in range(*index.indices(len(self)))]
         return self._rows[operator.index(index)]
+
+
+def left_out_sentence(reasons: Counter[str], num_rows: int, source: str) -> str:
+    """Say how many of a source's rows were left out, the most frequent reason first; nothing where none was."""
+    if not reasons:
+        return ""
+    told = ", ".join(f"{kind} ({number:,})" for kind, number in reasons.most_common())
+    return f"{reasons.total():,} of {num_rows:,} rows of `{source}` were left out: {told}."
 
 
 class IndexedRows(Sequence[CaptionedPicture]):
@@ -67,6 +112,18 @@ class IndexedRows(Sequence[CaptionedPicture]):
         return CaptionedPicture(
             self._source(entry), tuple(entry["captions"]), entry["label"], json.loads(entry["fields"])
         )
+
+    def texts(self) -> Iterator[tuple[tuple[str, ...], str | None]]:
+        """Captions and class of each row."""
+        for batch in self._index.select_columns(["captions", "label"]).iter(batch_size=1000):
+            for captions, label in zip(batch["captions"], batch["label"], strict=True):
+                yield tuple(captions), label
+
+    def without(self, gone: Sequence[int]) -> "IndexedRows":
+        """All rows but some."""
+        left_out = set(gone)
+        kept = [row for row in range(len(self)) if row not in left_out]
+        return IndexedRows(self._index.select(kept), self._pictures)
 
     def _source(self, entry: Mapping[str, Any]) -> PictureSource:
         if entry["path"] is not None:

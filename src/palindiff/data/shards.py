@@ -155,14 +155,18 @@ def _samples(archive: tarfile.TarFile, stream: BinaryIO) -> Iterator[_Sample]:
 def _members(archive: tarfile.TarFile, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """Yield the files of an archive.
 
-    Raises: tarfile.ReadError if it ends too early or is damaged; `tarfile` takes a damaged header for the end.
+    Raises: tarfile.ReadError if it ends too early or is damaged; `tarfile` takes a damaged header for the end, and
+        the end of the file too, where a killed writer has not come to the empty blocks that close an archive.
     """
     while (member := archive.next()) is not None:
         archive.members = []  # type: ignore[attr-defined]  # it remembers all: a gigabyte for a large archive
         if member.isfile():
             yield member
     stream.seek(archive.offset)
-    if any(stream.read(tarfile.BLOCKSIZE)):
+    closing = stream.read(tarfile.BLOCKSIZE)
+    if len(closing) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"cut short at byte {archive.offset:,}")
+    if any(closing):
         raise tarfile.ReadError(f"damaged at byte {archive.offset:,}")
 
 

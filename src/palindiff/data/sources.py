@@ -29,6 +29,7 @@ Found = TypeVar("Found")
 
 SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test")
 _SPLIT_NAME = re.compile(rf"({'|'.join(SPLIT_NAMES)})[-._]")
+_IN_NAME = re.compile(rf"(?:^|[-._])({'|'.join(SPLIT_NAMES)})[-._]")
 _MISSING = "`{}` does not exist. Expected a folder, .tar, .parquet, a pattern of these or a Hub name. Check the path."
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -61,8 +62,7 @@ def open_pictures(config: DataConfig) -> PictureSet:
     Raises: ValueError if rows are bad (all are told at once), the source has no such split, or is of no known kind;
         FileNotFoundError if nothing lies at the path; ConnectionError if the Hub cannot be reached.
     """
-    path = Path(config.path.replace("{split}", config.split)).expanduser()
-    split = "train" if "{split}" in config.path else config.split  # a path that names the split holds nothing else
+    path, split = _place(config)
     kind = find_kind(path, split) if config.kind == "auto" else config.kind
     source = f"{path}/{split}" if (path / split).is_dir() else str(path)
     if kind == "hub":
@@ -81,6 +81,19 @@ def open_pictures(config: DataConfig) -> PictureSet:
         entries = scan_folder(root, config.image_column or "file_name", config.caption_column)
         table, pictures = index_in_memory(entries), None
     return judge(table, pictures, source, config.on_bad, config.check_pictures)
+
+
+def find_shards(config: DataConfig) -> list[Path]:
+    """List the archives of a source that is made of tars, none for any other."""
+    path, split = _place(config)
+    kind = find_kind(path, split) if config.kind == "auto" else config.kind
+    return _found(_tars, path, split) if kind == "webdataset" else []
+
+
+def _place(config: DataConfig) -> tuple[Path, str]:
+    """The path of a split, and the split to look for there: a path that names the split holds nothing else."""
+    path = Path(config.path.replace("{split}", config.split)).expanduser()
+    return path, "train" if "{split}" in config.path else config.split
 
 
 def find_kind(path: Path, split: str) -> Kind:
@@ -125,7 +138,12 @@ def _is_split(folder: Path) -> bool:
 
 
 def _tars(path: Path, split: str) -> list[Path]:
-    return _files(path, split, ".tar")
+    """Tars as `_files` finds them; of a folder that holds several splits, those named after this one."""
+    if not path.is_dir() or any((path / split).glob("*.tar")):
+        return _files(path, split, ".tar")
+    tars = [file.absolute() for file in sorted(path.glob("*.tar"))]
+    splits = {file: named[1] for file in tars if (named := _IN_NAME.search(file.name))}
+    return [file for file, named in splits.items() if named == split] if splits else tars * (split == "train")
 
 
 def _parquet_files(path: Path, split: str) -> list[Path]:
@@ -173,7 +191,8 @@ def _nothing_found(path: Path, split: str) -> str:
             "pattern of these; `{split}` in it stands for the split."
         )
     folders = [each.name for each in sorted(path.iterdir()) if each.is_dir()]
-    splits = [name for name in folders if any(finder(path, name) for finder in _FINDERS.values())]
+    names = [*folders, *(each for each in SPLIT_NAMES if each not in folders)]  # the latter: in the names of files
+    splits = [name for name in names if name != split and any(finder(path, name) for finder in _FINDERS.values())]
     beside = f" (splits found: {', '.join(splits)})" if splits else ""
     return (
         f"`{path}` has no pictures of the split `{split}`{beside}. Expected {METADATA_NAME}, *.tar, *.parquet or "

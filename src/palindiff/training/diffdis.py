@@ -30,12 +30,12 @@ from palindiff.training.features import (
     caption_features,
     default_cache_dir,
     fingerprint,
-    picture_features,
 )
 from palindiff.training.footprint import training_bytes
 from palindiff.training.journal import Journal
 from palindiff.training.loop import Evaluator, LoopConfig, MachineConfig, OptimizerConfig, Run, check_shares, train
 from palindiff.training.models_of_recipe import TRAIN_STEPS, ModelRecipe, build_models, training_scheduler
+from palindiff.training.picture_store import PictureStore
 from palindiff.training.placement import check_placement
 from palindiff.training.run_facts import run_facts
 
@@ -126,7 +126,10 @@ def train_recipe(
 
 
 def prepare(recipe: Recipe, output: Path, accelerator: Accelerator, tell: Tell) -> Parts:
-    """Build the models, open the pictures, compute or map the features; one process computes, the others wait."""
+    """Build the models, open the pictures, compute or map the features.
+
+    The processes share the encoding of pictures; for the rest one computes and the others wait.
+    """
     pipeline, tower = build_models(recipe, recipe.loop.seed)
     if recipe.machine.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
@@ -135,10 +138,18 @@ def prepare(recipe: Recipe, output: Path, accelerator: Accelerator, tell: Tell) 
     made_from = {"autoencoder": fingerprint(pipeline.vae), "text tower": tower.fingerprint}
     training = open_pictures(recipe.data)
     validation = open_pictures(recipe.data.model_copy(update={"split": recipe.watch.validation_split}))
+    stores = [
+        _picture_store(recipe, rows, views, pipeline)
+        for rows, views in ((training, recipe.views), (validation, ViewConfig(flip="none")))
+    ]
+    speak = tell if accelerator.is_main_process else _silent
+    for store in stores:
+        store.encode(speak, accelerator.process_index, accelerator.num_processes)
+    accelerator.wait_for_everyone()
     with accelerator.main_process_first():
-        training_set = _feature_set(recipe, training, recipe.views, pipeline, tower, tell)
-        validation_set = _feature_set(recipe, validation, ViewConfig(flip="none"), pipeline, tower, tell)
-        objective = make_objective(recipe, pipeline, tower, _empty_caption(recipe, tower, tell))
+        training, training_set = _feature_set(recipe, stores[0], tower, speak)
+        validation, validation_set = _feature_set(recipe, stores[1], tower, speak)
+        objective = make_objective(recipe, pipeline, tower, _empty_caption(recipe, tower, speak))
     made_from["training set"] = training.fingerprint
     return Parts(recipe, pipeline, objective, training_set, made_from, validation_set, validation, accelerator, output)
 
@@ -163,18 +174,29 @@ def make_objective(
     )
 
 
-def _feature_set(
-    recipe: Recipe, rows: PictureSet, views: ViewConfig, pipeline: PalindiffPipeline, tower: TextTower, tell: Tell
-) -> FeatureSet:
-    cache_dir, captions = _cache_dir(recipe), [row.captions for row in rows]
+def _picture_store(recipe: Recipe, rows: PictureSet, views: ViewConfig, pipeline: PalindiffPipeline) -> PictureStore:
     size_px = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    pictures = picture_features(
-        rows, pipeline.vae, size_px, recipe.data.fit, views, cache_dir, recipe.machine.num_workers, tell
-    )
+    data, workers = recipe.data, recipe.machine.num_workers
+    return PictureStore(rows, pipeline.vae, size_px, data.fit, views, _cache_dir(recipe), workers, data.on_bad)
+
+
+def _feature_set(recipe: Recipe, store: PictureStore, tower: TextTower, tell: Tell) -> tuple[PictureSet, FeatureSet]:
+    """The rows whose pictures could be read, and their features; what was left out is told."""
+    store.encode(tell)  # nothing, unless the processes have no folder in common
+    pictures = store.read()
+    rows = store.rows.without(pictures.unreadable)
+    if rows.left_out:
+        tell(f"{rows.left_out} Used", len(rows), len(rows))
+    captions = [of_one for of_one, _ in rows.texts()]
     flat = [caption for of_one in captions for caption in of_one]
     if recipe.text.is_live:
-        return FeatureSet(captions, pictures, LiveCaptions(flat, tower.tokenizer), views.flip)
-    return FeatureSet(captions, pictures, caption_features(flat, tower, cache_dir, tell), views.flip)
+        return rows, FeatureSet(captions, pictures, LiveCaptions(flat, tower.tokenizer), store.views.flip)
+    texts = caption_features(flat, tower, _cache_dir(recipe), tell)
+    return rows, FeatureSet(captions, pictures, texts, store.views.flip)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Tell nobody: of several processes the main one speaks for its own share."""
 
 
 def _empty_caption(recipe: Recipe, tower: TextTower, tell: Tell) -> torch.Tensor | None:

@@ -1,31 +1,25 @@
 """Latents and text features, computed once by the frozen encoders and kept on disk under a key of what made them.
 
-Here: computing, keeping and reading them back row by row from memory maps. Not here: where pictures come
-from (`data/`).
+Here: text features, and reading both row by row from memory maps. Not here: computing latents (`picture_store.py`).
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from pydantic import BaseModel, Field
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from palindiff.data.pictures import Fit, PictureError, crop_square, fit_picture, read_picture, to_pixels, to_tensor
-from palindiff.data.publish import published_folder
-from palindiff.data.sources import PictureSet
 from palindiff.models.captions import TextTower, encode_captions, tokenize_captions
-from palindiff.training.order import random_generator
+from palindiff.training.kept_arrays import StackedArrays, keep_arrays
 
 FORMAT = 2  # of the kept files; part of every key
 ENCODE_BATCH = 64
@@ -44,10 +38,17 @@ class ViewConfig(BaseModel, frozen=True, extra="forbid"):
 class PictureFeatures:
     """Latents of n pictures, whole and cropped, each as it is and flipped: the posterior's mean and deviation.
 
-    All times the VAE's factor.
+    All times the VAE's factor. Rows are counted without the unreadable ones.
     """
 
-    moments: np.ndarray  # (n, 1 + crops, 1 or 2 orientations, 2 moments, ch, h, w) float16; the whole picture first
+    moments: np.ndarray | StackedArrays
+    """(n, 1 + crops, 1 or 2 orientations, 2 moments, ch, h, w) float16; the whole picture first"""
+    unreadable: Mapping[int, str] = field(default_factory=dict)  # rows of `moments` that hold no picture, and why
+
+    @cached_property
+    def usable(self) -> np.ndarray:
+        """Rows of `moments` that hold a picture, in order: (n,) int64."""
+        return np.delete(np.arange(len(self.moments)), sorted(self.unreadable))
 
     def read(self, rows: Tensor, is_flipped: Tensor, crop: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Read whole pictures, or crops by number, where 0 is the whole.
@@ -55,7 +56,8 @@ class PictureFeatures:
         Shapes: rows (b,) int64, is_flipped (b,) bool, crop (b,) int64 -> z_mean, z_std (b, ch, h, w) float16.
         """
         crop = torch.zeros_like(rows) if crop is None else crop
-        moments = torch.from_numpy(self.moments[rows.numpy(), crop.numpy(), is_flipped.long().numpy()])
+        kept = self.usable[rows.numpy()]
+        moments = torch.from_numpy(self.moments[kept, crop.numpy(), is_flipped.long().numpy()])
         return moments[:, 0], moments[:, 1]
 
 
@@ -99,8 +101,7 @@ class FeatureSet:
         self._num_captions = torch.tensor([len(of_one) for of_one in captions])
         self._first = self._num_captions.cumsum(0) - self._num_captions
         self._text_row = torch.tensor([texts.row[caption] for of_one in captions for caption in of_one])
-        ids = {caption: caption_id(caption) for caption in texts.row}
-        self._id = torch.tensor([ids[caption] for of_one in captions for caption in of_one])
+        self._id = torch.tensor([caption_id(caption) for caption in texts.row])[self._text_row]
 
     def __len__(self) -> int:
         return len(self._num_captions)
@@ -138,50 +139,15 @@ def caption_id(caption: str) -> int:
     return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "big") >> 1
 
 
-def picture_features(
-    rows: PictureSet,
-    vae: AutoencoderKL,
-    size_px: int,
-    fit: Fit,
-    views: ViewConfig,
-    cache_dir: Path,
-    num_workers: int,
-    tell: Tell,
-) -> PictureFeatures:
-    """Encode every picture, its crops and all their mirror images, or map what an earlier call kept.
-
-    Raises: PictureError if a picture cannot be read.
-    """
-    crops = [views.crops, views.min_crop_area] if views.crops else []
-    orientations = ["unflipped"] if views.flip == "none" else []
-    path = (
-        cache_dir
-        / f"pictures-{_key('pictures', rows.fingerprint, size_px, fit, crops, fingerprint(vae), *orientations)}"
-    )
-    if not path.exists():
-        loader = DataLoader(
-            _Squares(rows, size_px, fit, views),
-            batch_size=ENCODE_BATCH,
-            num_workers=num_workers,
-            multiprocessing_context="spawn" if num_workers else None,
-        )
-        parts = ({"moments": encode_moments(vae, pictures, views.flip != "none").numpy()} for pictures in loader)
-        try:
-            _keep(path, len(rows), parts, lambda done: tell("encoding pictures", done, len(rows)))
-        except PictureError as error:  # a worker's comes with its traceback in front of the message
-            raise PictureError(str(error).rpartition("PictureError: ")[2].strip()) from error
-    return PictureFeatures(np.load(path / "moments.npy", mmap_mode="r"))
-
-
 def caption_features(captions: Sequence[str], tower: TextTower, cache_dir: Path, tell: Tell) -> CaptionFeatures:
     """Encode every different caption, or map what an earlier call kept."""
     different = list(dict.fromkeys(captions))
     digest = hashlib.sha256(json.dumps(different).encode()).hexdigest()
-    path = cache_dir / f"captions-{_key('captions', digest, tower.fingerprint)}"
+    path = cache_dir / f"captions-{key_of('captions', digest, tower.fingerprint)}"
     if not path.exists():
         batches = (different[start : start + ENCODE_BATCH] for start in range(0, len(different), ENCODE_BATCH))
         parts = (encode_texts(batch, tower) for batch in batches)
-        _keep(path, len(different), parts, lambda done: tell("encoding captions", done, len(different)))
+        keep_arrays(path, len(different), parts, partial(tell_from, tell, "encoding captions", 0, len(different)))
     c, e = (np.load(path / f"{name}.npy", mmap_mode="r") for name in ("c", "e"))
     return CaptionFeatures(c, e, {caption: row for row, caption in enumerate(different)})
 
@@ -193,19 +159,6 @@ def encode_texts(captions: Sequence[str], tower: TextTower) -> dict[str, np.ndar
         captions, tower.text_encoder, tower.tokenizer, tower.pooling, tower.projection, tower.tail
     )
     return {"c": encoded.c.half().cpu().numpy(), "e": encoded.e.float().cpu().numpy()}
-
-
-@torch.no_grad()
-def encode_moments(vae: AutoencoderKL, pictures: Tensor, is_flipped_too: bool = True) -> Tensor:
-    """Shapes: pictures (b, v, 3, H, W) uint8 -> (b, v, 1 or 2 orientations, 2 moments, ch, h, w) float16, CPU."""
-    found = []
-    for view in pictures.unbind(1):
-        x = to_pixels(view).to(vae.device, vae.dtype)
-        for oriented in (x, x.flip(-1)) if is_flipped_too else (x,):
-            posterior = vae.encode(oriented).latent_dist
-            moments = torch.stack([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor
-            found.append(moments.half().cpu())
-    return torch.stack(found, dim=1).unflatten(1, (pictures.shape[1], -1))  # (b, v*o, ...) -> (b, v, o, ...)
 
 
 def fingerprint(module: torch.nn.Module) -> str:
@@ -224,48 +177,11 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("PALINDIFF_CACHE") or Path(below) / "palindiff")
 
 
-class _Squares(Dataset[Tensor]):
-    """Each picture as a square, and its crops behind it: (1 + crops, 3, H, W) uint8."""
-
-    def __init__(self, rows: PictureSet, size_px: int, fit: Fit, views: ViewConfig) -> None:
-        self.rows, self.size_px, self.fit, self.views = rows, size_px, fit, views
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Tensor:
-        whole = fit_picture(read_picture(self.rows[index].source), self.size_px, self.fit)
-        uniform = torch.rand(self.views.crops, 3, generator=random_generator(0, "crops", index))
-        area = self.views.min_crop_area + (1 - self.views.min_crop_area) * uniform[:, :1]
-        boxes = torch.cat([area.sqrt(), uniform[:, 1:]], dim=1).tolist()
-        return torch.stack([to_tensor(picture) for picture in (whole, *(crop_square(whole, *box) for box in boxes))])
+def tell_from(tell: Tell, what: str, before: int, total: int, done: int) -> None:
+    """Tell of `done` more than were done `before`."""
+    tell(what, before + done, total)
 
 
-def _keep(path: Path, num_rows: int, parts: Iterable[dict[str, np.ndarray]], tell: Callable[[int], None]) -> None:
-    """Write parts of named arrays one behind the other into `path/NAME.npy`, all of them or none.
-
-    Plain writing, since a full disk kills a process that writes through a memory map. What another process has kept
-    under the same key meanwhile stays.
-    """
-    try:
-        with published_folder(path) as folder, ExitStack() as open_files:
-            files: dict[str, BinaryIO] = {}
-            done = 0
-            for part in parts:
-                for name, array in part.items():
-                    if name not in files:
-                        files[name] = open_files.enter_context((folder / f"{name}.npy").open("wb"))
-                        header = np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(array))
-                        np.lib.format.write_array_header_1_0(
-                            files[name], header | {"shape": (num_rows, *array.shape[1:])}
-                        )
-                    files[name].write(array.tobytes())
-                done += len(array)
-                tell(done)
-    except OSError:
-        if not path.exists():
-            raise
-
-
-def _key(*made_from: object) -> str:
+def key_of(*made_from: object) -> str:
+    """Name what is kept by all that makes it."""
     return hashlib.sha256(json.dumps([FORMAT, *made_from]).encode()).hexdigest()[:24]
