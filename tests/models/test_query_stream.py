@@ -276,6 +276,7 @@ def test_stream_refuses_what_cannot_work():
         ({"addition_embed_type": "text_time"}, "`addition_embed_type` = 'text_time'"),
         ({"num_class_embeds": 10}, "`num_class_embeds` = 10"),
         ({"center_input_sample": True}, "`center_input_sample` = True"),
+        ({"attention_type": "gated"}, "`attention_type` = 'gated'"),
     ],
 )
 def test_stream_refuses_other_unets(settings, told):

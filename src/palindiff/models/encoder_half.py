@@ -113,6 +113,8 @@ def check_unet(unet: UNet2DConditionModel) -> None:
         for name in ("only_cross_attention", "dual_cross_attention", "center_input_sample")
         if config.get(name) is True
     ]
+    if config.get("attention_type", "default") != "default":
+        found.append(f"`attention_type` = {config.attention_type!r}")
     kinds = {type(block).__name__ for block in unet.down_blocks} | {type(unet.mid_block).__name__}
     found += sorted(kinds - {"CrossAttnDownBlock2D", "DownBlock2D", "UNetMidBlock2DCrossAttn"})
     if found:
