@@ -41,7 +41,7 @@ PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 PACKAGE_MAX_LENGTH = 32
 
 _NOT_IDENTITY = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
-_CLIP_TYPES = ("clip", CLIP_TEXT_TYPE)
+CLIP_TYPES = ("clip", CLIP_TEXT_TYPE)
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model")
@@ -104,7 +104,7 @@ def load_text_tower(source: str, max_length: int | None = None) -> TextTower:
     """
     folder = _find_folder(source)
     kind = _kind_of(folder)
-    if kind in _CLIP_TYPES:
+    if kind in CLIP_TYPES:
         text_encoder, projection = _load_clip(folder)
     else:
         _check_mean_pooling(folder, kind)
@@ -113,7 +113,7 @@ def load_text_tower(source: str, max_length: int | None = None) -> TextTower:
     own_length = PACKAGE_MAX_LENGTH if source == PACKAGE_SOURCE else _own_length(folder, tokenizer)
     tokenizer.model_max_length = _checked_length(max_length, own_length, num_positions(text_encoder))
     text_encoder.requires_grad_(False)  # `from_pretrained` has set eval mode
-    return TextTower(text_encoder, tokenizer, "clip" if kind in _CLIP_TYPES else "mean", projection, source)
+    return TextTower(text_encoder, tokenizer, "clip" if kind in CLIP_TYPES else "mean", projection, source)
 
 
 def load_text_encoder(folder: Path) -> PreTrainedModel:
@@ -121,7 +121,7 @@ def load_text_encoder(folder: Path) -> PreTrainedModel:
 
     Raises: FileNotFoundError, ValueError as `load_text_tower`; how it is pooled is for the caller to know.
     """
-    return _load_clip(folder)[0] if _kind_of(folder) in _CLIP_TYPES else _load_sentence_encoder(folder)
+    return _load_clip(folder)[0] if _kind_of(folder) in CLIP_TYPES else _load_sentence_encoder(folder)
 
 
 def num_positions(text_encoder: PreTrainedModel) -> int:
@@ -135,7 +135,7 @@ def num_positions(text_encoder: PreTrainedModel) -> int:
 
 def _find_folder(source: str) -> Path:
     if source == PACKAGE_SOURCE:
-        return _package_folder()
+        return package_folder()
     if Path(source).is_dir():
         return Path(source)
     try:
@@ -147,7 +147,7 @@ def _find_folder(source: str) -> Path:
         ) from missing
 
 
-def _package_folder() -> Path:
+def package_folder() -> Path:
     """Find the package without importing it: its `__init__` would import sentence_transformers."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -201,14 +201,18 @@ def _load_sentence_encoder(folder: Path) -> PreTrainedModel:
     model_class: Any = MODEL_MAPPING[type(config)]
     if "decoder_input_ids" in inspect.signature(model_class.forward).parameters:  # T5: what a decoder asks for too
         raise _unknown_pooling(folder, config.model_type)
-    has_pooler = "add_pooling_layer" in inspect.signature(model_class).parameters
-    options = {"add_pooling_layer": False} if has_pooler else {}
+    options = sentence_encoder_options(model_class)
     model: PreTrainedModel
     model, missing = _load(model_class, folder, config, _BESIDE_ENCODER, **options)
     if missing:
         raise _incomplete(folder, missing)
     model.config.use_attention_mask = True  # stock Stable Diffusion then passes the mask; saved with the config
     return model
+
+
+def sentence_encoder_options(model_class: Any) -> dict[str, bool]:
+    """Leave out the pooler, which mean pooling never reads, where a class offers to."""
+    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
 
 
 def _load(

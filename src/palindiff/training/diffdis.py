@@ -34,7 +34,6 @@ from palindiff.training.features import (
     fingerprint,
     picture_features,
 )
-from palindiff.training.footprint import training_bytes
 from palindiff.training.journal import Journal
 from palindiff.training.loop import Evaluator, LoopConfig, MachineConfig, OptimizerConfig, Run, check_shares, train
 
@@ -144,17 +143,7 @@ def build_pipeline(recipe: Recipe, tower: TextTower) -> PalindiffPipeline:
     unet = build_unet(recipe.unet, vae, tower.text_encoder.config.hidden_size)
     e = tower.projection.shape[0] if tower.projection is not None else tower.text_encoder.config.hidden_size
     stream = QueryStream.for_unet(unet, e, recipe.query_stream, tower.pooling, tower.projection)
-    scheduler = DDIMScheduler(
-        num_train_timesteps=TRAIN_STEPS,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type=recipe.scheduler.prediction_type,
-        rescale_betas_zero_snr=recipe.scheduler.rescale_betas_zero_snr,
-        clip_sample=False,
-        steps_offset=1,
-        timestep_spacing="trailing",
-    )
+    scheduler = picture_scheduler(recipe.scheduler)
     query_scheduler = text_chain_scheduler(TRAIN_STEPS)
     return PalindiffPipeline(vae, tower.text_encoder, tower.tokenizer, unet, scheduler, stream, query_scheduler)
 
@@ -175,6 +164,21 @@ def build_unet(config: UNetConfig, vae: AutoencoderKL, d_c: int) -> UNet2DCondit
         attention_head_dim=tuple(width // config.head_dim for width in config.widths),  # diffusers: number of heads
         norm_num_groups=config.norm_groups,
         use_linear_projection=True,
+    )
+
+
+def picture_scheduler(config: SchedulerConfig) -> DDIMScheduler:
+    """Build the scheduler of the picture's chain: Stable Diffusion's noise, trailing steps."""
+    return DDIMScheduler(
+        num_train_timesteps=TRAIN_STEPS,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=config.prediction_type,
+        rescale_betas_zero_snr=config.rescale_betas_zero_snr,
+        clip_sample=False,
+        steps_offset=1,
+        timestep_spacing="trailing",
     )
 
 
@@ -254,20 +258,3 @@ def prepare(recipe: Recipe, output: Path, accelerator: Accelerator, tell: Tell) 
         "training set": training.fingerprint,
     }
     return Parts(recipe, pipeline, objective, sets[0], made_from, sets[1], validation, accelerator, output)
-
-
-def describe(recipe: Recipe) -> dict[str, int]:
-    """Count what a recipe builds, without data: parameters of each part, and bytes that training them takes.
-
-    Units: parameters; `training_bytes` for weights, gradients, two moments and the average, in float32.
-    """
-    tower = load_text_tower(recipe.text.source, recipe.text.max_length)
-    pipeline = build_pipeline(recipe, tower)
-    c_empty = torch.zeros(1, 1, tower.text_encoder.config.hidden_size)
-    objective = DiffDisObjective(
-        pipeline.unet, pipeline.query_stream, pipeline.scheduler, pipeline.query_scheduler, c_empty, recipe.objective
-    )
-    parts = {name: getattr(pipeline, name) for name in ("unet", "query_stream", "vae", "text_encoder")}
-    counts = {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
-    trained = sum(weight.numel() for weight in objective.parameters() if weight.requires_grad)
-    return counts | {"trained": trained, "training_bytes": training_bytes(trained)}

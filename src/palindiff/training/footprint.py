@@ -1,17 +1,34 @@
-"""What training takes in memory before a batch comes: weights, gradients, Adam's two moments and the average."""
+"""What training holds for each trained weight, whatever the batch: itself, its gradient, Adam's moments, the average.
+
+Not here: activations, frozen parts and work (`estimate.py`).
+"""
+
+from dataclasses import astuple, dataclass
 
 import torch
 
 from palindiff.models.codec import build_codec
 from palindiff.training.codec import CodecRecipe
 
-NUMBERS_PER_WEIGHT = 5  # the weight, its gradient, two moments, its average
-BYTES_PER_NUMBER = 4  # float32, under bf16 autocast too
+
+@dataclass(frozen=True)
+class BytesPerWeight:
+    """Bytes for one trained weight; float32 under bf16 autocast too."""
+
+    weight: int = 4
+    gradient: int = 4
+    optimizer: int = 8  # AdamW's two moments
+    ema: int = 4
+
+    @property
+    def total(self) -> int:
+        """Bytes of all of them."""
+        return sum(astuple(self))
 
 
 def training_bytes(num_trained: int) -> int:
     """Units: trained parameters -> bytes, activations and frozen parts not counted."""
-    return num_trained * NUMBERS_PER_WEIGHT * BYTES_PER_NUMBER
+    return num_trained * BytesPerWeight().total
 
 
 def describe_codec(recipe: CodecRecipe) -> dict[str, int]:
