@@ -12,7 +12,8 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from palindiff.models.text_tower import PACKAGE, PACKAGE_SOURCE, TextTower, load_text_tower
+from palindiff.models.text_tower import TextTower, load_text_tower
+from palindiff.models.tower_folder import PACKAGE, PACKAGE_SOURCE
 from toy_towers import LENGTH, POSITIONS, QUERY_WIDTH, encode, stock_pipeline, write_sentence_encoder, write_towers
 
 CAPTIONS = ["a flat emoji of a red apple", "", "fire"]

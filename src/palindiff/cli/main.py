@@ -13,6 +13,7 @@ import palindiff
 from palindiff.cli.classify import classify
 from palindiff.cli.data import app as data
 from palindiff.cli.demo import demo
+from palindiff.cli.estimate import estimate
 from palindiff.cli.evaluate_codec import evaluate_codec
 from palindiff.cli.export import export
 from palindiff.cli.generate import generate
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.add_typer(data, name="data")
 app.command("train")(train)
 app.command("train-codec")(train_codec)
+app.command("estimate")(estimate)
 app.command("evaluate-codec")(evaluate_codec)
 for verb in (init, generate, classify, rank, demo, export, push):
     app.command(verb.__name__)(verb)

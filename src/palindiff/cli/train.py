@@ -39,7 +39,7 @@ def train(
     """
     from palindiff.experiments.watching import watchers
     from palindiff.training.diffdis import Recipe, train_recipe
-    from palindiff.training.diffdis import describe as describe_models
+    from palindiff.training.estimate import describe as describe_models
     from palindiff.training.journal import read_log
 
     def describe(chosen: Recipe) -> dict[str, int]:

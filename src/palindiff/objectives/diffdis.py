@@ -82,7 +82,7 @@ class DiffDisObjective(nn.Module):
         z_0 = z_named = _posterior_draw(batch["z_mean"], batch["z_std"], draws)
         if "z_named_mean" in batch:
             z_named = _posterior_draw(batch["z_named_mean"], batch["z_named_std"], draws)
-        c, e_0, c_empty = self._texts(batch)
+        c, e_0, c_empty = self.texts(batch)
         losses: dict[str, Tensor] = {}
         if self.config.task != "discriminate":
             losses["painting"] = self.painting_loss(z_0, c, c_empty, draws)
@@ -131,8 +131,11 @@ class DiffDisObjective(nn.Module):
         groups = [{"params": [w for w in part.parameters() if w.requires_grad], "lr": rate} for part, rate in parts]
         return [group for group in groups if group["params"]]
 
-    def _texts(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """A batch's c and e_0, and the empty caption's c: as they come, or encoded now, all in one forward."""
+    def texts(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Take a batch's c and e_0 and the empty caption's c as they come, or encode them now, all in one forward.
+
+        Shapes: batch as `forward` takes it -> c (b, l, d_c); e_0 (b, d_e); c_empty (1, l, d_c).
+        """
         if self.caption_encoder is None:
             assert self.c_empty is not None, "captions come as features where there is no encoder"
             return batch["c"], batch["e_0"], self.c_empty

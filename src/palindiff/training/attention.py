@@ -11,6 +11,10 @@ def attention_backend(accelerator: Accelerator) -> AbstractContextManager[None]:
 
     Measured by `benchmarks/attention_backend.py`.
     """
-    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
-        return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()
+    return attention_backend_of(accelerator.device.type, accelerator.mixed_precision)
+
+
+def attention_backend_of(device_type: str, precision: str) -> AbstractContextManager[None]:
+    """Choose it by a device's type and a precision's name."""
+    is_slow = device_type == "cpu" and precision == "bf16"
+    return sdpa_kernel(SDPBackend.MATH) if is_slow else nullcontext()

@@ -31,7 +31,6 @@ from palindiff.training.features import (
     default_cache_dir,
     fingerprint,
 )
-from palindiff.training.footprint import training_bytes
 from palindiff.training.journal import Journal
 from palindiff.training.loop import Evaluator, LoopConfig, MachineConfig, OptimizerConfig, Run, check_shares, train
 from palindiff.training.models_of_recipe import TRAIN_STEPS, ModelRecipe, build_models, training_scheduler
@@ -207,18 +206,3 @@ def _empty_caption(recipe: Recipe, tower: TextTower, tell: Tell) -> torch.Tensor
 
 def _cache_dir(recipe: Recipe) -> Path:
     return Path(recipe.machine.cache_dir) if recipe.machine.cache_dir else default_cache_dir()
-
-
-def describe(recipe: Recipe) -> dict[str, int]:
-    """Count what a recipe builds, without data: parameters of each part, and bytes that training them takes.
-
-    Units: parameters; `training_bytes` for weights, gradients, two moments and the average, in float32.
-    """
-    pipeline, tower = build_models(recipe, recipe.loop.seed)
-    is_live = recipe.text.is_live
-    c_empty = None if is_live else torch.zeros(1, 1, tower.text_encoder.config.hidden_size)
-    objective = make_objective(recipe, pipeline, tower, c_empty)
-    parts = {name: getattr(pipeline, name) for name in ("unet", "query_stream", "vae", "text_encoder")}
-    counts = {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
-    trained = sum(weight.numel() for weight in objective.parameters() if weight.requires_grad)
-    return counts | {"trained": trained, "training_bytes": training_bytes(trained)}

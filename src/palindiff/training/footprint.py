@@ -1,17 +1,50 @@
-"""What training takes in memory before a batch comes: weights, gradients, Adam's two moments and the average."""
+"""What training holds for each trained weight, whatever the batch: itself, its gradient, Adam's moments, the average.
+
+Not here: activations, frozen parts and work (`estimate.py`).
+"""
+
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from palindiff.models.codec import build_codec
 from palindiff.training.codec import CodecRecipe
 
-NUMBERS_PER_WEIGHT = 5  # the weight, its gradient, two moments, its average
-BYTES_PER_NUMBER = 4  # float32, under bf16 autocast too
+if TYPE_CHECKING:
+    from palindiff.training.diffdis import Recipe
+
+EIGHT_BIT_MOMENTS = 2 * (1 + 4 / 256)  # bytes; each block of 256 has a scale in float32
 
 
-def training_bytes(num_trained: int) -> int:
+@dataclass(frozen=True)
+class BytesPerWeight:
+    """Bytes for one trained weight; float32 under bf16 autocast too."""
+
+    weight: int = 4
+    gradient: int = 4
+    optimizer: float = 8  # AdamW's two moments
+    ema: int = 4
+
+    @property
+    def total(self) -> float:
+        """Bytes of all of them."""
+        return sum(astuple(self))
+
+
+def bytes_per_weight(recipe: "Recipe", device: str) -> BytesPerWeight:
+    """Tell what a recipe keeps on the device that trains; on a CPU an average on the CPU is there all the same."""
+    is_eight_bit = recipe.optimizer.kind == "adamw_8bit"
+    is_elsewhere = recipe.machine.ema_device == "cpu" and device != "cpu"
+    return BytesPerWeight(
+        optimizer=EIGHT_BIT_MOMENTS if is_eight_bit else BytesPerWeight.optimizer,
+        ema=0 if is_elsewhere else BytesPerWeight.ema,
+    )
+
+
+def training_bytes(num_trained: int, each: BytesPerWeight | None = None) -> int:
     """Units: trained parameters -> bytes, activations and frozen parts not counted."""
-    return num_trained * NUMBERS_PER_WEIGHT * BYTES_PER_NUMBER
+    return round(num_trained * (each or BytesPerWeight()).total)
 
 
 def describe_codec(recipe: CodecRecipe) -> dict[str, int]:

@@ -137,6 +137,21 @@ def build_models(recipe: ModelRecipe, seed: int) -> tuple[PalindiffPipeline, Tex
     return pipeline, tower
 
 
+def picture_scheduler(config: SchedulerConfig) -> DDIMScheduler:
+    """Build the scheduler of the picture's chain: Stable Diffusion's noise, trailing steps."""
+    return DDIMScheduler(
+        num_train_timesteps=TRAIN_STEPS,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=config.prediction_type,
+        rescale_betas_zero_snr=config.rescale_betas_zero_snr,
+        clip_sample=False,
+        steps_offset=1,
+        timestep_spacing="trailing",
+    )
+
+
 def training_scheduler(scheduler: SchedulerMixin) -> DDPMScheduler:
     """Take the noise that a painting scheduler takes away: samplers such as PNDM and Euler cannot make targets."""
     return DDPMScheduler.from_config(scheduler.config)
@@ -151,17 +166,7 @@ def _from_scratch(recipe: ModelRecipe) -> tuple[PalindiffPipeline, TextTower]:
     unet = build_unet(unet_config, vae, tower.text_encoder.config.hidden_size)
     d_e = tower.projection.shape[0] if tower.projection is not None else tower.text_encoder.config.hidden_size
     stream = QueryStream.for_unet(unet, d_e, recipe.query_stream, tower.pooling, tower.projection)
-    scheduler = DDIMScheduler(
-        num_train_timesteps=TRAIN_STEPS,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type=schedule.prediction_type,
-        rescale_betas_zero_snr=schedule.rescale_betas_zero_snr,
-        clip_sample=False,
-        steps_offset=1,
-        timestep_spacing="trailing",
-    )
+    scheduler = picture_scheduler(schedule)
     query_scheduler = text_chain_scheduler(TRAIN_STEPS)
     parts = (vae, tower.text_encoder, tower.tokenizer, unet, scheduler, stream, query_scheduler)
     return PalindiffPipeline(*parts), tower

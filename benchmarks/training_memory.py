@@ -1,0 +1,156 @@
+"""How much memory training takes at its worst moment, beside what `palindiff estimate` tells beforehand.
+
+Run: python benchmarks/training_memory.py --recipe NAME|FILE.yaml [--set KEY=VALUE ...] [--results FILE.json]
+
+The real loop trains the recipe's own models for some steps, from random weights on random features, in a process of
+its own: neither data nor weights are needed, and of the frozen parts the configs alone. On CUDA the measure is what
+torch's allocator had given out at once. On a CPU (Linux) it is the process's largest resident set, less what it was
+after a warm-up, once with glibc told to hand freed memory back at once, and once with glibc as it comes.
+"""
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+MEGABYTE = 1e6
+HAND_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # bytes, from which glibc maps a block of its own and unmaps it
+FP32, CHECKPOINTING = "machine.precision=fp32", "machine.gradient_checkpointing=true"
+COMPARED = (
+    (),
+    (CHECKPOINTING,),
+    (FP32,),
+    (FP32, CHECKPOINTING),
+    ("query_stream.fusion=joint",),
+    ("loop.accumulation=2",),
+    ("loop.batch_size=16",),
+    ("loop.batch_size=16", "unet.widths=[256,512]"),
+)  # changes of a recipe, with --compare
+
+
+def measure(recipe_name: str, overrides: list[str], num_steps: int) -> dict[str, float | str]:
+    """Train in this process and tell the most bytes at once and, on a CPU, which malloc that was."""
+    import torch
+
+    from palindiff.training.diffdis import Recipe, UNetConfig
+    from palindiff.training.recipe_file import load_recipe
+
+    recipe = load_recipe(Recipe, recipe_name, overrides)
+    stream = recipe.query_stream
+    small = {
+        "unet": UNetConfig(widths=(32, 32)),
+        "query_stream": stream.model_copy(update={"num_head_layers": 1, "head_width": stream.head_dim}),
+    }
+    train_on_random_numbers(recipe.model_copy(update=small), num_steps)  # imports, thread pools, kernels' caches
+    gc.collect()
+    has_cuda = torch.cuda.is_available()
+    before = torch.cuda.memory_allocated() if has_cuda else resident_bytes("VmRSS")
+    if has_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    train_on_random_numbers(recipe, num_steps)
+    most = torch.cuda.max_memory_allocated() if has_cuda else resident_bytes("VmHWM")
+    return {"device": "gpu" if has_cuda else "cpu", "bytes": most - before}
+
+
+def train_on_random_numbers(recipe, num_steps: int) -> None:
+    """Run the loop of a recipe from random weights, on random features, without looking on."""
+    import torch
+
+    from palindiff.training.device import make_accelerator
+    from palindiff.training.journal import Journal
+    from palindiff.training.loop import Run, train
+    from palindiff.training.skeleton import build_skeleton
+
+    accelerator = make_accelerator(recipe.machine)
+    torch.manual_seed(recipe.loop.seed)
+    models = build_skeleton(recipe)
+    frozen = models.vae.to(accelerator.device), models.text_encoder.to(accelerator.device)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(
+            objective=models.objective,
+            parameter_groups=models.objective.parameter_groups(1e-5, 1e-5),
+            training_set=models.features,
+            loop=recipe.loop.model_copy(update={"num_steps": num_steps, "evaluate_every": 0, "save_every": 0}),
+            optimizer=recipe.optimizer,
+            machine=recipe.machine,
+            journal=Journal(Path(folder), use_tensorboard=False, show_progress=False),
+            state_dir=str(Path(folder) / "state"),
+        )
+        train(run, accelerator)
+    del frozen
+
+
+def resident_bytes(name: str) -> int:
+    """Read the resident set of this process from Linux: VmRSS now, VmHWM at most so far.
+
+    `getrusage` would not do: its maximum is handed down from the parent process.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
+
+
+def measure_apart(recipe: str, overrides: list[str], num_steps: int, environment: dict[str, str]) -> dict:
+    """Measure in a fresh process."""
+    command = [sys.executable, __file__, "--here", "--recipe", recipe, "--steps", str(num_steps)]
+    command += [part for override in overrides for part in ("--set", override)]
+    done = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(recipe_name: str, overrides: list[str], num_steps: int) -> dict[str, object]:
+    """One row: what was estimated, what was measured."""
+    from palindiff.training.diffdis import Recipe
+    from palindiff.training.estimate import Hardware, estimate
+    from palindiff.training.recipe_file import load_recipe
+
+    measured = measure_apart(recipe_name, overrides, num_steps, HAND_BACK)
+    recipe = load_recipe(Recipe, recipe_name, overrides)
+    told = estimate(recipe, Hardware(device=measured["device"])).memory_bytes
+    row = {
+        "setting": " ".join(overrides) or "as it is",
+        "precision": recipe.machine.precision,
+        "batch_size": recipe.loop.batch_size,
+        "estimated_mb": round(told.peak / MEGABYTE, 1),
+        "measured_mb": round(measured["bytes"] / MEGABYTE, 1),
+        "estimated_over_measured": round(told.peak / measured["bytes"], 3),
+    }
+    if measured["device"] == "cpu":
+        as_usual = measure_apart(recipe_name, overrides, num_steps, {})["bytes"]
+        row["with_glibc_as_usual_mb"] = round(as_usual / MEGABYTE, 1)
+    return row
+
+
+def main() -> None:
+    """Measure the recipe, with --compare its variants too, and print one JSON line each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", required=True, help="shipped recipe or a file")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", help="KEY=VALUE of it; repeatable")
+    parser.add_argument(
+        "--steps", type=int, default=2, help="training steps; moments come with the first (default: 2)"
+    )
+    parser.add_argument("--compare", action="store_true", help="also with changes that cost or save memory")
+    parser.add_argument("--results", type=Path, help="write the rows to this file")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the process that trains
+    args = parser.parse_args()
+    if args.here:
+        print(json.dumps(measure(args.recipe, args.overrides, args.steps)))
+        return
+    began, rows = time.perf_counter(), []
+    for changes in COMPARED if args.compare else ((),):
+        rows.append(compare(args.recipe, [*args.overrides, *changes], args.steps))
+        print(json.dumps(rows[-1]), flush=True)
+    if args.results:
+        from palindiff.evaluation.results import write_results
+
+        settings = {"recipe": args.recipe, "overrides": args.overrides, "steps": args.steps, "malloc": HAND_BACK}
+        command = " ".join(["python benchmarks/training_memory.py", *sys.argv[1:]])
+        write_results(args.results, rows, command, settings, 0, time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()
