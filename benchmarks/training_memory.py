@@ -34,7 +34,7 @@ COMPARED = (
 
 
 def measure(recipe_name: str, overrides: list[str], num_steps: int) -> dict[str, float | str]:
-    """Train in this process and tell the most bytes at once and, on a CPU, which malloc that was."""
+    """Train in this process and tell the most bytes at once."""
     import torch
 
     from palindiff.training.diffdis import Recipe, UNetConfig

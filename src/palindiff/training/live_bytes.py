@@ -100,7 +100,7 @@ def count_step(
 def _norms_as_on_a_gpu(module: nn.Module) -> Iterator[None]:
     """Let norms run in float32 under autocast, as torch's autocast has it on CUDA and not on a CPU.
 
-    It is the one difference of the two lists of operations that these networks meet.
+    Of the two lists' other differences, what these networks meet keeps nothing for backward: upsampling, softmax.
     """
 
     def widen(norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
