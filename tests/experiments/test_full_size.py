@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from palindiff.evaluation.results import read_results
 from palindiff.experiments.full_size import BATCH_SIZE, PAINTING_STEPS, STAGES, Trial, measure, place_of, run_stage
+from palindiff.training.diffdis import Recipe
+from palindiff.training.estimate import Hardware, estimate
+from palindiff.training.recipe_file import load_recipe
 from toy_run import one_thread
 
 
@@ -29,6 +33,20 @@ def test_a_weight_s_place_is_told_by_its_name():
     assert place_of("sites.0.into.weight") == "site 1"
     assert place_of("head.5.ffn.net.2.bias") == "query head"
     assert place_of("log_logit_scale") == place_of("picture_into_head.weight") == "into and out of the head"
+
+
+@pytest.mark.slow
+def test_the_estimate_is_that_of_the_measured_full_size_run():
+    """15 % is what is promised; the interpreter and its libraries, about half a gigabyte, are in the measure alone."""
+    results = read_results(Path(__file__).parents[2] / "results" / "full_size.json")
+    (measured,) = [row["peak_gib"] for row in results.rows if row.get("stage") == "train one step"]
+    overrides = [*results.settings["overrides"], f"loop.batch_size={results.settings['batch_size']}"]
+    recipe = load_recipe(Recipe, results.settings["recipe"], overrides)
+    told = estimate(recipe, Hardware(device="cpu"))
+    assert told.memory_bytes.peak / 2**30 == pytest.approx(measured, rel=0.15)
+    parameters = {row["place"]: row["parameters"] for row in results.rows if row["kind"] == "parameters"}
+    assert parameters.pop("U-Net") == told.parameters.parts["unet"]
+    assert sum(parameters.values()) == sum(told.parameters.new.values())
 
 
 @pytest.mark.full_size

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DDPMScheduler
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
@@ -48,8 +49,10 @@ def read_base_shape(base: BaseConfig, text: TextConfig) -> BaseShape:
     unet, vae = _read(folder / "unet" / "config.json"), _read(folder / "vae" / "config.json")
     scheduler = DDPMScheduler.from_config(_read(folder / "scheduler" / "scheduler_config.json"))
     if is_palindiff(folder):
-        tower, stream = read_tower_shape(str(folder / "text_encoder")), _read(folder / "query_stream" / "config.json")
-        return BaseShape(unet, vae, scheduler, tower, stream)
+        stream = _read(folder / "query_stream" / "config.json")
+        return BaseShape(
+            unet, vae, scheduler, _completed(read_tower_shape(str(folder / "text_encoder")), stream), stream
+        )
     return BaseShape(unet, vae, scheduler, _tower_in(folder, _clip_of(text)), None)
 
 
@@ -62,6 +65,13 @@ def _tower_in(folder: Path, clip: str) -> TowerShape:
         return whole
     tail = TextTail({"num_layers": num_whole - num_kept, **whole.text_encoder.config.to_dict()})
     return replace(whole, text_encoder=CLIPTextModel(config), tail=tail)
+
+
+def _completed(tower: TowerShape, stream: dict[str, Any]) -> TowerShape:
+    """A checkpoint's tower with the projection and layers that its query stream keeps for it."""
+    width, settings = stream["projection_width"], stream["text_tail_settings"]
+    projection = None if width is None else torch.empty(stream["d_e"], width)
+    return replace(tower, projection=projection, tail=TextTail(settings) if settings else None)
 
 
 def _clip_of(text: TextConfig) -> str:

@@ -161,7 +161,7 @@ def make_objective(
     if c_empty is None:
         encoder = CaptionEncoder(tower, pipeline.query_stream, recipe.text.is_trained)
         if recipe.machine.gradient_checkpointing and recipe.text.is_trained:
-            tower.text_encoder.gradient_checkpointing_enable()
+            tower.text_encoder.activation_checkpointing_enable()
     return DiffDisObjective(
         pipeline.unet,
         pipeline.query_stream,

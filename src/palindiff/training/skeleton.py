@@ -116,7 +116,7 @@ class CaptionEncoderShape(nn.Module):
         self.text_encoder = tower.text_encoder.requires_grad_(recipe.text.is_trained).eval()
         self.is_trained, self.kept = recipe.text.is_trained, [tower]
         if recipe.machine.gradient_checkpointing and recipe.text.is_trained:
-            self.text_encoder.gradient_checkpointing_enable()
+            self.text_encoder.activation_checkpointing_enable()
         empty = torch.zeros(1, tower.num_tokens, dtype=torch.int64)
         self.register_buffer("empty_ids", empty, persistent=False)
         self.register_buffer("empty_mask", empty.bool(), persistent=False)
