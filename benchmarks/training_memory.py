@@ -37,16 +37,11 @@ def measure(recipe_name: str, overrides: list[str], num_steps: int) -> dict[str,
     """Train in this process and tell the most bytes at once."""
     import torch
 
-    from palindiff.training.diffdis import Recipe, UNetConfig
+    from palindiff.training.diffdis import Recipe
     from palindiff.training.recipe_file import load_recipe
 
     recipe = load_recipe(Recipe, recipe_name, overrides)
-    stream = recipe.query_stream
-    small = {
-        "unet": UNetConfig(widths=(32, 32)),
-        "query_stream": stream.model_copy(update={"num_head_layers": 1, "head_width": stream.head_dim}),
-    }
-    train_on_random_numbers(recipe.model_copy(update=small), num_steps)  # imports, thread pools, kernels' caches
+    train_on_random_numbers(warm_up_of(recipe), num_steps)  # imports, thread pools, kernels' caches
     gc.collect()
     has_cuda = torch.cuda.is_available()
     before = torch.cuda.memory_allocated() if has_cuda else resident_bytes("VmRSS")
@@ -55,6 +50,18 @@ def measure(recipe_name: str, overrides: list[str], num_steps: int) -> dict[str,
     train_on_random_numbers(recipe, num_steps)
     most = torch.cuda.max_memory_allocated() if has_cuda else resident_bytes("VmHWM")
     return {"device": "gpu" if has_cuda else "cpu", "bytes": most - before}
+
+
+def warm_up_of(recipe):
+    """Make a recipe small: its models, or its rows where a base brings the models."""
+    from palindiff.training.models_of_recipe import UNetConfig
+
+    if recipe.base is not None:
+        few = recipe.loop.accumulation * int(os.environ.get("WORLD_SIZE", "1"))
+        return recipe.model_copy(update={"loop": recipe.loop.model_copy(update={"batch_size": few})})
+    stream = recipe.query_stream
+    stream = stream.model_copy(update={"num_head_layers": 1, "head_width": stream.head_dim})
+    return recipe.model_copy(update={"unet": UNetConfig(widths=(32, 32)), "query_stream": stream})
 
 
 def train_on_random_numbers(recipe, num_steps: int) -> None:

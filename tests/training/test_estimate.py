@@ -41,7 +41,7 @@ def middling(toy_parts, tmp_path_factory):
         codec=str(folder / "codec"),
         unet={"widths": [64, 128, 192], "head_dim": 32, "norm_groups": 32},
         query_stream={"num_head_layers": 2, "head_width": 128, "head_dim": 32},
-        loop={"batch_size": 4},
+        loop={"batch_size": 12},
         machine={"num_threads": 1},
     )
     (folder / "middling.yaml").write_text(yaml.safe_dump(tree))

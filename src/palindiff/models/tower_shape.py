@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
@@ -78,7 +77,7 @@ def read_tower_shape(source: str, max_length: int | None = None) -> TowerShape:
 
 def _clip_shape(config: CLIPTextConfig, length: int | None) -> TowerShape:
     model = CLIPTextModelWithProjection(config)
-    projection = torch.empty_like(model.text_projection.weight)
+    projection = model.text_projection.weight.detach().clone()
     return TowerShape(model.text_model, "clip", projection, _length(model.text_model, length))
 
 

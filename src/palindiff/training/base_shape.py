@@ -70,7 +70,7 @@ def _tower_in(folder: Path, clip: str) -> TowerShape:
 def _completed(tower: TowerShape, stream: dict[str, Any]) -> TowerShape:
     """A checkpoint's tower with the projection and layers that its query stream keeps for it."""
     width, settings = stream["projection_width"], stream["text_tail_settings"]
-    projection = None if width is None else torch.empty(stream["d_e"], width)
+    projection = None if width is None else torch.randn(stream["d_e"], width)
     return replace(tower, projection=projection, tail=TextTail(settings) if settings else None)
 
 
