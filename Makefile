@@ -44,6 +44,6 @@ $(EMOJI): | .venv/installed
 	@touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[emoji,memory,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[emoji,dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(WITHOUT_TORCHVISION)
 	@touch $@ .venv/installed

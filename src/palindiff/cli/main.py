@@ -4,6 +4,7 @@ Here: which verbs there are. Not here: what they do; each lives in the file of i
 """
 
 import io
+import logging
 import sys
 from typing import Annotated
 
@@ -59,6 +60,7 @@ def root(
 
 def main(command: typer.Typer = app) -> None:
     """Run a command; a known error becomes its message on stderr and exit code 2, Ctrl-C exit code 130."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # where installed, it warns at every import on a CPU
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file's name may be no text: better escaped than an error
             stream.reconfigure(errors="backslashreplace")
