@@ -67,7 +67,7 @@ def write_sentence_encoder(folder, **pooling):
 
 def encode(tower, captions):
     with torch.no_grad():
-        return encode_captions(captions, tower.text_encoder, tower.tokenizer, tower.pooling, tower.projection)
+        return encode_captions(captions, tower)
 
 
 def stock_pipeline(tower):

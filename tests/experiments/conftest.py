@@ -18,7 +18,7 @@ def emoji_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def model(toy_parts):
     recipe = toy_recipe(toy_parts)
-    pipeline = build_models(recipe, recipe.loop.seed)[0]
+    pipeline = build_models(recipe, recipe.loop.seed)
     with torch.no_grad():  # as if trained: or all pictures would be named alike
         pipeline.query_stream.predictor.weight *= 10
     return Trained("shipped", pipeline, steps=1234, seconds=567.8)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from palindiff.inference.stable_diffusion import load_base
 from toy_other_pipelines import OTHER_PIPELINES
 from toy_stable_diffusion import write_sd1, write_sd2
 from toy_towers import write_towers
@@ -38,3 +39,18 @@ def other_pipelines(tmp_path_factory):
 def pipeline(towers):
     """A toy pipeline of one file's tests."""
     return toy_pipeline(towers)
+
+
+@pytest.fixture(scope="session")
+def refused():
+    """Load a base that cannot work, and read the sentence that says why."""
+
+    def load(error, *told, **call):
+        with pytest.raises(error) as found:
+            load_base(**call)
+        sentence = str(found.value)
+        assert "\n" not in sentence
+        for part in told:
+            assert part in sentence, sentence
+
+    return load

@@ -57,8 +57,7 @@ def test_inputs_go_where_the_hooks_run_a_part(towers):
 def test_captions_are_told_where_their_tower_ran(towers, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *device, **options: nullcontext())  # which knows no device `meta`
     pipeline = offload(toy_pipeline(towers, "clip"), "meta", [])
-    projection = pipeline.query_stream.text_projection
-    encoded = encode_captions(["red"], pipeline.text_encoder, pipeline.tokenizer, "clip", projection)
+    encoded = encode_captions(["red"], pipeline.text_tower)
     assert {tensor.device.type for tensor in (encoded.c, encoded.mask, encoded.e)} == {"meta"}
 
 

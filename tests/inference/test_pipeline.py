@@ -29,9 +29,7 @@ def painted(pipeline):
 def train_two_steps(pipeline):
     """Two steps of both tasks, with random latents in the place of pictures."""
     with torch.no_grad():
-        caption, empty = (
-            encode_captions([text], pipeline.text_encoder, pipeline.tokenizer, "mean", None) for text in PROMPTS
-        )
+        caption, empty = (encode_captions([text], pipeline.text_tower) for text in PROMPTS)
     objective = DiffDisObjective(
         pipeline.unet, pipeline.query_stream, pipeline.scheduler, pipeline.query_scheduler, empty.c, DiffDisConfig()
     ).train()

@@ -47,15 +47,6 @@ def init(stable_diffusion, path, config, version, **options):
     return PalindiffPipeline.from_stable_diffusion(path, clip, SMALL, config=config, **options)
 
 
-def refused(error, *told, **call):
-    with pytest.raises(error) as found:
-        load_base(**call)
-    sentence = str(found.value)
-    assert "\n" not in sentence
-    for part in told:
-        assert part in sentence, sentence
-
-
 @pytest.mark.parametrize("name", ["sd1", "sd2"])
 def test_a_file_gives_what_its_folder_gives(stable_diffusion, made, tmp_path, name):
     ours = init(stable_diffusion, made / f"{name}.safetensors", made / name, int(name[-1]))
@@ -120,7 +111,7 @@ def test_the_own_configs_are_those_of_stable_diffusion_1():
 
 
 def test_the_own_scheduler_is_that_of_stable_diffusion_1():
-    ours, theirs = single_file._scheduler_1(), toy_scheduler("PNDMScheduler")
+    ours, theirs = single_file.scheduler_1(), toy_scheduler("PNDMScheduler")
     assert ours.config.num_train_timesteps == 1000
     assert {name: theirs.config[name] for name in ours.config if not name.startswith("_")} == {
         name: value for name, value in ours.config.items() if not name.startswith("_")
@@ -137,7 +128,7 @@ def test_a_file_of_stable_diffusion_1_needs_no_configs(stable_diffusion, made, m
     assert np.array_equal(stock_painting(ours), stock_painting(stock))
 
 
-def test_another_file_without_configs_is_told_what_it_lacks(made, clips):
+def test_another_file_without_configs_is_told_what_it_lacks(refused, made, clips):
     refused(
         ValueError, "reads text of width 32, as Stable Diffusion 2.x does", "whether it predicts noise or velocity",
         "--config DIR", source=made / "sd2.safetensors", clip=clips["sd2"],
@@ -158,7 +149,7 @@ def test_another_file_without_configs_is_told_what_it_lacks(made, clips):
         ("sdxl", ["is a Stable Diffusion XL", "for which naming has no input"]),
     ],
 )
-def test_files_of_other_kinds_are_named(other_pipelines, made, clips, tmp_path, name, told):
+def test_files_of_other_kinds_are_named(refused, other_pipelines, made, clips, tmp_path, name, told):
     write = write_sdxl_file if name == "sdxl" else write_single_file
     path = write(other_pipelines / name, tmp_path / "other.safetensors")
     works = "Expected Stable Diffusion 1.x or 2.x for text to picture. Start from such a base model"
@@ -179,7 +170,7 @@ def test_files_of_other_kinds_are_named(other_pipelines, made, clips, tmp_path, 
     ],
     ids=["width", "changed", "sentence", "no projection", "of 2.x"],
 )
-def test_another_text_tower_is_refused(stable_diffusion, made, tmp_path, write, told):
+def test_another_text_tower_is_refused(refused, stable_diffusion, made, tmp_path, write, told):
     other = load_text_tower(str(write(stable_diffusion, tmp_path)))
     refused(ValueError, *told, source=made / "sd1.safetensors", clip=other, config=made / "sd1")
 
@@ -196,7 +187,7 @@ def test_another_text_tower_is_refused(stable_diffusion, made, tmp_path, write, 
         ("sd1", "model.diffusion_model.input_blocks.0.0.weight", "holds no U-Net of Stable Diffusion's first layout"),
     ],
 )
-def test_a_hole_is_refused(made, clips, tmp_path, name, hole, told):
+def test_a_hole_is_refused(refused, made, clips, tmp_path, name, hole, told):
     weights = load_file(made / f"{name}.safetensors")
     del weights[hole]
     path = tmp_path / "hole.safetensors"
@@ -204,7 +195,7 @@ def test_a_hole_is_refused(made, clips, tmp_path, name, hole, told):
     refused(ValueError, told, str(path), "Expected", source=path, clip=clips[name], config=made / name)
 
 
-def test_what_no_tower_has_is_named(made, clips, tmp_path):
+def test_what_no_tower_has_is_named(refused, made, clips, tmp_path):
     weights = load_file(made / "sd2.safetensors")
     weights[f"{TOWER_2}transformer.resblocks.3.ls_1.weight"] = torch.ones(32)
     save_file(weights, tmp_path / "more.safetensors")
@@ -215,7 +206,7 @@ def test_what_no_tower_has_is_named(made, clips, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["flat", None])
-def test_a_file_without_a_tower_of_known_names_is_refused(stable_diffusion, made, clips, tmp_path, text):
+def test_a_file_without_a_tower_of_known_names_is_refused(refused, stable_diffusion, made, clips, tmp_path, text):
     path = write_single_file(stable_diffusion / "sd1", tmp_path / "no_tower.safetensors", text=text)
     refused(
         ValueError, "holds no text tower", "Name a file with the whole model",
@@ -223,7 +214,7 @@ def test_a_file_without_a_tower_of_known_names_is_refused(stable_diffusion, made
     )  # fmt: skip
 
 
-def test_a_part_or_a_lora_is_no_model(stable_diffusion, clips, tmp_path):
+def test_a_part_or_a_lora_is_no_model(refused, stable_diffusion, clips, tmp_path):
     part = stable_diffusion / "sd1" / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({"unet.conv_in.lora_A.weight": torch.ones(2, 2)}, lora := tmp_path / "lora.safetensors")
     for path in (part, lora):
@@ -233,7 +224,7 @@ def test_a_part_or_a_lora_is_no_model(stable_diffusion, clips, tmp_path):
         )  # fmt: skip
 
 
-def test_what_is_no_safetensors_is_refused(clips, tmp_path):
+def test_what_is_no_safetensors_is_refused(refused, clips, tmp_path):
     (tmp_path / "text.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n" * 3)
     for name in ("text", "absent"):
         refused(
@@ -242,7 +233,7 @@ def test_what_is_no_safetensors_is_refused(clips, tmp_path):
         )  # fmt: skip
 
 
-def test_a_variant_of_a_file_is_refused(made, clips):
+def test_a_variant_of_a_file_is_refused(refused, made, clips):
     refused(
         ValueError, "The variant fp16 is asked of", "Leave --variant", source=made / "sd1.safetensors",
         clip=clips["sd1"], config=made / "sd1", variant="fp16",
@@ -257,7 +248,7 @@ def test_a_variant_of_a_file_is_refused(made, clips):
         ({"dtype": {"unet": HALF}}, "loaded with the type {'unet': torch.float16}"),
     ],
 )
-def test_options_that_a_file_cannot_serve_are_refused(made, clips, options, told):
+def test_options_that_a_file_cannot_serve_are_refused(refused, made, clips, options, told):
     """Diffusers' converter would take some for settings of the network, and leave others without a word."""
     call = {"source": made / "sd1.safetensors", "clip": clips["sd1"], "config": made / "sd1"}
     refused(ValueError, told, "Expected one torch type as `dtype`", **call, **options)
@@ -271,7 +262,7 @@ def test_options_that_a_file_cannot_serve_are_refused(made, clips, options, told
 @pytest.mark.parametrize(
     ("name", "told"), [("sd1", "does not describe the text tower of"), ("sd2", "does not describe the text tower of")]
 )
-def test_configs_of_the_other_version_are_refused(made, clips, name, told):
+def test_configs_of_the_other_version_are_refused(refused, made, clips, name, told):
     other = {"sd1": "sd2", "sd2": "sd1"}[name]
     refused(
         ValueError, told, "Name another --config", source=made / f"{name}.safetensors", clip=clips[name],
@@ -279,7 +270,7 @@ def test_configs_of_the_other_version_are_refused(made, clips, name, told):
     )  # fmt: skip
 
 
-def test_configs_of_other_kinds_are_refused(made, other_pipelines, clips):
+def test_configs_of_other_kinds_are_refused(refused, made, other_pipelines, clips):
     for name, told in (("sdxl", "has added embeddings"), ("inpainting", "takes 9 channels")):
         refused(
             ValueError, told, str(other_pipelines / name), source=made / "sd1.safetensors", clip=clips["sd1"],
@@ -287,7 +278,7 @@ def test_configs_of_other_kinds_are_refused(made, other_pipelines, clips):
         )  # fmt: skip
 
 
-def test_configs_of_another_unet_are_told_what_does_not_fit(made, clips, tmp_path):
+def test_configs_of_another_unet_are_told_what_does_not_fit(refused, made, clips, tmp_path):
     folder = shutil.copytree(made / "sd1", tmp_path / "sd1")
     config = read_json(folder / "unet" / "config.json")
     write_json(folder / "unet" / "config.json", config | {"block_out_channels": [8, 8, 16, 16]})
@@ -304,7 +295,7 @@ def test_configs_of_another_unet_are_told_what_does_not_fit(made, clips, tmp_pat
         "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json",
     ],
 )  # fmt: skip
-def test_half_a_folder_of_configs_is_refused(made, clips, tmp_path, name):
+def test_half_a_folder_of_configs_is_refused(refused, made, clips, tmp_path, name):
     """Without the scheduler's or the tower's, version 2 would be painted as version 1."""
     folder = shutil.copytree(made / "sd2", tmp_path / "sd2")
     (folder / name).unlink()
@@ -314,7 +305,7 @@ def test_half_a_folder_of_configs_is_refused(made, clips, tmp_path, name):
     refused(ValueError, f"`{folder / name}` is no JSON", "Copy it again", **call)
 
 
-def test_a_scheduler_that_is_none_of_diffusers_is_refused(made, clips, tmp_path):
+def test_a_scheduler_that_is_none_of_diffusers_is_refused(refused, made, clips, tmp_path):
     folder = shutil.copytree(made / "sd1", tmp_path / "sd1")
     index = read_json(folder / "model_index.json")
     for kind in ("EvilScheduler", "StableDiffusionPipeline", ["a", "b"], None):

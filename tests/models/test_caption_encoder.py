@@ -44,20 +44,18 @@ def tokens(tower):
 
 @pytest.mark.parametrize("is_trained", [False, True])
 def test_it_gives_what_encode_captions_gives_with_the_empty_caption_last(parts, is_trained):
-    tower, stream = parts
-    encoded = CaptionEncoder(tower, stream, is_trained)(*tokens(tower))
+    tower, _ = parts
+    encoded = CaptionEncoder(tower, is_trained)(*tokens(tower))
     with torch.no_grad():
-        expected = encode_captions(
-            [*CAPTIONS, ""], tower.text_encoder, tower.tokenizer, tower.pooling, tower.projection, tower.tail
-        )
+        expected = encode_captions([*CAPTIONS, ""], tower)
     assert torch.equal(encoded.c, expected.c)
     assert torch.equal(encoded.mask, expected.mask)
     assert torch.equal(encoded.e, expected.e)
 
 
 def test_a_frozen_tower_has_no_gradient(parts):
-    tower, stream = parts
-    encoder = CaptionEncoder(tower, stream, is_trained=False)
+    tower, _ = parts
+    encoder = CaptionEncoder(tower, is_trained=False)
     encoded = encoder(*tokens(tower))
     assert not encoded.c.requires_grad
     assert not encoded.e.requires_grad
@@ -67,7 +65,7 @@ def test_a_frozen_tower_has_no_gradient(parts):
 @pytest.mark.parametrize("through", ["c", "e"])
 def test_gradients_reach_a_trained_tower(parts, through):
     tower, stream = parts
-    encoder = CaptionEncoder(tower, stream, is_trained=True)
+    encoder = CaptionEncoder(tower, is_trained=True)
     told = getattr(encoder(*tokens(tower)), through)
     (told * torch.randn(told.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
     gradients = {name: weight.grad for name, weight in encoder.text_encoder.named_parameters()}
@@ -77,14 +75,14 @@ def test_gradients_reach_a_trained_tower(parts, through):
 
 
 def test_without_gradients_a_trained_tower_has_none(parts):
-    tower, stream = parts
+    tower, _ = parts
     with torch.no_grad():
-        assert not CaptionEncoder(tower, stream, is_trained=True)(*tokens(tower)).c.requires_grad
+        assert not CaptionEncoder(tower, is_trained=True)(*tokens(tower)).c.requires_grad
 
 
 def test_it_stays_in_eval_mode_and_holds_no_weight_of_the_stream(parts):
-    tower, stream = parts
-    encoder = CaptionEncoder(tower, stream, is_trained=True).train()
+    tower, _ = parts
+    encoder = CaptionEncoder(tower, is_trained=True).train()
     assert not any(module.training for module in encoder.modules())
     assert encoder.state_dict().keys() == {f"text_encoder.{name}" for name in tower.text_encoder.state_dict()}
     assert {name.split(".")[0] for name, _ in encoder.named_parameters()} == {"text_encoder"}

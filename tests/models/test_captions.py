@@ -113,7 +113,7 @@ def test_a_long_caption_is_cut_with_one_warning(tower, caplog):
 
 def test_a_trained_tower_gets_gradients_and_a_loaded_one_none(tower):
     def encode_with_grad():
-        return encode_captions(CAPTIONS, tower.text_encoder, tower.tokenizer, tower.pooling, tower.projection)
+        return encode_captions(CAPTIONS, tower)
 
     assert not tower.text_encoder.training
     assert not encode_with_grad().e.requires_grad

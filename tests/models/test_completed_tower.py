@@ -83,11 +83,18 @@ def test_a_completed_tower_embeds_as_its_clip_does(folder, version):
 
     def embed(tower):
         with torch.no_grad():
-            return encode_captions(
-                ["a red apple", ""], tower.text_encoder, tower.tokenizer, tower.pooling, tower.projection, tower.tail
-            ).e
+            return encode_captions(["a red apple", ""], tower).e
 
     assert torch.equal(embed(tower), embed(whole))
+
+
+def test_a_tower_goes_to_a_device_with_the_layers_kept_for_it(folder):
+    """Or captions of Stable Diffusion 2.x could be encoded on a CPU alone."""
+    whole = load_text_tower(str(folder / "clip_2"))
+    own = text_encoder_of(folder / "clip_2", num_hidden_layers=NUM_LAYERS_2 - 1)
+    tower = completed_tower(own, whole.tokenizer, "base", whole)
+    assert tower.to("meta") is tower
+    assert {w.device.type for part in (tower.text_encoder, tower.tail) for w in part.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -116,7 +116,7 @@ def test_a_base_that_is_nowhere_is_told(tmp_path, bases):
     with pytest.raises(ValueError, match=r"`text\.source` is missing beside a Stable Diffusion"):
         read_base_shape(BaseConfig(source=str(bases / "sd1")), TextConfig())
     (tmp_path / "unet").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"config\.json` cannot be read"):
+    with pytest.raises(FileNotFoundError, match=r"has no unet/config\.json"):
         read_base_shape(BaseConfig(source=str(tmp_path)), TextConfig(source=str(bases / "clip_1")))
 
 

@@ -120,7 +120,7 @@ def test_text_features_are_those_of_each_caption_alone(tower, tmp_path):
     found = caption_features(CAPTIONS, tower, tmp_path, silent)
     for caption, row in found.row.items():
         with torch.no_grad():
-            encoded = encode_captions([caption], tower.text_encoder, tower.tokenizer, tower.pooling, tower.projection)
+            encoded = encode_captions([caption], tower)
         c, e = torch.from_numpy(found.c[row].astype(np.float32)), torch.from_numpy(found.e[row].copy())
         torch.testing.assert_close(c, encoded.c[0], rtol=1e-3, atol=1e-3)  # float16
         torch.testing.assert_close(e, encoded.e[0], rtol=0, atol=1e-6)  # float32, another batch

@@ -55,25 +55,25 @@ def equal_weights(module, other):
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_base_brings_every_part_but_the_query_stream(version, bases):
-    pipeline, tower = build_models(model_recipe(bases, version), seed=0)
+    pipeline = build_models(model_recipe(bases, version), seed=0)
     stock = StableDiffusionPipeline.from_pretrained(bases / f"sd{version}")
     for part in ("unet", "vae", "text_encoder"):
         assert equal_weights(getattr(pipeline, part), getattr(stock, part))
     assert pipeline.scheduler.config == stock.scheduler.config
     assert pipeline.query_stream.config.gamma == 1
-    assert (tower.tail is not None) == (version == 2)
+    assert (pipeline.text_tower.tail is not None) == (version == 2)
     assert not any(weight.requires_grad for weight in pipeline.vae.parameters())
 
 
 def test_the_seed_draws_the_query_stream_and_nothing_of_the_base(bases):
-    one, same, other = (build_models(model_recipe(bases), seed)[0] for seed in (0, 0, 1))
+    one, same, other = (build_models(model_recipe(bases), seed) for seed in (0, 0, 1))
     assert equal_weights(one.query_stream, same.query_stream)
     assert not equal_weights(one.query_stream, other.query_stream)
     assert equal_weights(one.unet, other.unet)
 
 
 def test_a_random_unet_has_the_base_s_layout_and_new_weights(bases):
-    base, random = (build_models(model_recipe(bases, unet_weights=w), seed=0)[0] for w in ("base", "random"))
+    base, random = (build_models(model_recipe(bases, unet_weights=w), seed=0) for w in ("base", "random"))
     assert random.unet.config.items() >= {k: v for k, v in base.unet.config.items() if k[0] != "_"}.items()
     moved = [
         name
@@ -97,7 +97,7 @@ def test_a_run_from_a_base_trains_both_parts_and_paints_the_same_in_stock_diffus
     version, bases, toy_parts, tmp_path
 ):
     recipe = toy_recipe(toy_parts, **base_sections(bases, version))
-    start, _ = build_models(recipe, recipe.loop.seed)
+    start = build_models(recipe, recipe.loop.seed)
     pipeline = train_toy_recipe(recipe, tmp_path)
     for part in ("unet", "query_stream"):
         assert not equal_weights(getattr(pipeline, part), getattr(start, part))
@@ -120,9 +120,8 @@ def test_a_palindiff_checkpoint_is_gone_on_from_with_all_its_weights(bases, toy_
     )
     made.save_pretrained(tmp_path / "made")
     sections = base_sections(bases, 2, source=str(tmp_path / "made")) | {"text": {"source": None}}
-    pipeline, tower = build_models(ModelRecipe.model_validate(sections), seed=0)
+    pipeline = build_models(ModelRecipe.model_validate(sections), seed=0)
     assert equal_weights(pipeline.query_stream, made.query_stream)
-    assert tower.tail is pipeline.query_stream.text_tail
     trained = train_toy_recipe(toy_recipe(toy_parts, **sections, loop={"num_steps": 1}), tmp_path / "run")
     assert not equal_weights(trained.query_stream, made.query_stream)
     assert equal_weights(trained.query_stream.text_tail, made.query_stream.text_tail)
@@ -183,7 +182,7 @@ def test_captions_encoded_at_each_step_train_as_kept_features_do(is_trained, toy
     kept = train_toy_recipe(toy_recipe(toy_parts), tmp_path / "kept")
     text = {"keep_features": False, "is_trained": is_trained}
     live = train_toy_recipe(toy_recipe(toy_parts, text=text), tmp_path / "live")
-    start, _ = build_models(toy_recipe(toy_parts), 0)
+    start = build_models(toy_recipe(toy_parts), 0)
     assert equal_weights(live.text_encoder, start.text_encoder) != is_trained
     assert equal_weights(kept.text_encoder, start.text_encoder)
     if not is_trained:

@@ -53,11 +53,11 @@ class Trial:
 def write_layouts(trial: Trial) -> dict[str, Any]:
     """Write both folders with the libraries' own `save_pretrained`, and a few captioned pictures."""
     import torch
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from PIL import Image
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    from palindiff.inference.single_file import CONFIGS_1
+    from palindiff.inference.single_file import CONFIGS_1, scheduler_1
 
     torch.manual_seed(0)
     work, sizes = trial.work, TOY_SIZES if trial.is_toy else FULL_SIZES
@@ -72,9 +72,7 @@ def write_layouts(trial: Trial) -> dict[str, Any]:
         text_encoder=clip.text_model,
         tokenizer=tokenizer,
         unet=UNet2DConditionModel(**settings["unet"]),
-        scheduler=PNDMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
-        ),
+        scheduler=scheduler_1(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -124,7 +122,7 @@ def init(trial: Trial) -> dict[str, Any]:
 def place_of(name: str) -> str:
     """Say where a weight of the query stream stands."""
     first, _, rest = name.partition(".")
-    names = {"head": "query head", "time_embedding": "time embedding", "predictor": "query head", "sites": "sites"}
+    names = {"head": "query head", "time_embedding": "time embedding", "predictor": "query head"}
     return (
         f"site {int(rest.partition('.')[0]) + 1}" if first == "sites" else names.get(first, "into and out of the head")
     )

@@ -45,7 +45,7 @@ def without_adapters(method: Method) -> Method:
     if inspect.isgeneratorfunction(method):
 
         @functools.wraps(method)
-        def step_by_step(self: StableDiffusionPipeline, *arguments: Any, **options: Any) -> Iterator[Any]:
+        def _step_by_step(self: StableDiffusionPipeline, *arguments: Any, **options: Any) -> Iterator[Any]:
             steps = method(self, *arguments, **options)
             while True:
                 with adapters_off(self.unet, self.text_encoder):
@@ -55,14 +55,14 @@ def without_adapters(method: Method) -> Method:
                         return
                 yield step  # the adapters are back: the caller may paint between two steps
 
-        return cast("Method", step_by_step)
+        return cast("Method", _step_by_step)
 
     @functools.wraps(method)
-    def whole(self: StableDiffusionPipeline, *arguments: Any, **options: Any) -> Any:
+    def _whole(self: StableDiffusionPipeline, *arguments: Any, **options: Any) -> Any:
         with adapters_off(self.unet, self.text_encoder):
             return method(self, *arguments, **options)
 
-    return cast("Method", whole)
+    return cast("Method", _whole)
 
 
 def _switched_on(model: nn.Module) -> list[Any]:

@@ -4,14 +4,14 @@ Here: refusing other kinds of models, each in a sentence, and which files hold a
 Not here: loading (`stable_diffusion.py`).
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-INDEX_NAME = "model_index.json"
+from palindiff.inference.checkpoint_folder import INDEX_NAME, read_json
+
 BASE_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 WEIGHT_FILES = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -133,8 +133,7 @@ def _check_files(place: Path, stem: str, variant: str | None) -> None:
     """Open each file's head: Git LFS leaves a few lines where a file should be, a broken download half of it."""
     infix = f".{variant}" if variant else ""
     whole, index = place / f"{stem}{infix}.safetensors", place / f"{stem}.safetensors.index{infix}.json"
-    names = [whole.name] if whole.is_file() else sorted(set(read_json(index, str(place))["weight_map"].values()))
-    for name in names:
+    for name in [whole.name] if whole.is_file() else _shards(index, place):
         try:
             with safe_open(place / name, framework="pt"):
                 pass
@@ -150,26 +149,13 @@ def _check_files(place: Path, stem: str, variant: str | None) -> None:
             ) from damage
 
 
+def _shards(index: Path, place: Path) -> list[str]:
+    named = read_json(index, str(place)).get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise ValueError(f"`{index}` names no weights. Expected a `weight_map`. Copy the folder again.")
+    return sorted({str(name) for name in named.values()})
+
+
 def _variants_in(held: list[str], stem: str) -> list[str]:
     whole, index = re.compile(rf"{stem}\.(\w+)\.safetensors"), re.compile(rf"{stem}\.safetensors\.index\.(\w+)\.json")
     return sorted({match[1] for name in held if (match := whole.fullmatch(name) or index.fullmatch(name))})
-
-
-def read_json(path: Path, name: str) -> dict[str, Any]:
-    """Read a small file of the model that the caller calls `name`.
-
-    Raises: FileNotFoundError if it is not there; ValueError if it is no JSON object.
-    """
-    if not path.is_file():
-        what = path.name if path.name == INDEX_NAME else f"{path.parent.name}/{path.name}"
-        raise FileNotFoundError(
-            f"`{name}` has no {what}. Expected a Stable Diffusion folder in diffusers' layout, or a single "
-            ".safetensors file. Name one of these."
-        )
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as broken:
-        raise ValueError(f"`{path}` is no JSON ({broken}). Expected an undamaged file. Copy it again.") from broken
-    if not isinstance(found, dict):
-        raise ValueError(f"`{path}` holds a JSON {type(found).__name__}. Expected an object. Copy it again.")
-    return found

@@ -7,6 +7,7 @@ and the query stream's own weights, which look after themselves (`models/whole_m
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import nn
@@ -30,18 +31,33 @@ def check_index(folder: Path, given: Collection[str] = ()) -> None:
             f"`{folder}` has no {INDEX_NAME}. Expected a checkpoint folder, as `PalindiffPipeline.save_pretrained` or "
             "`palindiff train` writes it. Name the folder that holds `unet` and `query_stream`."
         )
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"`{path}` is no JSON ({error}). Expected an undamaged index. Copy the folder again."
-        ) from error
+    index = read_json(path, str(folder))
     missing = [name for name in OUR_PARTS if name not in index and name not in given]
     if missing:
         raise ValueError(
             f"`{folder}` holds a {index.get('_class_name')} without `{'` and `'.join(missing)}`. Expected a palindiff "
             "checkpoint: Stable Diffusion alone names no pictures. Pass the missing parts, or name another folder."
         )
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """Read a small file of the model that the caller calls `name`.
+
+    Raises: FileNotFoundError if it is not there; ValueError if it is no JSON object.
+    """
+    if not path.is_file():
+        what = path.name if path.name == INDEX_NAME else f"{path.parent.name}/{path.name}"
+        raise FileNotFoundError(
+            f"`{name}` has no {what}. Expected a Stable Diffusion folder in diffusers' layout, or a single "
+            ".safetensors file. Name one of these."
+        )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as broken:
+        raise ValueError(f"`{path}` is no JSON ({broken}). Expected an undamaged file. Copy it again.") from broken
+    if not isinstance(found, dict):
+        raise ValueError(f"`{path}` holds a JSON {type(found).__name__}. Expected an object. Copy it again.")
+    return found
 
 
 def check_whole(parts: Mapping[str, object]) -> None:

@@ -77,8 +77,7 @@ class ClipFace(nn.Module):
         self.image_size_px = square_side(self.unet.config.sample_size) * pipeline.vae_scale_factor
         self.preprocess = partial(read_pixels, size_px=self.image_size_px, fit=fit)
         self.tokenizer = CaptionTokenizer(pipeline.tokenizer)
-        pooling, projection = self.query_stream.config.pooling, self.query_stream.text_projection
-        check_tower(self.text_encoder, pipeline.tokenizer, pooling, projection)
+        check_tower(pipeline.text_tower)
         _check_padding(pipeline.tokenizer)
 
     @property
@@ -109,8 +108,10 @@ class ClipFace(nn.Module):
         Raises: TypeError, ValueError if `text` is not what `tokenizer` makes of captions.
         """
         _check_text(text, num_positions(self.text_encoder), self.text_encoder.config.vocab_size)
-        self.pipeline._bring("text_encoder")
-        return torch.cat([self._encode_tokens(ids) for ids in text.long().split(CAPTIONS_AT_ONCE)])
+        tower = self.pipeline.text_tower
+        self.pipeline._bring("text_encoder", *(["query_stream"] if tower.tail is not None else []))
+        parts = text.long().split(CAPTIONS_AT_ONCE)
+        return torch.cat([encode_tokens(ids, real_tokens(ids, tower.tokenizer), tower).e for ids in parts])
 
     def forward(
         self, image: Tensor | None = None, text: Tensor | None = None
@@ -124,14 +125,6 @@ class ClipFace(nn.Module):
         """Shapes: x (b, 3, H, W) -> e_0_hat (b, d_e)."""
         z = self.pipeline.encode_pixels(x)
         return self.pipeline.encode_image(z, self.num_inference_steps, self.guidance_scale, self.seed, len(z))
-
-    def _encode_tokens(self, ids: Tensor) -> Tensor:
-        """Shapes: ids (b, l) int64 -> e (b, d_e)."""
-        stream, tokenizer = self.query_stream, self.pipeline.tokenizer
-        mask = real_tokens(ids, tokenizer)
-        return encode_tokens(
-            ids, mask, self.text_encoder, tokenizer, stream.config.pooling, stream.text_projection, stream.text_tail
-        ).e
 
 
 def real_tokens(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:

@@ -39,11 +39,11 @@ from palindiff.inference.naming_request import (
 )
 from palindiff.inference.sharing import SharedPipeline
 from palindiff.inference.stable_diffusion import stable_diffusion_parts, start_card
-from palindiff.models.captions import EncodedCaptions, encode_captions
+from palindiff.models.captions import encode_captions
 from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_chain import WalkStep, first_noise, walk
-from palindiff.models.text_tower import load_text_encoder
+from palindiff.models.text_tower import TextTower, load_text_encoder
 
 # So that an index says ["palindiff", "QueryStream"], whatever module the class lives in, and diffusers finds it there.
 LOADABLE_CLASSES["palindiff"] = {"QueryStream": ["save_pretrained", "from_pretrained"]}
@@ -131,6 +131,13 @@ class PalindiffPipeline(SharedPipeline):
         pipeline.model_card = start_card(source, text)
         return pipeline
 
+    @property
+    def text_tower(self) -> TextTower:
+        """The text tower with all that makes a caption's embedding, of which the query stream keeps a part."""
+        stream = self.query_stream
+        parts = (self.text_encoder, self.tokenizer, stream.config.pooling, stream.text_projection)
+        return TextTower(*parts, "text_encoder", stream.text_tail)
+
     def as_clip(self, **options: Any) -> ClipFace:
         """Show what code written for CLIP expects; the options are those of `ClipFace`."""
         return ClipFace(self, **options)
@@ -143,9 +150,11 @@ class PalindiffPipeline(SharedPipeline):
         Shapes: b captions -> e (b, d_e) float32, unit length.
         Raises: TypeError or ValueError if there are no captions, or they are one string.
         """
-        self._bring("text_encoder")
+        tower = self.text_tower
+        self._bring("text_encoder", *(["query_stream"] if tower.tail is not None else []))
         starts = range(0, max(len(captions), 1), CAPTIONS_AT_ONCE)
-        return torch.cat([self._encode_captions(captions[start : start + CAPTIONS_AT_ONCE]).e for start in starts])
+        parts = [encode_captions(captions[start : start + CAPTIONS_AT_ONCE], tower).e for start in starts]
+        return torch.cat(parts)
 
     @torch.no_grad()
     def encode_image(
@@ -291,19 +300,6 @@ class PalindiffPipeline(SharedPipeline):
         Shapes: b pictures, m captions -> (b, m) float32, cosine in [-1, 1].
         """
         return self.encode_image(pictures, **walk_options) @ self.encode_text(captions).T
-
-    def _encode_captions(self, captions: Sequence[str]) -> EncodedCaptions:
-        stream = self.query_stream
-        if stream.text_tail is not None:
-            self._bring("query_stream")
-        return encode_captions(
-            captions,
-            self.text_encoder,
-            self.tokenizer,
-            stream.config.pooling,
-            stream.text_projection,
-            stream.text_tail,
-        )
 
     def _single_pass(
         self, pictures: Tensor | ImageReading, no_picture: Tensor | ImageReading, guidance_scale: float

@@ -20,29 +20,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from palindiff.inference.base_layout import (
-    INDEX_NAME,
-    START,
-    TASKS,
-    WORKS,
-    check_configs,
-    check_small_parts,
-    read_json,
-)
-from palindiff.inference.checkpoint_folder import check_whole
+from palindiff.inference.base_layout import START, TASKS, WORKS, check_configs, check_small_parts
+from palindiff.inference.checkpoint_folder import INDEX_NAME, check_whole, read_json
 from palindiff.models.completed_tower import check_clip, completed_tower, differing_shapes, differing_tensors
+from palindiff.models.text_chain import STABLE_DIFFUSION_NOISE
 from palindiff.models.text_tower import TextTower
 from palindiff.models.whole_model import without_warnings
 
-UNET, TOWER_1, TOWER_2 = (
-    "model.diffusion_model.",
-    "cond_stage_model.transformer.text_model.",
-    "cond_stage_model.model.",
-)
-FIRST_CONV, TEXT_KEYS = (
-    f"{UNET}input_blocks.0.0.weight",
-    f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight",
-)
+UNET = "model.diffusion_model."
+TOWER_1, TOWER_2 = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
+FIRST_CONV = f"{UNET}input_blocks.0.0.weight"
+TEXT_KEYS = f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"
 
 # OpenCLIP's names of what transformers calls otherwise.
 OPEN_CLIP = {
@@ -91,7 +79,7 @@ def load_single_file(
             check_small_parts(folder, str(config))
         of_unet, of_vae = (read_json(folder / part / "config.json", str(config)) for part in ("unet", "vae"))
         check_configs(of_unet, of_vae, clip.text_encoder.config.hidden_size, str(config or path))
-        scheduler = _scheduler_1() if config is None else _scheduler_of(folder)
+        scheduler = scheduler_1() if config is None else _scheduler_of(folder)
         text_encoder, tokenizer = cast("CLIPTextModel", clip.text_encoder), clip.tokenizer
         if config is not None:
             text_encoder = _shortened_tower(folder, clip)
@@ -245,8 +233,6 @@ def _scheduler_of(folder: Path) -> Any:
     return getattr(diffusers, kind).from_pretrained(folder, subfolder="scheduler")
 
 
-def _scheduler_1() -> PNDMScheduler:
-    """Stable Diffusion 1.x's."""
-    return PNDMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
-    )
+def scheduler_1() -> PNDMScheduler:
+    """Build the scheduler of Stable Diffusion 1.x."""
+    return PNDMScheduler(**STABLE_DIFFUSION_NOISE, skip_prk_steps=True, steps_offset=1)

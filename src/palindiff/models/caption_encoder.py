@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from palindiff.models.captions import EncodedCaptions, check_tower, encode_tokens, tokenize_captions
-from palindiff.models.query_stream import QueryStream
 from palindiff.models.text_tower import TextTower
 
 
 class CaptionEncoder(nn.Module):
-    """A tower with its tokenizer, and the frozen projection and layers that the query stream keeps for it.
+    """A tower as a module; what of it the query stream keeps (projection, last layers) stays the stream's.
 
     Source: DiffDis Table 5, whose first row trains the text tower.
     Departs: the projection stays frozen, and dropout off (CLIP has none); gradients reach the tower through c, and
@@ -24,13 +23,12 @@ class CaptionEncoder(nn.Module):
     empty_ids: Tensor
     empty_mask: Tensor
 
-    def __init__(self, tower: TextTower, query_stream: QueryStream, is_trained: bool) -> None:
+    def __init__(self, tower: TextTower, is_trained: bool) -> None:
         """is_trained: whether the tower learns; otherwise it stays frozen."""
         super().__init__()
-        check_tower(tower.text_encoder, tower.tokenizer, tower.pooling, query_stream.text_projection)
+        check_tower(tower)
+        self.tower, self.is_trained = tower, is_trained  # no module: its tail is registered in the query stream
         self.text_encoder = tower.text_encoder.requires_grad_(is_trained)
-        self.is_trained, self.tokenizer, self.pooling = is_trained, tower.tokenizer, tower.pooling
-        self.kept = [query_stream]  # in a list, so that the stream's weights are not registered a second time
         empty = tokenize_captions([""], tower.tokenizer)
         self.register_buffer("empty_ids", empty.input_ids, persistent=False)
         self.register_buffer("empty_mask", empty.attention_mask.bool(), persistent=False)
@@ -44,9 +42,6 @@ class CaptionEncoder(nn.Module):
 
         Shapes: ids (b, l) int64; mask (b, l) bool -> c (b + 1, l, d_c), mask (b + 1, l), e (b + 1, d_e).
         """
-        stream = self.kept[0]
         ids, mask = torch.cat([ids, self.empty_ids]), torch.cat([mask, self.empty_mask])
         with torch.set_grad_enabled(self.is_trained and torch.is_grad_enabled()):
-            return encode_tokens(
-                ids, mask, self.text_encoder, self.tokenizer, self.pooling, stream.text_projection, stream.text_tail
-            )
+            return encode_tokens(ids, mask, self.tower)

@@ -38,51 +38,35 @@ class EncodedCaptions:
     e: Tensor
 
 
-def encode_captions(
-    captions: Sequence[str],
-    text_encoder: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pooling: Pooling,
-    projection: Tensor | None,
-    tail: TextTail | None = None,
-) -> EncodedCaptions:
+def encode_captions(captions: Sequence[str], tower: TextTower) -> EncodedCaptions:
     """Encode captions in one forward: c as stock Stable Diffusion computes it, and e as the tower was trained for.
 
-    A `tail` holds CLIP layers that the tower lacks: they make e, and c never sees them.
+    The tower's `tail` holds CLIP layers that its encoder lacks: they make e, and c never sees them.
     An empty caption is the unconditional one. A caption over `tokenizer.model_max_length` tokens is cut, with one
     warning for the batch. Gradients and train or eval mode are the caller's choice.
 
     Source:  c: diffusers `StableDiffusionPipeline.encode_prompt`. e: transformers `CLIPTextModelWithProjection`
              ("clip") or sentence-transformers' mean pooling ("mean"); decisions row 15.
-    Shapes:  b captions; projection (d_e, d_c), bias-free -> c (b, l, d_c), mask (b, l), e (b, d_e).
-    Raises:  TypeError, ValueError if the captions are no captions, or tower, tokenizer, pooling and projection
-             do not fit one another; "clip" without projection above all (decisions row 22).
+    Shapes:  b captions -> c (b, l, d_c), mask (b, l), e (b, d_e).
+    Raises:  TypeError, ValueError if the captions are no captions, or the tower's parts do not fit one another;
+             "clip" without projection above all (decisions row 22).
     Departs: e is normalised, in float32 under any autocast.
     """
-    check_tower(text_encoder, tokenizer, pooling, projection)
-    tokens = tokenize_captions(captions, tokenizer)
-    ids, mask = tokens.input_ids, tokens.attention_mask.bool()
-    return encode_tokens(ids, mask, text_encoder, tokenizer, pooling, projection, tail)
+    check_tower(tower)
+    tokens = tokenize_captions(captions, tower.tokenizer)
+    return encode_tokens(tokens.input_ids, tokens.attention_mask.bool(), tower)
 
 
-def encode_tokens(
-    ids: Tensor,
-    mask: Tensor,
-    text_encoder: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pooling: Pooling,
-    projection: Tensor | None,
-    tail: TextTail | None = None,
-) -> EncodedCaptions:
+def encode_tokens(ids: Tensor, mask: Tensor, tower: TextTower) -> EncodedCaptions:
     """Encode captions that are tokens already; whether the parts fit one another, `check_tower` tells.
 
     Source:  as `encode_captions`.
-    Shapes:  ids (b, l) int64; mask (b, l) bool, True for real tokens; projection (d_e, d_c), bias-free ->
-             c (b, l, d_c), mask (b, l), e (b, d_e).
+    Shapes:  ids (b, l) int64; mask (b, l) bool, True for real tokens -> c (b, l, d_c), mask (b, l), e (b, d_e).
     Raises:  ValueError if a row has no token to pool.
     Departs: as `encode_captions`.
     """
-    _check_tokens(ids, mask, text_encoder, tokenizer, pooling)
+    _check_tokens(ids, mask, tower)
+    text_encoder, projection, tail = tower.text_encoder, tower.projection, tower.tail
     device = text_encoder.device
     attention_mask = mask.long().to(device) if _uses_attention_mask(text_encoder) else None
     output = text_encoder(ids.to(device), attention_mask=attention_mask, output_hidden_states=tail is not None)
@@ -193,24 +177,23 @@ def _check_captions(captions: Sequence[str]) -> None:
             )
 
 
-def check_tower(
-    text_encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pooling: Pooling, projection: Tensor | None
-) -> None:
+def check_tower(tower: TextTower) -> None:
     """Refuse parts that do not fit one another, as far as can be told before a forward.
 
     Raises: ValueError.
     """
-    if tokenizer.model_max_length > num_positions(text_encoder):
+    text_encoder, longest = tower.text_encoder, tower.tokenizer.model_max_length
+    if longest > num_positions(text_encoder):
         raise ValueError(
-            f"`tokenizer.model_max_length` is {tokenizer.model_max_length} in `encode_captions`. "
+            f"`tokenizer.model_max_length` is {longest} in `encode_captions`. "
             f"Expected at most {num_positions(text_encoder)}, the tower's positions. Set it on the tokenizer."
         )
-    if pooling == "clip":
-        _check_clip(text_encoder, projection)
-    elif pooling == "mean":
-        _check_sentence_encoder(text_encoder, projection)
+    if tower.pooling == "clip":
+        _check_clip(text_encoder, tower.projection)
+    elif tower.pooling == "mean":
+        _check_sentence_encoder(text_encoder, tower.projection)
     else:
-        raise ValueError(f"`pooling` is {pooling!r} in `encode_captions`. Expected 'clip' or 'mean'.")
+        raise ValueError(f"`pooling` is {tower.pooling!r} in `encode_captions`. Expected 'clip' or 'mean'.")
 
 
 def _check_clip(text_encoder: PreTrainedModel, projection: Tensor | None) -> None:
@@ -246,11 +229,10 @@ def _check_sentence_encoder(text_encoder: PreTrainedModel, projection: Tensor | 
         )
 
 
-def _check_tokens(
-    ids: Tensor, mask: Tensor, text_encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pooling: Pooling
-) -> None:
-    """Looks at values, which are still on the CPU: without an end token CLIP silently pools another place."""
-    if pooling == "mean":
+def _check_tokens(ids: Tensor, mask: Tensor, tower: TextTower) -> None:
+    """Looks at values: without an end token CLIP silently pools another place."""
+    text_encoder, tokenizer = tower.text_encoder, tower.tokenizer
+    if tower.pooling == "mean":
         if not mask.any(dim=1).all():
             raise ValueError(
                 "A caption became no token at all in `encode_captions`. Expected a tokenizer that marks beginning and "

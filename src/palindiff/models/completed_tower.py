@@ -42,9 +42,10 @@ def completed_tower(
             "(openai/clip-vit-large-patch14 for Stable Diffusion 1.x, laion/CLIP-ViT-H-14-laion2B-s32B-b79K for 2.x); "
             "a tower that was trained further has none."
         )
-    check_tower(text_encoder, tokenizer, clip.pooling, clip.projection)
     tail = TextTail.of(clip.text_encoder, num_kept) if num_whole > num_kept else None
-    return TextTower(text_encoder.requires_grad_(False), tokenizer, "clip", clip.projection, name, tail)
+    tower = TextTower(text_encoder.requires_grad_(False), tokenizer, "clip", clip.projection, name, tail)
+    check_tower(tower)
+    return tower
 
 
 def differing_tensors(of_base: Mapping[str, Tensor], of_clip: Mapping[str, Tensor]) -> list[str]:

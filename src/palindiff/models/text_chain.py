@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, SchedulerMixin
 from torch import Tensor
 
+STABLE_DIFFUSION_NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # of both chains
+
 
 def text_chain_scheduler(num_train_timesteps: int = 1000) -> DDIMScheduler:
     """Build the scheduler of the text chain: Stable Diffusion's noise, clean sample predicted, first step at T - 1.
@@ -22,9 +24,7 @@ def text_chain_scheduler(num_train_timesteps: int = 1000) -> DDIMScheduler:
     """
     return DDIMScheduler(
         num_train_timesteps=num_train_timesteps,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
+        **STABLE_DIFFUSION_NOISE,
         prediction_type="sample",
         clip_sample=False,
         timestep_spacing="trailing",

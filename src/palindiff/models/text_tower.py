@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from safetensors import SafetensorError
@@ -78,6 +78,12 @@ class TextTower:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    def to(self, device: torch.device | str) -> Self:
+        """Bring what encodes to a device; the projection follows wherever it is used."""
+        for part in filter(None, (self.text_encoder, self.tail)):
+            part.to(device)
+        return self
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in sorted(self.text_encoder.state_dict().items()):

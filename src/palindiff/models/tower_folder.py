@@ -5,6 +5,7 @@ Not here: what the folder must hold (`text_tower.py`), its shape alone (`tower_s
 
 import hashlib
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -32,15 +33,25 @@ def find_tower_folder(source: str) -> Path:
     """
     if source == PACKAGE_SOURCE:
         return package_folder()
+    return folder_of(
+        source,
+        HUB_FILES,
+        f"No text tower `{source}`: it is no folder, and neither the Hub nor its cache on this machine gave it. "
+        f"Expected a folder, a Hub name, or `{PACKAGE_SOURCE}`. Check the name and the connection.",
+    )
+
+
+def folder_of(source: str, files: Sequence[str], unknown: str) -> Path:
+    """Take a folder as it is; of a Hub name, download some files or find them in the cache.
+
+    Raises: FileNotFoundError that says `unknown` if neither gives any.
+    """
     if Path(source).is_dir():
         return Path(source)
     try:
-        return Path(snapshot_download(source, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(source, allow_patterns=list(files)))
     except (OSError, ValueError, HfHubHTTPError) as missing:
-        raise FileNotFoundError(
-            f"No text tower `{source}`: it is no folder, and neither the Hub nor its cache on this machine gave it. "
-            f"Expected a folder, a Hub name, or `{PACKAGE_SOURCE}`. Check the name and the connection."
-        ) from missing
+        raise FileNotFoundError(unknown) from missing
 
 
 def package_folder() -> Path:

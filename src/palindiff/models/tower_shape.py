@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 from transformers import (
     MODEL_MAPPING,
@@ -22,7 +20,7 @@ from transformers import (
 
 from palindiff.models.text_tail import TextTail
 from palindiff.models.text_tower import CLIP_TYPES, Pooling, num_positions, sentence_encoder_options
-from palindiff.models.tower_folder import PACKAGE_MAX_LENGTH, PACKAGE_SOURCE, package_folder
+from palindiff.models.tower_folder import PACKAGE_MAX_LENGTH, PACKAGE_SOURCE, folder_of, package_folder
 
 PAPER_TOWER = "openai/clip-vit-large-patch14"  # its shape is told here, so that the paper's model needs no download
 _PAPER_TEXT = {
@@ -103,13 +101,10 @@ def _own_length(folder: Path) -> int | None:
 
 
 def _config_folder(source: str) -> Path:
-    if Path(source).is_dir():
-        return Path(source)
-    try:
-        return Path(snapshot_download(source, allow_patterns=["config.json", *(name for name, _ in _LENGTHS)]))
-    except (OSError, ValueError, HfHubHTTPError) as missing:
-        raise FileNotFoundError(
-            f"No text tower `{source}`: it is no folder, and neither the Hub nor its cache on this machine gave its "
-            f"config. Expected a folder, a Hub name, `{PAPER_TOWER}` (known without a download) or "
-            f"`{PACKAGE_SOURCE}`. Check the name and the connection."
-        ) from missing
+    return folder_of(
+        source,
+        ["config.json", *(name for name, _ in _LENGTHS)],
+        f"No text tower `{source}`: it is no folder, and neither the Hub nor its cache on this machine gave its "
+        f"config. Expected a folder, a Hub name, `{PAPER_TOWER}` (known without a download) or "
+        f"`{PACKAGE_SOURCE}`. Check the name and the connection.",
+    )

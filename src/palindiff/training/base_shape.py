@@ -3,25 +3,24 @@
 Not here: loading them (`inference/stable_diffusion.py`), what is counted on the shapes (`estimate.py`).
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from palindiff.inference.base_layout import is_palindiff
+from palindiff.inference.checkpoint_folder import read_json
 from palindiff.inference.single_file import CONFIGS_1
+from palindiff.models.text_chain import STABLE_DIFFUSION_NOISE
 from palindiff.models.text_tail import TextTail
+from palindiff.models.tower_folder import folder_of
 from palindiff.models.tower_shape import TowerShape, read_tower_shape
 from palindiff.training.models_of_recipe import BaseConfig, TextConfig
 
 PAPER_BASE = "CompVis/stable-diffusion-v1-1"  # its shapes are told here, so that the paper's model needs no download
-NOISE_1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # of Stable Diffusion
 _CONFIGS = ["model_index.json", "*/config.json", "scheduler/*.json", "tokenizer/tokenizer_config.json"]
 
 
@@ -44,15 +43,16 @@ def read_base_shape(base: BaseConfig, text: TextConfig) -> BaseShape:
     is_file = Path(base.source).suffix == ".safetensors"
     if (base.source == PAPER_BASE and not Path(base.source).exists()) or (is_file and base.config is None):
         tower = read_tower_shape(_clip_of(text))
-        return BaseShape(CONFIGS_1["unet"], CONFIGS_1["vae"], DDPMScheduler.from_config(NOISE_1), tower, None)
-    folder = _config_folder(base.config if is_file and base.config else base.source)
-    unet, vae = _read(folder / "unet" / "config.json"), _read(folder / "vae" / "config.json")
-    scheduler = DDPMScheduler.from_config(_read(folder / "scheduler" / "scheduler_config.json"))
-    if is_palindiff(folder):
-        stream = _read(folder / "query_stream" / "config.json")
         return BaseShape(
-            unet, vae, scheduler, _completed(read_tower_shape(str(folder / "text_encoder")), stream), stream
+            CONFIGS_1["unet"], CONFIGS_1["vae"], DDPMScheduler.from_config(STABLE_DIFFUSION_NOISE), tower, None
         )
+    folder = _config_folder(base.config if is_file and base.config else base.source)
+    unet, vae = (read_json(folder / part / "config.json", base.source) for part in ("unet", "vae"))
+    scheduler = DDPMScheduler.from_config(read_json(folder / "scheduler" / "scheduler_config.json", base.source))
+    if is_palindiff(folder):
+        stream = read_json(folder / "query_stream" / "config.json", base.source)
+        tower = _completed(read_tower_shape(str(folder / "text_encoder")), stream)
+        return BaseShape(unet, vae, scheduler, tower, stream)
     return BaseShape(unet, vae, scheduler, _tower_in(folder, _clip_of(text)), None)
 
 
@@ -84,24 +84,10 @@ def _clip_of(text: TextConfig) -> str:
 
 
 def _config_folder(source: str) -> Path:
-    if Path(source).is_dir():
-        return Path(source)
-    try:
-        return Path(snapshot_download(source, allow_patterns=_CONFIGS))
-    except (OSError, ValueError, HfHubHTTPError) as missing:
-        raise FileNotFoundError(
-            f"No configs of `{source}`: it is no folder, and neither the Hub nor its cache on this machine gave them. "
-            f"Expected a folder, a Hub name, or `{PAPER_BASE}` (known without a download). Check the name and the "
-            "connection."
-        ) from missing
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"`{path}` cannot be read ({error}). Expected the config of a Stable Diffusion's part. Name a whole "
-            "folder."
-        ) from error
-    return found
+    return folder_of(
+        source,
+        _CONFIGS,
+        f"No configs of `{source}`: it is no folder, and neither the Hub nor its cache on this machine gave them. "
+        f"Expected a folder, a Hub name, or `{PAPER_BASE}` (known without a download). Check the name and the "
+        "connection.",
+    )

@@ -129,10 +129,10 @@ def prepare(recipe: Recipe, output: Path, accelerator: Accelerator, tell: Tell) 
 
     The processes share the encoding of pictures; for the rest one computes and the others wait.
     """
-    pipeline, tower = build_models(recipe, recipe.loop.seed)
+    pipeline = build_models(recipe, recipe.loop.seed)
     if recipe.machine.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
-    tower.text_encoder.to(accelerator.device)
+    tower = pipeline.text_tower.to(accelerator.device)
     pipeline.vae.to(accelerator.device)
     made_from = {"autoencoder": fingerprint(pipeline.vae), "text tower": tower.fingerprint}
     training = open_pictures(recipe.data)
@@ -159,7 +159,7 @@ def make_objective(
     """Put a recipe's models under its losses; c_empty (1, l, d_c) is None where captions are encoded at each step."""
     encoder = None
     if c_empty is None:
-        encoder = CaptionEncoder(tower, pipeline.query_stream, recipe.text.is_trained)
+        encoder = CaptionEncoder(tower, recipe.text.is_trained)
         if recipe.machine.gradient_checkpointing and recipe.text.is_trained:
             tower.text_encoder.activation_checkpointing_enable()
     return DiffDisObjective(

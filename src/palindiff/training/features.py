@@ -155,9 +155,7 @@ def caption_features(captions: Sequence[str], tower: TextTower, cache_dir: Path,
 @torch.no_grad()
 def encode_texts(captions: Sequence[str], tower: TextTower) -> dict[str, np.ndarray]:
     """Shapes: b captions -> c (b, l, d_c) float16, e (b, d_e) float32."""
-    encoded = encode_captions(
-        captions, tower.text_encoder, tower.tokenizer, tower.pooling, tower.projection, tower.tail
-    )
+    encoded = encode_captions(captions, tower)
     return {"c": encoded.c.half().cpu().numpy(), "e": encoded.e.float().cpu().numpy()}
 
 

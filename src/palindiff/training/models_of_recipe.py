@@ -14,10 +14,9 @@ from pydantic import BaseModel, Field, model_validator
 from palindiff.inference.base_layout import is_palindiff
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.inference.shipped import shipped_codec
-from palindiff.inference.stable_diffusion import load_base, new_stream
-from palindiff.models.captions import TextTower, load_text_tower
+from palindiff.models.captions import load_text_tower
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
-from palindiff.models.text_chain import text_chain_scheduler
+from palindiff.models.text_chain import STABLE_DIFFUSION_NOISE, text_chain_scheduler
 
 TRAIN_STEPS = 1000  # of both chains, as in Stable Diffusion
 FROM_SCRATCH: dict[str, object] = {"codec": "shipped", "unet": {}, "scheduler": {}}  # what a base brings along
@@ -120,7 +119,7 @@ class ModelRecipe(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-def build_models(recipe: ModelRecipe, seed: int) -> tuple[PalindiffPipeline, TextTower]:
+def build_models(recipe: ModelRecipe, seed: int) -> PalindiffPipeline:
     """Build or load the models of a recipe, with new weights where it says so, drawn from a seed.
 
     Raises: FileNotFoundError or ValueError, in a sentence, if a base or tower cannot be started from.
@@ -128,22 +127,20 @@ def build_models(recipe: ModelRecipe, seed: int) -> tuple[PalindiffPipeline, Tex
     torch.manual_seed(seed)
     if recipe.base is None:
         return _from_scratch(recipe)
-    pipeline, tower = _from_base(recipe, recipe.base)
+    pipeline = _from_base(recipe, recipe.base, seed)
     if recipe.base.unet_weights == "random":
         pipeline.register_modules(unet=UNet2DConditionModel.from_config(pipeline.unet.config))
     if recipe.base.image_size_px is not None:
         pipeline.unet.register_to_config(sample_size=_latent_side(recipe.base.image_size_px, pipeline))
     pipeline.vae.requires_grad_(False).eval()
-    return pipeline, tower
+    return pipeline
 
 
 def picture_scheduler(config: SchedulerConfig) -> DDIMScheduler:
     """Build the scheduler of the picture's chain: Stable Diffusion's noise, trailing steps."""
     return DDIMScheduler(
         num_train_timesteps=TRAIN_STEPS,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
+        **STABLE_DIFFUSION_NOISE,
         prediction_type=config.prediction_type,
         rescale_betas_zero_snr=config.rescale_betas_zero_snr,
         clip_sample=False,
@@ -157,7 +154,7 @@ def training_scheduler(scheduler: SchedulerMixin) -> DDPMScheduler:
     return DDPMScheduler.from_config(scheduler.config)
 
 
-def _from_scratch(recipe: ModelRecipe) -> tuple[PalindiffPipeline, TextTower]:
+def _from_scratch(recipe: ModelRecipe) -> PalindiffPipeline:
     source, codec, schedule, unet_config = recipe.text.source, recipe.codec, recipe.scheduler, recipe.unet
     assert source is not None and codec is not None, "as the recipe has checked"  # noqa: PT018
     assert schedule is not None and unet_config is not None, "as the recipe has checked"  # noqa: PT018
@@ -168,38 +165,33 @@ def _from_scratch(recipe: ModelRecipe) -> tuple[PalindiffPipeline, TextTower]:
     stream = QueryStream.for_unet(unet, d_e, recipe.query_stream, tower.pooling, tower.projection)
     scheduler = picture_scheduler(schedule)
     query_scheduler = text_chain_scheduler(TRAIN_STEPS)
-    parts = (vae, tower.text_encoder, tower.tokenizer, unet, scheduler, stream, query_scheduler)
-    return PalindiffPipeline(*parts), tower
+    return PalindiffPipeline(vae, tower.text_encoder, tower.tokenizer, unet, scheduler, stream, query_scheduler)
 
 
-def _from_base(recipe: ModelRecipe, base: BaseConfig) -> tuple[PalindiffPipeline, TextTower]:
+def _from_base(recipe: ModelRecipe, base: BaseConfig, seed: int) -> PalindiffPipeline:
     if is_palindiff(base.source):
         pipeline = PalindiffPipeline.from_pretrained(base.source, variant=base.variant)
-        stream = pipeline.query_stream
-        _check_settings(stream, recipe.query_stream, base.source)
-        tower = TextTower(
-            pipeline.text_encoder, pipeline.tokenizer, stream.config.pooling, stream.text_projection, base.source,
-            stream.text_tail,
-        )  # fmt: skip
+        _check_settings(pipeline.query_stream, recipe.query_stream, base.source)
     else:
         if recipe.text.source is None:
             raise ValueError(
                 f"`text.source` is missing, and `{base.source}` is a Stable Diffusion, whose folder has no text "
                 "projection. Expected the CLIP that its text tower was taken from. Name its folder or Hub name."
             )
-        stock, tower = load_base(base.source, load_text_tower(recipe.text.source), base.variant, base.config)
-        stream = new_stream(stock, tower, recipe.query_stream)
-        num_steps = stock.scheduler.config.num_train_timesteps
-        query_scheduler = text_chain_scheduler(num_steps)
-        parts = {"query_stream": stream, "query_scheduler": query_scheduler}
-        is_filtered = stock.config.requires_safety_checker
-        pipeline = PalindiffPipeline(**stock.components, **parts, requires_safety_checker=is_filtered)
+        pipeline = PalindiffPipeline.from_stable_diffusion(
+            base.source,
+            recipe.text.source,
+            recipe.query_stream,
+            seed=seed,
+            variant=base.variant,
+            config=base.config,
+        )
     if recipe.text.max_length is not None:
         raise ValueError(
             f"`text.max_length` is {recipe.text.max_length} beside `base`. Expected none: painting reads as many "
             "tokens as the base does. Remove it."
         )
-    return pipeline, tower
+    return pipeline
 
 
 def _check_settings(stream: QueryStream, config: QueryStreamConfig, source: str) -> None:
