@@ -1,4 +1,4 @@
-# make demo    a page on which one model paints, names and finds
+# make demo    a page on which one model generates, names and finds
 # make test    the tests
 # make check   format, lint, types, who may import whom
 # make PYTHON=/path/to/python ...   another interpreter; default: the first found that is 3.11 or newer

@@ -1,4 +1,4 @@
-"""What a training step of the paper's full-size model takes on a GPU: time, pictures a second, memory, share of peak.
+"""What a training step of the paper's full-size model takes on a GPU: time, images a second, memory, share of peak.
 
 Random weights in Stable Diffusion v1's shapes, latents of 256 px and text features as the encoders would give them;
 both tasks, bf16, AdamW. Every pair of batch size and compilation is timed after a warm-up, and the median of its steps
@@ -18,12 +18,12 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from palindiff.evaluation.results import Row, write_results
-from palindiff.inference.single_file import CONFIGS_1
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
-from palindiff.models.text_chain import text_chain_scheduler
+from palindiff.models.text_diffusion import text_diffusion_scheduler
 from palindiff.objectives.diffdis import DiffDisConfig, DiffDisObjective
-from palindiff.training.diffdis import Recipe
-from palindiff.training.recipe_file import load_recipe
+from palindiff.pretrained.single_file import CONFIGS_1
+from palindiff.training.recipes.yaml_files import load_recipe
+from palindiff.training.train_diffdis import Recipe
 
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40": 181.0, "4090": 165.0}  # dense bf16, by their makers
 NUM_TOKENS, D_C, D_E = 77, 768, 768
@@ -49,7 +49,7 @@ def build(recipe_name: str, is_toy: bool, is_checkpointed: bool, device: str) ->
     )
     stream = QueryStream.for_unet(unet, D_E, config, "mean")
     c_empty = torch.zeros(1, NUM_TOKENS, D_C)
-    parts = (unet, stream, DDPMScheduler(beta_schedule="scaled_linear"), text_chain_scheduler(), c_empty)
+    parts = (unet, stream, DDPMScheduler(beta_schedule="scaled_linear"), text_diffusion_scheduler(), c_empty)
     return DiffDisObjective(*parts, DiffDisConfig()).to(device).train()
 
 
@@ -118,7 +118,7 @@ def measure(args: argparse.Namespace, b: int, is_compiled: bool) -> Row:
         return row | {
             "fits": False,
             "step_s": None,
-            "pictures_per_s": None,
+            "images_per_s": None,
             "memory_gib": None,
             "tflop": None,
             "share": None,
@@ -128,7 +128,7 @@ def measure(args: argparse.Namespace, b: int, is_compiled: bool) -> Row:
     peak = args.peak_tflops or next((tflops for known, tflops in PEAK_TFLOPS.items() if known in name), None)
     share = tflop / seconds / peak if peak else None
     rate = b / seconds
-    return row | {"fits": True, "step_s": seconds, "pictures_per_s": rate, "memory_gib": memory} | {
+    return row | {"fits": True, "step_s": seconds, "images_per_s": rate, "memory_gib": memory} | {
         "tflop": tflop, "share": share,
     }  # fmt: skip
 

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 from palindiff.evaluation.results import Row, render_table, write_results
-from palindiff.training.diffdis import Recipe
-from palindiff.training.estimate import Hardware, estimate
-from palindiff.training.recipe_file import load_recipe, preset_names
+from palindiff.training.cost.estimate import Hardware, estimate
+from palindiff.training.recipes.yaml_files import load_recipe, preset_names
+from palindiff.training.train_diffdis import Recipe
 
 COLUMNS = ("preset", "card_gb:.1f", "peak_gb:.1f", "activations_gb:.1f", "step_tflop:.0f")
 

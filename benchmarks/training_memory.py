@@ -37,8 +37,8 @@ def measure(recipe_name: str, overrides: list[str], num_steps: int) -> dict[str,
     """Train in this process and tell the most bytes at once."""
     import torch
 
-    from palindiff.training.diffdis import Recipe
-    from palindiff.training.recipe_file import load_recipe
+    from palindiff.training.recipes.yaml_files import load_recipe
+    from palindiff.training.train_diffdis import Recipe
 
     recipe = load_recipe(Recipe, recipe_name, overrides)
     train_on_random_numbers(warm_up_of(recipe), num_steps)  # imports, thread pools, kernels' caches
@@ -54,7 +54,7 @@ def measure(recipe_name: str, overrides: list[str], num_steps: int) -> dict[str,
 
 def warm_up_of(recipe):
     """Make a recipe small: its models, or its rows where a base brings the models."""
-    from palindiff.training.models_of_recipe import UNetConfig
+    from palindiff.training.recipes.build_models import UNetConfig
 
     if recipe.base is not None:
         few = recipe.loop.accumulation * int(os.environ.get("WORLD_SIZE", "1"))
@@ -68,10 +68,10 @@ def train_on_random_numbers(recipe, num_steps: int) -> None:
     """Run the loop of a recipe from random weights, on random features, without looking on."""
     import torch
 
-    from palindiff.training.device import make_accelerator
-    from palindiff.training.journal import Journal
-    from palindiff.training.loop import Run, train
-    from palindiff.training.skeleton import build_skeleton
+    from palindiff.training.cost.skeleton import build_skeleton
+    from palindiff.training.loop.device import make_accelerator
+    from palindiff.training.loop.loop import Run, train
+    from palindiff.training.loop.run_log import RunLog
 
     accelerator = make_accelerator(recipe.machine)
     torch.manual_seed(recipe.loop.seed)
@@ -85,7 +85,7 @@ def train_on_random_numbers(recipe, num_steps: int) -> None:
             loop=recipe.loop.model_copy(update={"num_steps": num_steps, "evaluate_every": 0, "save_every": 0}),
             optimizer=recipe.optimizer,
             machine=recipe.machine,
-            journal=Journal(Path(folder), use_tensorboard=False, show_progress=False),
+            run_log=RunLog(Path(folder), use_tensorboard=False, show_progress=False),
             state_dir=str(Path(folder) / "state"),
         )
         train(run, accelerator)
@@ -111,9 +111,9 @@ def measure_apart(recipe: str, overrides: list[str], num_steps: int, environment
 
 def compare(recipe_name: str, overrides: list[str], num_steps: int) -> dict[str, object]:
     """One row: what was estimated, what was measured."""
-    from palindiff.training.diffdis import Recipe
-    from palindiff.training.estimate import Hardware, estimate
-    from palindiff.training.recipe_file import load_recipe
+    from palindiff.training.cost.estimate import Hardware, estimate
+    from palindiff.training.recipes.yaml_files import load_recipe
+    from palindiff.training.train_diffdis import Recipe
 
     measured = measure_apart(recipe_name, overrides, num_steps, HAND_BACK)
     recipe = load_recipe(Recipe, recipe_name, overrides)
@@ -135,7 +135,7 @@ def compare(recipe_name: str, overrides: list[str], num_steps: int) -> dict[str,
 def main() -> None:
     """Measure the recipe, with --compare its variants too, and print one JSON line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", required=True, help="shipped recipe or a file")
+    parser.add_argument("--recipe", required=True, help="bundled recipe or a file")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="KEY=VALUE of it; repeatable")
     parser.add_argument(
         "--steps", type=int, default=2, help="training steps; moments come with the first (default: 2)"

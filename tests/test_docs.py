@@ -12,8 +12,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from palindiff.training.codec import CodecRecipe
-from palindiff.training.diffdis import Recipe
+from palindiff.training.train_diffdis import Recipe
+from palindiff.training.train_vae import VaeRecipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -27,7 +27,7 @@ FILE = re.compile(
 PLACEHOLDER = re.compile(r"\b(?:ROOM|FILE|NAME|DIR|SPLIT)\b|_FILE")
 SETTING = re.compile(r"([a-z_]+)\.([a-z_]+)(?:=(.+))?")
 
-SMALLEST = {"data": {"path": "pictures"}, "text": {"source": "tower"}, "loop": {"num_steps": 1}}
+SMALLEST = {"data": {"path": "images"}, "text": {"source": "tower"}, "loop": {"num_steps": 1}}
 SECTIONS = {name for name, section in Recipe.model_validate(SMALLEST) if isinstance(section, BaseModel)}
 
 
@@ -98,7 +98,7 @@ def test_many_defaults_are_checked():
 def test_data_page_has_each_key_of_the_data_section():
     told = {key for section, key, _ in settings("data.md") if section == "data"}
     assert told == set(type(Recipe.model_validate(SMALLEST).data).model_fields)
-    assert CodecRecipe.model_fields["data"].annotation is Recipe.model_fields["data"].annotation  # one page for both
+    assert VaeRecipe.model_fields["data"].annotation is Recipe.model_fields["data"].annotation  # one page for both
 
 
 def test_decisions_give_a_reason_for_each_dependency_and_for_no_other():
@@ -114,7 +114,7 @@ def test_decisions_give_a_reason_for_each_dependency_and_for_no_other():
     assert set(rows) - {"package"} == names
 
 
-def test_picture_is_whole_and_loads_nothing_from_elsewhere():
+def test_image_is_whole_and_loads_nothing_from_elsewhere():
     text = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
     svg = ElementTree.fromstring(text)
     tags = {element.tag.rpartition("}")[2] for element in svg.iter()}
@@ -144,11 +144,11 @@ def emoji_set():
 
 def test_counts_of_the_emoji_set_are_those_of_the_code(emoji_set):
     concepts, splits, svgs = emoji_set
-    pictures, held_out = Counter(), {}
+    images, held_out = Counter(), {}
     for concept in concepts:
         for style in svgs:
             split = splits[concept.name][style]
-            pictures[split, style] += sum(each.characters in svgs[style] for each in concept.members)
+            images[split, style] += sum(each.characters in svgs[style] for each in concept.members)
             held_out.setdefault((split, style), set()).add(concept.name)
     rows = re.findall(
         r"^\| (train|validation|test|composition) \| (\S+)[^|]* \| ([\d,]+) \| ([\d,]+) \|",
@@ -157,7 +157,7 @@ def test_counts_of_the_emoji_set_are_those_of_the_code(emoji_set):
     )
     assert len(rows) == 4
     for split, num_concepts, *numbers in rows:
-        assert [int(number.replace(",", "")) for number in numbers] == [pictures[split, style] for style in svgs]
+        assert [int(number.replace(",", "")) for number in numbers] == [images[split, style] for style in svgs]
         assert split == "train" or {int(num_concepts)} == {len(held_out[split, style]) for style in svgs}
 
 

@@ -10,8 +10,8 @@ import typer
 from PIL import Image
 
 from palindiff.cli.main import app
-from toy_shared import write_lora, write_stable_diffusion
-from toys import toy_pictures
+from toys.models import toy_images
+from toys.saving import write_lora, write_stable_diffusion
 
 PAGE = (Path(__file__).parents[1] / "docs" / "ecosystem.md").read_text(encoding="utf-8")
 
@@ -23,15 +23,15 @@ def test_the_examples_run(tmp_path, monkeypatch):
     (tmp_path / "runs" / "first").mkdir(parents=True)
     (tmp_path / "checkpoint").rename(tmp_path / "runs" / "first" / "checkpoint")
     monkeypatch.chdir(tmp_path)
-    toy_pictures(1)[0].save("sketch.png")
+    toy_images(1)[0].save("sketch.png")
     Image.fromarray(np.array([[255] * 8] * 4 + [[0] * 8] * 4, dtype=np.uint8)).save("mask.png")
     examples = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     assert len(examples) == 5
     names = {}
     for example in examples:
         exec(compile(example, "ecosystem.md", "exec"), names)
-    painted = {name: np.asarray(Image.open(f"{name}.png")) for name in ("apple", "painted", "mended", "with_lora")}
-    assert len({picture.tobytes() for picture in painted.values()}) == 4
+    generated = {name: np.asarray(Image.open(f"{name}.png")) for name in ("apple", "generated", "mended", "with_lora")}
+    assert len({image.tobytes() for image in generated.values()}) == 4
     assert Path("runs/first/checkpoint/README.md").is_file()
 
 

@@ -36,7 +36,7 @@ def test_quoted_tables_equal_their_result_files(page):
     assert render_document(text, ROOT / "results") == text
 
 
-def test_tracked_files_hold_no_large_file_but_the_shipped_weights():
+def test_tracked_files_hold_no_large_file_but_the_bundled_weights():
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, tracked.split("\0")):
         if not name.startswith("src/palindiff/checkpoints/") and (ROOT / name).is_file():

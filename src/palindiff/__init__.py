@@ -1,4 +1,4 @@
-"""palindiff: one diffusion network that reads both ways, from words to a picture and from a picture to words."""
+"""palindiff: one diffusion network that reads both ways, from words to an image and from an image to words."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,8 +6,8 @@ __version__ = "0.1.0"
 __all__ = ["ImageReading", "PalindiffPipeline", "QueryStream", "load"]
 
 if TYPE_CHECKING:
+    from palindiff.inference.bundled import load
     from palindiff.inference.pipeline import PalindiffPipeline
-    from palindiff.inference.shipped import load
     from palindiff.models.image_reading import ImageReading
     from palindiff.models.query_stream import QueryStream
 
@@ -15,7 +15,7 @@ _HOMES = {
     "ImageReading": "palindiff.models.image_reading",
     "PalindiffPipeline": "palindiff.inference.pipeline",
     "QueryStream": "palindiff.models.query_stream",
-    "load": "palindiff.inference.shipped",
+    "load": "palindiff.inference.bundled",
 }
 
 

@@ -13,12 +13,12 @@ from PIL import Image
 
 from palindiff.cli.main import app
 from palindiff.training import recipe_file
-from palindiff.training.diffdis import Recipe
-from palindiff.training.picture_store import PART_ROWS
-from palindiff.training.recipe_file import load_recipe, recipe_names
-from toy_cc3m import write_downloads
-from toy_run import one_thread
-from toy_stable_diffusion import PICTURE_PX, write_clip_of, write_sd1
+from palindiff.training.features.latent_cache import PART_ROWS
+from palindiff.training.recipes.yaml_files import load_recipe, recipe_names
+from palindiff.training.train_diffdis import Recipe
+from toys.cc3m import write_downloads
+from toys.run import one_thread
+from toys.stable_diffusion import IMAGE_PX, write_clip_of, write_sd1
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cc3m.md").read_text(encoding="utf-8")
 LAUNCH = re.compile(r"^torchrun --nproc_per_node \d+ -m palindiff\.cli\.main ")
@@ -31,8 +31,8 @@ COMMANDS = [
 VERBS = typer.main.get_command(app).commands
 STREAM = {"num_head_layers": 1, "head_width": 16, "head_dim": 8}
 TOY = {
-    "base.image_size_px": PICTURE_PX, "loop.num_steps": 2, "loop.batch_size": 4, "loop.accumulation": 1,
-    "optimizer.warmup_steps": 1, "watch.num_pictures": 4, "watch.num_inference_steps": 2, "watch.prompts": "[a dog]",
+    "base.image_size_px": IMAGE_PX, "loop.num_steps": 2, "loop.batch_size": 4, "loop.accumulation": 1,
+    "optimizer.warmup_steps": 1, "evaluation.num_images": 4, "evaluation.num_inference_steps": 2, "evaluation.prompts": "[a dog]",
     "machine.precision": "fp32", "machine.num_workers": 0, **{f"query_stream.{key}": of for key, of in STREAM.items()},
 }  # fmt: skip
 
@@ -90,26 +90,26 @@ def test_the_training_commands_train_and_tell_what_was_left_out(launched, run, w
     shutil.rmtree(workplace / "cache", ignore_errors=True)
     _, err = run(command, **TOY)
     assert "were left out: " in err
-    assert all(reason in err for reason in ("empty caption (1)", "archive cannot be read (1)", "damaged picture (1)"))
+    assert all(reason in err for reason in ("empty caption (1)", "archive cannot be read (1)", "damaged image (1)"))
     assert "Used: 16 of 16" in err
     told = set(
         re.findall(r"^\| `(\w+(?:\.\w+)?/?)`", PAGE.partition("below `runs/cc3m`")[2].partition("##")[0], re.MULTILINE)
     )
     assert {name.rstrip("/") for name in told} | {"tensorboard"} == {path.name for path in output.iterdir()}
-    arrays = [np.load(file) for file in sorted((workplace / "cache").glob("pictures-*/moments.npy"))]
+    arrays = [np.load(file) for file in sorted((workplace / "cache").glob("images-*/moments.npy"))]
     assert sorted(len(array) for array in arrays) == [7, 17]
-    side = PICTURE_PX // 8
+    side = IMAGE_PX // 8
     assert {array.nbytes // len(array) for array in arrays} == {2 * 4 * side * side * 2}
 
 
-def test_the_result_names_and_paints(run, workplace):
+def test_the_result_names_and_generates(run, workplace):
     if not (workplace / "runs" / "cc3m" / "checkpoint").exists():
         run(of_verb("train")[1], **TOY)
     Image.new("RGB", (80, 60), "red").save(workplace / "photo.jpg")
     named, _ = run(of_verb("classify")[0])
     assert all(label in named for label in ("dog", "cat", "bus"))
-    run(f"{of_verb('generate')[0]} --output painted --steps 2")
-    assert Image.open(next((workplace / "painted").glob("*.png"))).size == (PICTURE_PX, PICTURE_PX)
+    run(f"{of_verb('generate')[0]} --output generated --steps 2")
+    assert Image.open(next((workplace / "generated").glob("*.png"))).size == (IMAGE_PX, IMAGE_PX)
 
 
 def test_the_other_commands_do_what_they_say(run, workplace):
@@ -141,12 +141,12 @@ def test_each_recipe_of_cc3m_has_its_row_and_says_that_table():
 
 
 def test_sums_of_the_page_are_right():
-    assert f"parts of {PART_ROWS:,} pictures" in PAGE
+    assert f"parts of {PART_ROWS:,} images" in PAGE
     recipe = load_recipe(Recipe, "diffdis-cc3m")
-    side, num_pictures = recipe.base.image_size_px // 8, int(re.search(r"--pictures (\d+)", PAGE)[1])
-    a_picture = 2 * 4 * side * side * 2
+    side, num_images = recipe.base.image_size_px // 8, int(re.search(r"--images (\d+)", PAGE)[1])
+    a_image = 2 * 4 * side * side * 2
     assert recipe.views.flip == "none"
-    assert f"= {a_picture:,} |" in PAGE
-    assert f"latents of {num_pictures:,} pictures | {num_pictures * a_picture / 1e9:.1f} GB |" in PAGE
+    assert f"= {a_image:,} |" in PAGE
+    assert f"latents of {num_images:,} images | {num_images * a_image / 1e9:.1f} GB |" in PAGE
     steps = {int(found) for found in re.findall(r"loop\.num_steps=(\d+)", PAGE)}
-    assert steps == {round(6 * num_pictures / recipe.loop.batch_size)}
+    assert steps == {round(6 * num_images / recipe.loop.batch_size)}

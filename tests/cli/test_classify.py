@@ -7,7 +7,7 @@ import pytest
 
 from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE
 from palindiff.inference.pipeline import PalindiffPipeline
-from toys import toy_checkpoint, toy_pictures
+from toys.models import toy_checkpoint, toy_images
 
 LABELS = ["red apple", "b", "fire"]
 
@@ -24,13 +24,13 @@ def pipeline(model):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """Two pictures in the current folder, and a folder with a third."""
+    """Two images in the current folder, and a folder with a third."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "more" / "below").mkdir(parents=True)
     names = ["a.png", "[b].png", "more/below/c.png"]
-    for name, picture in zip(names, toy_pictures(size_px=64), strict=True):
-        picture.save(tmp_path / name)
-    (tmp_path / "more" / "notes.txt").write_text("no picture")
+    for name, image in zip(names, toy_images(size_px=64), strict=True):
+        image.save(tmp_path / name)
+    (tmp_path / "more" / "notes.txt").write_text("no image")
     return names
 
 
@@ -57,8 +57,8 @@ def expected_answers(pipeline, files, labels, templates, top, **walk):
 
 def test_answers_are_the_pipeline_s_best(classify, pipeline, files):
     told = classify("a.png", "[b].png", "more", "--labels", "red apple, b,fire", "--top", 2)
-    assert [each["picture"] for each in told["pictures"]] == files
-    assert [each["labels"] for each in told["pictures"]] == expected_answers(pipeline, files, LABELS, ["{}"], 2)
+    assert [each["image"] for each in told["images"]] == files
+    assert [each["labels"] for each in told["images"]] == expected_answers(pipeline, files, LABELS, ["{}"], 2)
     settings = {"num_inference_steps": 8, "guidance_scale": NAMING_GUIDANCE_SCALE, "seed": 0, "templates": ["{}"]}
     assert told.items() >= settings.items()
 
@@ -70,11 +70,11 @@ def test_templates_steps_guidance_and_seed_are_the_walk_s(classify, pipeline, fi
     told = classify(
         "a.png", "--labels", ",".join(LABELS), "--template", templates[0], "--template", templates[1], *flags
     )
-    assert [told["pictures"][0]["labels"]] == expected_answers(pipeline, ["a.png"], LABELS, templates, 5, **walk)
+    assert [told["images"][0]["labels"]] == expected_answers(pipeline, ["a.png"], LABELS, templates, 5, **walk)
     assert told.items() >= (walk | {"templates": templates}).items()
     shares = {tuple(answers[0].items()) for answers in (
         [{each["label"]: each["probability"] for each in classify(
-            "a.png", "--labels", "b,fire", *some)["pictures"][0]["labels"]}]
+            "a.png", "--labels", "b,fire", *some)["images"][0]["labels"]}]
         for some in (flags, flags[2:], flags[:2] + flags[4:], flags[:4], (*flags, "--template", "a {}"))
     )}  # fmt: skip
     assert len(shares) == 5  # each flag changes the answer
@@ -83,8 +83,8 @@ def test_templates_steps_guidance_and_seed_are_the_walk_s(classify, pipeline, fi
 def test_labels_come_from_a_file_too(classify, files, tmp_path):
     (tmp_path / "labels.txt").write_text("fire\n\nfire, smoke\n")
     told = classify("a.png", "--labels", "b", "--labels-file", tmp_path / "labels.txt", "--steps", 1)
-    assert {each["label"] for each in told["pictures"][0]["labels"]} == {"b", "fire", "fire, smoke"}
-    assert sum(each["probability"] for each in told["pictures"][0]["labels"]) == pytest.approx(1, abs=1e-5)
+    assert {each["label"] for each in told["images"][0]["labels"]} == {"b", "fire", "fire, smoke"}
+    assert sum(each["probability"] for each in told["images"][0]["labels"]) == pytest.approx(1, abs=1e-5)
 
 
 def test_people_get_a_table(palindiff, model, files):
@@ -103,7 +103,7 @@ def test_a_dry_run_tells_what_would_be_named(palindiff, files):
     code, out, _ = palindiff(*arguments)
     assert code == 0
     assert out.startswith("model: emoji\n")
-    assert out.endswith("templates:\n  a {}\nlabels:\n  b\n  fire\npictures:\n  a.png\n  more/below/c.png\n")
+    assert out.endswith("templates:\n  a {}\nlabels:\n  b\n  fire\nimages:\n  a.png\n  more/below/c.png\n")
     assert json.loads(palindiff(*arguments, "--json")[1])["labels"] == ["b", "fire"]
 
 
@@ -123,10 +123,10 @@ def test_a_dry_run_tells_what_would_be_named(palindiff, files):
         (("a.png", "--labels", '"b" c'), "--labels cannot be split (',' expected after '\"')."),
         (
             ("a.png", "--labels", "b", "--template", "a photo"),
-            "To name a picture, the template 'a photo' has no `{}`.",
+            "To name an image, the template 'a photo' has no `{}`.",
         ),
-        (("none.png", "--labels", "b"), "`none.png` does not exist. Expected a picture file or a folder"),
-        (("empty", "--labels", "b"), "The folder `empty` holds no picture."),
+        (("none.png", "--labels", "b"), "`none.png` does not exist. Expected an image file or a folder"),
+        (("empty", "--labels", "b"), "The folder `empty` holds no image."),
         (("a.png", "--labels", "b", "--model", "emojy"), "No model `emojy`"),
     ],
 )
@@ -146,45 +146,45 @@ def test_labels_in_quotes_hold_commas(palindiff, files):
 
 @pytest.fixture
 def bad(files, tmp_path):
-    """An empty picture, one that is text and one cut short; and what is told of each."""
+    """An empty image, one that is text and one cut short; and what is told of each."""
     contents = {"0.png": b"", "1.png": b"text", "2.png": (tmp_path / "a.png").read_bytes()[:200]}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    faults = ("is empty (0 bytes)", "is not a picture that PIL can read", "cannot be decoded (")
+    faults = ("is empty (0 bytes)", "is not an image that PIL can read", "cannot be decoded (")
     return [f"  `{name}` {fault}" for name, fault in zip(contents, faults, strict=True)]
 
 
-def test_all_pictures_that_cannot_be_read_are_told_before_the_model_is_sought(palindiff, bad):
+def test_all_images_that_cannot_be_read_are_told_before_the_model_is_sought(palindiff, bad):
     code, out, err = palindiff(
         "classify", "0.png", "a.png", "1.png", "2.png", "--labels", "b,c", "--model", "not a model"
     )
     first, *listed = err.splitlines()
     assert (code, out) == (2, "")
-    assert first.startswith("palindiff: 3 of 4 pictures cannot be used. Expected whole PNG")
+    assert first.startswith("palindiff: 3 of 4 images cannot be used. Expected whole PNG")
     assert first.endswith("Mend them, or leave them out with --on-bad skip.")
     assert [line[: len(told)] for line, told in zip(listed, bad, strict=True)] == bad
 
 
-def test_pictures_that_cannot_be_read_are_skipped_when_asked_to(palindiff, classify, model, bad):
+def test_images_that_cannot_be_read_are_skipped_when_asked_to(palindiff, classify, model, bad):
     labels = ("--labels", "b,c", "--steps", 1, "--model", model)
     code, out, err = palindiff("classify", "0.png", "a.png", "1.png", *labels, "--on-bad", "skip", "--json")
     assert code == 0
     assert json.loads(out) == classify("a.png", *labels)
-    assert err.splitlines()[:3] == ["2 of 3 pictures cannot be used and were left out:", *bad[:2]]
+    assert err.splitlines()[:3] == ["2 of 3 images cannot be used and were left out:", *bad[:2]]
     code, out, err = palindiff("classify", "0.png", *labels, "--on-bad", "skip")
     assert (code, out) == (2, "")
-    assert err.startswith("palindiff: 1 of 1 pictures cannot be used, and none is left. Expected one or more.")
+    assert err.startswith("palindiff: 1 of 1 images cannot be used, and none is left. Expected one or more.")
 
 
-def test_pictures_are_counted_while_they_are_checked_and_named(palindiff, model, files, monkeypatch):
-    monkeypatch.setattr("palindiff.cli.classify.PICTURES_AT_ONCE", 2)
-    monkeypatch.setattr("palindiff.cli.listed.PICTURES_AT_ONCE", 2)
+def test_images_are_counted_while_they_are_checked_and_named(palindiff, model, files, monkeypatch):
+    monkeypatch.setattr("palindiff.cli.classify.IMAGES_AT_ONCE", 2)
+    monkeypatch.setattr("palindiff.cli.inputs.IMAGES_AT_ONCE", 2)
     arguments = ("--labels", "b,c", "--steps", 1, "--model", model)
     code, _, err = palindiff("classify", *files, *arguments)
     assert code == 0
     assert err == (
-        "2 of 3 pictures checked\r3 of 3 pictures checked\n"
-        "2 of 3 pictures\r3 of 3 pictures\n"
+        "2 of 3 images checked\r3 of 3 images checked\n"
+        "2 of 3 images\r3 of 3 images\n"
     )  # fmt: skip
 
 
@@ -195,7 +195,7 @@ def test_file_names_that_are_no_text_come_out_escaped(palindiff, classify, model
     except OSError:
         pytest.skip("this file system takes UTF-8 names alone")
     arguments = ("--labels", "b,c", "--steps", 1)
-    assert classify(name, *arguments)["pictures"][0]["picture"] == name
+    assert classify(name, *arguments)["images"][0]["image"] == name
     code, out, _ = palindiff("classify", name, *arguments, "--model", model)
     assert code == 0
     assert "caf\\udce9.png" in out

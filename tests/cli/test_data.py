@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from palindiff.cli.data import app, show
 from palindiff.data import emoji as emoji_set
 from palindiff.data.sources import Kind
-from toy_sources import sample, square, write_lines, write_tar
+from toys.sources import sample, square, write_lines, write_tar
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     rows = [
         {"file_name": "a.png", "captions": ["[bold]a red square[/]", "red"], "label": "square"},
         {"file_name": "b.png", "caption": "green " * 99, "title": "named"},
@@ -40,18 +40,18 @@ def printed(*arguments):
     return done.stdout
 
 
-def test_show_prints_counts_rows_and_what_is_left_out(pictures):
-    text = printed(pictures)
-    assert "3 pictures, 4 captions (1 to 2 a picture, mean 1.33), 1 classes" in text
+def test_show_prints_counts_rows_and_what_is_left_out(images):
+    text = printed(images)
+    assert "3 images, 4 captions (1 to 2 an image, mean 1.33), 1 classes" in text
     assert "[bold]a red square[/]" in text  # no markup is made of a caption
     assert "green ..." in text
-    assert "were left out: picture cannot be opened (1)." in text.replace("\n", " ")
+    assert "were left out: image cannot be opened (1)." in text.replace("\n", " ")
 
 
-def test_show_as_json_tells_everything(pictures):
-    told = json.loads(printed(pictures, "--json"))
-    assert (told["num_pictures"], told["num_captions"], told["num_left_out"]) == (3, 4, 1)
-    assert told["captions_per_picture"] == {"min": 1, "mean": pytest.approx(4 / 3), "max": 2}
+def test_show_as_json_tells_everything(images):
+    told = json.loads(printed(images, "--json"))
+    assert (told["num_images"], told["num_captions"], told["num_left_out"]) == (3, 4, 1)
+    assert told["captions_per_image"] == {"min": 1, "mean": pytest.approx(4 / 3), "max": 2}
     assert told["labels"] == {"square": 1}
     assert told["first_rows"][0] == {
         "name": "a.png",
@@ -62,21 +62,21 @@ def test_show_as_json_tells_everything(pictures):
     assert len(told["fingerprint"]) == 64
 
 
-def test_show_decodes_when_asked_to(pictures):
-    told = json.loads(printed(pictures, "--json", "--check-pictures"))
-    assert told["num_pictures"] == 2
-    assert "damaged picture (1)" in told["left_out"]
+def test_show_decodes_when_asked_to(images):
+    told = json.loads(printed(images, "--json", "--check-images"))
+    assert told["num_images"] == 2
+    assert "damaged image (1)" in told["left_out"]
 
 
-def test_show_takes_split_kind_and_columns(pictures):
-    test = json.loads(printed(pictures, "--split", "test", "--kind", "webdataset", "--json"))
+def test_show_takes_split_kind_and_columns(images):
+    test = json.loads(printed(images, "--split", "test", "--kind", "webdataset", "--json"))
     assert test["first_rows"][0]["captions"] == ["of the test split"]
-    named = json.loads(printed(pictures, "--caption-column", "title", "--image-column", "file_name", "--json"))
+    named = json.loads(printed(images, "--caption-column", "title", "--image-column", "file_name", "--json"))
     assert [row["captions"] for row in named["first_rows"]] == [["named"], ["x"]]
 
 
-def test_an_unknown_kind_is_refused_with_those_there_are(pictures):
-    done = CliRunner().invoke(app, ["show", pictures, "--kind", "fodler"])
+def test_an_unknown_kind_is_refused_with_those_there_are(images):
+    done = CliRunner().invoke(app, ["show", images, "--kind", "fodler"])
     assert done.exit_code == 2
     assert re.search(r"Invalid value for '--kind': .*'fodler' is not one of 'auto', 'folder', 'classes'", done.output)
     assert set(get_args(get_type_hints(show)["kind"])) == {"auto", *get_args(Kind)}

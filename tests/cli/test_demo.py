@@ -5,9 +5,9 @@ import yaml
 
 from palindiff.evaluation.results import read_results
 from palindiff.experiments import demo, emoji_protocol, showing
-from toy_demo import write_timed_recipe
-from toy_emoji import write_emoji_set
-from toy_page import assert_self_contained
+from toys.demo import write_timed_recipe
+from toys.emoji import write_emoji_set
+from toys.page import assert_self_contained
 
 
 @pytest.fixture
@@ -16,9 +16,9 @@ def emoji_dir(toy_parts, tmp_path, monkeypatch):
     recipe = write_timed_recipe(tmp_path / "quick.yaml", toy_parts)
     monkeypatch.setattr(demo, "TRAINED_RECIPE", recipe)
     monkeypatch.setattr(showing, "FREE_WORDING", ("a red circle",))
-    monkeypatch.setattr(showing, "NUM_PAINTED", 2)
-    monkeypatch.setattr(emoji_protocol, "NUM_PAINTED", 2)
-    monkeypatch.setattr(emoji_protocol, "PAINTING_STEPS", 2)
+    monkeypatch.setattr(showing, "NUM_GENERATED", 2)
+    monkeypatch.setattr(emoji_protocol, "NUM_GENERATED", 2)
+    monkeypatch.setattr(emoji_protocol, "GENERATION_STEPS", 2)
     return write_emoji_set(tmp_path / "emoji")
 
 
@@ -40,7 +40,7 @@ def test_training_first_makes_page_run_and_results(palindiff, emoji_dir, tmp_pat
 
 @pytest.mark.parametrize(
     ("options", "kind"),
-    [((), "the shipped model"), (("--train", "--minutes", "2.5"), "a model trained for 2.5 minutes")],
+    [((), "the bundled model"), (("--train", "--minutes", "2.5"), "a model trained for 2.5 minutes")],
 )
 def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(palindiff, tmp_path, monkeypatch, options, kind):
     monkeypatch.chdir(tmp_path)
@@ -61,7 +61,7 @@ def test_a_folder_that_is_no_emoji_set_is_one_sentence(palindiff, emoji_dir, tmp
     (tmp_path / "empty").mkdir()
     code, _, err = palindiff("demo", "--data", tmp_path / "empty", "--output", tmp_path / "page", "--train")
     assert code == 2
-    assert err.splitlines()[-1].startswith(f"palindiff: `{tmp_path / 'empty'}` has no pictures of the split `train`.")
+    assert err.splitlines()[-1].startswith(f"palindiff: `{tmp_path / 'empty'}` has no images of the split `train`.")
     assert not (tmp_path / "page").exists()
 
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from palindiff.cli.estimate import BYTE_UNITS, WORK_UNITS, scaled
-from toy_recipe import recipe_tree
+from toys.recipe import recipe_tree
 
 
 @pytest.fixture
@@ -30,20 +30,20 @@ def told(palindiff, recipe):
 
 
 def test_a_table_tells_every_section_and_writes_nothing(palindiff, recipe, tmp_path):
-    code, out, err = palindiff("estimate", "--recipe", recipe, "--pictures", 12, "--device-tflops", 0.5)
+    code, out, err = palindiff("estimate", "--recipe", recipe, "--images", 12, "--device-tflops", 0.5)
     assert code == 0, err
     names = {line.strip("│").split("│")[0].strip() for line in out.splitlines() if line.startswith("│")}
     assert {"unet", "query_stream", "vae", "text_encoder", "trained", "site 1, 32 wide", "head"} <= names
     assert {"weights", "gradients", "optimizer", "ema", "frozen", "activations", "peak"} <= names
-    assert {"painting", "alignment", "autoencoder", "reading", "walk", "a picture", "a caption"} <= names
-    assert {"memory of a process, gpu", "12 pictures", "a step", "the run", "trained on", "named"} <= names
+    assert {"generation", "alignment", "VAE", "reading", "walk", "an image", "a caption"} <= names
+    assert {"memory of a process, gpu", "12 images", "a step", "the run", "trained on", "named"} <= names
     assert [path.name for path in tmp_path.iterdir()] == ["toy.yaml"]
 
 
 def test_json_tells_the_question_and_the_answer(told):
     found = told()
     assert found["set"] == []
-    assert (found["device"], found["processes"], found["device_tflops"], found["pictures"]) == ("gpu", 1, None, None)
+    assert (found["device"], found["processes"], found["device_tflops"], found["images"]) == ("gpu", 1, None, None)
     assert found["time"] is None
     assert found["disk_bytes"]["total"] is None
     assert found["tflop"]["whole_step"] == pytest.approx(sum(found["tflop"]["step"].values()))
@@ -55,11 +55,11 @@ def test_json_tells_the_question_and_the_answer(told):
 
 def test_options_change_what_they_say(told):
     alone = told("--set", "machine.precision=bf16")
-    found = told("--set", "machine.precision=bf16", "--device", "cpu", "--processes", 2, "--pictures", 1000,
+    found = told("--set", "machine.precision=bf16", "--device", "cpu", "--processes", 2, "--images", 1000,
                  "--device-tflops", 0.25)  # fmt: skip
     assert found["memory_bytes"]["activations"] != alone["memory_bytes"]["activations"]
     assert (alone["memory_bytes"]["exchange"], found["memory_bytes"]["exchange"] > 0) == (0, True)
-    assert found["disk_bytes"]["total"] == 1000 * (found["disk_bytes"]["picture"] + found["disk_bytes"]["caption"])
+    assert found["disk_bytes"]["total"] == 1000 * (found["disk_bytes"]["image"] + found["disk_bytes"]["caption"])
     assert found["time"]["step_s"] == pytest.approx(found["tflop"]["whole_step"] / 0.5)
     assert told("--set", "unet.widths=[32]")["parameters"]["trained"] < alone["parameters"]["trained"]
 
@@ -68,10 +68,10 @@ def test_options_change_what_they_say(told):
     ("options", "sentence"),
     [
         (["--set", "unet.width=[32]"], "unet.width"),
-        (["--set", "text.source=nobody/nothing"], "No text tower `nobody/nothing`"),
+        (["--set", "text.source=nobody/nothing"], "No text encoder `nobody/nothing`"),
         (["--processes", "3"], "`loop.batch_size` is 4 with accumulation 1 and 3 processes"),
         (["--processes", "0"], "--processes"),
-        (["--pictures", "0"], "--pictures"),
+        (["--images", "0"], "--images"),
         (["--device-tflops", "0"], "--device-tflops"),
         (["--device", "tpu"], "--device"),
     ],

@@ -7,9 +7,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from palindiff.inference.model_card import CardFacts, write_card
 from palindiff.inference.pipeline import PalindiffPipeline
-from toy_shared import painted, write_stable_diffusion
+from palindiff.pretrained.model_card import CardFacts, write_card
+from toys.saving import generated, write_stable_diffusion
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def export(palindiff, root):
     return lambda *options: palindiff("export", "--model", root / "checkpoint", *options)
 
 
-def test_the_folder_is_stock_and_paints_the_same(export, root, tmp_path):
+def test_the_folder_is_stock_and_generates_the_same(export, root, tmp_path):
     code, out, err = export("--output", tmp_path / "stock")
     assert (code, err) == (0, "")
     assert out.startswith(f"{tmp_path / 'stock'}: Stable Diffusion, ")
@@ -32,7 +32,7 @@ def test_the_folder_is_stock_and_paints_the_same(export, root, tmp_path):
     index = (tmp_path / "stock" / "model_index.json").read_text()
     assert json.loads(index) == json.loads((root / "base" / "model_index.json").read_text())
     stock = StableDiffusionPipeline.from_pretrained(tmp_path / "stock")
-    assert torch.equal(painted(stock), painted(PalindiffPipeline.from_pretrained(root / "checkpoint")))
+    assert torch.equal(generated(stock), generated(PalindiffPipeline.from_pretrained(root / "checkpoint")))
     assert [path.name for path in tmp_path.iterdir()] == ["stock"]
 
 
@@ -48,7 +48,7 @@ def test_a_variant_holds_weights_of_its_type(export, root, tmp_path, variant, dt
         there = load_file(path)
         assert all(torch.equal(there[name], here[name].to(dtype)) for name in here if here[name].is_floating_point())
     stock = StableDiffusionPipeline.from_pretrained(tmp_path / "stock", variant=variant, dtype=torch.float32)
-    assert painted(stock).isfinite().all()
+    assert generated(stock).isfinite().all()
 
 
 def test_large_weights_are_split(export, root, tmp_path):
@@ -57,7 +57,7 @@ def test_large_weights_are_split(export, root, tmp_path):
     for part in ("unet", "text_encoder"):
         assert len(list((tmp_path / "stock" / part).glob("*-of-*.safetensors"))) > 1
     stock = StableDiffusionPipeline.from_pretrained(tmp_path / "stock")
-    assert torch.equal(painted(stock), painted(StableDiffusionPipeline.from_pretrained(root / "base")))
+    assert torch.equal(generated(stock), generated(StableDiffusionPipeline.from_pretrained(root / "base")))
 
 
 def test_the_card_comes_along(export, root, tmp_path):

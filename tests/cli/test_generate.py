@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from palindiff import __version__
-from toys import toy_checkpoint
+from toys.models import toy_checkpoint
 
 FAST = ("--steps", 2, "--device", "cpu")
 
@@ -21,7 +21,7 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def paint(palindiff, model, tmp_path):
+def generate_images(palindiff, model, tmp_path):
     """Run the command with --json -> pixels by file name, what was told."""
 
     def run(*arguments, folder="out"):
@@ -30,41 +30,41 @@ def paint(palindiff, model, tmp_path):
         )
         assert code == 0, err
         told = json.loads(out)
-        return {each["path"].split("/")[-1]: np.asarray(Image.open(each["path"])) for each in told["pictures"]}, told
+        return {each["path"].split("/")[-1]: np.asarray(Image.open(each["path"])) for each in told["images"]}, told
 
     return run
 
 
-def test_each_picture_is_stock_painting_from_its_own_seed(paint, model):
-    pixels, told = paint("a red apple", "b", "--num", 2, "--seed", 5, "--guidance-scale", 2.5)
-    assert told["pictures"] == [
-        {"path": told["pictures"][i]["path"], "prompt": prompt, "seed": seed}
+def test_each_image_is_stock_generation_from_its_own_seed(generate, model):
+    pixels, told = generate_images("a red apple", "b", "--num", 2, "--seed", 5, "--guidance-scale", 2.5)
+    assert told["images"] == [
+        {"path": told["images"][i]["path"], "prompt": prompt, "seed": seed}
         for i, (prompt, seed) in enumerate([("a red apple", 5), ("a red apple", 6), ("b", 5), ("b", 6)])
     ]
     assert list(pixels) == ["a-red-apple-5.png", "a-red-apple-6.png", "b-5.png", "b-6.png"]
     stock = StableDiffusionPipeline.from_pretrained(model)
-    for each, picture in zip(told["pictures"], pixels.values(), strict=True):
+    for each, image in zip(told["images"], pixels.values(), strict=True):
         generator = torch.Generator().manual_seed(each["seed"])
         expected = stock(each["prompt"], num_inference_steps=2, guidance_scale=2.5, generator=generator).images[0]
-        assert np.array_equal(picture, np.asarray(expected))
+        assert np.array_equal(image, np.asarray(expected))
 
 
-def test_the_batch_size_changes_no_picture_and_steps_guidance_and_seed_do(paint):
+def test_the_batch_size_changes_no_image_and_steps_guidance_and_seed_do(generate):
     arguments = ("a red apple", "b", "--num", 2)
-    one, _ = paint(*arguments, "--batch-size", 1, folder="one")
-    three, _ = paint(*arguments, "--batch-size", 3, folder="three")
+    one, _ = generate_images(*arguments, "--batch-size", 1, folder="one")
+    three, _ = generate_images(*arguments, "--batch-size", 3, folder="three")
     assert list(one) == list(three)
     assert all(np.array_equal(one[name], three[name]) for name in one)
     for flag, value in (("--steps", 3), ("--guidance-scale", 1)):
-        other, _ = paint("a red apple", flag, value, folder=f"other{flag}")
+        other, _ = generate_images("a red apple", flag, value, folder=f"other{flag}")
         assert not np.array_equal(other["a-red-apple-0.png"], one["a-red-apple-0.png"])
-    later, _ = paint("a red apple", "--seed", 1, folder="later")
+    later, _ = generate_images("a red apple", "--seed", 1, folder="later")
     assert np.array_equal(later["a-red-apple-1.png"], one["a-red-apple-1.png"])
 
 
-def test_a_file_says_how_it_was_made(paint, model):
-    _, told = paint("🍎 red", "--guidance-scale", 2.5, "--seed", 3)
-    path = told["pictures"][0]["path"]
+def test_a_file_says_how_it_was_made(generate, model):
+    _, told = generate_images("🍎 red", "--guidance-scale", 2.5, "--seed", 3)
+    path = told["images"][0]["path"]
     assert path.endswith("/red-3.png")
     expected = {"prompt": "🍎 red", "seed": "3", "guidance_scale": "2.5", "num_inference_steps": "2"}
     assert dict(Image.open(path).text) == expected | {"model": str(model), "palindiff": __version__}
@@ -72,8 +72,8 @@ def test_a_file_says_how_it_was_made(paint, model):
     assert told.items() >= settings.items()
 
 
-def test_a_second_run_replaces_nothing_and_people_get_a_table(palindiff, paint, model, tmp_path):
-    first, _ = paint("b", "--num", 1)
+def test_a_second_run_replaces_nothing_and_people_get_a_table(palindiff, generate, model, tmp_path):
+    first, _ = generate_images("b", "--num", 1)
     code, out, err = palindiff("generate", *FAST, "[b]", "--seed", 0, "--model", model, "--output", tmp_path / "out")
     assert code == 0, err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"b-0.png", "b-0 (2).png"}
@@ -82,18 +82,18 @@ def test_a_second_run_replaces_nothing_and_people_get_a_table(palindiff, paint, 
     assert [cell.strip() for cell in row.strip("│").split("│")] == ["[b]", "0", "b-0 (2).png"]
 
 
-def test_prompts_come_from_a_file_too(paint, tmp_path):
+def test_prompts_come_from_a_file_too(generate, tmp_path):
     (tmp_path / "prompts.txt").write_text("\ufeffa red apple\n\n  b \n", encoding="utf-8")
-    _, told = paint("c", "--prompts", tmp_path / "prompts.txt")
-    assert [each["prompt"] for each in told["pictures"]] == ["c", "a red apple", "b"]
+    _, told = generate_images("c", "--prompts", tmp_path / "prompts.txt")
+    assert [each["prompt"] for each in told["images"]] == ["c", "a red apple", "b"]
 
 
-def test_a_dry_run_tells_what_would_be_painted_and_writes_nothing(palindiff, tmp_path):
+def test_a_dry_run_tells_what_would_be_generated_and_writes_nothing(palindiff, tmp_path):
     arguments = ("generate", "b", "[c]", "--num", 3, "--seed", 4, "--output", tmp_path / "out", "--dry-run")
     code, out, _ = palindiff(*arguments)
     assert code == 0
     assert "model: emoji\n" in out
-    assert "pictures_of_each_prompt: 3\n" in out
+    assert "images_of_each_prompt: 3\n" in out
     assert out.endswith("prompts:\n  b\n  [c]\n")
     told = json.loads(palindiff(*arguments, "--json")[1])
     assert told.items() >= {"dry_run": True, "seed": 4, "num_inference_steps": 30, "guidance_scale": 4.0}.items()
@@ -125,7 +125,7 @@ def test_a_dry_run_tells_what_would_be_painted_and_writes_nothing(palindiff, tmp
         (("b", "--device", "warp"), "--device is warp. Expected auto, cpu"),
     ],
 )
-def test_what_cannot_be_painted_is_one_sentence(palindiff, tmp_path, monkeypatch, arguments, sentence):
+def test_what_cannot_be_generated_is_one_sentence(palindiff, tmp_path, monkeypatch, arguments, sentence):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "blank.txt").write_text("\n \n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
@@ -133,7 +133,7 @@ def test_what_cannot_be_painted_is_one_sentence(palindiff, tmp_path, monkeypatch
     assert (code, out) == (2, "")
     assert err.startswith(f"palindiff: {sentence}")
     assert err.count("\n") == 1
-    assert not (tmp_path / "paintings").exists()
+    assert not (tmp_path / "generations").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -145,18 +145,18 @@ def test_a_folder_that_takes_no_files_is_refused_before_the_model_is_sought(pali
 
 
 @pytest.mark.parametrize("steps", [1001, 2000])
-def test_more_steps_than_the_scheduler_has_are_refused_before_anything_is_painted(palindiff, model, tmp_path, steps):
+def test_more_steps_than_the_scheduler_has_are_refused_before_anything_is_generated(palindiff, model, tmp_path, steps):
     code, out, err = palindiff("generate", "b", "--steps", steps, "--model", model, "--output", tmp_path / "out")
     assert (code, out) == (2, "")
     assert err.startswith(f"palindiff: --steps is {steps}. Expected 1 to 1000: the model's scheduler")
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_are_counted_and_long_names_come_out_whole(palindiff, model, tmp_path, cells):
+def test_images_are_counted_and_long_names_come_out_whole(palindiff, model, tmp_path, cells):
     prompt = "p" * 90
     code, out, err = palindiff("generate", *FAST, prompt, "--model", model, "--output", tmp_path / "out")
     assert code == 0
-    assert err == "1 of 1 pictures\n"
+    assert err == "1 of 1 images\n"
     assert cells(out) == [prompt, "0", f"{'p' * 48}-0.png"]
 
 

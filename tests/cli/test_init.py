@@ -9,14 +9,14 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from palindiff.inference.pipeline import PalindiffPipeline
-from stock_painting import differing, dtypes_of
-from toy_hub_folders import read_json, with_hole, write_configs_of, write_half_of
-from toy_single_file import write_single_file
-from toy_stable_diffusion import write_sd1, write_sd2
+from toys.hub_folders import read_json, with_hole, write_configs_of, write_half_of
+from toys.single_file import write_single_file
+from toys.stable_diffusion import write_sd1, write_sd2
+from toys.stock_generation import differing, dtypes_of
 
 SMALL = [
     f"--set=query_stream.{setting}" for setting in ("num_head_layers=1", "head_width=16", "head_dim=8")
-]  # the shipped recipes' head is the paper's
+]  # the bundled recipes' head is the paper's
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,11 @@ def weights_of(folder):
     return load_file(folder / "query_stream" / "diffusion_pytorch_model.safetensors")
 
 
-def test_the_folder_paints_as_the_base_and_export_gives_it_back(palindiff, init, root, tmp_path):
+def test_the_folder_generates_as_the_base_and_export_gives_it_back(palindiff, init, root, tmp_path):
     code, out, err = init()
     assert (code, err) == (0, "")
     start = tmp_path / "start"
-    assert out.splitlines()[-1] == f"written: {start}. It paints; train it before it names."
+    assert out.splitlines()[-1] == f"written: {start}. It generates; train it before it names."
     pipeline, base = (
         PalindiffPipeline.from_pretrained(start), StableDiffusionPipeline.from_pretrained(root / "sd1")
     )  # fmt: skip
@@ -121,12 +121,12 @@ def test_a_single_file_of_version_2_takes_its_configs(init, root, tmp_path):
 @pytest.mark.parametrize("as_json", [True, False])
 def test_a_dry_run_loads_and_writes_nothing(palindiff, tmp_path, as_json):
     """Nothing there is: neither base nor CLIP exists."""
-    options = ["--from", "someone/painter", "--text", "someone/clip", "--output", tmp_path / "new" / "start"]
+    options = ["--from", "someone/generator", "--text", "someone/clip", "--output", tmp_path / "new" / "start"]
     code, out, err = palindiff("init", *options, *SMALL, "--dry-run", *(["--json"] if as_json else []))
     assert (code, err) == (0, "")
     assert not list(tmp_path.iterdir())
     told = json.loads(out) if as_json else dict(line.split(": ", 1) for line in out.splitlines())
-    assert told["from"] == "someone/painter"
+    assert told["from"] == "someone/generator"
     assert told["text"] == "someone/clip"
     assert told["output"] == str(tmp_path / "new" / "start")
     assert "fusion='one_way'" in told["query_stream"]

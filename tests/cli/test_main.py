@@ -19,7 +19,7 @@ def test_help_names_every_verb_with_what_it_does():
     result = CliRunner().invoke(app, ["--help"])
     told = dict(line.split(maxsplit=1) for line in result.output.split("Commands:\n")[1].splitlines())
     assert result.exit_code == 0
-    assert {"data", "train", "train-codec", "generate", "classify", "rank", "demo"} <= set(told)
+    assert {"data", "train", "train-vae", "generate", "classify", "rank", "demo"} <= set(told)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -87,8 +87,8 @@ def test_an_unknown_verb_is_exit_code_2():
 
 def test_the_module_runs_as_the_command_does():
     """From a shell: one line on stderr, nothing on stdout, no traceback."""
-    command = [sys.executable, "-m", "palindiff.cli.main", "train-codec", "--recipe", "codec-emojis", "--dry-run"]
+    command = [sys.executable, "-m", "palindiff.cli.main", "train-vae", "--recipe", "vae-emojis", "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("palindiff: No recipe is called `codec-emojis`. The nearest is `codec-emoji`.")
+    assert done.stderr.startswith("palindiff: No recipe is called `vae-emojis`. The nearest is `vae-emoji`.")
     assert done.stderr.count("\n") == 1

@@ -3,16 +3,16 @@
 import pytest
 import yaml
 
-from palindiff.inference.model_card import CardFacts, write_card
-from toy_hub import toy_hub
-from toy_shared import write_stable_diffusion
+from palindiff.pretrained.model_card import CardFacts, write_card
+from toys.hub import toy_hub
+from toys.saving import write_stable_diffusion
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("push")
     write_stable_diffusion(root)
-    write_card(root / "checkpoint", CardFacts(name="toy", datasets=("somebody/pictures",)))
+    write_card(root / "checkpoint", CardFacts(name="toy", datasets=("somebody/images",)))
     return root
 
 
@@ -30,7 +30,7 @@ def test_a_dry_run_lists_the_files_and_the_head_of_the_card_and_asks_nobody(pali
         if path.is_file():
             assert f"  {path.relative_to(root / 'checkpoint')}, {path.stat().st_size:,} bytes\n" in told
     assert told.startswith("to: me/toy\nprivate: True\nfiles:\n")
-    assert yaml.safe_load(head)["datasets"] == ["somebody/pictures"]
+    assert yaml.safe_load(head)["datasets"] == ["somebody/images"]
     assert hub == ({}, [])
 
 

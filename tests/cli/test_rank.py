@@ -5,7 +5,7 @@ import json
 import pytest
 
 from palindiff.inference.pipeline import PalindiffPipeline
-from toys import toy_checkpoint, toy_pictures
+from toys.models import toy_checkpoint, toy_images
 
 CAPTIONS = ["a red apple", "b", "[fire]"]
 
@@ -22,19 +22,19 @@ def pipeline(model):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """A picture in the current folder, and a folder with two more."""
+    """An image in the current folder, and a folder with two more."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "more").mkdir()
     names = ["a.png", "more/b.png", "more/c.png"]
-    for name, picture in zip(names, toy_pictures(), strict=True):
-        picture.save(tmp_path / name)
+    for name, image in zip(names, toy_images(), strict=True):
+        image.save(tmp_path / name)
     (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS[1:]))
     return names
 
 
 @pytest.fixture
 def rank(palindiff, model):
-    """Run the command with --json, all pictures and all captions -> what was told."""
+    """Run the command with --json, all images and all captions -> what was told."""
 
     def run(*arguments):
         captions = ("--caption", CAPTIONS[0], "--captions", "captions.txt")
@@ -55,14 +55,14 @@ def best(names, cosines, kind, top):
 def test_both_directions_are_the_pipeline_s_cosines(rank, pipeline, files):
     cosines = pipeline.rank(files, CAPTIONS)
     told = rank("--top", 2)
-    assert told["by"] == "picture"
+    assert told["by"] == "image"
     assert told["results"] == [
-        {"picture": name, "captions": best(CAPTIONS, row, "caption", 2)}
+        {"image": name, "captions": best(CAPTIONS, row, "caption", 2)}
         for name, row in zip(files, cosines.tolist(), strict=True)
     ]
     told = rank("--by", "caption")
     assert told["results"] == [
-        {"caption": caption, "pictures": best(files, column, "picture", 5)}
+        {"caption": caption, "images": best(files, column, "image", 5)}
         for caption, column in zip(CAPTIONS, cosines.T.tolist(), strict=True)
     ]
 
@@ -78,9 +78,7 @@ def test_steps_guidance_and_seed_are_the_walk_s(rank, pipeline, files):
     assert len(found) == 4  # each flag changes the answer
 
 
-@pytest.mark.parametrize(
-    ("by", "asked"), [("picture", ["a.png", "more/b.png", "more/c.png"]), ("caption", ["[fire]"])]
-)
+@pytest.mark.parametrize(("by", "asked"), [("image", ["a.png", "more/b.png", "more/c.png"]), ("caption", ["[fire]"])])
 def test_people_get_a_table(palindiff, model, files, by, asked):
     code, out, err = palindiff(
         "rank", "a.png", "more", "--caption", "[fire]", "--by", by, "--model", model, "--steps", 1
@@ -88,34 +86,34 @@ def test_people_get_a_table(palindiff, model, files, by, asked):
     assert code == 0, err
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines() if line.startswith("│")]
     assert [row[0] for row in rows if row[0]] == asked
-    assert {row[1] for row in rows} == ({"[fire]"} if by == "picture" else set(files))
+    assert {row[1] for row in rows} == ({"[fire]"} if by == "image" else set(files))
     cosines = [float(row[2]) for row in rows]
     assert all(-1 <= cosine <= 1 for cosine in cosines)
-    assert by == "picture" or cosines == sorted(cosines, reverse=True)
+    assert by == "image" or cosines == sorted(cosines, reverse=True)
 
 
-@pytest.mark.parametrize("by", ["picture", "caption"])
+@pytest.mark.parametrize("by", ["image", "caption"])
 def test_long_names_and_captions_come_out_whole(palindiff, model, files, tmp_path, cells, by):
     name, caption = f"{'long-' * 40}.png", "c" * 90
     (tmp_path / "a.png").rename(tmp_path / name)
     code, out, err = palindiff("rank", name, "--caption", caption, "--by", by, "--model", model, "--steps", 1)
     assert code == 0, err
-    assert cells(out)[:2] == ([name, caption] if by == "picture" else [caption, name])
+    assert cells(out)[:2] == ([name, caption] if by == "image" else [caption, name])
 
 
-def test_bad_pictures_are_all_told_or_skipped_and_good_ones_counted(palindiff, model, files, tmp_path):
+def test_bad_images_are_all_told_or_skipped_and_good_ones_counted(palindiff, model, files, tmp_path):
     for number in range(2):
         (tmp_path / f"{number}.png").write_bytes(b"")
     arguments = ("rank", "0.png", "more", "1.png", "--caption", "b", "--steps", 1)
     code, out, err = palindiff(*arguments, "--model", "not a model")
     assert (code, out) == (2, "")
-    assert err.startswith("palindiff: 2 of 4 pictures cannot be used. Expected")
+    assert err.startswith("palindiff: 2 of 4 images cannot be used. Expected")
     assert err.endswith("\n  `0.png` is empty (0 bytes)\n  `1.png` is empty (0 bytes)\n")
     code, out, err = palindiff(*arguments, "--model", model, "--on-bad", "skip", "--json")
     assert code == 0
-    assert [each["picture"] for each in json.loads(out)["results"]] == files[1:]
-    assert err.startswith("2 of 4 pictures cannot be used and were left out:\n  `0.png` is")
-    assert err.endswith("\n2 of 2 pictures\n")
+    assert [each["image"] for each in json.loads(out)["results"]] == files[1:]
+    assert err.startswith("2 of 4 images cannot be used and were left out:\n  `0.png` is")
+    assert err.endswith("\n2 of 2 images\n")
 
 
 def test_a_dry_run_tells_what_would_be_ranked(palindiff, files):
@@ -123,8 +121,8 @@ def test_a_dry_run_tells_what_would_be_ranked(palindiff, files):
     code, out, _ = palindiff(*arguments)
     assert code == 0
     assert out.startswith("model: emoji\n")
-    assert out.endswith("by: caption\ncaptions:\n  b\npictures:\n  more/b.png\n  more/c.png\n")
-    assert json.loads(palindiff(*arguments, "--json")[1])["pictures"] == ["more/b.png", "more/c.png"]
+    assert out.endswith("by: caption\ncaptions:\n  b\nimages:\n  more/b.png\n  more/c.png\n")
+    assert json.loads(palindiff(*arguments, "--json")[1])["images"] == ["more/b.png", "more/c.png"]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +139,7 @@ def test_a_dry_run_tells_what_would_be_ranked(palindiff, files):
         ),
         (("a.png", "--captions", "a cat, " * 99), "`a cat, a cat, "),
         (("more", "none.png", "--caption", "b"), "`none.png` does not exist."),
-        (("empty", "--caption", "b"), "The folder `empty` holds no picture."),
+        (("empty", "--caption", "b"), "The folder `empty` holds no image."),
         (("a.png", "--caption", "b", "--model", "emojy"), "No model `emojy`"),
     ],
 )

@@ -37,12 +37,12 @@ def test_installation_is_the_makefile_s():
 
 
 def test_settings_of_the_results_are_the_protocol_s():
-    naming, painting = emoji_protocol.NAMING_GUIDANCE_SCALE, emoji_protocol.PAINTING_GUIDANCE_SCALE
+    naming, generation = emoji_protocol.NAMING_GUIDANCE_SCALE, emoji_protocol.GENERATION_GUIDANCE_SCALE
     assert f"at guidance scale {naming:g}, which is none, with {emoji_protocol.NAMING_STEPS} DDIM steps" in WORDS
     assert (
-        f"{emoji_protocol.NUM_PAINTED} captions are painted at guidance scale {painting:g} with "
-        f"{emoji_protocol.PAINTING_STEPS} DDIM steps, and the style's real pictures of "
-        f"{emoji_protocol.NUM_PAINTING_CONCEPTS} concepts" in WORDS
+        f"{emoji_protocol.NUM_GENERATED} captions are generated at guidance scale {generation:g} with "
+        f"{emoji_protocol.GENERATION_STEPS} DDIM steps, and the style's real images of "
+        f"{emoji_protocol.NUM_GENERATION_CONCEPTS} concepts" in WORDS
     )
 
 

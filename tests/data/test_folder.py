@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from palindiff.data.entries import SAMPLE_BYTES, content_id, file_part
-from palindiff.data.folder import list_pictures, scan_classes, scan_folder
+from palindiff.data.folder import list_images, scan_classes, scan_folder
 from palindiff.data.index import index_in_memory
-from toy_sources import square, write_lines, write_pictures
+from toys.sources import square, write_images, write_lines
 
 LONG = "a very red square " * 556  # 10,008 characters
 
@@ -45,7 +45,7 @@ def test_label_and_further_keys_are_kept_as_text(tmp_path):
 
 def test_named_keys_are_used_instead_of_the_usual(tmp_path):
     root = write_lines(tmp_path, [{"image": "a.png", "caption": "usual", "title": "named"}], ["a.png"])
-    entry = only_entry(root, picture_key="image", caption_key="title")
+    entry = only_entry(root, image_key="image", caption_key="title")
     assert (entry.name, entry.captions, entry.fields) == ("a.png", ("named",), {"caption": "usual"})
 
 
@@ -57,15 +57,15 @@ def test_empty_lines_a_byte_order_mark_and_ways_through_a_folder_are_no_faults(t
 @pytest.mark.parametrize(
     ("line", "fault", "found"),
     [
-        ({"file_name": "no.png", "text": "red"}, "picture cannot be opened", "`no.png`: No such file"),
-        ({"file_name": ".", "text": "red"}, "picture cannot be opened", "Is a directory"),
-        ({"file_name": "\0.png", "text": "red"}, "picture cannot be opened", "null"),
+        ({"file_name": "no.png", "text": "red"}, "image cannot be opened", "`no.png`: No such file"),
+        ({"file_name": ".", "text": "red"}, "image cannot be opened", "Is a directory"),
+        ({"file_name": "\0.png", "text": "red"}, "image cannot be opened", "null"),
         ({"text": "red", "file": "a.png"}, "no `file_name`", "keys here: text, file"),
         ({"file_name": 3, "text": "red"}, "no `file_name`", "keys here"),
-        ({"file_name": "../a.png", "text": "red"}, "picture outside the folder", "`../a.png`"),
-        ({"file_name": "sub/../../a.png", "text": "red"}, "picture outside the folder", "a.png"),
-        ({"file_name": "/etc/a.png", "text": "red"}, "picture outside the folder", "`/etc/a.png`"),
-        ({"file_name": "empty.png", "text": "red"}, "empty picture file", "`empty.png` has 0 bytes"),
+        ({"file_name": "../a.png", "text": "red"}, "image outside the folder", "`../a.png`"),
+        ({"file_name": "sub/../../a.png", "text": "red"}, "image outside the folder", "a.png"),
+        ({"file_name": "/etc/a.png", "text": "red"}, "image outside the folder", "`/etc/a.png`"),
+        ({"file_name": "empty.png", "text": "red"}, "empty image file", "`empty.png` has 0 bytes"),
         ({"file_name": "a.png"}, "no caption", ""),
         ({"file_name": "a.png", "captions": []}, "no caption", ""),
         ({"file_name": "a.png", "caption": ""}, "empty caption", ""),
@@ -89,15 +89,15 @@ def test_bad_rows_are_told_with_their_line(line, fault, found, tmp_path):
     assert found.lower() in bad.found.lower()
 
 
-def test_picture_without_a_line_is_told(tmp_path):
+def test_image_without_a_line_is_told(tmp_path):
     row = {"file_name": "a.png", "text": "red"}
     root = write_lines(tmp_path, [row], ["a.png", "sub/b.JPG", ".hidden.png", ".cache/c.png"])
-    (root / "notes.txt").write_text("no picture")
+    (root / "notes.txt").write_text("no image")
     _, left_over = scan_folder(root)
-    assert (left_over.place, left_over.fault) == ("`sub/b.JPG`", "picture without a line in metadata.jsonl")
+    assert (left_over.place, left_over.fault) == ("`sub/b.JPG`", "image without a line in metadata.jsonl")
 
 
-def test_content_tells_pictures_apart_whatever_their_place_and_time(tmp_path):
+def test_content_tells_images_apart_whatever_their_place_and_time(tmp_path):
     row = {"file_name": "a.png", "text": "red"}
     contents = []
     for name, colour in (("one", "red"), ("two", "red"), ("three", "blue")):
@@ -108,8 +108,8 @@ def test_content_tells_pictures_apart_whatever_their_place_and_time(tmp_path):
 
 
 def test_class_folders_give_label_and_caption(tmp_path):
-    write_pictures(tmp_path, "golden_retriever/b.png", "golden_retriever/a.PNG", "t-shirt/c.png")
-    (tmp_path / "golden_retriever" / "notes.txt").write_text("no picture")
+    write_images(tmp_path, "golden_retriever/b.png", "golden_retriever/a.PNG", "t-shirt/c.png")
+    (tmp_path / "golden_retriever" / "notes.txt").write_text("no image")
     entries = list(scan_classes(tmp_path, "one {c}, that is a {c}"))
     assert [(entry.name, entry.label) for entry in entries] == [
         ("golden_retriever/a.PNG", "golden_retriever"),
@@ -120,34 +120,34 @@ def test_class_folders_give_label_and_caption(tmp_path):
     assert entries[2].captions == ("one t-shirt, that is a t-shirt",)
 
 
-def test_pictures_outside_the_class_folders_are_told(tmp_path):
-    write_pictures(tmp_path, "loose.png", "cat/a.png", "cat/deep/b.png")
+def test_images_outside_the_class_folders_are_told(tmp_path):
+    write_images(tmp_path, "loose.png", "cat/a.png", "cat/deep/b.png")
     (tmp_path / "cat" / "empty.png").touch()
     faults = {entry.place: entry.fault for entry in scan_classes(tmp_path, "a {c}")}
     assert faults == {
         "`cat/a.png`": None,
-        "`cat/deep/b.png`": "picture outside the class folders",
-        "`cat/empty.png`": "empty picture file",
-        "`loose.png`": "picture outside the class folders",
+        "`cat/deep/b.png`": "image outside the class folders",
+        "`cat/empty.png`": "empty image file",
+        "`loose.png`": "image outside the class folders",
     }
 
 
 def test_linked_folders_are_followed_once(tmp_path):
-    write_pictures(tmp_path / "set", "cat/a.png")
+    write_images(tmp_path / "set", "cat/a.png")
     (tmp_path / "set" / "dog").symlink_to(tmp_path / "elsewhere")
-    write_pictures(tmp_path / "elsewhere", "b.png")
+    write_images(tmp_path / "elsewhere", "b.png")
     (tmp_path / "set" / "cat" / "around").symlink_to(tmp_path / "set")
-    assert list_pictures(tmp_path / "set") == ["cat/a.png", "dog/b.png"]
+    assert list_images(tmp_path / "set") == ["cat/a.png", "dog/b.png"]
 
 
 def test_file_name_that_is_no_text_is_told(tmp_path):
     name = os.fsdecode(b"\xff.png")
     try:
-        (write_pictures(tmp_path, "cat/a.png") / "cat" / name).write_bytes(square())
+        (write_images(tmp_path, "cat/a.png") / "cat" / name).write_bytes(square())
     except OSError:
         pytest.skip("this file system takes text alone for a name")
     _, bad = index_in_memory(scan_classes(tmp_path, "a {c}"))
-    assert (bad["place"], bad["fault"]) == (r"`cat/\udcff.png`", "picture cannot be opened")
+    assert (bad["place"], bad["fault"]) == (r"`cat/\udcff.png`", "image cannot be opened")
 
 
 @pytest.mark.parametrize("size", [10, 3 * SAMPLE_BYTES, 50 * SAMPLE_BYTES])
@@ -164,11 +164,11 @@ def test_content_knows_size_beginning_middle_and_end(size):
 
 
 @pytest.mark.parametrize("image_format", ["BMP", "TIFF", "PPM", "PNG", "JPEG", "WEBP"])
-def test_content_knows_a_bar_painted_anywhere(image_format):
+def test_content_knows_a_bar_generated_anywhere(image_format):
     found = set()
-    picture = Image.effect_noise((64, 64), 60).convert("RGB")
+    image = Image.effect_noise((64, 64), 60).convert("RGB")
     for top in (None, *range(0, 64, 8)):
-        changed = picture.copy()
+        changed = image.copy()
         if top is not None:
             changed.paste("black", (0, top, 64, top + 8))
         stream = io.BytesIO()

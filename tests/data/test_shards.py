@@ -1,14 +1,14 @@
-"""shards.py: samples of tar archives as webdataset and img2dataset write them; pictures stay in the archive."""
+"""shards.py: samples of tar archives as webdataset and img2dataset write them; images stay in the archive."""
 
 import json
 
 import datasets
 import pytest
 
-from palindiff.data.pictures import read_picture
+from palindiff.data.images import decode_image
 from palindiff.data.rows import IndexedRows
 from palindiff.data.shards import ShardReading, expand_pattern, index_tars, read_class_names, scan_tars
-from toy_sources import sample, square, write_tar
+from toys.sources import sample, square, write_tar
 
 READING = ShardReading("a photo of a {c}")
 
@@ -68,7 +68,7 @@ def test_sample_is_all_up_to_the_first_dot_in_its_folder(tmp_path):
 @pytest.mark.parametrize(
     ("members", "fault", "found"),
     [
-        ({"b.txt": b"red"}, "no picture", "only txt"),
+        ({"b.txt": b"red"}, "no image", "only txt"),
         ({"b.png": square()}, "no caption", ""),
         ({"b.png": square(), "b.txt": b" \n"}, "empty caption", "only white space"),
         ({"b.png": square(), "b.txt": b""}, "empty caption", ""),
@@ -76,7 +76,7 @@ def test_sample_is_all_up_to_the_first_dot_in_its_folder(tmp_path):
         ({"b.png": square(), "b.json": b"{"}, "broken JSON", ""),
         ({"b.png": square(), "b.json": b'{"caption": null}'}, "no caption", ""),
         ({"b.png": square(), "b.cls": b"7"}, "no caption", "class 7 has no name: classnames.txt is missing"),
-        ({"b.png": b"", "b.txt": b"red"}, "empty picture file", "`b.png` has 0 bytes"),
+        ({"b.png": b"", "b.txt": b"red"}, "empty image file", "`b.png` has 0 bytes"),
         ({"b.png": square(), "b.jpg": square(), "b.txt": b"red"}, "several members of a kind", "png and jpg"),
         ({"b.png": square(), "b.2.png": square(), "b.txt": b"red"}, "several members of a kind", "png of one key"),
     ],
@@ -95,7 +95,7 @@ def test_class_number_beyond_the_names_is_told(tmp_path):
 
 @pytest.mark.parametrize("kept_bytes", [700, 1536 + 100, 2048 + 1100, 1536, 2048, 4096])
 def test_archive_cut_short_is_told_wherever_it_is_cut(kept_bytes, tmp_path):
-    """Within a picture, a header and a text, and between members: `tarfile` itself is silent about the last four."""
+    """Within an image, a header and a text, and between members: `tarfile` itself is silent about the last four."""
     whole = write_tar(tmp_path / "whole.tar", {**sample("a", "red"), **sample("b", "blue")}).read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[:kept_bytes])
     *_, last = scan_tars([str(tmp_path / "cut.tar")], READING)
@@ -119,11 +119,11 @@ def test_what_is_no_archive_or_empty_is_told_and_the_next_read(tmp_path):
     assert [row["fault"] for row in rows] == ["archive cannot be read", "archive without samples", None]
 
 
-def test_pictures_are_read_from_their_place_in_the_archive(tmp_path):
+def test_images_are_read_from_their_place_in_the_archive(tmp_path):
     members = {**sample("a", "red", "red"), **sample("b", "blue", "blue")}
     tar = write_tar(tmp_path / "0.tar", members)
     rows = IndexedRows(index_tars([tar], READING))
-    colours = [read_picture(row.source).getpixel((0, 0)) for row in rows]
+    colours = [decode_image(row.source).getpixel((0, 0)) for row in rows]
     assert colours == [(255, 0, 0), (0, 0, 255)]
     with rows[1].source.open() as stream:
         assert stream.read() == members["b.png"]

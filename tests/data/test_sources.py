@@ -9,9 +9,9 @@ from PIL import Image
 from pydantic import ValidationError
 from torch.utils.data import DataLoader
 
-from palindiff.data.pictures import PictureError, read_picture
-from palindiff.data.sources import DataConfig, find_kind, open_pictures
-from toy_sources import encode, sample, square, write_lines, write_pictures, write_tar
+from palindiff.data.images import ImageFileError, decode_image
+from palindiff.data.sources import DataConfig, find_kind, open_images
+from toys.sources import encode, sample, square, write_images, write_lines, write_tar
 
 
 @pytest.fixture(autouse=True)
@@ -34,14 +34,14 @@ def write_parquet(path, *captions):
 
 
 def captions_of(path, **settings):
-    return [row.captions[0] for row in open_pictures(DataConfig(path=str(path), **settings))]
+    return [row.captions[0] for row in open_images(DataConfig(path=str(path), **settings))]
 
 
 @pytest.fixture
 def every_kind(tmp_path):
     """One split of each kind, to be found by what lies there."""
     write_folder(tmp_path / "folder" / "train", "red", "green")
-    write_pictures(tmp_path / "classes" / "train", "cat/a.png", "dog/a.png")
+    write_images(tmp_path / "classes" / "train", "cat/a.png", "dog/a.png")
     write_tar(tmp_path / "webdataset" / "train" / "0.tar", sample("a", "red"))
     write_parquet(tmp_path / "parquet" / "data" / "train-00000-of-00001.parquet", "red")
     datasets.DatasetDict({"train": datasets.Dataset.from_dict({"image": [square()], "text": ["red"]})}).save_to_disk(
@@ -115,7 +115,7 @@ def test_what_is_not_split_is_never_taken_for_a_test_set(tmp_path):
 def test_tables_named_after_another_split_are_not_taken_for_training(tmp_path):
     write_parquet(tmp_path / "test-0.parquet", "red")
     write_parquet(tmp_path / "tested.parquet", "green")
-    with pytest.raises(ValueError, match="no pictures of the split `train`"):
+    with pytest.raises(ValueError, match="no images of the split `train`"):
         captions_of(tmp_path)
 
 
@@ -123,7 +123,7 @@ def test_splits_that_are_there_are_named_when_another_is_asked_for(tmp_path):
     write_folder(tmp_path / "train", "red")
     write_tar(tmp_path / "test" / "0.tar", sample("a", "red"))
     with pytest.raises(
-        ValueError, match=r"no pictures of the split `val` \(splits found: test, train\)\. Expected meta"
+        ValueError, match=r"no images of the split `val` \(splits found: test, train\)\. Expected meta"
     ):
         captions_of(tmp_path, split="val")
 
@@ -163,41 +163,39 @@ def test_all_bad_rows_are_told_at_once_the_first_ten_by_name(tmp_path):
     with pytest.raises(ValueError, match="rows are bad") as refused:
         captions_of(root)
     lines = str(refused.value).splitlines()
-    assert lines[0] == f"`{root}`: 14 of 17 rows are bad. Expected a picture and a caption in each."
+    assert lines[0] == f"`{root}`: 14 of 17 rows are bad. Expected an image and a caption in each."
     assert lines[1].startswith("  line 4 of metadata.jsonl: broken JSON (Expecting property name")
-    assert (
-        lines[2] == "  line 5 of metadata.jsonl: picture cannot be opened (`missing0.png`: No such file or directory)"
-    )
+    assert lines[2] == "  line 5 of metadata.jsonl: image cannot be opened (`missing0.png`: No such file or directory)"
     assert lines[-2:] == ["  and 4 more", "Mend them, or leave them out with `on_bad: skip`."]
     assert len(lines) == 1 + 10 + 2
 
 
 def test_bad_rows_are_left_out_on_request_and_counted_by_kind(tmp_path):
     root = write_faulty(tmp_path / "set")
-    kept = open_pictures(DataConfig(path=str(root), on_bad="skip"))
+    kept = open_images(DataConfig(path=str(root), on_bad="skip"))
     assert [row.captions for row in kept] == [("red",), ("green",), ("cut",)]
     assert kept.num_left_out == 14
     assert kept.left_out == (
-        f"14 of 17 rows of `{root}` were left out: picture cannot be opened (12), broken JSON (1), "
-        "picture without a line in metadata.jsonl (1)."
+        f"14 of 17 rows of `{root}` were left out: image cannot be opened (12), broken JSON (1), "
+        "image without a line in metadata.jsonl (1)."
     )
 
 
-def test_damaged_picture_is_found_when_asked_for_and_when_read(tmp_path):
+def test_damaged_image_is_found_when_asked_for_and_when_read(tmp_path):
     config = DataConfig(path=str(write_faulty(tmp_path / "set")), on_bad="skip")
-    with pytest.raises(PictureError, match=r"set/cut\.png` cannot be decoded"):
-        read_picture(open_pictures(config)[2].source)
-    kept = open_pictures(config.model_copy(update={"check_pictures": True}))
+    with pytest.raises(ImageFileError, match=r"set/cut\.png` cannot be decoded"):
+        decode_image(open_images(config)[2].source)
+    kept = open_images(config.model_copy(update={"check_images": True}))
     assert [row.captions for row in kept] == [("red",), ("green",)]
-    assert "damaged picture (1)" in kept.left_out
+    assert "damaged image (1)" in kept.left_out
     with pytest.raises(
-        ValueError, match=r"15 of 17 rows are bad\.(.|\n)*line 3 .*: damaged picture \(.*cut\.png` cannot"
+        ValueError, match=r"15 of 17 rows are bad\.(.|\n)*line 3 .*: damaged image \(.*cut\.png` cannot"
     ):
-        open_pictures(config.model_copy(update={"check_pictures": True, "on_bad": "refuse"}))
+        open_images(config.model_copy(update={"check_images": True, "on_bad": "refuse"}))
 
 
 def test_whole_sources_have_nothing_left_out(tmp_path):
-    kept = open_pictures(DataConfig(path=str(write_folder(tmp_path, "red")), check_pictures=True))
+    kept = open_images(DataConfig(path=str(write_folder(tmp_path, "red")), check_images=True))
     assert (len(kept), kept.num_left_out, kept.left_out) == (1, 0, "")
 
 
@@ -206,21 +204,21 @@ def test_source_without_a_usable_row_is_refused_even_when_skipping(tmp_path):
     with pytest.raises(ValueError, match=r"no usable row; 1 of 1 .* opened \(1\) \(the first: .*`missing\.png`"):
         captions_of(tmp_path / "bad", on_bad="skip")
     write_lines(tmp_path / "empty", [])
-    with pytest.raises(ValueError, match=r"empty` has no picture\. Expected a picture with a caption"):
+    with pytest.raises(ValueError, match=r"empty` has no image\. Expected an image with a caption"):
         captions_of(tmp_path / "empty")
 
 
 def test_rows_are_taken_by_number_from_the_end_and_in_slices(tmp_path):
-    pictures = open_pictures(DataConfig(path=str(write_folder(tmp_path, "red", "green", "blue"))))
-    assert pictures[-1].captions == ("blue",)
-    assert [row.captions[0] for row in pictures[::-2]] == ["blue", "red"]
-    assert [row.source.name for row in pictures] == ["red.png", "green.png", "blue.png"]
+    images = open_images(DataConfig(path=str(write_folder(tmp_path, "red", "green", "blue"))))
+    assert images[-1].captions == ("blue",)
+    assert [row.captions[0] for row in images[::-2]] == ["blue", "red"]
+    assert [row.source.name for row in images] == ["red.png", "green.png", "blue.png"]
     with pytest.raises(IndexError):
-        pictures[3]
+        images[3]
 
 
 def fingerprint_of(path, **settings):
-    return open_pictures(DataConfig(path=str(path), **settings)).fingerprint
+    return open_images(DataConfig(path=str(path), **settings)).fingerprint
 
 
 def test_fingerprint_knows_the_rows_and_not_their_place(tmp_path):
@@ -255,18 +253,18 @@ def test_fingerprint_of_an_archive_and_a_table_knows_their_rows(tmp_path):
 
 @pytest.mark.parametrize("kind", ["folder", "webdataset", "parquet"])
 def test_set_survives_pickling(kind, every_kind):
-    pictures = open_pictures(DataConfig(path=str(every_kind / kind)))
-    again = pickle.loads(pickle.dumps(pictures))
-    assert again.fingerprint == pictures.fingerprint
-    assert [row.source for row in again] == [row.source for row in pictures]
+    images = open_images(DataConfig(path=str(every_kind / kind)))
+    again = pickle.loads(pickle.dumps(images))
+    assert again.fingerprint == images.fingerprint
+    assert [row.source for row in again] == [row.source for row in images]
 
 
 def test_spawned_workers_read_the_same_rows(every_kind):
-    pictures = open_pictures(DataConfig(path=str(every_kind / "folder")))
-    loader = DataLoader(pictures, batch_size=2, collate_fn=list, num_workers=1, multiprocessing_context="spawn")
+    images = open_images(DataConfig(path=str(every_kind / "folder")))
+    loader = DataLoader(images, batch_size=2, collate_fn=list, num_workers=1, multiprocessing_context="spawn")
     (batch,) = loader
-    assert batch == list(pictures)
-    assert read_picture(batch[0].source).getpixel((0, 0)) == (255, 0, 0)
+    assert batch == list(images)
+    assert decode_image(batch[0].source).getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +286,7 @@ def test_wrong_settings_are_refused(settings, sentence):
 @pytest.mark.parametrize("held_out", [["validation/metadata.jsonl"], ["test/cat.png", "cat/a.png"], ["dev/a.png"]])
 def test_held_out_splits_are_never_read_as_the_classes_of_a_missing_training_split(held_out, tmp_path):
     for name in held_out:
-        write_pictures(tmp_path, f"{name.split('/')[0]}/0.png")
+        write_images(tmp_path, f"{name.split('/')[0]}/0.png")
         (tmp_path / name).touch()
-    with pytest.raises(ValueError, match=r"has no pictures of the split `train`"):
-        open_pictures(DataConfig(path=str(tmp_path), split="train"))
+    with pytest.raises(ValueError, match=r"has no images of the split `train`"):
+        open_images(DataConfig(path=str(tmp_path), split="train"))

@@ -1,4 +1,4 @@
-"""tables.py: parquet files and data sets of the Hub, their columns found where they are plain, pictures undecoded."""
+"""tables.py: parquet files and data sets of the Hub, their columns found where they are plain, images undecoded."""
 
 import re
 
@@ -7,12 +7,12 @@ import huggingface_hub
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
-from palindiff.data.pictures import read_picture
+from palindiff.data.images import decode_image
 from palindiff.data.rows import IndexedRows
 from palindiff.data.tables import find_columns, index_table, load_hub, load_parquet
-from toy_sources import square
+from toys.sources import square
 
-PICTURES = [square("red"), square("blue")]
+IMAGES = [square("red"), square("blue")]
 TEMPLATE = "a photo of a {c}"
 
 
@@ -29,29 +29,29 @@ def write_parquet(path, columns, features=None):
 
 def rows_of(table, image=None, caption=None):
     columns = find_columns(table.features, image, caption, "the table")
-    index, pictures = index_table(table, columns, TEMPLATE)
-    return index, IndexedRows(index, pictures)
+    index, images = index_table(table, columns, TEMPLATE)
+    return index, IndexedRows(index, images)
 
 
 @pytest.mark.parametrize("kind", ["image", "binary", "struct"])
-def test_pictures_are_read_whatever_their_column_is(kind, tmp_path):
+def test_images_are_read_whatever_their_column_is(kind, tmp_path):
     features = {
         "image": Image(),
         "binary": Value("binary"),
         "struct": {"bytes": Value("binary"), "path": Value("string")},
     }
-    cells = PICTURES if kind == "binary" else [{"bytes": data, "path": "x.png"} for data in PICTURES]
+    cells = IMAGES if kind == "binary" else [{"bytes": data, "path": "x.png"} for data in IMAGES]
     typed = Features({"pixels": features[kind], "caption": Value("string")})
     file = write_parquet(tmp_path / "a.parquet", {"pixels": cells, "caption": ["red", "blue"]}, typed)
     _, rows = rows_of(load_parquet([file]))
-    assert [row.source.data for row in rows] == PICTURES  # as they are, undecoded
-    assert read_picture(rows[1].source).getpixel((0, 0)) == (0, 0, 255)
+    assert [row.source.data for row in rows] == IMAGES  # as they are, undecoded
+    assert decode_image(rows[1].source).getpixel((0, 0)) == (0, 0, 255)
     assert [row.captions for row in rows] == [("red",), ("blue",)]
     assert rows[0].source.name == ("row 0" if kind == "binary" else "x.png")
 
 
 def test_several_captions_and_further_columns_are_read(tmp_path):
-    columns = {"image": PICTURES, "text": [["red", "rot"], ["blue"]], "price": [1.5, None], "vector": [[1.0], [2.0]]}
+    columns = {"image": IMAGES, "text": [["red", "rot"], ["blue"]], "price": [1.5, None], "vector": [[1.0], [2.0]]}
     _, rows = rows_of(load_parquet([write_parquet(tmp_path / "a.parquet", columns)]))
     assert [row.captions for row in rows] == [("red", "rot"), ("blue",)]
     assert [row.fields for row in rows] == [{"price": "1.5"}, {}]
@@ -59,13 +59,13 @@ def test_several_captions_and_further_columns_are_read(tmp_path):
 
 def test_class_names_give_label_and_caption_and_a_secret_class_none():
     features = Features({"image": Value("binary"), "label": ClassLabel(names=["cat", "dog_house"])})
-    index, rows = rows_of(Dataset.from_dict({"image": PICTURES, "label": [1, -1]}, features=features))
+    index, rows = rows_of(Dataset.from_dict({"image": IMAGES, "label": [1, -1]}, features=features))
     assert (rows[0].label, rows[0].captions) == ("dog_house", ("a photo of a dog house",))
     assert index["fault"][:] == [None, "no caption"]
 
 
 def test_files_with_signs_of_a_pattern_in_their_name_are_read(tmp_path):
-    file = write_parquet(tmp_path / "set [1]*" / "a.parquet", {"image": PICTURES, "text": ["red", "blue"]})
+    file = write_parquet(tmp_path / "set [1]*" / "a.parquet", {"image": IMAGES, "text": ["red", "blue"]})
     assert len(load_parquet([file])) == 2
 
 
@@ -104,10 +104,10 @@ def test_usual_name_wins_over_other_texts_and_a_named_column_over_both():
 @pytest.mark.parametrize(
     ("cell", "text", "fault"),
     [
-        ({"bytes": None, "path": None}, "red", "no picture"),
-        ({"bytes": None, "path": "a.png"}, "red", "no picture"),
-        ({"bytes": None, "path": "/nowhere/a.png"}, "red", "picture cannot be opened"),
-        ({"bytes": b"", "path": None}, "red", "empty picture file"),
+        ({"bytes": None, "path": None}, "red", "no image"),
+        ({"bytes": None, "path": "a.png"}, "red", "no image"),
+        ({"bytes": None, "path": "/nowhere/a.png"}, "red", "image cannot be opened"),
+        ({"bytes": b"", "path": None}, "red", "empty image file"),
         ({"bytes": square(), "path": None}, " ", "empty caption"),
         ({"bytes": square(), "path": None}, None, "no caption"),
     ],
@@ -120,7 +120,7 @@ def test_bad_rows_are_told(cell, text, fault):
 
 
 def test_damaged_parquet_is_refused_by_name(tmp_path):
-    file = write_parquet(tmp_path / "a.parquet", {"image": PICTURES, "text": ["red", "blue"]})
+    file = write_parquet(tmp_path / "a.parquet", {"image": IMAGES, "text": ["red", "blue"]})
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"a\.parquet` .* cannot be read .*Parquet.*Expected whole parquet files"):
         load_parquet([file])
@@ -128,7 +128,7 @@ def test_damaged_parquet_is_refused_by_name(tmp_path):
 
 def write_hub_folder(root):
     """What a data set looks like on the Hub: two configurations, one of them with two splits."""
-    columns = {"image": PICTURES, "text": ["red", "blue"]}
+    columns = {"image": IMAGES, "text": ["red", "blue"]}
     for name in ("plain/train", "plain/test", "toned/train"):
         write_parquet(root / f"{name}-00000-of-00001.parquet", columns)
     configs = "".join(f"- config_name: {name}\n  data_dir: {name}\n" for name in ("plain", "toned"))
@@ -146,9 +146,9 @@ def test_data_set_of_the_hub_is_loaded_by_subset_and_split(tmp_path):
         load_hub(name, "toned", "no")
 
 
-def test_pictures_that_datasets_keeps_as_files_are_read(tmp_path):
+def test_images_that_datasets_keeps_as_files_are_read(tmp_path):
     (tmp_path / "hub").mkdir()
-    for colour, data in zip(("red", "blue"), PICTURES, strict=True):
+    for colour, data in zip(("red", "blue"), IMAGES, strict=True):
         (tmp_path / "hub" / f"{colour}.png").write_bytes(data)
     (tmp_path / "hub" / "metadata.csv").write_text("file_name,text\nred.png,a red square\nblue.png,a blue square\n")
     _, rows = rows_of(load_hub(str(tmp_path / "hub"), None, "train"))
@@ -156,11 +156,11 @@ def test_pictures_that_datasets_keeps_as_files_are_read(tmp_path):
         ("red.png", ("a red square",)),
         ("blue.png", ("a blue square",)),
     ]
-    assert read_picture(rows[1].source).getpixel((0, 0)) == (0, 0, 255)
+    assert decode_image(rows[1].source).getpixel((0, 0)) == (0, 0, 255)
 
 
 def test_saved_data_set_is_loaded_with_and_without_splits(tmp_path):
-    table = Dataset.from_dict({"image": PICTURES, "text": ["red", "blue"]})
+    table = Dataset.from_dict({"image": IMAGES, "text": ["red", "blue"]})
     table.save_to_disk(tmp_path / "one")
     DatasetDict({"train": table, "test": table.select([1])}).save_to_disk(tmp_path / "two")
     assert rows_of(load_hub(str(tmp_path / "one"), None, "train"))[1][1].captions == ("blue",)
@@ -172,6 +172,6 @@ def test_saved_data_set_is_loaded_with_and_without_splits(tmp_path):
 def test_hub_out_of_reach_is_one_clear_sentence(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConnectionError) as refused:
-        load_hub("nobody/no_pictures", None, "train")
-    assert str(refused.value).startswith("`nobody/no_pictures` is not here, and the Hub could not be asked for it.")
+        load_hub("nobody/no_images", None, "train")
+    assert str(refused.value).startswith("`nobody/no_images` is not here, and the Hub could not be asked for it.")
     assert "\n" not in str(refused.value)

@@ -23,11 +23,11 @@ from palindiff.evaluation.results import (
 )
 
 ROWS = [
-    {"direction": "picture_to_text", "k": 1, "recall": 0.1, "is_ema": True, "note": None},
-    {"direction": "picture_to_text", "k": 10, "recall": 0.42513, "is_ema": True, "note": "a|b"},
-    {"direction": "text_to_picture", "k": 10, "recall": 1.0, "is_ema": False, "note": "é"},
+    {"direction": "image_to_text", "k": 1, "recall": 0.1, "is_ema": True, "note": None},
+    {"direction": "image_to_text", "k": 10, "recall": 0.42513, "is_ema": True, "note": "a|b"},
+    {"direction": "text_to_image", "k": 10, "recall": 1.0, "is_ema": False, "note": "é"},
 ]
-MARKER = "<!-- results/naming.json: columns=k,recall:.1%, where=direction=picture_to_text -->"
+MARKER = "<!-- results/naming.json: columns=k,recall:.1%, where=direction=image_to_text -->"
 TABLE = "|   k | recall |\n| --: | -----: |\n|   1 |  10.0% |\n|  10 |  42.5% |"
 END = "<!-- end -->"
 
@@ -160,9 +160,9 @@ def test_table_by_hand():
         [
             "| direction       | recall | is_ema | note |",
             "| --------------- | -----: | ------ | ---- |",
-            "| picture_to_text |    0.1 | yes    | –    |",
-            "| picture_to_text | 0.4251 | yes    | a\\|b |",
-            "| text_to_picture |      1 | no     | é    |",
+            "| image_to_text |    0.1 | yes    | –    |",
+            "| image_to_text | 0.4251 | yes    | a\\|b |",
+            "| text_to_image |      1 | no     | é    |",
         ]
     )
 
@@ -229,7 +229,7 @@ def test_document_without_markers_stays_as_it_is(tmp_path):
 
 @pytest.mark.parametrize(
     ("where", "ks"),
-    [("k=10", ["10", "10"]), ("direction=text_to_picture,is_ema=no", ["10"]), ("recall=0.4251", ["10"])],
+    [("k=10", ["10", "10"]), ("direction=text_to_image,is_ema=no", ["10"]), ("recall=0.4251", ["10"])],
 )
 def test_where_keeps_rows_that_meet_every_condition(results_dir, where, ks):
     marker = f"<!-- results/naming.json: columns=k, where={where} -->"
@@ -249,7 +249,7 @@ def test_where_keeps_rows_that_meet_every_condition(results_dir, where, ks):
         (MARKER.replace("k,", "q,") + f"\n{END}", ValueError, r"Line 1: There is no column `q` in each row"),
         (MARKER.replace("where=direction", "where=direktion") + f"\n{END}", ValueError, r"no key `direktion`.*mean"),
         (
-            MARKER.replace("=picture_to", "=pixel_to") + f"\n{END}",
+            MARKER.replace("=image_to", "=pixel_to") + f"\n{END}",
             ValueError,
             r"No row of `naming.json` has direction",
         ),

@@ -8,14 +8,14 @@ import torch
 from palindiff.evaluation.retrieval import both_ways, chance_recall, random_orders, recall_at_k
 
 
-def make_table(num_pictures=7, num_captions=9, seed=0, num_levels=None):
-    """Random scores, with ties if there are few levels; every picture and caption has one to several positives."""
+def make_table(num_images=7, num_captions=9, seed=0, num_levels=None):
+    """Random scores, with ties if there are few levels; every image and caption has one to several positives."""
     generator = torch.Generator().manual_seed(seed)
-    scores = torch.randn(num_pictures, num_captions, generator=generator)
+    scores = torch.randn(num_images, num_captions, generator=generator)
     if num_levels:
         scores = torch.randint(num_levels, scores.shape, generator=generator).float()
     positives = torch.rand(scores.shape, generator=generator) < 0.15
-    positives[torch.arange(num_captions) % num_pictures, torch.arange(num_captions)] = True
+    positives[torch.arange(num_captions) % num_images, torch.arange(num_captions)] = True
     return scores, positives
 
 
@@ -76,24 +76,24 @@ def test_chance_is_k_of_n_with_one_positive_in_many():
     assert chance_recall(positives, 10) == pytest.approx(10 / 25_000, abs=1e-12)
 
 
-def test_both_ways_reads_rows_as_pictures_and_columns_as_captions():
-    """Every picture puts caption 0 first, rightly for picture 0 alone; every caption's best picture is its own."""
+def test_both_ways_reads_rows_as_images_and_columns_as_captions():
+    """Every image puts caption 0 first, rightly for image 0 alone; every caption's best image is its own."""
     scores = torch.tensor([[9.0, 1.0, 0.0], [8.0, 7.0, 0.0], [8.0, 2.0, 5.0]])
     rows = both_ways(scores, torch.eye(3, dtype=torch.bool), [1])
     assert [(row["direction"], row["k"], row["n"]) for row in rows] == [
-        ("picture_to_text", 1, 3),
-        ("text_to_picture", 1, 3),
+        ("image_to_text", 1, 3),
+        ("text_to_image", 1, 3),
     ]
     assert [row["recall"] for row in rows] == [pytest.approx(1 / 3), 1.0]
 
 
 def test_both_ways_counts_queries_of_each_direction():
-    rows = both_ways(*make_table(num_pictures=4, num_captions=9), [1, 3])
+    rows = both_ways(*make_table(num_images=4, num_captions=9), [1, 3])
     assert [(row["direction"], row["k"], row["n"]) for row in rows] == [
-        ("picture_to_text", 1, 4),
-        ("picture_to_text", 3, 4),
-        ("text_to_picture", 1, 9),
-        ("text_to_picture", 3, 9),
+        ("image_to_text", 1, 4),
+        ("image_to_text", 3, 4),
+        ("text_to_image", 1, 9),
+        ("text_to_image", 3, 9),
     ]
 
 
@@ -101,9 +101,9 @@ def test_both_ways_swaps_its_directions_with_the_table():
     scores, positives = make_table(num_levels=5)
     recall = {row["direction"]: row["recall"] for row in both_ways(scores, positives, [2])}
     swapped = {row["direction"]: row["recall"] for row in both_ways(scores.T, positives.T, [2])}
-    assert (recall["picture_to_text"], recall["text_to_picture"]) == (
-        swapped["text_to_picture"],
-        swapped["picture_to_text"],
+    assert (recall["image_to_text"], recall["text_to_image"]) == (
+        swapped["text_to_image"],
+        swapped["image_to_text"],
     )
 
 
@@ -118,7 +118,7 @@ def test_shuffled_falls_to_chance_when_the_model_is_perfect():
 
 
 def test_shuffled_shows_what_a_frequent_caption_wins_blindly():
-    """Caption 0 is right for 9 of 10 pictures and always named: only the shuffled control sees that."""
+    """Caption 0 is right for 9 of 10 images and always named: only the shuffled control sees that."""
     scores, positives = torch.zeros(10, 4), torch.zeros(10, 4, dtype=torch.bool)
     scores[:, 0], positives[:9, 0], positives[9, 1:] = 1, True, True
     forth = both_ways(scores, positives, [1])[0]
@@ -172,7 +172,7 @@ def test_both_ways_refuses_k_over_the_smaller_side():
         both_ways(*make_table(), [8])
 
 
-def test_both_ways_refuses_a_caption_of_no_picture():
+def test_both_ways_refuses_a_caption_of_no_image():
     scores, positives = make_table()
     positives[:, 4], positives[4, 0] = False, True
     with pytest.raises(ValueError, match="1 of 9 queries have no positive"):

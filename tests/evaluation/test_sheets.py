@@ -1,4 +1,4 @@
-"""sheets.py: every picture in its place to the pixel, text that fits and never overlaps, and what is refused."""
+"""sheets.py: every image in its place to the pixel, text that fits and never overlaps, and what is refused."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ CELL, GAP = 48, 8
 LONG = "a very long caption of many words and one indivisiblewordthatisfarwiderthananycell " * 3
 
 
-def make_pictures(n, size=CELL, seed=0):
+def make_images(n, size=CELL, seed=0):
     generator = np.random.default_rng(seed)
     return [Image.fromarray(generator.integers(0, 255, (size, size, 3), dtype=np.uint8)) for _ in range(n)]
 
@@ -24,28 +24,28 @@ def is_white(part):
 
 
 def test_contact_sheet_without_captions_by_hand():
-    pictures = make_pictures(5)
-    sheet = contact_sheet(pictures, columns=3, cell_px=CELL)
+    images = make_images(5)
+    sheet = contact_sheet(images, columns=3, cell_px=CELL)
     assert sheet.mode == "RGB"
     assert sheet.size == (3 * CELL + 4 * GAP, 2 * CELL + 3 * GAP)
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         row, column = divmod(i, 3)
         x, y = GAP + column * (CELL + GAP), GAP + row * (CELL + GAP)
-        assert np.array_equal(cell(sheet, x, y), np.asarray(picture))
+        assert np.array_equal(cell(sheet, x, y), np.asarray(image))
     assert is_white(cell(sheet, GAP + 2 * (CELL + GAP), GAP + CELL + GAP))  # the sixth place stays empty
 
 
-def test_sheet_is_no_wider_than_its_pictures():
-    assert contact_sheet(make_pictures(2), columns=8, cell_px=CELL).width == 2 * CELL + 3 * GAP
+def test_sheet_is_no_wider_than_its_images():
+    assert contact_sheet(make_images(2), columns=8, cell_px=CELL).width == 2 * CELL + 3 * GAP
 
 
 def test_sheet_is_the_same_each_time():
-    pictures, captions = make_pictures(3), ["one", LONG, ""]
-    first, second = (contact_sheet(pictures, captions, cell_px=CELL, title="A title") for _ in range(2))
+    images, captions = make_images(3), ["one", LONG, ""]
+    first, second = (contact_sheet(images, captions, cell_px=CELL, title="A title") for _ in range(2))
     assert first.tobytes() == second.tobytes()
 
 
-def test_transparent_and_oblong_pictures_stand_on_white():
+def test_transparent_and_oblong_images_stand_on_white():
     clear = Image.new("RGBA", (CELL, CELL), (255, 0, 0, 0))
     oblong = Image.new("RGB", (CELL, CELL // 2), "red")
     sheet = contact_sheet([clear, oblong], cell_px=CELL)
@@ -57,8 +57,8 @@ def test_transparent_and_oblong_pictures_stand_on_white():
 
 
 def test_long_captions_never_leave_their_column():
-    pictures = make_pictures(6)
-    sheet = np.asarray(contact_sheet(pictures, [LONG] * 6, columns=3, cell_px=CELL))
+    images = make_images(6)
+    sheet = np.asarray(contact_sheet(images, [LONG] * 6, columns=3, cell_px=CELL))
     for column in range(4):
         x = column * (CELL + GAP)
         assert is_white(sheet[:, x + 1 : x + GAP - 1])  # the frame takes one pixel at each side of a gap
@@ -67,31 +67,31 @@ def test_long_captions_never_leave_their_column():
 
 def test_captions_never_reach_the_next_row():
     """The second row comes out whole and the gap above it is white, however long the captions of the first."""
-    pictures = make_pictures(4)
-    plain = contact_sheet(pictures, ["", "", "", ""], columns=2, cell_px=CELL)
-    sheet = contact_sheet(pictures, [LONG, "short", "", ""], columns=2, cell_px=CELL)
+    images = make_images(4)
+    plain = contact_sheet(images, ["", "", "", ""], columns=2, cell_px=CELL)
+    sheet = contact_sheet(images, [LONG, "short", "", ""], columns=2, cell_px=CELL)
     y = sheet.height - GAP - CELL
     assert sheet.height > plain.height == 2 * CELL + 3 * GAP
     for column in range(2):
-        assert np.array_equal(cell(sheet, GAP + column * (CELL + GAP), y), np.asarray(pictures[2 + column]))
+        assert np.array_equal(cell(sheet, GAP + column * (CELL + GAP), y), np.asarray(images[2 + column]))
     assert is_white(np.asarray(sheet)[y - GAP + 1 : y - 1])
 
 
 def test_captions_without_letters_change_nothing():
-    pictures = make_pictures(3)
-    assert contact_sheet(pictures, ["", " ", "\n"], cell_px=CELL) == contact_sheet(pictures, cell_px=CELL)
+    images = make_images(3)
+    assert contact_sheet(images, ["", " ", "\n"], cell_px=CELL) == contact_sheet(images, cell_px=CELL)
 
 
 def test_accents_and_quotes_become_letters_the_font_has():
-    pictures = make_pictures(1)
-    fancy = contact_sheet(pictures, ["façade – “é”"], cell_px=96)
-    assert fancy == contact_sheet(pictures, ['facade - "e"'], cell_px=96)
-    assert fancy != contact_sheet(pictures, ["facade"], cell_px=96)
+    images = make_images(1)
+    fancy = contact_sheet(images, ["façade – “é”"], cell_px=96)
+    assert fancy == contact_sheet(images, ['facade - "e"'], cell_px=96)
+    assert fancy != contact_sheet(images, ["facade"], cell_px=96)
 
 
-def test_title_stands_above_the_pictures():
-    pictures = make_pictures(3)
-    plain, titled = contact_sheet(pictures, cell_px=CELL), contact_sheet(pictures, cell_px=CELL, title="After 18 min")
+def test_title_stands_above_the_images():
+    images = make_images(3)
+    plain, titled = contact_sheet(images, cell_px=CELL), contact_sheet(images, cell_px=CELL, title="After 18 min")
     title_px = titled.height - plain.height
     assert titled.crop((0, title_px + GAP - 1, titled.width, titled.height)) == plain.crop(
         (0, GAP - 1, plain.width, plain.height)
@@ -100,7 +100,7 @@ def test_title_stands_above_the_pictures():
 
 
 def test_pairs_sheet_puts_before_left_of_after():
-    before, after = make_pictures(3, seed=1), make_pictures(3, seed=2)
+    before, after = make_images(3, seed=1), make_images(3, seed=2)
     sheet = pairs_sheet(before, after, ["one", "two", LONG], columns=2, cell_px=CELL)
     top = next(y for y in range(sheet.height) if np.array_equal(cell(sheet, GAP, y), np.asarray(before[0])))
     assert not is_white(np.asarray(sheet)[: top - 2])  # the headings
@@ -111,12 +111,12 @@ def test_pairs_sheet_puts_before_left_of_after():
 
 
 def test_strip_is_one_row_with_arrows_between():
-    pictures = make_pictures(4)
-    sheet = strip(pictures, ["t = 999", "t = 666", "t = 333", "t = 0"], cell_px=CELL)
+    images = make_images(4)
+    sheet = strip(images, ["t = 999", "t = 666", "t = 333", "t = 0"], cell_px=CELL)
     assert sheet.width == 4 * CELL + 5 * GAP
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         x = GAP + i * (CELL + GAP)
-        assert np.array_equal(cell(sheet, x, GAP), np.asarray(picture))
+        assert np.array_equal(cell(sheet, x, GAP), np.asarray(image))
         between = np.asarray(sheet)[GAP : GAP + CELL, x - GAP + 1 : x - 1]
         assert is_white(between) is (i == 0)
 
@@ -146,11 +146,11 @@ def test_wrap_breaks_at_spaces_by_hand():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda p: contact_sheet([]), r"There are no pictures"),
-        (lambda p: strip([]), r"There are no pictures"),
-        (lambda p: contact_sheet(p, ["one"]), r"1 captions for 3 pictures. Expected one for each"),
-        (lambda p: strip(p, ["one"]), r"1 captions for 3 pictures"),
-        (lambda p: pairs_sheet(p, p[:2]), r"`before` has 3 pictures and `after` 2"),
+        (lambda p: contact_sheet([]), r"There are no images"),
+        (lambda p: strip([]), r"There are no images"),
+        (lambda p: contact_sheet(p, ["one"]), r"1 captions for 3 images. Expected one for each"),
+        (lambda p: strip(p, ["one"]), r"1 captions for 3 images"),
+        (lambda p: pairs_sheet(p, p[:2]), r"`before` has 3 images and `after` 2"),
         (lambda p: contact_sheet(p, columns=0), r"A sheet of 0 columns"),
         (lambda p: contact_sheet(p, cell_px=10), r"cells of 10 px.*Expected at least 1 column, 24 px and 1 line"),
         (lambda p: contact_sheet(p, max_lines=0), r"0 lines a caption"),
@@ -158,4 +158,4 @@ def test_wrap_breaks_at_spaces_by_hand():
 )
 def test_sheets_refuse(make, sentence):
     with pytest.raises(ValueError, match=sentence):
-        make(make_pictures(3))
+        make(make_images(3))

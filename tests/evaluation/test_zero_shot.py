@@ -9,7 +9,7 @@ from palindiff.evaluation.zero_shot import evaluate_zero_shot, mean_class_recall
 def make_scores(n=40, num_classes=6, seed=0):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(n, num_classes, generator=generator)
-    return scores, torch.randint(num_classes - 1, (n,), generator=generator)  # the last class has no picture
+    return scores, torch.randint(num_classes - 1, (n,), generator=generator)  # the last class has no image
 
 
 def test_accuracy_equals_counting_by_hand():
@@ -41,7 +41,7 @@ def test_equal_scores_name_nothing():
     assert mean_class_recall(scores, labels) == 0.0
 
 
-def test_numbers_ignore_the_order_of_pictures_and_classes():
+def test_numbers_ignore_the_order_of_images_and_classes():
     scores, labels = make_scores()
     classes = torch.tensor([4, 0, 5, 2, 1, 3])
     order = torch.randperm(40, generator=torch.Generator().manual_seed(3))
@@ -53,9 +53,9 @@ def test_numbers_ignore_the_order_of_pictures_and_classes():
 @pytest.mark.parametrize("batch_size", [1, 7, 40])
 def test_evaluator_ignores_batch_size(batch_size):
     scores, labels = make_scores()
-    pictures = scores @ torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1)))[0]
-    weight = torch.linalg.lstsq(pictures, scores).solution
-    batches = list(zip(pictures.split(batch_size), labels.split(batch_size), strict=True))
+    images = scores @ torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1)))[0]
+    weight = torch.linalg.lstsq(images, scores).solution
+    batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
     numbers = list(evaluate_zero_shot(lambda x: (x[:, :, None] * weight).sum(1), batches, ks=(1, 3)))
     accuracy = top_k_accuracy(scores, labels, [1, 3])
     assert numbers == [

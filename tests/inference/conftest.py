@@ -1,17 +1,17 @@
-"""Toy text towers, a toy pipeline on one of them, and stock Stable Diffusion, for the tests of the pipeline."""
+"""Toy text encoders, a toy pipeline on one of them, and stock Stable Diffusion, for the tests of the pipeline."""
 
 import pytest
 
-from palindiff.inference.stable_diffusion import load_base
-from toy_other_pipelines import OTHER_PIPELINES
-from toy_stable_diffusion import write_sd1, write_sd2
-from toy_towers import write_towers
-from toys import toy_pipeline
+from palindiff.pretrained.stable_diffusion import load_base
+from toys.models import toy_pipeline
+from toys.other_pipelines import OTHER_PIPELINES
+from toys.stable_diffusion import write_sd1, write_sd2
+from toys.text_encoders import write_towers
 
 
 @pytest.fixture(scope="session")
 def towers(tmp_path_factory):
-    """A folder of toy text towers, which nobody writes into."""
+    """A folder of toy text encoders, which nobody writes into."""
     folder = tmp_path_factory.mktemp("towers")
     write_towers(folder)
     return folder

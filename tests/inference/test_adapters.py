@@ -1,4 +1,4 @@
-"""adapters.py: a LoRA changes painting as in stock diffusers, and naming not at all."""
+"""adapters.py: a LoRA changes generation as in stock diffusers, and naming not at all."""
 
 import pickle
 import sys
@@ -11,9 +11,9 @@ from diffusers import StableDiffusionPipeline
 from safetensors import SafetensorError
 
 from palindiff.inference.pipeline import PalindiffPipeline
-from palindiff.inference.sharing import export_stable_diffusion
-from toy_shared import add_adapters, lora_layers, painted, write_lora, write_stable_diffusion
-from toys import toy_pictures, toy_stream
+from palindiff.pretrained.saving import export_stable_diffusion
+from toys.models import toy_images, toy_stream
+from toys.saving import add_adapters, generated, lora_layers, write_lora, write_stable_diffusion
 
 pytest.importorskip("peft", reason="needs the extra `lora`")
 LABELS = ["red", "apple", "b"]
@@ -50,16 +50,16 @@ class CreatesFile:
 
 def named(pipeline):
     """All ways to name, to the bit."""
-    pictures, stream = toy_pictures(), pipeline.query_stream
+    images, stream = toy_images(), pipeline.query_stream
     found = [
-        pipeline.encode_image(pictures, guidance_scale=4),
+        pipeline.encode_image(images, guidance_scale=4),
         pipeline.encode_text(LABELS),
-        pipeline.classify(pictures, LABELS),
-        pipeline.rank(pictures, LABELS),
-        *(step.e_0_hat for step in pipeline.walk_query(pictures, 3)),
+        pipeline.classify(images, LABELS),
+        pipeline.rank(images, LABELS),
+        *(step.e_0_hat for step in pipeline.denoise_query(images, 3)),
     ]
     if stream.config.fusion == "one_way":
-        reading = pipeline.read_image(pictures)
+        reading = pipeline.read_image(images)
         found += [*(tensor for pair in reading.site_blocks for tensor in pair), pipeline.encode_image(reading)]
     return found
 
@@ -72,22 +72,22 @@ def same(found, expected):
 
 @pytest.mark.parametrize("fusion", ["one_way", "joint"])
 @pytest.mark.parametrize("text_chain", ["diffusion", "none"])
-def test_a_lora_of_the_base_model_changes_painting_as_in_stock_and_no_name(root, ours, stock, fusion, text_chain):
+def test_a_lora_of_the_base_model_changes_generation_as_in_stock_and_no_name(root, ours, stock, fusion, text_chain):
     config = ours.query_stream.config
     projection = ours.query_stream.text_projection
     ours.query_stream = toy_stream(
         ours.unet, d_e=config.d_e, pooling="clip", projection=projection, fusion=fusion, text_chain=text_chain
     )
-    before, plain = named(ours), painted(ours)
-    assert torch.equal(plain, painted(stock))
+    before, plain = named(ours), generated(ours)
+    assert torch.equal(plain, generated(stock))
     for pipeline in (ours, stock):
         pipeline.load_lora_weights(root / "lora")
     assert {*ours.get_list_adapters()} == {"unet", "text_encoder"}
-    with_lora = painted(ours)
-    assert torch.equal(with_lora, painted(stock))
+    with_lora = generated(ours)
+    assert torch.equal(with_lora, generated(stock))
     assert (with_lora - plain).abs().max() > 1e-2
     assert same(named(ours), before)
-    assert torch.equal(painted(ours), with_lora)
+    assert torch.equal(generated(ours), with_lora)
 
 
 def test_without_switching_off_names_would_change(root, ours, monkeypatch):
@@ -96,7 +96,7 @@ def test_without_switching_off_names_would_change(root, ours, monkeypatch):
     monkeypatch.setattr("palindiff.inference.adapters.has_adapters", lambda model: False)
     after = named(ours)
     assert (after[0] - before[0]).abs().max() > 1e-2  # through the U-Net
-    assert (after[1] - before[1]).abs().max() > 1e-2  # through the text tower
+    assert (after[1] - before[1]).abs().max() > 1e-2  # through the text encoder
 
 
 def test_several_loras_keep_their_weights_through_naming(root, ours, stock):
@@ -105,31 +105,31 @@ def test_several_loras_keep_their_weights_through_naming(root, ours, stock):
         pipeline.load_lora_weights(root / "lora", adapter_name="one")
         pipeline.load_lora_weights(root / "other", adapter_name="two")
         pipeline.set_adapters(["one", "two"], [0.25, 0.75])
-    mixed = painted(stock)
+    mixed = generated(stock)
     for _ in range(2):
         assert same(named(ours), before)
         assert ours.get_active_adapters() == ["one", "two"]
-        assert torch.equal(painted(ours), mixed)
+        assert torch.equal(generated(ours), mixed)
     for pipeline in (ours, stock):
         pipeline.set_adapters("two", 0.5)
     assert same(named(ours), before)
-    assert torch.equal(painted(ours), painted(stock))
-    assert not torch.equal(painted(ours), mixed)
+    assert torch.equal(generated(ours), generated(stock))
+    assert not torch.equal(generated(ours), mixed)
 
 
 def test_what_the_user_switched_off_stays_off(root, ours, stock):
     ours.load_lora_weights(root / "lora")
     ours.disable_lora()
     named(ours)
-    assert torch.equal(painted(ours), painted(stock))
+    assert torch.equal(generated(ours), generated(stock))
     ours.enable_lora()
     stock.load_lora_weights(root / "lora")
-    assert torch.equal(painted(ours), painted(stock))
+    assert torch.equal(generated(ours), generated(stock))
 
 
 def test_an_error_while_naming_leaves_the_lora_on(root, ours, monkeypatch):
     ours.load_lora_weights(root / "lora")
-    with_lora = painted(ours)
+    with_lora = generated(ours)
 
     def fail(*inputs, **options):
         raise RuntimeError("out of memory")
@@ -137,20 +137,20 @@ def test_an_error_while_naming_leaves_the_lora_on(root, ours, monkeypatch):
     monkeypatch.setattr(ours.query_stream, "read_image", fail)
     for name_it in (ours.encode_image, ours.read_image):
         with pytest.raises(RuntimeError, match="out of memory"):
-            name_it(toy_pictures())
-    assert torch.equal(painted(ours), with_lora)
+            name_it(toy_images())
+    assert torch.equal(generated(ours), with_lora)
 
 
-def test_painting_between_two_steps_of_a_walk_has_the_lora(root, ours):
-    before = [step.e_0_hat for step in ours.walk_query(toy_pictures(), 3)]
+def test_generation_between_two_steps_of_a_walk_has_the_lora(root, ours):
+    before = [step.e_0_hat for step in ours.denoise_query(toy_images(), 3)]
     ours.load_lora_weights(root / "lora")
-    with_lora, found = painted(ours), []
-    for step in ours.walk_query(toy_pictures(), 3):
+    with_lora, found = generated(ours), []
+    for step in ours.denoise_query(toy_images(), 3):
         found.append(step.e_0_hat)
-        assert torch.equal(painted(ours), with_lora)
+        assert torch.equal(generated(ours), with_lora)
     assert same(found, before)
-    next(ours.walk_query(toy_pictures(), 3))  # a walk that is not walked to its end
-    assert torch.equal(painted(ours), with_lora)
+    next(ours.denoise_query(toy_images(), 3))  # a walk that is not walked to its end
+    assert torch.equal(generated(ours), with_lora)
 
 
 def test_a_fused_lora_is_the_model_s_own_weights(root, ours, stock):
@@ -158,9 +158,9 @@ def test_a_fused_lora_is_the_model_s_own_weights(root, ours, stock):
     for pipeline in (ours, stock):
         pipeline.load_lora_weights(root / "lora")
         pipeline.fuse_lora()
-    fused = painted(stock)
+    fused = generated(stock)
     assert (named(ours)[0] - before[0]).abs().max() > 1e-2
-    assert torch.equal(painted(ours), fused)  # naming has not taken it out again
+    assert torch.equal(generated(ours), fused)  # naming has not taken it out again
     ours.unfuse_lora()
     assert (named(ours)[0] - before[0]).abs().max() < 1e-4  # added and subtracted again in float32
 
@@ -172,23 +172,23 @@ def test_naming_leaves_alone_which_weights_are_trained(ours):
     for name, weight in ours.unet.named_parameters():
         weight.requires_grad_("lora_A.one" in name)
     before = {name: weight.requires_grad for name, weight in ours.unet.named_parameters()}
-    ours.encode_image(toy_pictures())
+    ours.encode_image(toy_images())
     assert {name: weight.requires_grad for name, weight in ours.unet.named_parameters()} == before
 
 
 def test_where_there_is_no_lora_peft_is_not_asked_for(ours, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "peft"]:
         monkeypatch.setitem(sys.modules, name, None)  # an import of it would raise
-    assert ours.classify(toy_pictures(), LABELS).shape == (3, 3)
+    assert ours.classify(toy_images(), LABELS).shape == (3, 3)
 
 
 def test_after_unloading_all_is_as_before(root, ours):
-    before, plain = named(ours), painted(ours)
+    before, plain = named(ours), generated(ours)
     ours.load_lora_weights(root / "lora")
     named(ours)
     ours.unload_lora_weights()
     assert same(named(ours), before)
-    assert torch.equal(painted(ours), plain)
+    assert torch.equal(generated(ours), plain)
 
 
 def test_a_pipeline_with_a_lora_is_not_saved_into_a_folder_that_nothing_loads(root, ours, tmp_path):
@@ -204,7 +204,7 @@ def test_a_pipeline_with_a_lora_is_not_saved_into_a_folder_that_nothing_loads(ro
     ours.fuse_lora()
     ours.unload_lora_weights()
     ours.save_pretrained(tmp_path / "saved")
-    assert torch.equal(painted(PalindiffPipeline.from_pretrained(tmp_path / "saved")), painted(ours))
+    assert torch.equal(generated(PalindiffPipeline.from_pretrained(tmp_path / "saved")), generated(ours))
 
 
 def test_a_lora_that_is_a_pickle_is_never_opened(ours, tmp_path):
@@ -222,7 +222,7 @@ def test_a_lora_that_is_a_pickle_is_never_opened(ours, tmp_path):
 
 def test_a_lora_trained_on_ours_loads_in_stock_diffusers(ours, tmp_path):
     export_stable_diffusion(ours, tmp_path / "exported")
-    before, plain = named(ours), painted(ours)
+    before, plain = named(ours), generated(ours)
     add_adapters(ours.unet)
     trained = [weight for weight in ours.unet.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
@@ -236,12 +236,12 @@ def test_a_lora_trained_on_ours_loads_in_stock_diffusers(ours, tmp_path):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        ours.encode_image(toy_pictures(1))  # a look while training
+        ours.encode_image(toy_images(1))  # a look while training
     assert losses[-1] < losses[0]
     PalindiffPipeline.save_lora_weights(tmp_path / "lora", lora_layers(ours.unet))
     stock = StableDiffusionPipeline.from_pretrained(tmp_path / "exported")
-    assert torch.equal(painted(stock), plain)
+    assert torch.equal(generated(stock), plain)
     stock.load_lora_weights(tmp_path / "lora")
-    assert torch.equal(painted(stock), painted(ours))
-    assert not torch.equal(painted(ours), plain)
+    assert torch.equal(generated(stock), generated(ours))
+    assert not torch.equal(generated(ours), plain)
     assert same(named(ours), before)

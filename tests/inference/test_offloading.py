@@ -7,8 +7,8 @@ import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
 
-from palindiff.models.captions import encode_captions
-from toys import toy_pictures, toy_pipeline
+from palindiff.models.text_encoder import encode_captions
+from toys.models import toy_images, toy_pipeline
 
 PARTS = ("text_encoder", "vae", "unet", "query_stream")
 
@@ -30,10 +30,10 @@ def offload(pipeline, device, told):
 @pytest.mark.parametrize("tower", ["sentence", "clip"])
 @pytest.mark.parametrize("fusion", ["one_way", "joint"])
 def test_offloaded_parts_are_brought_before_they_are_used_and_change_no_answer(towers, fusion, tower):
-    pictures, labels, told = toy_pictures(), ["red", "apple"], []
-    expected = toy_pipeline(towers, tower, fusion=fusion).classify(pictures, labels, guidance_scale=4)
+    images, labels, told = toy_images(), ["red", "apple"], []
+    expected = toy_pipeline(towers, tower, fusion=fusion).classify(images, labels, guidance_scale=4)
     pipeline = offload(toy_pipeline(towers, tower, fusion=fusion), "cpu", told)
-    assert torch.equal(pipeline.classify(pictures, labels, guidance_scale=4), expected)
+    assert torch.equal(pipeline.classify(images, labels, guidance_scale=4), expected)
     assert list(dict.fromkeys(told)) == ["text_encoder", "vae", "unet", "query_stream"]
 
 
@@ -41,31 +41,31 @@ def test_a_walk_from_latents_brings_unet_and_stream(towers):
     for fusion in ("one_way", "joint"):
         told = []
         pipeline = offload(toy_pipeline(towers, fusion=fusion), "cpu", told)
-        next(pipeline.walk_query(torch.zeros(1, 3, 4, 4), 2))
+        next(pipeline.denoise_query(torch.zeros(1, 3, 4, 4), 2))
         assert told[:2] == ["unet", "query_stream"]
 
 
 def test_inputs_go_where_the_hooks_run_a_part(towers):
     """The device `meta` stands for an accelerator: weights and inputs go there, and a mixture of both would raise."""
-    reading = offload(toy_pipeline(towers), "meta", []).read_image(toy_pictures())
+    reading = offload(toy_pipeline(towers), "meta", []).read_image(toy_images())
     assert {keys.device.type for keys, _ in (*reading.site_blocks, *reading.head_layers)} == {"meta"}
     for fusion in ("one_way", "joint"):
         pipeline = offload(toy_pipeline(towers, fusion=fusion, text_chain="none"), "meta", [])
-        assert next(pipeline.walk_query(toy_pictures(), guidance_scale=4)).e_0_hat.device.type == "meta"
+        assert next(pipeline.denoise_query(toy_images(), guidance_scale=4)).e_0_hat.device.type == "meta"
 
 
 def test_captions_are_told_where_their_tower_ran(towers, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *device, **options: nullcontext())  # which knows no device `meta`
     pipeline = offload(toy_pipeline(towers, "clip"), "meta", [])
-    encoded = encode_captions(["red"], pipeline.text_tower)
+    encoded = encode_captions(["red"], pipeline.caption_encoder)
     assert {tensor.device.type for tensor in (encoded.c, encoded.mask, encoded.e)} == {"meta"}
 
 
 @pytest.mark.parametrize(
     ("part", "name_it"),
     [
-        ("text_encoder", lambda pipeline: pipeline.classify(toy_pictures(), ["red", "apple"])),
-        ("vae", lambda pipeline: pipeline.encode_latents(toy_pictures())),
+        ("text_encoder", lambda pipeline: pipeline.classify(toy_images(), ["red", "apple"])),
+        ("vae", lambda pipeline: pipeline.encode_latents(toy_images())),
         ("unet", lambda pipeline: pipeline.encode_image(torch.zeros(1, 3, 4, 4))),
         ("query_stream", lambda pipeline: pipeline.encode_image(torch.zeros(1, 3, 4, 4))),
     ],
@@ -84,14 +84,14 @@ def test_a_part_offloaded_weight_by_weight_is_refused(towers, part, name_it):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
-def test_naming_and_painting_take_turns_under_model_offload(towers):
-    pictures, captions = toy_pictures(), ["red", "apple"]
-    expected = toy_pipeline(towers).rank(pictures, captions, guidance_scale=4)
+def test_naming_and_generation_take_turns_under_model_offload(towers):
+    images, captions = toy_images(), ["red", "apple"]
+    expected = toy_pipeline(towers).rank(images, captions, guidance_scale=4)
     pipeline = toy_pipeline(towers)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.enable_model_cpu_offload()
     for _ in range(2):
-        scores = pipeline.rank(pictures, captions, guidance_scale=4)
+        scores = pipeline.rank(images, captions, guidance_scale=4)
         assert scores.is_cuda
         assert (scores.cpu() - expected).abs().max() <= 1e-3  # another device rounds otherwise, guidance enlarges it
         pipeline("red", num_inference_steps=1)

@@ -1,4 +1,4 @@
-"""pipeline.py at toy size: stock painting to the bit, the walk by hand, and what it refuses."""
+"""pipeline.py at toy size: stock generation to the bit, the walk by hand, and what it refuses."""
 
 import json
 import logging
@@ -10,26 +10,26 @@ import torch.nn.functional as F
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline, StableDiffusionPipeline
 
 from palindiff.inference.pipeline import PalindiffPipeline
-from palindiff.models.captions import encode_captions
-from palindiff.models.text_chain import first_noise
+from palindiff.models.text_diffusion import first_noise
+from palindiff.models.text_encoder import encode_captions
 from palindiff.objectives.diffdis import DiffDisConfig, DiffDisObjective
-from toys import toy_pictures, toy_pipeline
+from toys.models import toy_images, toy_pipeline
 
 PROMPTS = ["a red apple", ""]
 PARTS = ("unet", "vae", "text_encoder", "query_stream")
 
 
-def painted(pipeline):
-    """Paint with float32 pixels, which show what 8 bits would hide."""
+def generated(pipeline):
+    """Generate with float32 pixels, which show what 8 bits would hide."""
     pipeline.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
     return pipeline(PROMPTS, num_inference_steps=3, guidance_scale=4, generator=generators, output_type="np").images
 
 
 def train_two_steps(pipeline):
-    """Two steps of both tasks, with random latents in the place of pictures."""
+    """Two steps of both tasks, with random latents in the place of images."""
     with torch.no_grad():
-        caption, empty = (encode_captions([text], pipeline.text_tower) for text in PROMPTS)
+        caption, empty = (encode_captions([text], pipeline.caption_encoder) for text in PROMPTS)
     objective = DiffDisObjective(
         pipeline.unet, pipeline.query_stream, pipeline.scheduler, pipeline.query_scheduler, empty.c, DiffDisConfig()
     ).train()
@@ -41,28 +41,28 @@ def train_two_steps(pipeline):
                  "e_0": torch.cat([caption.e, empty.e]), "caption_id": torch.arange(2)}  # fmt: skip
         optimizer.zero_grad()
         losses = objective(batch, objective.draw(2, generator))
-        assert {"painting", "alignment"} <= losses.keys()
+        assert {"generation", "alignment"} <= losses.keys()
         losses["loss"].backward()
         optimizer.step()
     objective.eval()
 
 
 @pytest.mark.parametrize("tower", ["sentence", "clip"])
-def test_painting_is_stock_stable_diffusion_to_the_bit(towers, tower, tmp_path):
+def test_generation_is_stock_stable_diffusion_to_the_bit(towers, tower, tmp_path):
     pipeline = toy_pipeline(towers, tower)
     pipeline.save_pretrained(tmp_path / "before")
-    stock = painted(StableDiffusionPipeline.from_pretrained(tmp_path / "before"))
-    assert np.array_equal(painted(PalindiffPipeline.from_pretrained(tmp_path / "before")), stock)
-    assert stock.std() > 0.05  # a picture, not a grey square
+    stock = generated(StableDiffusionPipeline.from_pretrained(tmp_path / "before"))
+    assert np.array_equal(generated(PalindiffPipeline.from_pretrained(tmp_path / "before")), stock)
+    assert stock.std() > 0.05  # an image, not a grey square
 
 
-def test_painting_is_stock_after_training_both_tasks(towers, tmp_path):
+def test_generation_is_stock_after_training_both_tasks(towers, tmp_path):
     pipeline = toy_pipeline(towers)
-    untrained = painted(pipeline)
+    untrained = generated(pipeline)
     train_two_steps(pipeline)
     pipeline.save_pretrained(tmp_path)
-    stock = painted(StableDiffusionPipeline.from_pretrained(tmp_path))
-    assert np.array_equal(painted(PalindiffPipeline.from_pretrained(tmp_path)), stock)
+    stock = generated(StableDiffusionPipeline.from_pretrained(tmp_path))
+    assert np.array_equal(generated(PalindiffPipeline.from_pretrained(tmp_path)), stock)
     assert np.abs(stock - untrained).max() > 1e-2
 
 
@@ -72,7 +72,7 @@ def test_generic_loaders_take_a_saved_folder_for_stable_diffusion(towers, loader
     pipeline.save_pretrained(tmp_path)
     generic = loader.from_pretrained(tmp_path)
     assert type(generic) is StableDiffusionPipeline
-    assert np.array_equal(painted(generic), painted(StableDiffusionPipeline.from_pretrained(tmp_path)))
+    assert np.array_equal(generated(generic), generated(StableDiffusionPipeline.from_pretrained(tmp_path)))
 
 
 def test_a_folder_that_says_palindiff_pipeline_still_loads(towers, tmp_path):
@@ -84,8 +84,8 @@ def test_a_folder_that_says_palindiff_pipeline_still_loads(towers, tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps(index | {"_class_name": "PalindiffPipeline"}))
     old = PalindiffPipeline.from_pretrained(tmp_path)
     assert type(loaded) is type(old) is PalindiffPipeline
-    pictures = toy_pictures()
-    assert torch.equal(loaded.encode_image(pictures), old.encode_image(pictures))
+    images = toy_images()
+    assert torch.equal(loaded.encode_image(images), old.encode_image(images))
 
 
 def aligned(pipeline):
@@ -105,8 +105,8 @@ def test_a_saved_pipeline_is_the_same_pipeline(towers, tower, tmp_path):
         ours, theirs = (getattr(each, part).state_dict() for each in (saved, loaded))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), part
-    pictures = toy_pictures()
-    assert torch.equal(aligned(loaded).encode_image(pictures), aligned(saved).encode_image(pictures))
+    images = toy_images()
+    assert torch.equal(aligned(loaded).encode_image(images), aligned(saved).encode_image(images))
     assert torch.equal(loaded.encode_text(PROMPTS), saved.encode_text(PROMPTS))
     assert (
         dict(loaded.query_scheduler.config).items()
@@ -150,13 +150,13 @@ def test_loading_takes_a_type_for_all_parts_or_for_one(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     loaded = PalindiffPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {getattr(loaded, part).dtype for part in PARTS} == {torch.bfloat16}
-    assert loaded.encode_image(toy_pictures()).dtype == torch.float32
+    assert loaded.encode_image(toy_images()).dtype == torch.float32
     loaded = PalindiffPipeline.from_pretrained(tmp_path, dtype={"text_encoder": torch.bfloat16})
     assert (loaded.text_encoder.dtype, loaded.unet.dtype) == (torch.bfloat16, torch.float32)
 
 
-def latents_by_hand(pipeline, pictures):
-    x = torch.stack([torch.tensor(np.asarray(picture)).permute(2, 0, 1) / 127.5 - 1 for picture in pictures])
+def latents_by_hand(pipeline, images):
+    x = torch.stack([torch.tensor(np.asarray(image)).permute(2, 0, 1) / 127.5 - 1 for image in images])
     with torch.no_grad():
         return pipeline.vae.encode(x).latent_dist.mean * pipeline.vae.config.scaling_factor
 
@@ -184,20 +184,20 @@ def walk_by_hand(pipeline, z, times, w, seed=0):
 @pytest.mark.parametrize("query_scale", ["unit", "sqrt_d"])
 def test_encode_image_is_algorithm_3_by_hand(towers, fusion, guidance_scale, w, query_scale):
     pipeline = toy_pipeline(towers, fusion=fusion, gamma=0.5, query_scale=query_scale)
-    pictures = toy_pictures()
-    expected = walk_by_hand(pipeline, latents_by_hand(pipeline, pictures), [999, 749, 499, 249], w, seed=5)
-    found = pipeline.encode_image(pictures, num_inference_steps=4, guidance_scale=guidance_scale, seed=5)
+    images = toy_images()
+    expected = walk_by_hand(pipeline, latents_by_hand(pipeline, images), [999, 749, 499, 249], w, seed=5)
+    found = pipeline.encode_image(images, num_inference_steps=4, guidance_scale=guidance_scale, seed=5)
     assert (found - expected).abs().max() <= 1e-5  # float32 through four steps
     assert found.norm(dim=-1).tolist() == pytest.approx([1.0] * 3, abs=1e-6)
 
 
 def test_naming_is_unguided_unless_asked(pipeline):
-    pictures = toy_pictures()
-    assert torch.equal(pipeline.encode_image(pictures), pipeline.encode_image(pictures, guidance_scale=1))
+    images = toy_images()
+    assert torch.equal(pipeline.encode_image(images), pipeline.encode_image(images, guidance_scale=1))
 
 
 @pytest.mark.parametrize("fusion", ["one_way", "joint"])
-def test_guidance_walks_away_from_a_zero_latent_of_the_pictures_size(towers, fusion):
+def test_guidance_walks_away_from_a_zero_latent_of_the_images_size(towers, fusion):
     pipeline = toy_pipeline(towers, fusion=fusion)
     z = torch.randn(2, 3, 8, 4, generator=torch.Generator().manual_seed(0))
     expected = walk_by_hand(pipeline, z, [999, 499], w=3)
@@ -210,13 +210,13 @@ def test_guidance_walks_away_from_a_zero_latent_of_the_pictures_size(towers, fus
 @pytest.mark.parametrize("fusion", ["one_way", "joint"])
 def test_neither_batch_nor_order_changes_an_embedding(towers, fusion):
     pipeline = toy_pipeline(towers, fusion=fusion)
-    pictures = toy_pictures(5)
-    together = pipeline.encode_image(pictures, 3)
+    images = toy_images(5)
+    together = pipeline.encode_image(images, 3)
     order = [3, 1, 4, 0, 2]
     for found in (
-        pipeline.encode_image(pictures, 3, batch_size=1),
-        pipeline.encode_image(pictures, 3, batch_size=2),
-        pipeline.encode_image([pictures[i] for i in order], 3)[np.argsort(order)],
+        pipeline.encode_image(images, 3, batch_size=1),
+        pipeline.encode_image(images, 3, batch_size=2),
+        pipeline.encode_image([images[i] for i in order], 3)[np.argsort(order)],
     ):
         assert (found - together).abs().max() <= 1e-5  # products of another size may sum in another order
     assert (together[0] - together[1]).abs().max() > 1e-2
@@ -226,8 +226,8 @@ def test_neither_batch_nor_order_changes_an_embedding(towers, fusion):
 @pytest.mark.parametrize(("text_chain", "changes"), [("diffusion", True), ("none", False)])
 def test_a_seed_matters_where_there_is_noise(towers, fusion, text_chain, changes):
     pipeline = toy_pipeline(towers, fusion=fusion, text_chain=text_chain)
-    pictures = toy_pictures()
-    first, second, again = (pipeline.encode_image(pictures, 2, seed=seed) for seed in (0, 1, 0))
+    images = toy_images()
+    first, second, again = (pipeline.encode_image(images, 2, seed=seed) for seed in (0, 1, 0))
     assert torch.equal(first, again)
     assert (not torch.equal(first, second)) == changes
     assert not changes or (first - second).abs().max() > 1e-3
@@ -239,14 +239,14 @@ def test_without_a_text_chain_one_pass_answers_in_any_type(towers, fusion, dtype
     pipeline = toy_pipeline(towers, fusion=fusion, text_chain="none")
     for part in PARTS:
         getattr(pipeline, part).to(dtype)
-    pictures, stream = toy_pictures(), pipeline.query_stream
-    z = pipeline.encode_latents(pictures)
+    images, stream = toy_images(), pipeline.query_stream
+    z = pipeline.encode_latents(images)
     with torch.no_grad():
         seen, unseen = (stream.predict(pipeline.unet, each, None, None) for each in (z, torch.zeros_like(z)))
     expected = F.normalize(4 * seen - 3 * unseen, dim=-1)
     tolerance = 1e-5 if dtype == torch.float32 else 0.1  # bf16 has 8 bits, and guidance quadruples their error
-    assert (pipeline.encode_image(pictures, guidance_scale=4) - expected).abs().max() <= tolerance
-    assert (pipeline.encode_image(pictures, guidance_scale=1) - seen).abs().max() <= tolerance
+    assert (pipeline.encode_image(images, guidance_scale=4) - expected).abs().max() <= tolerance
+    assert (pipeline.encode_image(images, guidance_scale=1) - seen).abs().max() <= tolerance
 
 
 @pytest.mark.parametrize("tower", ["sentence", "clip"])
@@ -267,9 +267,9 @@ def test_encode_text_ignores_how_many_captions_are_encoded_at_once(pipeline, mon
 
 
 def test_classify_is_the_softmax_of_kappa_times_the_cosine(pipeline):
-    pictures, labels = toy_pictures(), ["red", "apple", "b"]
-    found = pipeline.classify(pictures, labels, ["a {}"], num_inference_steps=2, seed=3)
-    cosines = pipeline.encode_image(pictures, 2, seed=3) @ pipeline.encode_labels(labels, ["a {}"]).T
+    images, labels = toy_images(), ["red", "apple", "b"]
+    found = pipeline.classify(images, labels, ["a {}"], num_inference_steps=2, seed=3)
+    cosines = pipeline.encode_image(images, 2, seed=3) @ pipeline.encode_labels(labels, ["a {}"]).T
     exponentials = np.exp(pipeline.query_stream.log_logit_scale.exp().item() * cosines.double().numpy())
     expected = exponentials / exponentials.sum(axis=1, keepdims=True)
     assert np.abs(found.numpy() - expected).max() <= 1e-5  # float32 against float64
@@ -278,9 +278,9 @@ def test_classify_is_the_softmax_of_kappa_times_the_cosine(pipeline):
 
 
 def test_rank_is_the_cosine_of_every_pair(pipeline):
-    pictures, captions = toy_pictures(), ["red", "a red apple"]
-    found = pipeline.rank(pictures, captions, guidance_scale=1.0, batch_size=2)
-    e_0_hat, e = pipeline.encode_image(pictures, guidance_scale=1.0, batch_size=2), pipeline.encode_text(captions)
+    images, captions = toy_images(), ["red", "a red apple"]
+    found = pipeline.rank(images, captions, guidance_scale=1.0, batch_size=2)
+    e_0_hat, e = pipeline.encode_image(images, guidance_scale=1.0, batch_size=2), pipeline.encode_text(captions)
     for i in range(3):
         for j in range(2):
             assert found[i, j].item() == pytest.approx(F.cosine_similarity(e_0_hat[i], e[j], dim=0).item(), abs=1e-6)
@@ -301,5 +301,5 @@ def test_rank_is_the_cosine_of_every_pair(pipeline):
     ],
 )
 def test_labels_and_templates_that_cannot_be_used_are_refused(pipeline, labels, templates, sentence):
-    with pytest.raises(ValueError, match=f"To name a picture, {sentence}. Expected a list of different"):
-        pipeline.classify(toy_pictures(1), labels, templates)
+    with pytest.raises(ValueError, match=f"To name an image, {sentence}. Expected a list of different"):
+        pipeline.classify(toy_images(1), labels, templates)

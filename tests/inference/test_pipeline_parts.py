@@ -6,8 +6,8 @@ import pytest
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from palindiff.inference.pipeline import PalindiffPipeline
-from palindiff.models.text_chain import text_chain_scheduler
-from toys import toy_pictures, toy_pipeline, toy_unet
+from palindiff.models.text_diffusion import text_diffusion_scheduler
+from toys.models import toy_images, toy_pipeline, toy_unet
 
 
 def test_a_query_stream_of_another_unet_is_refused(pipeline):
@@ -38,7 +38,9 @@ def test_a_query_stream_of_another_text_tower_is_refused(towers, tower, told):
         pipeline.text_encoder.config.__class__(hidden_size=16, num_attention_heads=4, num_hidden_layers=1)
     )
     parts = pipeline.components | {"text_encoder": other, "requires_safety_checker": False}
-    with pytest.raises(ValueError, match=f"{told} of width 32; the text tower's width is 16. Expected the text tower"):
+    with pytest.raises(
+        ValueError, match=f"{told} of width 32; the text encoder's width is 16. Expected the text encoder"
+    ):
         PalindiffPipeline(**parts)
 
 
@@ -51,7 +53,7 @@ def test_a_query_stream_of_another_text_tower_is_refused(towers, tower, told):
     ],
 )
 def test_a_query_scheduler_that_is_none_is_refused(pipeline, settings, told):
-    scheduler = DDIMScheduler.from_config(text_chain_scheduler().config, **settings)
+    scheduler = DDIMScheduler.from_config(text_diffusion_scheduler().config, **settings)
     parts = pipeline.components | {"query_scheduler": scheduler, "requires_safety_checker": False}
     with pytest.raises(ValueError, match=f"The query scheduler has {told}"):
         PalindiffPipeline(**parts)
@@ -59,6 +61,6 @@ def test_a_query_scheduler_that_is_none_is_refused(pipeline, settings, told):
 
 @pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, EulerDiscreteScheduler])
 def test_another_deterministic_query_scheduler_serves(pipeline, kind):
-    scheduler = kind.from_config(text_chain_scheduler().config)
+    scheduler = kind.from_config(text_diffusion_scheduler().config)
     parts = pipeline.components | {"query_scheduler": scheduler, "requires_safety_checker": False}
-    assert PalindiffPipeline(**parts).encode_image(toy_pictures(), 3).isfinite().all()
+    assert PalindiffPipeline(**parts).encode_image(toy_images(), 3).isfinite().all()

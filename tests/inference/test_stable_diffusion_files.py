@@ -8,10 +8,10 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError, infer_
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from stock_painting import differing, stock_painting
-from toy_hub_folders import write_configs_of
-from toy_other_pipelines import write_sdxl_file
-from toy_single_file import write_ckpt, write_single_file
+from toys.hub_folders import write_configs_of
+from toys.other_pipelines import write_sdxl_file
+from toys.single_file import write_ckpt, write_single_file
+from toys.stock_generation import differing, stock_generation
 
 TOWER = "cond_stage_model.transformer.text_model."
 
@@ -44,7 +44,7 @@ def test_a_file_holds_the_folder(stock, files, configs, name):
     pipeline = from_file(files[name], configs[name])
     assert differing(pipeline, stock[name]) == []
     assert dict(pipeline.scheduler.config) == dict(stock[name].scheduler.config)
-    assert np.array_equal(stock_painting(pipeline), stock_painting(stock[name]))
+    assert np.array_equal(stock_generation(pipeline), stock_generation(stock[name]))
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2"])
@@ -58,7 +58,7 @@ def test_a_half_file_is_read_in_full_precision_unless_a_type_is_given(
 
 
 def test_a_file_has_the_tensors_of_the_published_ones(files):
-    """Of the 1,131 in a published 1.x file 197 are the text tower's, at twelve layers."""
+    """Of the 1,131 in a published 1.x file 197 are the text encoder's, at twelve layers."""
     names = list(load_file(files["sd1"]))
     assert sum(name.startswith("model.diffusion_model.") for name in names) == 686
     assert sum(name.startswith("first_stage_model.") for name in names) == 248

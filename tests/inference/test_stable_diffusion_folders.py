@@ -10,8 +10,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from safetensors import SafetensorError
 from transformers import CLIPModel, CLIPTokenizer
 
-from stock_painting import differing, dtypes_of, is_picture, stock_painting
-from toy_hub_folders import (
+from toys.hub_folders import (
     as_lfs_pointers,
     as_old_hub,
     as_pickles,
@@ -21,7 +20,8 @@ from toy_hub_folders import (
     with_scheduler,
     write_half_of,
 )
-from toy_stable_diffusion import NUM_LAYERS_2, UNET_WIDTHS, write_sd1, write_sd2
+from toys.stable_diffusion import NUM_LAYERS_2, UNET_WIDTHS, write_sd1, write_sd2
+from toys.stock_generation import differing, dtypes_of, is_image, stock_generation
 
 FULL, HALF = torch.float32, torch.float16
 MIXED_TYPES = "must have the same dtype"
@@ -33,9 +33,9 @@ def loaded(folder, **how):
 
 @pytest.fixture(scope="module")
 def stock(stable_diffusion):
-    """Stock pipelines of both versions and what they paint."""
+    """Stock pipelines of both versions and what they generate."""
     pipelines = {name: loaded(stable_diffusion / name) for name in ("sd1", "sd2")}
-    return {name: (pipeline, stock_painting(pipeline)) for name, pipeline in pipelines.items()}
+    return {name: (pipeline, stock_generation(pipeline)) for name, pipeline in pipelines.items()}
 
 
 def others_than_scheduler(stock):
@@ -90,13 +90,13 @@ def test_the_text_tower_is_its_clips_without_the_projection(stock, stable_diffus
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2"])
-def test_stock_diffusers_paints_and_listens_to_the_caption(stock, stable_diffusion, name):
-    painting = stock[name][1]
-    assert is_picture(painting)
-    assert np.abs(painting[0] - painting[1]).max() > 1e-3  # one noise, two captions
+def test_stock_diffusers_generates_and_listens_to_the_caption(stock, stable_diffusion, name):
+    generation = stock[name][1]
+    assert is_image(generation)
+    assert np.abs(generation[0] - generation[1]).max() > 1e-3  # one noise, two captions
     generic = DiffusionPipeline.from_pretrained(stable_diffusion / name)
     assert type(generic) is StableDiffusionPipeline
-    assert np.array_equal(stock_painting(generic), painting)
+    assert np.array_equal(stock_generation(generic), generation)
 
 
 def test_what_a_version_2_predicts_is_the_schedulers_to_say(stock, stable_diffusion, tmp_path):
@@ -104,14 +104,14 @@ def test_what_a_version_2_predicts_is_the_schedulers_to_say(stock, stable_diffus
     base = loaded(write_sd2(tmp_path, "epsilon", scheduler="PNDMScheduler"))
     assert base.scheduler.config.prediction_type == "epsilon"
     assert differing(base, stock["sd2"][0]) == []
-    assert np.abs(stock_painting(base) - stock["sd2"][1]).max() > 1e-2
+    assert np.abs(stock_generation(base) - stock["sd2"][1]).max() > 1e-2
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2"])
 def test_what_is_old_about_a_folder_needs_no_word(stock, copy_of, name):
     old = loaded(as_old_hub(copy_of(name)))
     assert differing(old, stock[name][0]) == []
-    assert np.array_equal(stock_painting(old), stock[name][1])
+    assert np.array_equal(stock_generation(old), stock[name][1])
     assert old.tokenizer.pad_token == stock[name][0].tokenizer.pad_token
 
 
@@ -122,7 +122,7 @@ def test_an_old_safety_checker_is_filled_and_may_be_left_out(stock, copy_of):
     assert all(torch.equal(old[name], today[name]) for name in old)
     without = loaded(folder, safety_checker=None, requires_safety_checker=False)
     assert without.safety_checker is None
-    assert np.array_equal(stock_painting(without), stock["sd1"][1])
+    assert np.array_equal(stock_generation(without), stock["sd1"][1])
 
 
 @pytest.mark.parametrize("saving", [{}, {"max_shard_size": "100KB"}], ids=["whole", "shards"])
@@ -135,14 +135,14 @@ def test_a_half_folder_needs_its_variant_and_a_type(stock, stable_diffusion, tmp
     mixed = loaded(half, variant="fp16")
     assert dtypes_of(mixed) == {"unet": FULL, "vae": FULL, "text_encoder": HALF, "safety_checker": HALF}
     with pytest.raises(RuntimeError, match=MIXED_TYPES):
-        stock_painting(mixed)
+        stock_generation(mixed)
     rounded = loaded(half, variant="fp16", dtype=FULL)
     assert differing(rounded, loaded(stable_diffusion / "sd1", dtype=HALF), dtype=FULL) == []
-    assert is_picture(stock_painting(rounded))
+    assert is_image(stock_generation(rounded))
 
 
 def test_beside_its_half_the_full_one_needs_a_type(stock, copy_of):
-    """The half is written last here, so the text tower's one config says half."""
+    """The half is written last here, so the text encoder's one config says half."""
     folder = copy_of("sd1")
     both = write_half_of(folder, folder)
     assert len(list(both.glob("unet/*.safetensors"))) == 2
@@ -155,7 +155,7 @@ def test_a_text_config_that_says_half_rounds_full_weights_unless_a_type_is_given
     folder = with_old_configs(copy_of("sd2"), text_dtype="float16")
     assert loaded(folder).text_encoder.dtype == HALF
     with pytest.raises(RuntimeError, match=MIXED_TYPES):
-        stock_painting(loaded(folder))
+        stock_generation(loaded(folder))
     assert differing(loaded(folder, dtype=FULL), stock["sd2"][0]) == []
 
 
@@ -188,11 +188,11 @@ def test_what_a_clone_without_large_files_leaves_is_refused(copy_of):
 
 
 @pytest.mark.parametrize("name", ["PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler", "LMSDiscreteScheduler"])
-def test_any_scheduler_of_the_folder_paints(stock, copy_of, name):
+def test_any_scheduler_of_the_folder_generates(stock, copy_of, name):
     pipeline = loaded(with_scheduler(copy_of("sd1"), name), **others_than_scheduler(stock))
     assert type(pipeline.scheduler).__name__ == name
     assert torch.equal(pipeline.scheduler.alphas_cumprod, stock["sd1"][0].scheduler.alphas_cumprod)
-    assert is_picture(stock_painting(pipeline))
+    assert is_image(stock_generation(pipeline))
 
 
 @pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")
@@ -203,17 +203,17 @@ def test_stock_corrects_what_old_schedulers_lack(stock, copy_of, wrong, right):
 
 
 @pytest.mark.parametrize("name", ["inpainting", "unclip", "sdxl"])
-def test_stock_opens_other_kinds_without_a_word_and_cannot_paint(other_pipelines, name):
+def test_stock_opens_other_kinds_without_a_word_and_cannot_generate(other_pipelines, name):
     assert read_json(other_pipelines / name / "model_index.json")["_class_name"] != "StableDiffusionPipeline"
     pipeline = loaded(other_pipelines / name)
     assert type(pipeline) is StableDiffusionPipeline
     with pytest.raises((RuntimeError, TypeError, ValueError)):
-        stock_painting(pipeline)
+        stock_generation(pipeline)
 
 
 @pytest.mark.parametrize("unet", [{"cross_attention_dim": 16}, {"in_channels": 9}])
-def test_stock_opens_parts_that_do_not_fit_and_cannot_paint(stable_diffusion, tmp_path, unet):
+def test_stock_opens_parts_that_do_not_fit_and_cannot_generate(stable_diffusion, tmp_path, unet):
     shutil.copytree(stable_diffusion / "clip_1", tmp_path / "clip_1")
     pipeline = loaded(write_sd1(tmp_path, unet=unet))
     with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied|must match the size"):
-        stock_painting(pipeline)
+        stock_generation(pipeline)

@@ -3,12 +3,12 @@
 import pytest
 import yaml
 
-from palindiff.inference.model_card import card_head
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.query_stream import QueryStreamConfig
-from stock_painting import differing
-from toy_hub import toy_hub
-from toy_stable_diffusion import write_clip_of, write_sd1
+from palindiff.pretrained.model_card import card_head
+from toys.hub import toy_hub
+from toys.stable_diffusion import write_clip_of, write_sd1
+from toys.stock_generation import differing
 
 STREAM = QueryStreamConfig(num_head_layers=1, head_width=16, head_dim=8)
 LICENSE = "creativeml-openrail-m"

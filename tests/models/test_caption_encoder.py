@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from palindiff.models.caption_encoder import CaptionEncoder
-from palindiff.models.captions import encode_captions, tokenize_captions
-from palindiff.models.completed_tower import completed_tower
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
-from palindiff.models.text_tower import load_text_tower
-from toy_stable_diffusion import NUM_LAYERS_2, text_encoder_of, write_clip_of
-from toy_towers import write_sentence_encoder
-from toys import toy_stream, toy_unet
+from palindiff.models.text_encoder import encode_captions, tokenize_captions
+from palindiff.pretrained.clip_projection import with_clip_projection
+from palindiff.pretrained.text_encoders import load_text_tower
+from toys.models import toy_stream, toy_unet
+from toys.stable_diffusion import NUM_LAYERS_2, text_encoder_of, write_clip_of
+from toys.text_encoders import write_sentence_encoder
 
 CAPTIONS = ["a red apple", "fire"]
 
@@ -32,7 +32,7 @@ def parts(folder, request):
         return tower, toy_stream(unet, d_e=32)
     if request.param == "clip_2":
         own = text_encoder_of(folder / "clip_2", num_hidden_layers=NUM_LAYERS_2 - 1)
-        tower = completed_tower(own, tower.tokenizer, "base", tower)
+        tower = with_clip_projection(own, tower.tokenizer, "base", tower)
     config = QueryStreamConfig(num_head_layers=1, head_width=16, head_dim=8)
     return tower, QueryStream.for_unet(unet, len(tower.projection), config, "clip", tower.projection, tower.tail)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from palindiff.models.encoder_half import encoder_half_parameters
 from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_stream import QueryStream
-from toys import D_E, toy_inputs, toy_stream, toy_unet
+from palindiff.models.unet_encoder import unet_encoder_parameters
+from toys.models import D_E, toy_inputs, toy_stream, toy_unet
 
 
 def attention_by_hand(layer, from_tokens, to_tokens):
@@ -23,7 +23,7 @@ def attention_by_hand(layer, from_tokens, to_tokens):
     return layer.to_out[0](torch.cat(heads, dim=-1))
 
 
-def fig_3_by_hand(unet, stream, z, e_t, t_e, picture_sees_query, t_picture=0):
+def fig_3_by_hand(unet, stream, z, e_t, t_e, image_sees_query, t_image=0):
     """The encoder half with both streams, written down in the order of Fig. 2 and 3, for layouts of `toy_unet`."""
     has_own_norms = stream.config.query_norms == "own"
     half = D_E // 2
@@ -31,7 +31,7 @@ def fig_3_by_hand(unet, stream, z, e_t, t_e, picture_sees_query, t_picture=0):
     angles = t_e[:, None].float() * frequencies
     tau = stream.time_embedding(torch.cat([angles.cos(), angles.sin()], dim=-1))
     no_text = torch.zeros(len(z), 1, 10)
-    time = unet.time_embedding(unet.time_proj(torch.zeros(len(z), dtype=torch.long) + t_picture))
+    time = unet.time_embedding(unet.time_proj(torch.zeros(len(z), dtype=torch.long) + t_image))
     state = {"h": torch.zeros(len(z), D_E), "sites": iter(stream.sites)}
 
     def site(transformer, image):
@@ -47,7 +47,7 @@ def fig_3_by_hand(unet, stream, z, e_t, t_e, picture_sees_query, t_picture=0):
             p_normed, q_normed = block.norm1(p), (own.attention_norms[i] if has_own_norms else block.norm1)(q)
             both = torch.cat([p_normed, q_normed], dim=1)
             q = q + attention_by_hand(block.attn1, q_normed, both)
-            p = p + attention_by_hand(block.attn1, p_normed, both if picture_sees_query else p_normed)
+            p = p + attention_by_hand(block.attn1, p_normed, both if image_sees_query else p_normed)
             p = p + attention_by_hand(block.attn2, block.norm2(p), no_text)
             p = p + block.ff(block.norm3(p))
             q = q + own.ffns[i]((own.ffn_norms[i] if has_own_norms else block.norm3)(q))
@@ -68,13 +68,13 @@ def fig_3_by_hand(unet, stream, z, e_t, t_e, picture_sees_query, t_picture=0):
     x = unet.mid_block.resnets[0](x, time)
     x = site(unet.mid_block.attentions[0], x)
     x = unet.mid_block.resnets[1](x, time)
-    p = stream.picture_into_head(x.permute(0, 2, 3, 1).reshape(len(z), -1, 16))
+    p = stream.image_into_head(x.permute(0, 2, 3, 1).reshape(len(z), -1, 16))
     q = stream.query_into_head(state["h"]).unsqueeze(1)
     for layer in stream.head:
         p_normed, q_normed = layer.attention_norm(p), layer.attention_norm(q)
         both = torch.cat([p_normed, q_normed], dim=1)
         q = q + attention_by_hand(layer.attention, q_normed, both)
-        p = p + attention_by_hand(layer.attention, p_normed, both if picture_sees_query else p_normed)
+        p = p + attention_by_hand(layer.attention, p_normed, both if image_sees_query else p_normed)
         q, p = q + layer.ffn(layer.ffn_norm(q)), p + layer.ffn(layer.ffn_norm(p))
     e_0_hat = stream.predictor(stream.head_norm(q.squeeze(1)))
     return e_0_hat / e_0_hat.norm(dim=-1, keepdim=True), x
@@ -94,7 +94,7 @@ def test_both_fusions_equal_fig_3_by_hand_in_values_and_gradients(fusion, use_li
     unet = toy_unet(use_linear_projection)
     stream = toy_stream(unet, fusion=fusion)
     z, e_t, t_e = toy_inputs()
-    by_hand, _ = fig_3_by_hand(unet, stream, z, e_t, t_e, picture_sees_query=fusion == "joint")
+    by_hand, _ = fig_3_by_hand(unet, stream, z, e_t, t_e, image_sees_query=fusion == "joint")
     predicted = stream.predict(unet, z, e_t, t_e)
     assert (predicted - by_hand).abs().max() <= 1e-5  # fp32, some twenty layers
     expected, found = gradients(unet, stream, by_hand), gradients(unet, stream, predicted)
@@ -108,11 +108,11 @@ def test_one_way_cached_equals_recomputed():
     z, e_t, t_e = toy_inputs(b=3)
     reading = stream.read_image(unet, z)
     for queries in (e_t, e_t.flip(0), torch.zeros_like(e_t)):
-        recomputed, _ = fig_3_by_hand(unet, stream, z, queries, t_e, picture_sees_query=False)
+        recomputed, _ = fig_3_by_hand(unet, stream, z, queries, t_e, image_sees_query=False)
         assert (stream(unet, reading, queries, t_e) - recomputed).abs().max() <= 1e-5
 
 
-def test_picture_features_change_with_the_query_in_joint_alone():
+def test_image_features_change_with_the_query_in_joint_alone():
     unet = toy_unet()
     z, e_t, t_e = toy_inputs()
     joint = toy_stream(unet, fusion="joint")
@@ -120,14 +120,14 @@ def test_picture_features_change_with_the_query_in_joint_alone():
     _, mid_other = joint.joint(unet, z, e_t + 1, t_e)
     assert (mid - mid_other).abs().max() > 1e-4
     one_way = toy_stream(unet, fusion="one_way")
-    _, mid = fig_3_by_hand(unet, one_way, z, e_t, t_e, picture_sees_query=False)
-    _, mid_other = fig_3_by_hand(unet, one_way, z, e_t + 1, t_e, picture_sees_query=False)
+    _, mid = fig_3_by_hand(unet, one_way, z, e_t, t_e, image_sees_query=False)
+    _, mid_other = fig_3_by_hand(unet, one_way, z, e_t + 1, t_e, image_sees_query=False)
     assert torch.equal(mid, mid_other)
     stock = {}
     hook = unet.mid_block.register_forward_hook(lambda module, inputs, output: stock.update(mid=output))
     unet(z, torch.zeros(2, dtype=torch.long), torch.zeros(2, 1, 10))
     hook.remove()
-    assert (mid - stock["mid"]).abs().max() <= 1e-5  # the picture's stream is the bare U-Net's
+    assert (mid - stock["mid"]).abs().max() <= 1e-5  # the image's stream is the bare U-Net's
 
 
 @pytest.mark.parametrize("fusion", ["joint", "one_way"])
@@ -189,18 +189,18 @@ def test_no_text_chain_means_no_noise_and_no_time():
     assert not any("time" in name for name, _ in stream.named_parameters())
 
 
-def test_image_timestep_query_tells_the_picture_the_step():
+def test_image_timestep_query_tells_the_image_the_step():
     unet = toy_unet()
     stream = toy_stream(unet, fusion="joint", image_timestep="query")
     z, e_t, t_e = toy_inputs()
     e_0_hat, mid = stream.joint(unet, z, e_t, t_e)
-    by_hand, mid_by_hand = fig_3_by_hand(unet, stream, z, e_t, t_e, picture_sees_query=True, t_picture=t_e)
+    by_hand, mid_by_hand = fig_3_by_hand(unet, stream, z, e_t, t_e, image_sees_query=True, t_image=t_e)
     assert max((e_0_hat - by_hand).abs().max(), (mid - mid_by_hand).abs().max()) <= 1e-5  # fp32, some twenty layers
-    _, mid_at_zero = fig_3_by_hand(unet, stream, z, e_t, t_e, picture_sees_query=True)
+    _, mid_at_zero = fig_3_by_hand(unet, stream, z, e_t, t_e, image_sees_query=True)
     assert (mid - mid_at_zero).abs().max() > 1e-4
 
 
-def test_query_ffn_can_start_as_a_copy_of_the_picture_s():
+def test_query_ffn_can_start_as_a_copy_of_the_image_s():
     unet = toy_unet()
     stream = toy_stream(unet, query_ffn="copy")
     theirs = unet.down_blocks[0].attentions[0].transformer_blocks[0].ff.state_dict()
@@ -209,7 +209,7 @@ def test_query_ffn_can_start_as_a_copy_of_the_picture_s():
 
 
 @pytest.mark.parametrize("fusion", ["joint", "one_way"])
-def test_shared_norms_are_the_picture_s(fusion):
+def test_shared_norms_are_the_image_s(fusion):
     unet = toy_unet()
     generator = torch.Generator().manual_seed(0)
     for name, weight in unet.named_parameters():  # each norm of its own, which new ones are not
@@ -218,13 +218,13 @@ def test_shared_norms_are_the_picture_s(fusion):
     stream = toy_stream(unet, fusion=fusion, query_norms="shared")
     assert not any("sites" in name and "norm" in name for name, _ in stream.named_parameters())
     z, e_t, t_e = toy_inputs()
-    by_hand, _ = fig_3_by_hand(unet, stream, z, e_t, t_e, picture_sees_query=fusion == "joint")
+    by_hand, _ = fig_3_by_hand(unet, stream, z, e_t, t_e, image_sees_query=fusion == "joint")
     assert (stream.predict(unet, z, e_t, t_e) - by_hand).abs().max() <= 1e-5  # fp32, some twenty layers
 
 
 def test_encoder_half_parameters_leave_out_the_decoder():
     unet = toy_unet()
-    encoder = {id(weight) for weight in encoder_half_parameters(unet)}
+    encoder = {id(weight) for weight in unet_encoder_parameters(unet)}
     names = {name.split(".")[0] for name, weight in unet.named_parameters() if id(weight) not in encoder}
     assert names == {"up_blocks", "conv_norm_out", "conv_out"}
 

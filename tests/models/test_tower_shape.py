@@ -5,10 +5,10 @@ import shutil
 import pytest
 import torch
 
-from palindiff.models.text_tower import load_text_tower
-from palindiff.models.tower_folder import PACKAGE_SOURCE
 from palindiff.models.tower_shape import PAPER_TOWER, read_tower_shape
-from toy_towers import LENGTH, POSITIONS, write_clip, write_sentence_encoder, write_towers
+from palindiff.pretrained.hub import PACKAGE_SOURCE
+from palindiff.pretrained.text_encoders import load_text_tower
+from toys.text_encoders import LENGTH, POSITIONS, write_clip, write_sentence_encoder, write_towers
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_the_paper_s_tower_is_known_without_a_download():
 
 
 def test_the_package_s_tower_is_known_by_its_config():
-    pytest.importorskip("emoji", reason="needs the extra `emoji`, which brings the text tower's package")
+    pytest.importorskip("emoji", reason="needs the extra `emoji`, which brings the text encoder's package")
     shape, loaded = read_tower_shape(PACKAGE_SOURCE), load_text_tower(PACKAGE_SOURCE)
     assert shapes(shape.text_encoder) == shapes(loaded.text_encoder)
     assert shape.num_tokens == loaded.tokenizer.model_max_length
@@ -76,7 +76,7 @@ def test_the_package_s_tower_is_known_by_its_config():
 
 @pytest.mark.parametrize(
     ("source", "sentence"),
-    [("nobody/nothing", r"No text tower `nobody/nothing`.*Expected a folder"), (".", r"has no config\.json")],
+    [("nobody/nothing", r"No text encoder `nobody/nothing`.*Expected a folder"), (".", r"has no config\.json")],
 )
 def test_what_is_no_tower_is_refused(source, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

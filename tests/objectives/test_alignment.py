@@ -16,7 +16,7 @@ def make_queries(b=6, d=8, seed=0):
 
 
 def loss_by_hand(e_0_hat, e_0, logit_scale):
-    """Eq. 7 and 8 term by term: one caption is right for each picture, and one picture for each caption."""
+    """Eq. 7 and 8 term by term: one caption is right for each image, and one image for each caption."""
     b, total = len(e_0), 0.0
     for i in range(b):
         s_row = [float(logit_scale * e_0_hat[i] @ e_0[j]) for j in range(b)]
@@ -56,7 +56,7 @@ def test_twins_are_no_negatives():
 
 
 def test_twins_of_one_embedding_cost_what_telling_them_apart_would():
-    """Two pictures of one caption, predicted perfectly."""
+    """Two images of one caption, predicted perfectly."""
     e_0 = F.normalize(torch.eye(4)[[0, 0, 1, 2]], dim=-1)
     shared = alignment_loss(e_0, e_0, torch.tensor(50.0), same_caption(torch.tensor([7, 7, 8, 9])))
     assert shared.item() == pytest.approx(math.log(2) / 2, abs=1e-6)  # the best there is: half the rows split in two

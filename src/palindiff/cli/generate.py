@@ -1,4 +1,4 @@
-"""`palindiff generate`: paint pictures from words."""
+"""`palindiff generate`: generate images from words."""
 
 import tempfile
 from dataclasses import asdict
@@ -7,50 +7,50 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from palindiff.cli.listed import check_texts, read_lines
+from palindiff.cli.inputs import check_texts, read_lines
 from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_model
-from palindiff.cli.told_option import DryRunOption, JsonOption, folded_table, print_count, print_json, print_plan
-from palindiff.cli.walk_option import GuidanceOption
-from palindiff.inference.defaults import PAINTING_GUIDANCE_SCALE, PAINTING_STEPS
+from palindiff.cli.naming_option import GuidanceOption
+from palindiff.cli.output_option import DryRunOption, JsonOption, folded_table, print_count, print_json, print_plan
+from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, GENERATION_STEPS
 
 if TYPE_CHECKING:
-    from palindiff.inference.painted_files import PaintedFile
+    from palindiff.inference.image_files import GeneratedFile
 
 MAX_SEED = 2**62
 
 
 def generate(
-    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to paint.")] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to generate.")] = None,
     prompts_file: Annotated[
         Path | None, typer.Option("--prompts", metavar="FILE", help="Text file with more prompts, one a line.")
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     output: Annotated[
         Path, typer.Option("--output", metavar="DIR", help="Folder of the PNG files; no file there is replaced.")
-    ] = Path("paintings"),
-    num_pictures: Annotated[int, typer.Option("--num", min=1, help="Pictures of each prompt.")] = 1,
+    ] = Path("generations"),
+    num_images: Annotated[int, typer.Option("--num", min=1, help="Images of each prompt.")] = 1,
     seed: Annotated[
         int,
-        typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of each prompt's first picture; the rest count on."),
+        typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of each prompt's first image; the rest count on."),
     ] = 0,
-    guidance_scale: GuidanceOption = PAINTING_GUIDANCE_SCALE,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps from noise to a picture.")] = PAINTING_STEPS,
+    guidance_scale: GuidanceOption = GENERATION_GUIDANCE_SCALE,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps from noise to an image.")] = GENERATION_STEPS,
     batch_size: Annotated[
         int,
-        typer.Option("--batch-size", min=1, help="Pictures painted at once; changes them by float rounding alone."),
+        typer.Option("--batch-size", min=1, help="Images generated at once; changes them by float rounding alone."),
     ] = 8,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Paint pictures from words, each from its own seed.
+    """Generate images from words, each from its own seed.
 
     Every PNG says in its metadata how it was made: prompt, seed, guidance scale, steps, model, version.
 
     \b
     Examples:
       palindiff generate "a flat emoji of a red apple"
-      palindiff generate "a red apple" "a blue car" --num 4 --seed 7 --output paintings
+      palindiff generate "a red apple" "a blue car" --num 4 --seed 7 --output generations
       palindiff generate --prompts prompts.txt --model runs/first/checkpoint --json
     """
     wanted = [*(prompts or []), *read_lines(prompts_file, "PROMPT")]
@@ -59,23 +59,23 @@ def generate(
         raise NotADirectoryError(f"`{output}` is a file. Expected a folder. Name another with --output.")
     settings = {"model": model, "num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
     if dry_run:
-        plan = {"output": str(output), "pictures_of_each_prompt": num_pictures, "prompts": wanted}
+        plan = {"output": str(output), "images_of_each_prompt": num_images, "prompts": wanted}
         print_plan(settings | plan, as_json)
         return
     _check_writable(output)
     pipeline = open_model(model, device)
     _check_steps(steps, pipeline.scheduler.config.num_train_timesteps)
-    from palindiff.inference.painted_files import PaintOptions, paint_files
+    from palindiff.inference.image_files import GenerationOptions, generate_files
 
-    options = PaintOptions(num_pictures, seed, guidance_scale, steps, batch_size)
-    painted = []
-    for each in paint_files(pipeline, wanted, options, output, model):
-        painted.append(each)
-        print_count(len(painted), len(wanted) * num_pictures)
+    options = GenerationOptions(num_images, seed, guidance_scale, steps, batch_size)
+    generated = []
+    for each in generate_files(pipeline, wanted, options, output, model):
+        generated.append(each)
+        print_count(len(generated), len(wanted) * num_images)
     if as_json:
-        print_json(settings | {"pictures": [{**asdict(each), "path": str(each.path)} for each in painted]})
+        print_json(settings | {"images": [{**asdict(each), "path": str(each.path)} for each in generated]})
     else:
-        _print(painted, output)
+        _print(generated, output)
 
 
 def _check_writable(output: Path) -> None:
@@ -101,11 +101,11 @@ def _check_steps(steps: int, num_train_timesteps: int) -> None:
         )
 
 
-def _print(painted: "list[PaintedFile]", output: Path) -> None:
+def _print(generated: "list[GeneratedFile]", output: Path) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    table = folded_table(f"painted into {output}", "prompt", "seed", "file")
-    for each in painted:
+    table = folded_table(f"generated into {output}", "prompt", "seed", "file")
+    for each in generated:
         table.add_row(escape(each.prompt), str(each.seed), escape(each.path.name))
     Console().print(table)

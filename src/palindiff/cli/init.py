@@ -1,12 +1,12 @@
-"""`palindiff init`: a checkpoint to start from, out of Stable Diffusion and the CLIP of its text tower."""
+"""`palindiff init`: a checkpoint to start from, out of Stable Diffusion and the CLIP of its text encoder."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from palindiff.cli.told_option import DryRunOption, JsonOption, print_json, print_plan
-from palindiff.data.publish import check_is_free, published_folder
+from palindiff.atomic import atomic_folder, check_is_free
+from palindiff.cli.output_option import DryRunOption, JsonOption, print_json, print_plan
 
 DEFAULT_RECIPE = "diffdis-cc3m-one-way"
 PARTS = ("unet", "vae", "text_encoder", "query_stream")
@@ -20,7 +20,7 @@ SourceOption = Annotated[
 ]
 TextOption = Annotated[
     str,
-    typer.Option("--text", metavar="DIR|NAME", help="CLIP that its text tower was taken from: folder or Hub name."),
+    typer.Option("--text", metavar="DIR|NAME", help="CLIP that its text encoder was taken from: folder or Hub name."),
 ]
 OutputOption = Annotated[Path, typer.Option("--output", metavar="DIR", help="New folder of the checkpoint.")]
 RecipeOption = Annotated[
@@ -51,7 +51,7 @@ def init(
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Make a checkpoint that paints as Stable Diffusion does, and can be trained to name.
+    """Make a checkpoint that generates as Stable Diffusion does, and can be trained to name.
 
     The folder is that Stable Diffusion's with two more sub-folders. Its query stream is new: train it before naming.
 
@@ -61,8 +61,8 @@ def init(
       palindiff init --from model.safetensors --text clip-vit-large-patch14 --recipe diffdis-cc3m --output start
       palindiff train --recipe diffdis-cc3m --set base.source=start --set data.path=cc3m
     """
-    from palindiff.training.diffdis import Recipe
-    from palindiff.training.recipe_file import load_recipe
+    from palindiff.training.recipes.yaml_files import load_recipe
+    from palindiff.training.train_diffdis import Recipe
 
     check_is_free(output)
     query_stream = load_recipe(Recipe, recipe, overrides or []).query_stream
@@ -76,7 +76,7 @@ def init(
         return
     for name, count in counts.items():
         typer.echo(f"{name}: {count:,} parameters{', new' if name == 'query_stream' else ''}")
-    typer.echo(f"written: {output}. It paints; train it before it names.")
+    typer.echo(f"written: {output}. It generates; train it before it names.")
 
 
 def _write(output: Path, arguments: tuple[Any, ...], options: dict[str, Any]) -> dict[str, int]:
@@ -88,7 +88,7 @@ def _write(output: Path, arguments: tuple[Any, ...], options: dict[str, Any]) ->
     transformers_logging.disable_progress_bar()
     from palindiff.inference.pipeline import PalindiffPipeline
 
-    with published_folder(output) as folder:
+    with atomic_folder(output) as folder:
         pipeline = PalindiffPipeline.from_stable_diffusion(*arguments, **options)
         pipeline.save_pretrained(folder)
     return {name: sum(weight.numel() for weight in getattr(pipeline, name).parameters()) for name in PARTS}

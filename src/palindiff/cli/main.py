@@ -15,20 +15,20 @@ from palindiff.cli.classify import classify
 from palindiff.cli.data import app as data
 from palindiff.cli.demo import demo
 from palindiff.cli.estimate import estimate
-from palindiff.cli.evaluate_codec import evaluate_codec
+from palindiff.cli.evaluate_vae import evaluate_vae
 from palindiff.cli.export import export
 from palindiff.cli.generate import generate
 from palindiff.cli.init import init
 from palindiff.cli.push import push
 from palindiff.cli.rank import rank
 from palindiff.cli.train import train
-from palindiff.cli.train_codec import train_codec
+from palindiff.cli.train_vae import train_vae
 
 KNOWN_ERRORS = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)  # ours say what to do
 
 app = typer.Typer(
     name="palindiff",
-    help="One diffusion network that paints from words, and names and finds pictures.",
+    help="One diffusion network that generates from words, and names and finds images.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -36,9 +36,9 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.command("train")(train)
-app.command("train-codec")(train_codec)
+app.command("train-vae")(train_vae)
 app.command("estimate")(estimate)
-app.command("evaluate-codec")(evaluate_codec)
+app.command("evaluate-vae")(evaluate_vae)
 for verb in (init, generate, classify, rank, demo, export, push):
     app.command(verb.__name__)(verb)
 
@@ -55,7 +55,7 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """One diffusion network that paints from words, and names and finds pictures."""
+    """One diffusion network that generates from words, and names and finds images."""
 
 
 def main(command: typer.Typer = app) -> None:

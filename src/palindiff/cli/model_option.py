@@ -17,7 +17,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="NAME|DIR",
-        help="Shipped model, checkpoint folder (./NAME where a shipped model is called so too), or Hub name.",
+        help="Bundled model, checkpoint folder (./NAME where a bundled model is called so too), or Hub name.",
     ),
 ]
 DeviceOption = Annotated[
@@ -37,25 +37,25 @@ def open_model(name: str, device: str = "auto", dtype: "torch.dtype | None" = No
     place = _find_device(device)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    from palindiff.inference.bundled import bundled_models, load
     from palindiff.inference.pipeline import PalindiffPipeline
-    from palindiff.inference.shipped import load, shipped_models
 
     dtype = dtype or torch.float32
-    if name in shipped_models():
+    if name in bundled_models():
         pipeline = load(name, dtype)
     else:
-        folder = Path(name) if Path(name).is_dir() else _download(name, shipped_models())
+        folder = Path(name) if Path(name).is_dir() else _download(name, bundled_models())
         pipeline = PalindiffPipeline.from_pretrained(folder, dtype=dtype)
     return pipeline.to(place, silence_dtype_warnings=True)
 
 
-def _download(name: str, shipped: list[str]) -> Path:
+def _download(name: str, bundled: list[str]) -> Path:
     """Find a Hub name's files, downloaded now or earlier."""
     from diffusers.utils import logging as diffusers_logging
 
     from palindiff.inference.pipeline import PalindiffPipeline
 
-    ships = f"one of the shipped models ({', '.join(shipped) or 'none in this installation'})"
+    ships = f"one of the bundled models ({', '.join(bundled) or 'none in this installation'})"
     unknown = FileNotFoundError(
         f"No model `{name}`: it is no folder{', and the Hub did not give it' if _is_hub_name(name) else ''}. "
         f"Expected {ships}, a checkpoint folder, or a Hub name OWNER/MODEL. Check the name with --model."

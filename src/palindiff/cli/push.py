@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from palindiff.cli.told_option import DryRunOption, print_plan
+from palindiff.cli.output_option import DryRunOption, print_plan
 
 
 def push(
@@ -23,9 +23,9 @@ def push(
       palindiff push --model runs/first/checkpoint --to me/first --dry-run
       palindiff push --model runs/first/checkpoint --to me/first --private
     """
-    from palindiff.inference.checkpoint_folder import check_index
-    from palindiff.inference.model_card import CardFacts, card_head, card_text, read_card
-    from palindiff.inference.sharing import files_to_push
+    from palindiff.pretrained.checkpoint_folder import check_index
+    from palindiff.pretrained.model_card import CardFacts, card_head, card_text, read_card
+    from palindiff.pretrained.saving import files_to_push
 
     _check_name(repo_id)
     check_index(model)
@@ -57,7 +57,7 @@ def _check_name(repo_id: str) -> None:
 def _push(model: Path, repo_id: str, private: bool) -> str:
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
-    from palindiff.inference.sharing import push_folder
+    from palindiff.pretrained.saving import push_folder
 
     try:
         return push_folder(model, repo_id, private=private or None)

@@ -1,29 +1,29 @@
-"""`palindiff rank`: find the captions of pictures, or the pictures of captions."""
+"""`palindiff rank`: find the captions of images, or the images of captions."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from palindiff.cli.listed import (
-    PICTURES_AT_ONCE,
+from palindiff.cli.inputs import (
+    IMAGES_AT_ONCE,
+    ImagesArgument,
     OnBadOption,
-    PicturesArgument,
     check_texts,
-    find_pictures,
+    find_images,
     read_lines,
-    readable_pictures,
+    readable_images,
 )
 from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_model
-from palindiff.cli.told_option import DryRunOption, JsonOption, folded_table, print_count, print_json, print_plan
-from palindiff.cli.walk_option import GuidanceOption, SeedOption, StepsOption, TopOption
+from palindiff.cli.naming_option import GuidanceOption, SeedOption, StepsOption, TopOption
+from palindiff.cli.output_option import DryRunOption, JsonOption, folded_table, print_count, print_json, print_plan
 from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
 
 Ranked = list[tuple[str, float]]
 
 
 def rank(
-    pictures: PicturesArgument,
+    images: ImagesArgument,
     captions: Annotated[
         list[str] | None, typer.Option("--caption", help="A caption to compare with. Repeatable.")
     ] = None,
@@ -31,9 +31,9 @@ def rank(
         Path | None, typer.Option("--captions", metavar="FILE", help="Text file with more captions, one a line.")
     ] = None,
     by: Annotated[
-        Literal["picture", "caption"],
-        typer.Option("--by", help="picture: each picture's best captions; caption: each caption's best pictures."),
-    ] = "picture",
+        Literal["image", "caption"],
+        typer.Option("--by", help="image: each image's best captions; caption: each caption's best images."),
+    ] = "image",
     model: ModelOption = DEFAULT_MODEL,
     top: TopOption = 5,
     steps: StepsOption = NAMING_STEPS,
@@ -44,7 +44,7 @@ def rank(
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Rank captions for pictures, or pictures for captions, by the cosine of their embeddings.
+    """Rank captions for images, or images for captions, by the cosine of their embeddings.
 
     \b
     Examples:
@@ -54,24 +54,24 @@ def rank(
     """
     texts = [*(captions or []), *read_lines(captions_file, "--caption")]
     check_texts(texts, "caption", "--caption or --captions")
-    files = find_pictures(pictures)
+    files = find_images(images)
     walk = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
     settings = {"model": model, **walk}
     if dry_run:
-        print_plan(settings | {"by": by, "captions": texts, "pictures": [str(file) for file in files]}, as_json)
+        print_plan(settings | {"by": by, "captions": texts, "images": [str(file) for file in files]}, as_json)
         return
-    files = readable_pictures(files, on_bad)
+    files = readable_images(files, on_bad)
     pipeline = open_model(model, device)
-    counted = {"batch_size": PICTURES_AT_ONCE, "tell": lambda done: print_count(done, len(files))}
+    counted = {"batch_size": IMAGES_AT_ONCE, "tell": lambda done: print_count(done, len(files))}
     cosines = pipeline.rank(files, texts, **walk, **counted)
     names = [str(file) for file in files]
-    asked, offered = (names, texts) if by == "picture" else (texts, names)
-    best = (cosines if by == "picture" else cosines.T).topk(min(top, len(offered)))
+    asked, offered = (names, texts) if by == "image" else (texts, names)
+    best = (cosines if by == "image" else cosines.T).topk(min(top, len(offered)))
     answers: list[Ranked] = [
         [(offered[i], cosine) for i, cosine in zip(places, values, strict=True)]
         for places, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
-    kind = "caption" if by == "picture" else "picture"
+    kind = "caption" if by == "image" else "image"
     if as_json:
         told = [
             {by: each, f"{kind}s": [{kind: name, "cosine": cosine} for name, cosine in ranked]}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound="BaseModel")
 
-RecipeOption = Annotated[str, typer.Option("--recipe", metavar="NAME|FILE.yaml", help="Shipped recipe or a file.")]
+RecipeOption = Annotated[str, typer.Option("--recipe", metavar="NAME|FILE.yaml", help="Bundled recipe or a file.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -65,7 +65,7 @@ def run_recipe(
     train: "Callable[[R, Path], Mapping[str, float]]",
 ) -> None:
     """Resolve a recipe and print it; then tell its size, or train it below the output folder and print its numbers."""
-    from palindiff.training.recipe_file import claim_output, dump_recipe, load_recipe
+    from palindiff.training.recipes.yaml_files import dump_recipe, load_recipe, prepare_run_dir
 
     seed = [] if options.seed is None else [f"loop.seed={options.seed}"]
     overrides = [*options.overrides, *seed]
@@ -77,7 +77,7 @@ def run_recipe(
         _print_size(describe(recipe))
         return
     output = options.output or Path("runs") / Path(options.recipe).stem
-    claim_output(recipe, output, told)
+    prepare_run_dir(recipe, output, told)
     _print_once(dump_recipe(recipe, told))
     numbers = train(recipe, output)
     _print_once("".join(f"{name} {value:.4g}\n" for name, value in numbers.items()) + f"written below {output}")

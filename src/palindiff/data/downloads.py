@@ -1,4 +1,4 @@
-"""What img2dataset wrote beside its archives: how many rows it was given, and why some of them have no picture.
+"""What img2dataset wrote beside its archives: how many rows it was given, and why some of them have no image.
 
 Here: reading those reports. Not here: the archives (`shards.py`).
 """

@@ -1,4 +1,4 @@
-"""The default picture set: emoji in two styles, drawn from packages that carry their SVG files.
+"""The default image set: emoji in two styles, drawn from packages that carry their SVG files.
 
 Here: which emoji exist, what they are called, which concept each shows, how the concepts are split, and drawing.
 Not here: reading the set back (`folder.py`, as any other set). The packages are an extra and are imported late.
@@ -18,7 +18,7 @@ from typing import Literal, get_args
 
 from PIL import Image
 
-from palindiff.data.publish import published_folder
+from palindiff.atomic import atomic_folder
 
 Style = Literal["flat", "outlined"]
 STYLES: tuple[Style, ...] = get_args(Style)
@@ -44,7 +44,7 @@ _SAME_CONCEPT = {
     "merman": "mermaid", "merperson": "mermaid", "older person": "old",
 }  # fmt: skip
 _TURN = re.compile(r"\b(left|right)(wards|-facing)?\b")
-_LOOK_ALIKE = (  # concepts whose pictures are equal in a style, or mirrored, or show the same thing
+_LOOK_ALIKE = (  # concepts whose images are equal in a style, or mirrored, or show the same thing
     ("Norway", "Svalbard & Jan Mayen", "Bouvet Island"), ("France", "Clipperton Island", "St. Martin"),
     ("Spain", "Ceuta & Melilla"), ("United States", "U.S. Outlying Islands"), ("Romania", "Chad"),
     ("Australia", "Heard Island & McDonald Islands"), ("British Indian Ocean Territory", "Diego Garcia"),
@@ -76,7 +76,7 @@ class Emoji:
 
     @property
     def concept(self) -> str:
-        """What the picture shows, without skin tone, gender or direction: the unit of every split."""
+        """What the image shows, without skin tone, gender or direction: the unit of every split."""
         name = self.name.removesuffix(" facing right").removesuffix(" face")  # a cat's face and a cat are one concept
         for beginning in _SAME_BEGINNING:
             if name.startswith(beginning):
@@ -90,7 +90,7 @@ class Emoji:
 
     @property
     def is_neutral(self) -> bool:
-        """Whether neither skin tone, gender nor direction is told: the concept's own picture, if it has one."""
+        """Whether neither skin tone, gender nor direction is told: the concept's own image, if it has one."""
         gendered = {"man", "woman", "men", "women", "boy", "girl"} & set(self.name.split())
         return not (self.tone or gendered or self.name.endswith("facing right"))
 
@@ -111,7 +111,7 @@ class Concept:
 
     @property
     def representative(self) -> Emoji:
-        """The member that stands for the concept where one picture is wanted: neutral and shortest of name."""
+        """The member that stands for the concept where one image is wanted: neutral and shortest of name."""
         return min(self.members, key=lambda emoji: (not emoji.is_neutral, bool(emoji.tone), len(emoji.name)))
 
 
@@ -167,7 +167,7 @@ def split_concepts(concepts: Sequence[Concept], drawable: dict[Style, set[str]])
     split that has room for them. A concept held out whole must be drawable in both styles; a composition concept is
     trained in one style and held out in the other.
 
-    Source: ours (the paper splits by picture).
+    Source: ours (the paper splits by image).
     Shapes: drawable: for each style the characters that have an SVG -> {concept: {style: split}}.
     Raises: ValueError if there are too few concepts to split.
     """
@@ -219,8 +219,8 @@ def build_emoji_set(
 
     `emoji` are those to draw, all if None; the splits are those of the whole set either way.
 
-    Units:   size_px is the side of each square picture.
-    Returns: pictures in each split and style.
+    Units:   size_px is the side of each square image.
+    Returns: images in each split and style.
     Raises:  ModuleNotFoundError if a package of the extra is missing; FileExistsError if `output` holds anything.
     """
     everything = read_emoji()
@@ -230,8 +230,8 @@ def build_emoji_set(
     drawn = {each.characters for each in (everything if emoji is None else emoji)}
     rows: dict[str, list[dict[str, object]]] = defaultdict(list)
     counts: dict[str, dict[Style, int]] = defaultdict(lambda: dict.fromkeys(STYLES, 0))
-    with published_folder(output) as folder:
-        for concept, style, each in _pictures(concepts, svgs):
+    with atomic_folder(output) as folder:
+        for concept, style, each in _images(concepts, svgs):
             if each.characters in drawn:
                 split = splits[concept.name][style]
                 rows[split].append(_draw(folder / split, concept, style, each, svgs[style][each.characters], size_px))
@@ -253,7 +253,7 @@ def find_svgs(emoji: Iterable[Emoji], style: Style) -> dict[str, Path]:
     return {characters: files[name] for characters, name in named.items() if name is not None}
 
 
-def _pictures(
+def _images(
     concepts: Iterable[Concept], svgs: Mapping[Style, Mapping[str, Path]]
 ) -> Iterator[tuple[Concept, Style, Emoji]]:
     """All that can be drawn, in the order of the set."""
@@ -265,7 +265,7 @@ def _pictures(
 
 
 def _draw(folder: Path, concept: Concept, style: Style, emoji: Emoji, svg: Path, size_px: int) -> dict[str, object]:
-    """Draw one picture below its split's folder and return its row."""
+    """Draw one image below its split's folder and return its row."""
     file_name = f"{style}/{svg.stem.lower()}.png"
     (folder / style).mkdir(parents=True, exist_ok=True)
     draw_svg(svg.read_bytes(), size_px).save(folder / file_name)

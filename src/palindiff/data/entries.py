@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 CAPTION_KEYS = ("captions", "caption", "text")
-PICTURE_SUFFIXES = frozenset(  # of the formats that pictures.py takes
+IMAGE_SUFFIXES = frozenset(  # of the formats that images.py takes
     {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif"}
 )
 SAMPLE_BYTES = 1024
@@ -31,12 +31,12 @@ class Entry:
     """One row as its source tells it."""
 
     place: str  # what a message calls the row: "line 4 of metadata.jsonl"
-    name: str = ""  # the picture's name within its source
-    path: str | None = None  # the file that holds the picture; None: a table does
-    offset: int | None = None  # where it begins in that file; None: the file is the picture
+    name: str = ""  # the image's name within its source
+    path: str | None = None  # the file that holds the image; None: a table does
+    offset: int | None = None  # where it begins in that file; None: the file is the image
     size: int = 0  # bytes
     table_row: int | None = None  # which row of the table
-    content: str = ""  # stands for the picture's bytes, see `content_id`
+    content: str = ""  # stands for the image's bytes, see `content_id`
     captions: tuple[str, ...] = ()
     label: str | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
@@ -58,9 +58,9 @@ class Entry:
 
 
 def content_id(part: Callable[[int, int], bytes | memoryview], size: int) -> str:
-    """Hash a picture's size and bytes; of a long compressed one the beginning, middle and end alone.
+    """Hash an image's size and bytes; of a long compressed one the beginning, middle and end alone.
 
-    A compressed picture saved anew differs there: PNG ends on a sum over all pixels, the others shift what follows.
+    A compressed image saved anew differs there: PNG ends on a sum over all pixels, the others shift what follows.
     `part(start, num_bytes)` reads.
     """
     beginning = bytes(part(0, min(size, SAMPLE_BYTES)))

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from palindiff.data.entries import Entry, RowFault
-from palindiff.data.pictures import PictureError, read_picture
-from palindiff.data.rows import DAMAGED, IndexedRows, PictureSet, left_out_sentence
+from palindiff.data.images import ImageFileError, decode_image
+from palindiff.data.rows import DAMAGED, ImageSet, IndexedRows, left_out_sentence
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -48,35 +48,35 @@ def index_in_memory(entries: Iterable[Entry]) -> "Dataset":
 
 
 def index_on_disk(
-    scan: Callable[..., Iterator[dict[str, Any]]], arguments: Mapping[str, Any], made_from: Sequence[object]
+    scan: Callable[..., Iterator[dict[str, Any]]], arguments: Mapping[str, Any], fingerprints: Sequence[object]
 ) -> "Dataset":
     """Keep the rows that `scan` yields in the cache of `datasets`, or map what an earlier call kept.
 
-    `made_from` tells apart what is scanned: the state of the files and all that changes an entry.
+    `fingerprints` tells apart what is scanned: the state of the files and all that changes an entry.
     """
     from datasets import Dataset, NamedSplit
 
-    digest = hashlib.sha256(json.dumps([INDEX_VERSION, scan.__name__, *made_from]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([INDEX_VERSION, scan.__name__, *fingerprints]).encode()).hexdigest()
     return Dataset.from_generator(
         scan,
         features=index_features(),
         gen_kwargs=dict(arguments),
         split=NamedSplit("index"),  # what the progress bar calls it
-        fingerprint=f"pictures-{digest[:32]}",
+        fingerprint=f"images-{digest[:32]}",
     )
 
 
-def judge(index: "Dataset", pictures: "Dataset | None", source: str, on_bad: OnBad, use_decoder: bool) -> PictureSet:
+def judge(index: "Dataset", images: "Dataset | None", source: str, on_bad: OnBad, use_decoder: bool) -> ImageSet:
     """Refuse a source with bad rows, naming them all at once, or leave them out and say so.
 
-    `use_decoder` decodes every picture once, so that damaged ones count among the bad rows.
+    `use_decoder` decodes every image once, so that damaged ones count among the bad rows.
 
     Raises: ValueError if a row is bad and `on_bad` is "refuse", or if no row is left.
     """
     verdicts = _entries(index.select_columns(["fault", "found"]))
     faults = {number: RowFault(**each) for number, each in enumerate(verdicts) if each["fault"]}
     if use_decoder:
-        faults |= _undecodable(IndexedRows(index, pictures), skipped=faults)
+        faults |= _undecodable(IndexedRows(index, images), skipped=faults)
     if faults and on_bad == "refuse":
         raise ValueError(_refusal(index, faults, source))
     reasons = Counter(fault.fault for fault in faults.values())
@@ -84,10 +84,10 @@ def judge(index: "Dataset", pictures: "Dataset | None", source: str, on_bad: OnB
     if not len(kept):
         left_out = left_out_sentence(reasons, len(index), source)
         raise ValueError(
-            f"`{source}` has {_first_fault(faults, left_out) if faults else 'no picture'}. Expected a picture with a "
+            f"`{source}` has {_first_fault(faults, left_out) if faults else 'no image'}. Expected an image with a "
             "caption. Check `path`, `split` and the columns' names."
         )
-    return PictureSet(IndexedRows(kept, pictures), _fingerprint(kept), source, reasons)
+    return ImageSet(IndexedRows(kept, images), _fingerprint(kept), source, reasons)
 
 
 def _first_fault(faults: Mapping[int, RowFault], left_out: str) -> str:
@@ -102,14 +102,14 @@ def _undecodable(rows: IndexedRows, skipped: Mapping[int, RowFault]) -> dict[int
         if number in skipped:
             continue
         try:
-            read_picture(rows[number].source)
-        except PictureError as error:
+            decode_image(rows[number].source)
+        except ImageFileError as error:
             found[number] = RowFault(DAMAGED, str(error).split(". Expected ")[0])
     return found
 
 
 def _refusal(index: "Dataset", faults: Mapping[int, RowFault], source: str) -> str:
-    lines = [f"`{source}`: {len(faults):,} of {len(index):,} rows are bad. Expected a picture and a caption in each."]
+    lines = [f"`{source}`: {len(faults):,} of {len(index):,} rows are bad. Expected an image and a caption in each."]
     places = index.select_columns(["place"])
     for number in sorted(faults)[:NUM_NAMED_FAULTS]:
         found = f" ({faults[number].found})" if faults[number].found else ""

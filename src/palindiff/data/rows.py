@@ -1,7 +1,7 @@
-"""What every source of captioned pictures is brought into: one row, and a set of rows.
+"""What every source of captioned images is brought into: one row, and a set of rows.
 
 Here: the shapes that other rooms see. Not here: how a source becomes an index (`index.py` and the readers),
-or what a picture's bytes become (`pictures.py`).
+or what an image's bytes become (`images.py`).
 """
 
 import hashlib
@@ -13,30 +13,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
-from palindiff.data.pictures import PictureSource
+from palindiff.data.images import ImageSource
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 @dataclass(frozen=True)
-class CaptionedPicture:
-    """One row: where the picture is, its captions, its class if it has one, and whatever else the row tells."""
+class CaptionedImage:
+    """One row: where the image is, its captions, its class if it has one, and whatever else the row tells."""
 
-    source: PictureSource
+    source: ImageSource
     captions: tuple[str, ...]
     label: str | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
 
 
-DAMAGED = "damaged picture"  # the kind of fault that shows when a picture is decoded
+DAMAGED = "damaged image"  # the kind of fault that shows when an image is decoded
 
 
-class PictureSet(Sequence[CaptionedPicture]):
+class ImageSet(Sequence[CaptionedImage]):
     """Rows in a fixed order, with a fingerprint of what they are, and how many were left out for which reason.
 
-    The fingerprint changes with a caption, a label, a further field, and a picture's name, size or content (of
-    which large pictures give samples); it does not change with the place of the files or their times.
+    The fingerprint changes with a caption, a label, a further field, and an image's name, size or content (of
+    which large images give samples); it does not change with the place of the files or their times.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class PictureSet(Sequence[CaptionedPicture]):
         return left_out_sentence(self.reasons, len(self) + self.num_left_out, self.source)
 
     def texts(self) -> Iterator[tuple[tuple[str, ...], str | None]]:
-        """Yield the captions and the class of each row: far quicker than row by row, and without the pictures."""
+        """Yield the captions and the class of each row: far quicker than row by row, and without the images."""
         return self._rows.texts()
 
-    def without(self, unreadable: Collection[int]) -> "PictureSet":
-        """Leave out rows whose pictures turned out to be damaged.
+    def without(self, unreadable: Collection[int]) -> "ImageSet":
+        """Leave out rows whose images turned out to be damaged.
 
         Raises: ValueError if no row is left.
         """
@@ -69,21 +69,21 @@ class PictureSet(Sequence[CaptionedPicture]):
         gone = sorted(unreadable)
         if len(gone) == len(self):
             raise ValueError(
-                f"`{self.source}` has no picture that can be read. Expected at least one. "
-                "`palindiff data show --check-pictures` tells what is wrong with them."
+                f"`{self.source}` has no image that can be read. Expected at least one. "
+                "`palindiff data show --check-images` tells what is wrong with them."
             )
         digest = hashlib.sha256(json.dumps([self.fingerprint, gone]).encode()).hexdigest()
         reasons = self.reasons + Counter({DAMAGED: len(gone)})
-        return PictureSet(self._rows.without(gone), digest, self.source, reasons)
+        return ImageSet(self._rows.without(gone), digest, self.source, reasons)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @overload
-    def __getitem__(self, index: SupportsIndex) -> CaptionedPicture: ...
+    def __getitem__(self, index: SupportsIndex) -> CaptionedImage: ...
     @overload
-    def __getitem__(self, index: slice) -> list[CaptionedPicture]: ...
-    def __getitem__(self, index: SupportsIndex | slice) -> CaptionedPicture | list[CaptionedPicture]:
+    def __getitem__(self, index: slice) -> list[CaptionedImage]: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> CaptionedImage | list[CaptionedImage]:
         if isinstance(index, slice):
             return [self._rows[place] for place in range(*index.indices(len(self)))]
         return self._rows[operator.index(index)]
@@ -97,19 +97,19 @@ def left_out_sentence(reasons: Counter[str], num_rows: int, source: str) -> str:
     return f"{reasons.total():,} of {num_rows:,} rows of `{source}` were left out: {told}."
 
 
-class IndexedRows(Sequence[CaptionedPicture]):
+class IndexedRows(Sequence[CaptionedImage]):
     """Rows of an index (`index.py`), made when asked for; it pickles as the names of the files it is mapped from."""
 
-    def __init__(self, index: "Dataset", pictures: "Dataset | None" = None) -> None:
-        """Take the index, and the table that holds the pictures where files do not."""
-        self._index, self._pictures = index, pictures
+    def __init__(self, index: "Dataset", images: "Dataset | None" = None) -> None:
+        """Take the index, and the table that holds the images where files do not."""
+        self._index, self._images = index, images
 
     def __len__(self) -> int:
         return len(self._index)
 
-    def __getitem__(self, place):  # type: ignore[no-untyped-def]  # whole numbers only; PictureSet has slices
+    def __getitem__(self, place):  # type: ignore[no-untyped-def]  # whole numbers only; ImageSet has slices
         entry = self._index[place]
-        return CaptionedPicture(
+        return CaptionedImage(
             self._source(entry), tuple(entry["captions"]), entry["label"], json.loads(entry["fields"])
         )
 
@@ -123,10 +123,10 @@ class IndexedRows(Sequence[CaptionedPicture]):
         """All rows but some."""
         left_out = set(gone)
         kept = [row for row in range(len(self)) if row not in left_out]
-        return IndexedRows(self._index.select(kept), self._pictures)
+        return IndexedRows(self._index.select(kept), self._images)
 
-    def _source(self, entry: Mapping[str, Any]) -> PictureSource:
+    def _source(self, entry: Mapping[str, Any]) -> ImageSource:
         if entry["path"] is not None:
-            return PictureSource(entry["name"], Path(entry["path"]), offset=entry["offset"], size=entry["size"])
-        (cell,) = self._pictures[entry["table_row"]].values()  # type: ignore[index]  # a table wherever path is None
-        return PictureSource(entry["name"], data=cell["bytes"] if isinstance(cell, dict) else cell)
+            return ImageSource(entry["name"], Path(entry["path"]), offset=entry["offset"], size=entry["size"])
+        (cell,) = self._images[entry["table_row"]].values()  # type: ignore[index]  # a table wherever path is None
+        return ImageSource(entry["name"], data=cell["bytes"] if isinstance(cell, dict) else cell)

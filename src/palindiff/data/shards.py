@@ -1,7 +1,7 @@
-"""Captioned pictures in tar archives of the webdataset layout, as img2dataset writes them.
+"""Captioned images in tar archives of the webdataset layout, as img2dataset writes them.
 
-Here: which archives a path names, and entries from their members. The pictures stay in the archives: only an index is
-built, and `datasets` keeps it on disk for the next opening. Its own webdataset reader would copy every picture, and
+Here: which archives a path names, and entries from their members. The images stay in the archives: only an index is
+built, and `datasets` keeps it on disk for the next opening. Its own webdataset reader would copy every image, and
 stop without a name at the first member that it cannot read.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from palindiff.data.entries import (
-    PICTURE_SUFFIXES,
+    IMAGE_SUFFIXES,
     Entry,
     RowFault,
     as_captions,
@@ -171,11 +171,11 @@ def _members(archive: tarfile.TarFile, stream: BinaryIO) -> Iterator[tarfile.Tar
 
 
 def _entry(tar: Path, stream: BinaryIO, sample: _Sample, reading: ShardReading) -> Entry:
-    kinds = [kind for kind in sample.members if f".{kind}" in PICTURE_SUFFIXES]
+    kinds = [kind for kind in sample.members if f".{kind}" in IMAGE_SUFFIXES]
     if sample.twice or len(kinds) > 1:
         raise RowFault("several members of a kind", f"{sample.twice or ' and '.join(kinds)} of one key")
     if not kinds:
-        raise RowFault("no picture", f"only {', '.join(sample.members)}")
+        raise RowFault("no image", f"only {', '.join(sample.members)}")
     told = {kind: _bytes(stream, sample.members[kind]) for kind in ("txt", "json", "cls") if kind in sample.members}
     record = as_record(told["json"]) if "json" in told else {}
     label = _label(as_text(told["cls"]), reading.class_names) if "cls" in told else None
@@ -183,7 +183,7 @@ def _entry(tar: Path, stream: BinaryIO, sample: _Sample, reading: ShardReading) 
     taken = reading.caption_key or "caption"
     member = sample.members[kinds[0]]
     if member.size == 0:
-        raise RowFault("empty picture file", f"`{member.name}` has 0 bytes")
+        raise RowFault("empty image file", f"`{member.name}` has 0 bytes")
     return Entry(
         place=f"`{sample.key}` in {tar.name}",
         name=f"{tar.name}/{member.name}",

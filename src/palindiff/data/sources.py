@@ -1,7 +1,7 @@
-"""Captioned pictures from wherever a user has them, in one shape.
+"""Captioned images from wherever a user has them, in one shape.
 
 Here: the settings, which kind of source a path is, and where its split lies. Not here: reading each kind (`folder.py`,
-`shards.py`, `tables.py`), judging the rows (`index.py`), decoding a picture (`pictures.py`).
+`shards.py`, `tables.py`), judging the rows (`index.py`), decoding an image (`images.py`).
 """
 
 import re
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from pydantic import BaseModel, field_validator
 
 from palindiff.data.folder import METADATA_NAME, has_class_folders, scan_classes, scan_folder
+from palindiff.data.images import Fit
 from palindiff.data.index import OnBad, index_in_memory, judge
-from palindiff.data.pictures import Fit
-from palindiff.data.rows import CaptionedPicture, PictureSet
+from palindiff.data.rows import CaptionedImage, ImageSet
 from palindiff.data.shards import ShardReading, expand_pattern, index_tars, is_pattern, read_class_names
 from palindiff.data.tables import find_columns, index_table, is_saved_to_disk, load_hub, load_parquet
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["CaptionedPicture", "DataConfig", "Kind", "PictureSet", "open_pictures"]
+__all__ = ["CaptionedImage", "DataConfig", "ImageSet", "Kind", "open_images"]
 
 Kind = Literal["folder", "classes", "webdataset", "parquet", "hub"]
 
@@ -35,18 +35,18 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
-    """Which pictures, what their rows are called, and how they become squares."""
+    """Which images, what their rows are called, and how they become squares."""
 
     path: str  # a folder, a tar or parquet file, a pattern such as "{split}/{00000..00331}.tar", or a Hub name
     kind: Literal["auto"] | Kind = "auto"  # "auto": by what lies there; else what to take it for
     split: str = "train"  # a folder below `path`, `{split}` in it, or a split of a Hub set; unsplit data are "train"
     subset: str | None = None  # the configuration of a Hub set that has several; None: it has one
-    fit: Fit = "crop"  # "crop": the middle square; "pad": the whole picture on white
-    image_column: str | None = None  # key or column of the picture; None: "file_name", or the only one that can be
+    fit: Fit = "crop"  # "crop": the middle square; "pad": the whole image on white
+    image_column: str | None = None  # key or column of the image; None: "file_name", or the only one that can be
     caption_column: str | None = None  # of the captions; None: "captions", "caption", "text", KEY.txt, or the only one
     caption_template: str = "a photo of a {c}"  # the caption where a row has a class {c} alone
     on_bad: OnBad = "refuse"  # a bad row: "refuse" the source, naming all; or "skip" it, telling how many and why
-    check_pictures: bool = False  # True: decode each once when opening, so that damaged ones count as bad rows
+    check_images: bool = False  # True: decode each once when opening, so that damaged ones count as bad rows
 
     @field_validator("caption_template")
     @classmethod
@@ -56,7 +56,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
         return template
 
 
-def open_pictures(config: DataConfig) -> PictureSet:
+def open_images(config: DataConfig) -> ImageSet:
     """Open the rows of a split, checked but not decoded.
 
     Raises: ValueError if rows are bad (all are told at once), the source has no such split, or is of no known kind;
@@ -66,21 +66,21 @@ def open_pictures(config: DataConfig) -> PictureSet:
     kind = find_kind(path, split) if config.kind == "auto" else config.kind
     source = f"{path}/{split}" if (path / split).is_dir() else str(path)
     if kind == "hub":
-        table, pictures = _index_table(load_hub(str(path), config.subset, config.split), source, config)
+        table, images = _index_table(load_hub(str(path), config.subset, config.split), source, config)
     elif kind == "parquet":
-        table, pictures = _index_table(load_parquet(_found(_parquet_files, path, split)), source, config)
+        table, images = _index_table(load_parquet(_found(_parquet_files, path, split)), source, config)
     elif kind == "webdataset":
         tars = _found(_tars, path, split)
         reading = ShardReading(config.caption_template, config.caption_column, read_class_names(tars))
-        table, pictures = index_tars(tars, reading), None
+        table, images = index_tars(tars, reading), None
     elif kind == "classes":
         root = _found(_class_root, path, split)
-        table, pictures = index_in_memory(scan_classes(root, config.caption_template)), None
+        table, images = index_in_memory(scan_classes(root, config.caption_template)), None
     else:
         root = _found(_metadata_root, path, split)
         entries = scan_folder(root, config.image_column or "file_name", config.caption_column)
-        table, pictures = index_in_memory(entries), None
-    return judge(table, pictures, source, config.on_bad, config.check_pictures)
+        table, images = index_in_memory(entries), None
+    return judge(table, images, source, config.on_bad, config.check_images)
 
 
 def find_shards(config: DataConfig) -> list[Path]:
@@ -97,7 +97,7 @@ def _place(config: DataConfig) -> tuple[Path, str]:
 
 
 def find_kind(path: Path, split: str) -> Kind:
-    """Tell by what lies at a path how to read it.
+    """Progress by what lies at a path how to read it.
 
     Raises: FileNotFoundError if nothing lies there and it is no Hub name; ValueError if it is of no known kind.
     """
@@ -168,7 +168,7 @@ def _files(path: Path, split: str, suffix: str) -> list[Path]:
 
 _FINDERS: dict[Kind, Callable[[Path, str], object]] = {
     "folder": _metadata_root,
-    "webdataset": _tars,  # before parquet: img2dataset writes both, and the tars hold the pictures
+    "webdataset": _tars,  # before parquet: img2dataset writes both, and the tars hold the images
     "parquet": _parquet_files,
     "hub": lambda path, split: is_saved_to_disk(path),
     "classes": _class_root,
@@ -195,6 +195,6 @@ def _nothing_found(path: Path, split: str) -> str:
     splits = [name for name in names if name != split and any(finder(path, name) for finder in _FINDERS.values())]
     beside = f" (splits found: {', '.join(splits)})" if splits else ""
     return (
-        f"`{path}` has no pictures of the split `{split}`{beside}. Expected {METADATA_NAME}, *.tar, *.parquet or "
+        f"`{path}` has no images of the split `{split}`{beside}. Expected {METADATA_NAME}, *.tar, *.parquet or "
         f"class folders in `{path / split}`, or for `train` in `{path}`. Check `path` and `split`."
     )

@@ -1,6 +1,6 @@
-"""Captioned pictures in tables of `datasets`: parquet files, and data sets of the Hub.
+"""Captioned images in tables of `datasets`: parquet files, and data sets of the Hub.
 
-Here: loading a table, finding its columns, and entries from its rows. The pictures stay in the table, undecoded.
+Here: loading a table, finding its columns, and entries from its rows. The images stay in the table, undecoded.
 """
 
 import glob
@@ -91,8 +91,8 @@ def find_columns(features: "Features", image: str | None, caption: str | None, s
 
     Raises: ValueError if a named column is missing or of another type, or if none or several could be meant.
     """
-    pictures = [name for name in features if _is_picture(features[name])]
-    image = _one_of(pictures, image, "image", features, source)
+    images = [name for name in features if _is_image(features[name])]
+    image = _one_of(images, image, "image", features, source)
     label = "label" if "label" in features and image != "label" else None
     texts = [name for name in features if _is_text(features[name]) and name not in (image, label)]
     usual = [name for name in CAPTION_KEYS if name in texts][:1]
@@ -102,7 +102,7 @@ def find_columns(features: "Features", image: str | None, caption: str | None, s
 
 
 def index_table(table: "Dataset", columns: Columns, template: str) -> tuple["Dataset", "Dataset"]:
-    """Index a table, or take the index that an earlier call kept; returns it and the table's undecoded pictures."""
+    """Index a table, or take the index that an earlier call kept; returns it and the table's undecoded images."""
     from datasets import Image
 
     if isinstance(table.features[columns.image], Image):
@@ -113,13 +113,13 @@ def index_table(table: "Dataset", columns: Columns, template: str) -> tuple["Dat
 
 
 def scan_table(table: "Dataset", columns: Columns, template: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of an index, one for each row of a table, without reading more of a picture than its samples."""
+    """Yield the rows of an index, one for each row of a table, without reading more of an image than its samples."""
     told = [name for name in table.column_names if _is_scalar(table.features[name]) or name == columns.caption]
-    pictures = table.select_columns([columns.image]).with_format("arrow")
+    images = table.select_columns([columns.image]).with_format("arrow")
     for start in range(0, len(table), _SCAN_BATCH):
         rows = range(start, min(start + _SCAN_BATCH, len(table)))
         texts = table.select_columns(told)[start : rows.stop] if told else {}
-        for row, cell in zip(rows, pictures[start : rows.stop][columns.image], strict=True):
+        for row, cell in zip(rows, images[start : rows.stop][columns.image], strict=True):
             record = {name: values[row - start] for name, values in texts.items()}
             yield _entry(row, cell, record, columns, template).as_row()
 
@@ -135,13 +135,13 @@ def _entry(row: int, cell: Any, record: Mapping[str, Any], columns: Columns, tem
         else:
             raise RowFault("no caption", "and no class")
         fields = as_fields(record, (columns.image, columns.caption or ""))
-        return Entry(place, table_row=row, captions=captions, label=label, fields=fields, **_picture(cell, place))
+        return Entry(place, table_row=row, captions=captions, label=label, fields=fields, **_image(cell, place))
     except RowFault as fault:
         return Entry.bad(place, fault)
 
 
-def _picture(cell: Any, name: str) -> dict[str, Any]:
-    """Where a cell's picture is: its bytes, or a file that `datasets` named."""
+def _image(cell: Any, name: str) -> dict[str, Any]:
+    """Where a cell's image is: its bytes, or a file that `datasets` named."""
     path = None
     if isinstance(cell, Mapping):
         path, cell = (cell[key] if key in cell else None for key in ("path", "bytes"))  # noqa: SIM401  # no `get`
@@ -149,11 +149,11 @@ def _picture(cell: Any, name: str) -> dict[str, Any]:
     if cell is not None and cell.is_valid:
         data = memoryview(cell.as_buffer())
         if not len(data):
-            raise RowFault("empty picture file", "0 bytes")
+            raise RowFault("empty image file", "0 bytes")
         content = content_id(lambda start, num_bytes: data[start : start + num_bytes], len(data))
         return {"name": path or name, "size": len(data), "content": content}
     if not path or not os.path.isabs(path):
-        raise RowFault("no picture", f"only the name `{path}`" if path else "")
+        raise RowFault("no image", f"only the name `{path}`" if path else "")
     try:
         with Path(path).open("rb") as stream:
             size = stream.seek(0, io.SEEK_END)
@@ -164,7 +164,7 @@ def _picture(cell: Any, name: str) -> dict[str, Any]:
                 "content": content_id(file_part(stream), size),
             }
     except OSError as error:
-        raise RowFault("picture cannot be opened", f"`{path}`: {error.strerror}") from error
+        raise RowFault("image cannot be opened", f"`{path}`: {error.strerror}") from error
 
 
 def _label(record: Mapping[str, Any], columns: Columns) -> str | None:
@@ -200,11 +200,11 @@ def _one_of(possible: Sequence[str], named: str | None, role: str, features: "Fe
     raise ValueError(f"{found}. Expected {expected}. {remedy}.")
 
 
-def _is_picture(feature: object) -> bool:
+def _is_image(feature: object) -> bool:
     from datasets import Image, Value
 
     if isinstance(feature, dict):
-        return "bytes" in feature and _is_picture(feature["bytes"])
+        return "bytes" in feature and _is_image(feature["bytes"])
     return isinstance(feature, Image) or (isinstance(feature, Value) and "binary" in feature.dtype)
 
 

@@ -1,6 +1,6 @@
 """Result files: numbers with all that is needed to measure them again, and the tables that documents quote from them.
 
-Here: results/*.json and marked tables. Not here: the measures (`retrieval.py`, `zero_shot.py`, `paintings.py`).
+Here: results/*.json and marked tables. Not here: the measures (`retrieval.py`, `zero_shot.py`, `generations.py`).
 
 A document quotes a table between two lines, and `python -m palindiff.evaluation.results FILE.md` writes it anew:
 
@@ -28,7 +28,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, JsonValue, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
 
-from palindiff.data.publish import publish_text
+from palindiff.atomic import atomic_text
 
 Scalar = StrictStr | StrictBool | StrictInt | StrictFloat | None
 Row = dict[str, Scalar]
@@ -99,7 +99,7 @@ def write_results(
     ).removesuffix("\n}")
     lines = ",\n".join("    " + json.dumps(row, ensure_ascii=False) for row in results.rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    publish_text(path, f'{head},\n  "rows": [\n{lines}\n  ]\n}}\n')
+    atomic_text(path, f'{head},\n  "rows": [\n{lines}\n  ]\n}}\n')
     return results
 
 
@@ -326,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except (ValueError, FileNotFoundError) as error:
             sys.exit(f"{path}: {error}")
         if rendered != text:
-            publish_text(path, rendered)
+            atomic_text(path, rendered)
         print(f"{path}: {'rendered' if rendered != text else 'as it was'}")
 
 

@@ -1,7 +1,7 @@
 """Retrieval: is a right candidate among the k best? With chance and a shuffled control beside each number.
 
 Here: recall at k from a table of scores. Not here: how scores are made (`inference/`), which captions count
-as the same (`objectives/`), paintings (`paintings.py`).
+as the same (`objectives/`), generations (`generations.py`).
 """
 
 import math
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from palindiff.evaluation.results import Row
 
-PICTURE_TO_TEXT = "picture_to_text"
-TEXT_TO_PICTURE = "text_to_picture"
+IMAGE_TO_TEXT = "image_to_text"
+TEXT_TO_IMAGE = "text_to_image"
 NUM_SHUFFLES = 20
 QUERIES_AT_ONCE = 1024  # bounds the memory of the comparison, not its result
 
@@ -21,20 +21,20 @@ QUERIES_AT_ONCE = 1024  # bounds the memory of the comparison, not its result
 def both_ways(
     scores: Tensor, positives: Tensor, ks: Sequence[int], num_shuffles: int = NUM_SHUFFLES, seed: int = 0
 ) -> list[Row]:
-    """Recall from pictures to captions and from captions to pictures.
+    """Recall from images to captions and from captions to images.
 
     Source:  DiffDis, Table 2.
-    Shapes:  scores (pictures, captions) float; positives (pictures, captions) bool.
+    Shapes:  scores (images, captions) float; positives (images, captions) bool.
     Returns: one row for each direction and k: direction, k, recall, chance, shuffled (the same scores with the
-             pictures in random order, mean of `num_shuffles` orders), n (queries). Shares of queries in [0, 1].
-    Raises:  as `recall_at_k`; a picture or a caption without a positive is refused.
-    Departs: see `recall_at_k`. `shuffled` falls to `chance` where each caption belongs to equally many pictures; above
-             it lies what a model wins by naming frequent captions whatever the picture, below it what ties cost.
+             images in random order, mean of `num_shuffles` orders), n (queries). Shares of queries in [0, 1].
+    Raises:  as `recall_at_k`; an image or a caption without a positive is refused.
+    Departs: see `recall_at_k`. `shuffled` falls to `chance` where each caption belongs to equally many images; above
+             it lies what a model wins by naming frequent captions whatever the image, below it what ties cost.
     """
     _check_table(scores, positives, ks)
     orders = random_orders(len(scores), num_shuffles, seed)
-    forth = recall_rows(PICTURE_TO_TEXT, scores, positives, ks, (scores[order] for order in orders))
-    back = recall_rows(TEXT_TO_PICTURE, scores.T, positives.T, ks, (scores[order].T for order in orders))
+    forth = recall_rows(IMAGE_TO_TEXT, scores, positives, ks, (scores[order] for order in orders))
+    back = recall_rows(TEXT_TO_IMAGE, scores.T, positives.T, ks, (scores[order].T for order in orders))
     return forth + back
 
 

@@ -1,6 +1,6 @@
-"""Sheets to look at: many pictures on one white page with their captions, pairs side by side, a walk as a strip.
+"""Sheets to look at: many images on one white page with their captions, pairs side by side, a walk as a strip.
 
-Here: laying out and lettering, with PIL alone. Not here: making the pictures (`inference/`).
+Here: laying out and lettering, with PIL alone. Not here: making the images (`inference/`).
 """
 
 import unicodedata
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image, ImageDraw, ImageFont
 
-from palindiff.data.pictures import fit_picture, read_picture
+from palindiff.data.images import decode_image, fit_image
 
 MIN_CELL_PX = 24
 ELLIPSIS = "…"
@@ -17,21 +17,21 @@ INK, SOFT_INK, FRAME = (30, 30, 30), (110, 110, 110), (222, 222, 222)
 
 
 def contact_sheet(
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     captions: Sequence[str] | None = None,
     columns: int = 8,
     cell_px: int = 96,
     title: str = "",
     max_lines: int = 4,
 ) -> Image.Image:
-    """Lay pictures out in rows, each with its caption below, wrapped and cut to `max_lines`.
+    """Lay images out in rows, each with its caption below, wrapped and cut to `max_lines`.
 
-    Shapes: n pictures of any size, shown whole in cells of cell_px; n captions or none.
-    Raises: ValueError if there are no pictures, the captions are not as many, or a size is too small.
+    Shapes: n images of any size, shown whole in cells of cell_px; n captions or none.
+    Raises: ValueError if there are no images, the captions are not as many, or a size is too small.
     """
-    _check_counts(pictures, captions)
-    page = _Page(_Layout(columns=min(columns, len(pictures)), cell_px=cell_px, title=title, max_lines=max_lines))
-    return page.draw([[picture] for picture in pictures], captions)
+    _check_counts(images, captions)
+    page = _Page(_Layout(columns=min(columns, len(images)), cell_px=cell_px, title=title, max_lines=max_lines))
+    return page.draw([[image] for image in images], captions)
 
 
 def pairs_sheet(
@@ -44,12 +44,12 @@ def pairs_sheet(
 ) -> Image.Image:
     """Lay out pairs, before on the left and after on the right, with headings on top and one caption below each pair.
 
-    Shapes: n pictures twice; n captions or none; `columns` counts pairs.
+    Shapes: n images twice; n captions or none; `columns` counts pairs.
     Raises: as `contact_sheet`; ValueError if `before` and `after` are not as many.
     """
     if len(before) != len(after):
         raise ValueError(
-            f"`before` has {len(before)} pictures and `after` {len(after)}. Expected as many: a pair is one subject."
+            f"`before` has {len(before)} images and `after` {len(after)}. Expected as many: a pair is one subject."
         )
     _check_counts(before, captions)
     page = _Page(_Layout(columns=min(columns, len(before)), cell_px=cell_px, block=2, headings=headings))
@@ -57,16 +57,16 @@ def pairs_sheet(
 
 
 def strip(
-    pictures: Sequence[Image.Image], labels: Sequence[str] | None = None, cell_px: int = 96, title: str = ""
+    images: Sequence[Image.Image], labels: Sequence[str] | None = None, cell_px: int = 96, title: str = ""
 ) -> Image.Image:
     """Lay the steps of a walk out from left to right, with an arrow between them and a label below each.
 
-    Shapes: n pictures; n labels or none.
+    Shapes: n images; n labels or none.
     Raises: as `contact_sheet`.
     """
-    _check_counts(pictures, labels)
-    layout = _Layout(columns=len(pictures), cell_px=cell_px, title=title, has_arrows=True)
-    return _Page(layout).draw([[picture] for picture in pictures], labels)
+    _check_counts(images, labels)
+    layout = _Layout(columns=len(images), cell_px=cell_px, title=title, has_arrows=True)
+    return _Page(layout).draw([[image] for image in images], labels)
 
 
 def wrap_text(text: str, font: ImageFont.FreeTypeFont, width_px: int, max_lines: int) -> list[str]:
@@ -98,7 +98,7 @@ class _Layout:
     cell_px: int
     title: str = ""
     max_lines: int = 4
-    block: int = 1  # pictures that share one caption
+    block: int = 1  # images that share one caption
     headings: Sequence[str] = field(default_factory=tuple)
     has_arrows: bool = False
 
@@ -127,7 +127,7 @@ class _Layout:
 
 
 class _Page:
-    """Draws blocks of pictures row by row."""
+    """Draws blocks of images row by row."""
 
     def __init__(self, layout: _Layout) -> None:
         self.layout = layout
@@ -165,11 +165,11 @@ class _Page:
         num_lines = max(map(len, captions))
         return self.layout.cell_px + self.layout.gap + (num_lines * self.line_px + 4 if num_lines else 0)
 
-    def _draw_block(self, pictures: Sequence[Image.Image], caption: Sequence[str], x: int, y: int) -> None:
+    def _draw_block(self, images: Sequence[Image.Image], caption: Sequence[str], x: int, y: int) -> None:
         at = self.layout
-        for i, picture in enumerate(pictures):
+        for i, image in enumerate(images):
             left = x + i * (at.cell_px + at.block_gap)
-            self.sheet.paste(fit_picture(read_picture(picture), at.cell_px, "pad"), (left, y))
+            self.sheet.paste(fit_image(decode_image(image), at.cell_px, "pad"), (left, y))
             self.pen.rectangle((left - 1, y - 1, left + at.cell_px, y + at.cell_px), outline=FRAME)
         for i, line in enumerate(caption):
             top = y + at.cell_px + 4 + i * self.line_px
@@ -213,8 +213,8 @@ def _font(size_px: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-def _check_counts(pictures: Sequence[Image.Image], captions: Sequence[str] | None) -> None:
-    if not pictures:
-        raise ValueError("There are no pictures to lay out. Expected one or more.")
-    if captions is not None and len(captions) != len(pictures):
-        raise ValueError(f"{len(captions)} captions for {len(pictures)} pictures. Expected one for each, or None.")
+def _check_counts(images: Sequence[Image.Image], captions: Sequence[str] | None) -> None:
+    if not images:
+        raise ValueError("There are no images to lay out. Expected one or more.")
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"{len(captions)} captions for {len(images)} images. Expected one for each, or None.")

@@ -1,4 +1,4 @@
-"""Zero-shot naming: pictures are scored against class names, and the labels say which name was right.
+"""Zero-shot naming: images are scored against class names, and the labels say which name was right.
 
 Here: accuracies, and an evaluator that takes a predict function. Not here: prompts and scores (`inference/`).
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from palindiff.evaluation.retrieval import recall_at_k
 
-Pictures = TypeVar("Pictures")
+Images = TypeVar("Images")
 
 TOP_K_ACCURACY = "top_{k}_accuracy"
 CHANCE_TOP_K = "chance_top_{k}"
@@ -20,17 +20,17 @@ MEAN_CLASS_RECALL = "mean_class_recall"
 
 
 def evaluate_zero_shot(
-    predict: Callable[[Pictures], Tensor], batches: Iterable[tuple[Pictures, Tensor]], ks: Sequence[int] = (1, 5)
+    predict: Callable[[Images], Tensor], batches: Iterable[tuple[Images, Tensor]], ks: Sequence[int] = (1, 5)
 ) -> Iterator[tuple[str, float]]:
     """Score every batch with `predict` and yield named numbers over all of them.
 
-    Shapes: predict: one batch of pictures -> (b, classes) float, higher is likelier; batches: (pictures, labels (b,)).
+    Shapes: predict: one batch of images -> (b, classes) float, higher is likelier; batches: (images, labels (b,)).
     Yields: top_k_accuracy and chance_top_k for each k, then mean_class_recall; shares in [0, 1].
     Raises: ValueError if there are no batches or scores and labels do not fit.
     """
     scores, labels = [], []
-    for pictures, batch_labels in batches:
-        scores.append(predict(pictures).detach().cpu())
+    for images, batch_labels in batches:
+        scores.append(predict(images).detach().cpu())
         labels.append(batch_labels.cpu())
     if not scores:
         raise ValueError("`batches` is empty in `evaluate_zero_shot`. Expected one batch or more. Look at the split.")
@@ -42,7 +42,7 @@ def evaluate_zero_shot(
 
 
 def top_k_accuracy(scores: Tensor, labels: Tensor, ks: Sequence[int]) -> dict[int, float]:
-    """Share of pictures whose right class is among the k best.
+    """Share of images whose right class is among the k best.
 
     Source:  DiffDis, Table 1 (top-1).
     Shapes:  scores (n, classes) float; labels (n,) int64 -> {k: share in [0, 1]}.
@@ -59,7 +59,7 @@ def mean_class_recall(scores: Tensor, labels: Tensor) -> float:
     Source:  DiffDis, Table 1 (Pets, Flowers and others are reported so); scikit-learn's balanced accuracy.
     Shapes:  scores (n, classes) float; labels (n,) int64 -> share in [0, 1].
     Raises:  as `top_k_accuracy`.
-    Departs: ties count against the model; a class that no picture has is left out of the mean.
+    Departs: ties count against the model; a class that no image has is left out of the mean.
     """
     _check_labels(scores, labels)
     is_right = _is_right(scores, labels)
@@ -78,7 +78,7 @@ def _check_labels(scores: Tensor, labels: Tensor) -> None:
     if scores.ndim != 2 or labels.shape != scores.shape[:1] or not scores.numel():
         raise ValueError(
             f"`scores` has shape {tuple(scores.shape)} and `labels` {tuple(labels.shape)}. Expected (n, classes) and "
-            "(n,), both above 0: one label for each picture."
+            "(n,), both above 0: one label for each image."
         )
     if labels.dtype != torch.int64:
         raise TypeError(f"`labels` is {labels.dtype}. Expected int64 class numbers. Pass `labels.long()`.")

@@ -1,4 +1,4 @@
-"""The demo: the emoji set, a model (shipped, or trained now), measures, and one page.
+"""The demo: the emoji set, a model (bundled, or trained now), measures, and one page.
 
 Here: the order of things. Not here: what is measured (`emoji_protocol.py`) and shown (`showing.py`).
 """
@@ -11,27 +11,27 @@ from pathlib import Path
 
 import torch
 
+from palindiff.atomic import atomic_text
 from palindiff.data.emoji import STYLES, build_emoji_set
-from palindiff.data.publish import publish_text
 from palindiff.evaluation.results import Results, read_results, write_results
 from palindiff.evaluation.retrieval import Row
 from palindiff.experiments.curves import Line
-from palindiff.experiments.emoji_protocol import Embedded, Trained, embed_unseen, measure_painting, naming_rows
-from palindiff.experiments.page import page
-from palindiff.experiments.showing import chains, named, paintings, search, training_curves
-from palindiff.experiments.watching import watchers
-from palindiff.inference.shipped import load, shipped_folder
-from palindiff.training.device import make_accelerator
-from palindiff.training.diffdis import Recipe, prepare, train_recipe
-from palindiff.training.journal import Journal, read_log
-from palindiff.training.loop import Run, backward_step
-from palindiff.training.recipe_file import claim_output, load_recipe
+from palindiff.experiments.demo_page import page
+from palindiff.experiments.demo_sections import chains, generations, named, search, training_curves
+from palindiff.experiments.emoji_protocol import Embedded, Trained, embed_unseen, measure_generation, naming_rows
+from palindiff.experiments.evaluators import evaluators
+from palindiff.inference.bundled import bundled_folder, load
+from palindiff.training.loop.device import make_accelerator
+from palindiff.training.loop.loop import Run, backward_step
+from palindiff.training.loop.run_log import RunLog, read_log
+from palindiff.training.recipes.yaml_files import load_recipe, prepare_run_dir
+from palindiff.training.train_diffdis import Recipe, prepare, train_recipe
 
 TRAINED_RECIPE = "emoji-quick"  # what `--train` trains; only its number of steps is set here
 SHARE_OF_TIME_FOR_STEPS = 0.93  # of the minutes asked for; the rest goes to the looks on the way
 TIMED_STEPS = 4
 
-Tell = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class DemoOptions:
 
     output: Path
     data_dir: Path
-    minutes: float | None  # train so long first; None shows the shipped model
+    minutes: float | None  # train so long first; None shows the bundled model
     seed: int
-    results: Path | None  # measure painting too and write all rows there
+    results: Path | None  # measure generation too and write all rows there
 
 
-def run_demo(options: DemoOptions, command: str, tell: Tell) -> Path:
+def run_demo(options: DemoOptions, command: str, tell: Progress) -> Path:
     """Make the page, and the result file where one is wanted.
 
     Returns: the page's path.
@@ -54,26 +54,26 @@ def run_demo(options: DemoOptions, command: str, tell: Tell) -> Path:
     if not options.data_dir.exists():
         tell("drawing the emoji set")
         build_emoji_set(options.data_dir)
-    model, log = shipped_model() if options.minutes is None else train_now(options, tell)
-    tell("reading unseen pictures")
+    model, log = bundled_model() if options.minutes is None else train_now(options, tell)
+    tell("reading unseen images")
     embedded = [embed_unseen(model.pipeline, options.data_dir, style) for style in STYLES]
     rows = [row for each in embedded for row in naming_rows(model, each)]
     if options.results is not None:
-        rows += measure_painting(model, options.data_dir, tell)
+        rows += measure_generation(model, options.data_dir, tell)
         write_rows(options, rows, command, time.perf_counter() - started)
-    tell("painting the page")
+    tell("generation the page")
     options.output.mkdir(parents=True, exist_ok=True)
     target = options.output / "index.html"
-    publish_text(target, render(model, embedded, rows, log, options))
+    atomic_text(target, render(model, embedded, rows, log, options))
     return target
 
 
 def render(model: Trained, embedded: list[Embedded], rows: list[Row], log: list[Line], options: DemoOptions) -> str:
     """Put the page together."""
-    kind = "shipped with the package" if model.name == "shipped" else "trained just now"
+    kind = "bundled with the package" if model.name == "bundled" else "trained just now"
     lead = (
         f"<p>One network, {kind}: {model.steps:,} steps, {model.seconds / 60:.0f} minutes of training. It "
-        "paints from captions, names pictures it has never seen, and finds pictures by words. Pictures: Twemoji "
+        "generates from captions, names images it has never seen, and finds images by words. Images: Twemoji "
         "(CC BY 4.0) and OpenMoji (CC BY-SA 4.0).</p>"
     )
     naming = [row for row in rows if "split" not in row]
@@ -81,7 +81,7 @@ def render(model: Trained, embedded: list[Embedded], rows: list[Row], log: list[
         "palindiff",
         lead,
         [
-            paintings(model.pipeline, options.data_dir, options.seed),
+            generations(model.pipeline, options.data_dir, options.seed),
             named(embedded),
             search(embedded, naming),
             chains(model.pipeline, embedded[0], options.seed),
@@ -90,25 +90,25 @@ def render(model: Trained, embedded: list[Embedded], rows: list[Row], log: list[
     )
 
 
-def shipped_model() -> tuple[Trained, list[Line]]:
+def bundled_model() -> tuple[Trained, list[Line]]:
     """Load the emoji model that ships, with its training log."""
-    log = read_log(shipped_folder("emoji") / "log.jsonl")
-    return Trained("shipped", load("emoji"), *_cost(log)), log
+    log = read_log(bundled_folder("emoji") / "log.jsonl")
+    return Trained("bundled", load("emoji"), *_cost(log)), log
 
 
-def train_now(options: DemoOptions, tell: Tell) -> tuple[Trained, list[Line]]:
+def train_now(options: DemoOptions, tell: Progress) -> tuple[Trained, list[Line]]:
     """Train for so many minutes on this machine, going on where an earlier call was stopped."""
     run = options.output / "run"
     recipe = timed_recipe(options, run, tell)
     told = f"{TRAINED_RECIPE}, loop.num_steps={recipe.loop.num_steps} for {options.minutes:g} minutes"
-    claim_output(recipe, run, told)
+    prepare_run_dir(recipe, run, told)
     tell(f"training {recipe.loop.num_steps} steps")
-    pipeline = train_recipe(recipe, run, watchers)
+    pipeline = train_recipe(recipe, run, evaluators)
     log = read_log(run / "log.jsonl")
     return Trained("trained", pipeline, *_cost(log)), log
 
 
-def timed_recipe(options: DemoOptions, run: Path, tell: Tell) -> Recipe:
+def timed_recipe(options: DemoOptions, run: Path, tell: Progress) -> Recipe:
     """Choose the number of steps that fit the minutes, from the time of some steps on this machine.
 
     A run that was begun keeps the number it was begun with.
@@ -130,7 +130,7 @@ def seconds_per_step(recipe: Recipe, run: Path) -> float:
     objective = accelerator.prepare(parts.objective.to(accelerator.device).train())
     timed = Run(
         objective=parts.objective, parameter_groups=[], training_set=parts.training_set, loop=recipe.loop,
-        optimizer=recipe.optimizer, machine=recipe.machine, journal=Journal(run), state_dir=str(run),
+        optimizer=recipe.optimizer, machine=recipe.machine, run_log=RunLog(run), state_dir=str(run),
     )  # fmt: skip
     taken = []
     for step in range(TIMED_STEPS + 1):

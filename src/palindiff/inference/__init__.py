@@ -1,4 +1,4 @@
-"""Naming, finding and painting with a trained model.
+"""Naming, finding and generation with a trained model.
 
 Here: one thing done before any file of this room imports diffusers' pipelines, which would have transformers advise to
 install torchvision: palindiff needs none, and has to be without it.

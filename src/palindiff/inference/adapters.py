@@ -1,4 +1,4 @@
-"""Adapters (LoRA) change painting alone: while a picture or caption is read, they are switched off.
+"""Adapters (LoRA) change generation alone: while an image or caption is read, they are switched off.
 
 Here: switching off and back on. Not here: loading adapters, their scales, fusing them; that is diffusers and peft.
 """
@@ -36,7 +36,7 @@ def adapters_off(*models: nn.Module) -> Iterator[None]:
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Tell whether adapters were loaded into a model: then peft has left their configuration there."""
+    """Progress whether adapters were loaded into a model: then peft has left their configuration there."""
     return hasattr(model, "peft_config")
 
 
@@ -53,7 +53,7 @@ def without_adapters(method: Method) -> Method:
                         step = next(steps)
                     except StopIteration:
                         return
-                yield step  # the adapters are back: the caller may paint between two steps
+                yield step  # the adapters are back: the caller may generate between two steps
 
         return cast("Method", _step_by_step)
 

@@ -14,7 +14,7 @@ def check_labels(labels: Sequence[str], templates: Sequence[str] = LABEL_TEMPLAT
     """
     if found := _fault_of_labels(labels) or _fault_of_templates(templates):
         raise ValueError(
-            f"To name a picture, {found}. Expected a list of different, non-empty labels, and a list of templates "
+            f"To name an image, {found}. Expected a list of different, non-empty labels, and a list of templates "
             "with `{}` where the label goes, such as 'a photo of a {}'."
         )
 

@@ -1,6 +1,6 @@
-"""The pipeline: stock Stable Diffusion for painting, and beside it naming and finding.
+"""The pipeline: stock Stable Diffusion for generation, and beside it naming and finding.
 
-Here: pictures and captions in, embeddings, scores and rankings out. Not here: painting, which is diffusers' `__call__`
+Here: images and captions in, embeddings, scores and rankings out. Not here: generation, which is diffusers' `__call__`
 untouched, saving (`sharing.py`), and the networks (`models/`).
 """
 
@@ -14,55 +14,55 @@ from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, LOADABLE_CLASSES
 from torch import Tensor
 
-from palindiff.data.pictures import Fit, read_pixels
+from palindiff.data.images import Fit, read_pixels
 from palindiff.inference.adapters import without_adapters
-from palindiff.inference.checkpoint_folder import (
+from palindiff.inference.arguments import (
+    ImageInput,
+    as_many,
+    as_readable,
+    check_batch_size,
+    check_fit_name,
+    check_guidance,
+    check_steps,
+    square_side,
+)
+from palindiff.inference.clip_adapter import ClipAdapter
+from palindiff.inference.defaults import CAPTIONS_AT_ONCE, IMAGES_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
+from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templates
+from palindiff.models.image_reading import ImageReading
+from palindiff.models.query_stream import QueryStream, QueryStreamConfig
+from palindiff.models.text_diffusion import DenoisingStep, first_noise, walk
+from palindiff.models.text_encoder import encode_captions
+from palindiff.pretrained.checkpoint_folder import (
     check_fit,
     check_index,
     check_query_scheduler,
     check_text_width,
     check_whole,
 )
-from palindiff.inference.clip_face import ClipFace
-from palindiff.inference.defaults import CAPTIONS_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS, PICTURES_AT_ONCE
-from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templates
-from palindiff.inference.model_card import read_card
-from palindiff.inference.naming_request import (
-    Picture,
-    as_many,
-    as_readable,
-    check_batch_size,
-    check_fit_name,
-    check_steps,
-    check_walk,
-    square_side,
-)
-from palindiff.inference.sharing import SharedPipeline
-from palindiff.inference.stable_diffusion import stable_diffusion_parts, start_card
-from palindiff.models.captions import encode_captions
-from palindiff.models.image_reading import ImageReading
-from palindiff.models.query_stream import QueryStream, QueryStreamConfig
-from palindiff.models.text_chain import WalkStep, first_noise, walk
-from palindiff.models.text_tower import TextTower, load_text_encoder
+from palindiff.pretrained.model_card import read_card
+from palindiff.pretrained.saving import HubMixin
+from palindiff.pretrained.stable_diffusion import stable_diffusion_parts, start_card
+from palindiff.pretrained.text_encoders import TextEncoder, load_text_encoder
 
 # So that an index says ["palindiff", "QueryStream"], whatever module the class lives in, and diffusers finds it there.
 LOADABLE_CLASSES["palindiff"] = {"QueryStream": ["save_pretrained", "from_pretrained"]}
 ALL_IMPORTABLE_CLASSES.update(LOADABLE_CLASSES["palindiff"])
 
 
-class PalindiffPipeline(SharedPipeline):
-    """A Stable Diffusion pipeline whose U-Net also names pictures, through a query stream.
+class PalindiffPipeline(HubMixin):
+    """A Stable Diffusion pipeline whose U-Net also names images, through a query stream.
 
-    `pipeline(prompt)` paints exactly as `StableDiffusionPipeline` does. The folder it saves is a Stable Diffusion
+    `pipeline(prompt)` generates exactly as `StableDiffusionPipeline` does. The folder it saves is a Stable Diffusion
     folder with two more sub-folders, `query_stream/` and `query_scheduler/`.
 
     Naming works under `enable_model_cpu_offload()`: the parts it uses are brought to the device, where U-Net and query
-    stream stay until painting or `maybe_free_model_hooks()`. Under `enable_sequential_cpu_offload()` it is refused.
+    stream stay until generation or `maybe_free_model_hooks()`. Under `enable_sequential_cpu_offload()` it is refused.
 
     Source: DiffDis (arXiv 2308.09306), Algorithms 2 and 3.
     """
 
-    def __init__(  # type: ignore[no-untyped-def]  # any text tower, any scheduler; diffusers reads this signature
+    def __init__(  # type: ignore[no-untyped-def]  # any text encoder, any scheduler; diffusers reads this signature
         self,
         vae: AutoencoderKL,
         text_encoder,
@@ -122,7 +122,7 @@ class PalindiffPipeline(SharedPipeline):
     ) -> Self:
         """Start from a Stable Diffusion 1.x or 2.x (folder, Hub name or .safetensors file) and its CLIP.
 
-        Painting stays that model's; the query stream is new, and names nothing before it is trained. Options: `seed`,
+        Generation stays that model's; the query stream is new, and names nothing before it is trained. Options: `seed`,
         `variant`, `config` (what a single file needs) and those of `StableDiffusionPipeline.from_pretrained`.
 
         Raises: FileNotFoundError or ValueError as `stable_diffusion_parts`.
@@ -132,25 +132,25 @@ class PalindiffPipeline(SharedPipeline):
         return pipeline
 
     @property
-    def text_tower(self) -> TextTower:
-        """The text tower with all that makes a caption's embedding, of which the query stream keeps a part."""
+    def caption_encoder(self) -> TextEncoder:
+        """The text encoder with all that makes a caption's embedding, of which the query stream keeps a part."""
         stream = self.query_stream
         parts = (self.text_encoder, self.tokenizer, stream.config.pooling, stream.text_projection)
-        return TextTower(*parts, "text_encoder", stream.text_tail)
+        return TextEncoder(*parts, "text_encoder", stream.clip_tail)
 
-    def as_clip(self, **options: Any) -> ClipFace:
-        """Show what code written for CLIP expects; the options are those of `ClipFace`."""
-        return ClipFace(self, **options)
+    def as_clip(self, **options: Any) -> ClipAdapter:
+        """Show what code written for CLIP expects; the options are those of `ClipAdapter`."""
+        return ClipAdapter(self, **options)
 
     @torch.no_grad()
     @without_adapters
     def encode_text(self, captions: Sequence[str]) -> Tensor:
-        """Embed captions as the text tower was trained to: what pictures' queries are compared with.
+        """Embed captions as the text encoder was trained to: what images' queries are compared with.
 
         Shapes: b captions -> e (b, d_e) float32, unit length.
         Raises: TypeError or ValueError if there are no captions, or they are one string.
         """
-        tower = self.text_tower
+        tower = self.caption_encoder
         self._bring("text_encoder", *(["query_stream"] if tower.tail is not None else []))
         starts = range(0, max(len(captions), 1), CAPTIONS_AT_ONCE)
         parts = [encode_captions(captions[start : start + CAPTIONS_AT_ONCE], tower).e for start in starts]
@@ -159,29 +159,29 @@ class PalindiffPipeline(SharedPipeline):
     @torch.no_grad()
     def encode_image(
         self,
-        pictures: Sequence[Picture] | Tensor | ImageReading,
+        images: Sequence[ImageInput] | Tensor | ImageReading,
         num_inference_steps: int = NAMING_STEPS,
         guidance_scale: float = NAMING_GUIDANCE_SCALE,
         seed: int = 0,
-        batch_size: int = PICTURES_AT_ONCE,
+        batch_size: int = IMAGES_AT_ONCE,
         fit: Fit = "crop",
         tell: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """Walk each picture's text query from noise to an embedding in the space of `encode_text`.
+        """Walk each image's text query from noise to an embedding in the space of `encode_text`.
 
-        Every picture starts from the same noise, drawn from `seed`, so no batch changes an answer. `tell` hears how
+        Every image starts from the same noise, drawn from `seed`, so no batch changes an answer. `tell` hears how
         many are done.
 
         Source: DiffDis Algorithm 3; guidance_scale = 1 + w (1 turns guidance off).
-        Shapes: b pictures, their latents z (b, ch, h, w), or their reading -> e_0_hat (b, d_e) float32, unit length.
-        Raises: ValueError or TypeError if there are no pictures or an option cannot be; PictureError if a picture
+        Shapes: b images, their latents z (b, ch, h, w), or their reading -> e_0_hat (b, d_e) float32, unit length.
+        Raises: ValueError or TypeError if there are no images or an option cannot be; ImageFileError if an image
                 cannot be read.
         """
         check_batch_size(batch_size)
-        pictures, found = as_many(pictures, self.unet), []
-        for start in range(0, len(pictures), batch_size):
-            part = pictures[start : start + batch_size]
-            *_, last = self.walk_query(part, num_inference_steps, guidance_scale, seed, fit)
+        images, found = as_many(images, self.unet), []
+        for start in range(0, len(images), batch_size):
+            part = images[start : start + batch_size]
+            *_, last = self.denoise_query(part, num_inference_steps, guidance_scale, seed, fit)
             found.append(last.e_0_hat)
             if tell is not None:
                 tell(start + len(part))
@@ -189,36 +189,36 @@ class PalindiffPipeline(SharedPipeline):
 
     @torch.no_grad()
     @without_adapters
-    def walk_query(
+    def denoise_query(
         self,
-        pictures: Sequence[Picture] | Tensor | ImageReading,
+        images: Sequence[ImageInput] | Tensor | ImageReading,
         num_inference_steps: int = NAMING_STEPS,
         guidance_scale: float = NAMING_GUIDANCE_SCALE,
         seed: int = 0,
         fit: Fit = "crop",
-    ) -> Iterator[WalkStep]:
+    ) -> Iterator[DenoisingStep]:
         """Yield every step of the walk that `encode_image` takes; the last one's `e_0_hat` is the answer.
 
-        Shapes: b pictures, their latents z (b, ch, h, w), or their reading.
-        Raises: ValueError or TypeError if there are no pictures or an option cannot be; PictureError if a picture
+        Shapes: b images, their latents z (b, ch, h, w), or their reading.
+        Raises: ValueError or TypeError if there are no images or an option cannot be; ImageFileError if an image
                 cannot be read.
         """
         stream, unet = self.query_stream, self.unet
         is_one_way, has_chain = stream.config.fusion == "one_way", stream.config.text_chain == "diffusion"
-        check_walk(guidance_scale, seed)
+        check_guidance(guidance_scale, seed)
         if has_chain:
             check_steps(num_inference_steps, self.query_scheduler.config.num_train_timesteps)
-        pictures = as_many(pictures, self.unet)
-        if not isinstance(pictures, Tensor | ImageReading):
-            pictures = self.encode_latents(pictures, fit)
+        images = as_many(images, self.unet)
+        if not isinstance(images, Tensor | ImageReading):
+            images = self.encode_latents(images, fit)
         device = self._bring("unet", "query_stream")
-        if isinstance(pictures, Tensor):
-            z = pictures.to(device, unet.dtype)
-            pictures = stream.read_image(unet, z) if is_one_way else z
-        pictures, b = pictures.to(device), len(pictures)
-        no_picture = self._no_picture(pictures) if guidance_scale != 1 else pictures  # unguided walks don't look at it
+        if isinstance(images, Tensor):
+            z = images.to(device, unet.dtype)
+            images = stream.read_image(unet, z) if is_one_way else z
+        images, b = images.to(device), len(images)
+        no_image = self._no_image(images) if guidance_scale != 1 else images  # unguided walks don't look at it
         if not has_chain:
-            yield self._single_pass(pictures, no_picture, guidance_scale)
+            yield self._single_pass(images, no_image, guidance_scale)
             return
 
         def predict_from(seen: Tensor | ImageReading, e_t: Tensor, t_e: Tensor) -> Tensor:
@@ -226,8 +226,8 @@ class PalindiffPipeline(SharedPipeline):
             return stream(unet, seen, e_t, t_e) if is_one_way else stream.predict(unet, seen, e_t, t_e)
 
         yield from walk(
-            lambda e_t, t_e: predict_from(pictures, e_t, t_e),
-            lambda e_t, t_e: predict_from(no_picture, e_t, t_e),
+            lambda e_t, t_e: predict_from(images, e_t, t_e),
+            lambda e_t, t_e: predict_from(no_image, e_t, t_e),
             self.query_scheduler,
             first_noise([seed] * b, stream.config.d_e).to(device),
             num_inference_steps,
@@ -237,23 +237,23 @@ class PalindiffPipeline(SharedPipeline):
 
     @torch.no_grad()
     @without_adapters
-    def read_image(self, pictures: Sequence[Picture], fit: Fit = "crop") -> ImageReading:
-        """Read pictures once; the reading serves `encode_image` any number of times (`one_way` only)."""
-        z = self.encode_latents(pictures, fit)
+    def read_image(self, images: Sequence[ImageInput], fit: Fit = "crop") -> ImageReading:
+        """Read images once; the reading serves `encode_image` any number of times (`one_way` only)."""
+        z = self.encode_latents(images, fit)
         self._bring("unet", "query_stream")
         return self.query_stream.read_image(self.unet, z)
 
     @torch.no_grad()
-    def encode_latents(self, pictures: Sequence[Picture], fit: Fit = "crop") -> Tensor:
-        """Decode, fit and encode pictures: the posterior's mean times the VAE's factor (decisions row 16).
+    def encode_latents(self, images: Sequence[ImageInput], fit: Fit = "crop") -> Tensor:
+        """Decode, fit and encode images: the posterior's mean times the VAE's factor (decisions row 16).
 
-        Shapes: b pictures -> z (b, ch, h, w).
-        Raises: ValueError or TypeError if there are no pictures, or what is given are none, or for a `fit` that there
-                is not; PictureError if a picture cannot be read.
+        Shapes: b images -> z (b, ch, h, w).
+        Raises: ValueError or TypeError if there are no images, or what is given are none, or for a `fit` that there
+                is not; ImageFileError if an image cannot be read.
         """
         check_fit_name(fit)
         size_px = square_side(self.unet.config.sample_size) * self.vae_scale_factor
-        squares = [read_pixels(picture, size_px, fit) for picture in as_readable(pictures, self.unet)]
+        squares = [read_pixels(image, size_px, fit) for image in as_readable(images, self.unet)]
         return self.encode_pixels(torch.stack(squares))  # b x (3, H, W) -> (b, 3, H, W)
 
     @torch.no_grad()
@@ -280,30 +280,30 @@ class PalindiffPipeline(SharedPipeline):
 
     def classify(
         self,
-        pictures: Sequence[Picture],
+        images: Sequence[ImageInput],
         labels: Sequence[str],
         templates: Sequence[str] = LABEL_TEMPLATES,
-        **walk_options: Any,
+        **naming_options: Any,
     ) -> Tensor:
-        """How probable each label is for each picture, among these labels.
+        """How probable each label is for each image, among these labels.
 
-        Shapes: b pictures, k labels -> (b, k) float32, rows sum to 1: softmax of κ times the cosine.
-        Raises: ValueError as `encode_labels`; PictureError if a picture cannot be read.
+        Shapes: b images, k labels -> (b, k) float32, rows sum to 1: softmax of κ times the cosine.
+        Raises: ValueError as `encode_labels`; ImageFileError if an image cannot be read.
         """
         e = self.encode_labels(labels, templates)
-        e_0_hat = self.encode_image(pictures, **walk_options)
+        e_0_hat = self.encode_image(images, **naming_options)
         return (self.query_stream.logit_scale.detach() * e_0_hat @ e.T).softmax(dim=-1)
 
-    def rank(self, pictures: Sequence[Picture], captions: Sequence[str], **walk_options: Any) -> Tensor:
-        """Score every caption for every picture.
+    def rank(self, images: Sequence[ImageInput], captions: Sequence[str], **naming_options: Any) -> Tensor:
+        """Score every caption for every image.
 
-        Shapes: b pictures, m captions -> (b, m) float32, cosine in [-1, 1].
+        Shapes: b images, m captions -> (b, m) float32, cosine in [-1, 1].
         """
-        return self.encode_image(pictures, **walk_options) @ self.encode_text(captions).T
+        return self.encode_image(images, **naming_options) @ self.encode_text(captions).T
 
     def _single_pass(
-        self, pictures: Tensor | ImageReading, no_picture: Tensor | ImageReading, guidance_scale: float
-    ) -> WalkStep:
+        self, images: Tensor | ImageReading, no_image: Tensor | ImageReading, guidance_scale: float
+    ) -> DenoisingStep:
         """One pass without noise or time, for `text_chain: none`."""
         stream, unet = self.query_stream, self.unet
 
@@ -312,17 +312,17 @@ class PalindiffPipeline(SharedPipeline):
                 return stream(unet, seen, None, None)
             return stream.predict(unet, seen, None, None)
 
-        e_0_hat = predict(pictures)
+        e_0_hat = predict(images)
         if guidance_scale != 1:
-            e_0_hat = guidance_scale * e_0_hat + (1 - guidance_scale) * predict(no_picture)
-        return WalkStep(0, torch.zeros_like(e_0_hat), F.normalize(e_0_hat, dim=-1))
+            e_0_hat = guidance_scale * e_0_hat + (1 - guidance_scale) * predict(no_image)
+        return DenoisingStep(0, torch.zeros_like(e_0_hat), F.normalize(e_0_hat, dim=-1))
 
-    def _no_picture(self, pictures: Tensor | ImageReading) -> Tensor | ImageReading:
-        """The zero latents that guidance walks away from, or their reading, of the pictures' own size (row 11)."""
-        if isinstance(pictures, Tensor):
-            return torch.zeros_like(pictures)
-        zero = torch.zeros(1, *pictures.latent_shape, device=self._execution_device, dtype=self.unet.dtype)
-        return self.query_stream.read_image(self.unet, zero).repeat(len(pictures))
+    def _no_image(self, images: Tensor | ImageReading) -> Tensor | ImageReading:
+        """The zero latents that guidance walks away from, or their reading, of the images' own size (row 11)."""
+        if isinstance(images, Tensor):
+            return torch.zeros_like(images)
+        zero = torch.zeros(1, *images.latent_shape, device=self._execution_device, dtype=self.unet.dtype)
+        return self.query_stream.read_image(self.unet, zero).repeat(len(images))
 
     def _bring(self, *names: str) -> torch.device:
         """Bring offloaded parts to the device where they run, which by itself only `forward` does, and tell it.

@@ -1,4 +1,4 @@
-"""A text tower that takes part in training: captions' tokens to c and e at each step, with gradients if it learns.
+"""A text encoder that takes part in training: captions' tokens to c and e at each step, with gradients if it learns.
 
 Here: the module that a trained or uncached tower is. Not here: encoding itself (`captions.py`).
 """
@@ -8,14 +8,14 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from palindiff.models.captions import EncodedCaptions, check_tower, encode_tokens, tokenize_captions
-from palindiff.models.text_tower import TextTower
+from palindiff.models.text_encoder import EncodedCaptions, check_tower, encode_tokens, tokenize_captions
+from palindiff.pretrained.text_encoders import TextEncoder
 
 
 class CaptionEncoder(nn.Module):
     """A tower as a module; what of it the query stream keeps (projection, last layers) stays the stream's.
 
-    Source: DiffDis Table 5, whose first row trains the text tower.
+    Source: DiffDis Table 5, whose first row trains the text encoder.
     Departs: the projection stays frozen, and dropout off (CLIP has none); gradients reach the tower through c, and
              through e, noised and as target.
     """
@@ -23,7 +23,7 @@ class CaptionEncoder(nn.Module):
     empty_ids: Tensor
     empty_mask: Tensor
 
-    def __init__(self, tower: TextTower, is_trained: bool) -> None:
+    def __init__(self, tower: TextEncoder, is_trained: bool) -> None:
         """is_trained: whether the tower learns; otherwise it stays frozen."""
         super().__init__()
         check_tower(tower)

@@ -1,4 +1,4 @@
-"""What the query stream keeps of a picture: keys and values of every site and head layer. The unit of caching."""
+"""What the query stream keeps of an image: keys and values of every site and head layer. The unit of caching."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ KeysValues = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class ImageReading:
-    """Keys and values (b, heads, n, d) of b pictures: one pair a transformer block of each site, one a head layer."""
+    """Keys and values (b, heads, n, d) of b images: one pair a transformer block of each site, one a head layer."""
 
     site_blocks: tuple[KeysValues, ...]
     head_layers: tuple[KeysValues, ...]
@@ -21,11 +21,11 @@ class ImageReading:
         return len(self.head_layers[0][0])
 
     def __getitem__(self, index: slice | Tensor) -> "ImageReading":
-        """Take some pictures, by a slice or by row numbers (m,) int64."""
+        """Take some images, by a slice or by row numbers (m,) int64."""
         return self._map(lambda tensor: tensor[index])
 
     def repeat(self, times: int) -> "ImageReading":
-        """Repeat each picture, neighbours first: (b, ...) -> (b * times, ...)."""
+        """Repeat each image, neighbours first: (b, ...) -> (b * times, ...)."""
         return self._map(lambda tensor: tensor.repeat_interleave(times, dim=0))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ImageReading":
@@ -34,12 +34,12 @@ class ImageReading:
 
     @staticmethod
     def cat(readings: Sequence["ImageReading"]) -> "ImageReading":
-        """Join readings of one query stream along the pictures.
+        """Join readings of one query stream along the images.
 
         Raises: ValueError if there are none, or they were read from latents of different shapes.
         """
         if not readings:
-            raise ValueError("`ImageReading.cat` got no readings. Expected at least one. Read a picture first.")
+            raise ValueError("`ImageReading.cat` got no readings. Expected at least one. Read an image first.")
         shapes = sorted({reading.latent_shape for reading in readings})
         if len(shapes) > 1:
             raise ValueError(

@@ -1,6 +1,6 @@
-"""The second stream: a text query that walks the U-Net's encoder half beside the picture, and its head.
+"""The second stream: a text query that walks the U-Net's encoder half beside the image, and its head.
 
-Here: the query's own weights, both fusions, reading a picture. Not here: the picture's stream (`encoder_half.py`),
+Here: the query's own weights, both fusions, reading an image. Not here: the image's stream (`unet_encoder.py`),
 noise (`text_chain.py`), losses.
 """
 
@@ -18,32 +18,32 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 
-from palindiff.models.encoder_half import (
+from palindiff.models.clip_tail import ClipTail
+from palindiff.models.image_reading import ImageReading
+from palindiff.models.strict_model import StrictModel
+from palindiff.models.unet_encoder import (
     Carry,
     attend,
     attention_sites,
     check_unet,
-    encoder_half,
+    image_block,
     keys_values,
-    picture_block,
+    unet_encoder,
 )
-from palindiff.models.image_reading import ImageReading
-from palindiff.models.text_tail import TextTail
-from palindiff.models.whole_model import WholeModel
 
 MAX_LOGIT_SCALE = 100.0  # CLIP's clamp
 
 
 class QueryStreamConfig(BaseModel, frozen=True, extra="forbid"):
-    """What a recipe may choose of the second stream; the rest follows from the U-Net and the text tower."""
+    """What a recipe may choose of the second stream; the rest follows from the U-Net and the text encoder."""
 
-    fusion: Literal["one_way", "joint"] = "one_way"  # "joint": the picture's tokens see the query too (the paper's)
+    fusion: Literal["one_way", "joint"] = "one_way"  # "joint": the image's tokens see the query too (the paper's)
     text_chain: Literal["diffusion", "none"] = "diffusion"  # "none": no noise, no time, one pass
-    gamma: float = Field(0.01, gt=0, le=1)  # the paper's γ: scale of e_0 in the text chain
-    query_scale: Literal["unit", "sqrt_d"] = "unit"  # length of e_0 before γ: 1, or √d for a picture's signal-to-noise
-    image_timestep: Literal["zero", "query"] = "zero"  # step told to the clean picture; "query": t_e, `joint` only
-    query_norms: Literal["own", "shared"] = "own"  # LayerNorms of the query's stream: its own, or the picture's
-    query_ffn: Literal["random", "copy"] = "random"  # start of the query's FFN: random, or the picture's weights
+    gamma: float = Field(0.01, gt=0, le=1)  # the paper's γ: scale of e_0 in the text diffusion
+    query_scale: Literal["unit", "sqrt_d"] = "unit"  # length of e_0 before γ: 1, or √d for an image's signal-to-noise
+    image_timestep: Literal["zero", "query"] = "zero"  # step told to the clean image; "query": t_e, `joint` only
+    query_norms: Literal["own", "shared"] = "own"  # LayerNorms of the query's stream: its own, or the image's
+    query_ffn: Literal["random", "copy"] = "random"  # start of the query's FFN: random, or the image's weights
     num_head_layers: int = Field(6, gt=0)
     head_width: int = Field(768, gt=0)
     head_dim: int = Field(64, gt=0)  # channels of one attention head in the query head
@@ -63,7 +63,7 @@ class SiteQuery(nn.Module):
 
 
 class HeadLayer(nn.Module):
-    """One pre-norm transformer block of the query head, over picture tokens and query alike."""
+    """One pre-norm transformer block of the query head, over image tokens and query alike."""
 
     def __init__(self, width: int, head_dim: int) -> None:
         super().__init__()
@@ -77,15 +77,15 @@ class HeadLayer(nn.Module):
         return tokens + self.ffn(self.ffn_norm(tokens))
 
 
-class QueryStream(WholeModel):
-    """Φ_θ beside an untouched U-Net: from a noisy text query and a picture to the clean query.
+class QueryStream(StrictModel):
+    """Φ_θ beside an untouched U-Net: from a noisy text query and an image to the clean query.
 
     Source: DiffDis Fig. 2 and 3.
     Departs: `one_way` fusion; own LayerNorms for the query; a learned logit scale; `text_chain: none`.
     """
 
     text_projection: Tensor | None
-    text_tail: TextTail | None
+    clip_tail: ClipTail | None
 
     @register_to_config
     def __init__(
@@ -106,7 +106,7 @@ class QueryStream(WholeModel):
         logit_scale: float = 1 / 0.07,
         pooling: str = "clip",
         projection_width: int | None = None,
-        text_tail_settings: dict[str, Any] | None = None,
+        clip_tail_settings: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         _check_config(self.config)
@@ -116,7 +116,7 @@ class QueryStream(WholeModel):
         if text_chain == "diffusion":
             self.time_features = Timesteps(d_e, flip_sin_to_cos=True, downscale_freq_shift=0)
             self.time_embedding = TimestepEmbedding(d_e, d_e)
-        self.picture_into_head = nn.Linear(mid_channels, head_width)
+        self.image_into_head = nn.Linear(mid_channels, head_width)
         self.query_into_head = nn.Linear(d_e, head_width)
         self.head = nn.ModuleList(HeadLayer(head_width, head_dim) for _ in range(num_head_layers))
         self.head_norm = nn.LayerNorm(head_width)
@@ -124,7 +124,7 @@ class QueryStream(WholeModel):
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
         projection = None if projection_width is None else torch.zeros(d_e, projection_width)
         self.register_buffer("text_projection", projection)  # frozen; which text pooling made e_0 is part of the model
-        self.text_tail = TextTail(text_tail_settings) if text_tail_settings else None
+        self.clip_tail = ClipTail(clip_tail_settings) if clip_tail_settings else None
 
     @classmethod
     def for_unet(
@@ -134,12 +134,12 @@ class QueryStream(WholeModel):
         config: QueryStreamConfig,
         pooling: str,
         text_projection: Tensor | None = None,
-        text_tail: TextTail | None = None,
+        clip_tail: ClipTail | None = None,
     ) -> "QueryStream":
-        """Build a stream with new weights for a U-Net and a text tower whose embedding has d_e dimensions.
+        """Build a stream with new weights for a U-Net and a text encoder whose embedding has d_e dimensions.
 
         Shapes: text_projection (d_e, d_c), the tower's frozen projection, or None where pooling needs none;
-                text_tail: the CLIP layers that the tower lacks, frozen too.
+                clip_tail: the CLIP layers that the tower lacks, frozen too.
         Raises: ValueError if the U-Net's layout is not Stable Diffusion's.
         """
         check_unet(unet)
@@ -151,15 +151,15 @@ class QueryStream(WholeModel):
             mid_channels=unet.mid_block.resnets[-1].out_channels,
             pooling=pooling,
             projection_width=None if text_projection is None else text_projection.shape[1],
-            text_tail_settings=None if text_tail is None else text_tail.settings,
+            clip_tail_settings=None if clip_tail is None else clip_tail.settings,
             **config.model_dump(exclude={"query_ffn"}),
         )
         if text_projection is not None:
             stream.text_projection.copy_(text_projection)
-        if text_tail is not None:
-            stream.text_tail.load_state_dict(text_tail.state_dict())
+        if clip_tail is not None:
+            stream.clip_tail.load_state_dict(clip_tail.state_dict())
         if config.query_ffn == "copy":
-            stream._copy_picture_ffns(transformers)
+            stream._copy_image_ffns(transformers)
         return stream
 
     @property
@@ -187,39 +187,39 @@ class QueryStream(WholeModel):
 
     @property
     def signal_scale(self) -> float:
-        """What multiplies the unit query in the text chain: γ, or γ √d."""
+        """What multiplies the unit query in the text diffusion: γ, or γ √d."""
         length = math.sqrt(self.config.d_e) if self.config.query_scale == "sqrt_d" else 1.0
         return self.config.gamma * length
 
     def read_image(self, unet: UNet2DConditionModel, z: Tensor) -> ImageReading:
-        """Read a picture once: keys and values of every site and head layer, which no query changes.
+        """Read an image once: keys and values of every site and head layer, which no query changes.
 
         Source: ours.
-        Shapes: z (b, ch, h, w), clean -> a reading of b pictures.
-        Raises: ValueError in `joint`, where the picture's tokens depend on the query.
+        Shapes: z (b, ch, h, w), clean -> a reading of b images.
+        Raises: ValueError in `joint`, where the image's tokens depend on the query.
         """
         if self.config.fusion != "one_way":
             raise ValueError(
                 "`read_image` was called on a query stream with `fusion` = 'joint'. Expected 'one_way': in 'joint' "
-                "the picture's tokens see the query, so no reading serves two queries. Call `predict` instead."
+                "the image's tokens see the query, so no reading serves two queries. Call `predict` instead."
             )
 
         def visit(site: int, transformer: Transformer2DModel, tokens: Tensor, context: Tensor, carry: Carry):  # type: ignore[no-untyped-def]
             for block in transformer.transformer_blocks:
                 normed = block.norm1(tokens)
                 keys, values = keys_values(block.attn1, normed)
-                tokens = picture_block(block, tokens, attend(block.attn1, normed, keys, values), context)
+                tokens = image_block(block, tokens, attend(block.attn1, normed, keys, values), context)
                 carry = (*carry, keys, values)
             return tokens, carry
 
         t_zero = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        mid, carry = encoder_half(unet, z, t_zero, self._no_text(unet, z), visit)
-        tokens = self.picture_into_head(mid.flatten(2).transpose(1, 2))  # (b, ch, h, w) -> (b, h*w, head_width)
+        mid, carry = unet_encoder(unet, z, t_zero, self._no_text(unet, z), visit)
+        tokens = self.image_into_head(mid.flatten(2).transpose(1, 2))  # (b, ch, h, w) -> (b, h*w, head_width)
         head_layers = []
         for layer in self.head_layers:
             keys, values = keys_values(layer.attention, layer.attention_norm(tokens))
             head_layers.append((keys, values))
-            if layer is not self.head_layers[-1]:  # nobody reads the picture's tokens after the last layer
+            if layer is not self.head_layers[-1]:  # nobody reads the image's tokens after the last layer
                 tokens = layer(tokens, keys, values)
         sites = tuple(zip(carry[::2], carry[1::2], strict=True))
         return ImageReading(sites, tuple(head_layers), tuple(z.shape[1:]))
@@ -261,7 +261,7 @@ class QueryStream(WholeModel):
     def joint(
         self, unet: UNet2DConditionModel, z: Tensor, e_t: Tensor | None, t_e: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Walk the encoder half with query and picture attending to each other.
+        """Walk the encoder half with query and image attending to each other.
 
         Source: DiffDis Fig. 3.
         Shapes: z (b, ch, h, w); e_t (b, d_e); t_e (b,) int64 -> e_0_hat (b, d_e), mid features (b, ch, h, w).
@@ -277,28 +277,28 @@ class QueryStream(WholeModel):
                 normed = torch.cat([self._normed(own, block, number, q), block.norm1(tokens)], dim=1)  # (b, 1 + n, ch)
                 attended = attend(block.attn1, normed, *keys_values(block.attn1, normed))
                 q = self._ffn(own, block, number, q + attended[:, :1])
-                tokens = picture_block(block, tokens, attended[:, 1:], context)
+                tokens = image_block(block, tokens, attended[:, 1:], context)
             return tokens, (own.out(q[:, 0]),)
 
         t = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         if self.config.image_timestep == "query" and t_e is not None:
             t = t_e
-        mid, (h,) = encoder_half(unet, z, t, self._no_text(unet, z), visit, (torch.zeros_like(drive),))
-        picture = self.picture_into_head(mid.flatten(2).transpose(1, 2))  # (b, ch, h, w) -> (b, h*w, head_width)
-        tokens = torch.cat([self.query_into_head(h)[:, None], picture], dim=1)
+        mid, (h,) = unet_encoder(unet, z, t, self._no_text(unet, z), visit, (torch.zeros_like(drive),))
+        image = self.image_into_head(mid.flatten(2).transpose(1, 2))  # (b, ch, h, w) -> (b, h*w, head_width)
+        tokens = torch.cat([self.query_into_head(h)[:, None], image], dim=1)
         for layer in self.head_layers:
             tokens = layer(tokens, *keys_values(layer.attention, layer.attention_norm(tokens)))
         return self._predict(tokens[:, 0]), mid
 
     def _drive(self, e_t: Tensor | None, t_e: Tensor | None, b: int, device: torch.device) -> Tensor:
-        """e_t + τ(t_e), the part of every site's input that is the same at all sites; zero without a text chain."""
+        """e_t + τ(t_e), the part of every site's input that is the same at all sites; zero without a text diffusion."""
         if self.config.text_chain == "none":
             return torch.zeros(b, self.config.d_e, device=device, dtype=self.dtype)
         if e_t is None or t_e is None or e_t.shape != (b, self.config.d_e) or t_e.shape != (b,):
             found = [None if tensor is None else tuple(tensor.shape) for tensor in (e_t, t_e)]
             raise ValueError(
                 f"`e_t` has shape {found[0]} and `t_e` {found[1]} in `QueryStream`. Expected ({b}, {self.config.d_e}) "
-                f"and ({b},): one query and one step a picture. Repeat the reading or the queries until they fit."
+                f"and ({b},): one query and one step an image. Repeat the reading or the queries until they fit."
             )
         time = self.time_features(t_e).to(e_t.dtype)
         return e_t + self.time_embedding(time)
@@ -317,14 +317,14 @@ class QueryStream(WholeModel):
     def _predict(self, q: Tensor) -> Tensor:
         return F.normalize(self.predictor(self.head_norm(q)).float(), dim=-1)
 
-    def _copy_picture_ffns(self, transformers: list[Transformer2DModel]) -> None:
+    def _copy_image_ffns(self, transformers: list[Transformer2DModel]) -> None:
         for site, transformer in zip(self.site_queries, transformers, strict=True):
             for ffn, block in zip(site.ffns, transformer.transformer_blocks, strict=True):
                 ffn.load_state_dict(block.ff.state_dict())
 
 
-def _join(own: Tensor, picture: Tensor) -> Tensor:
-    return torch.cat([own, picture.to(own.dtype)], dim=2)  # (b, heads, 1, d), (b, heads, n, d) -> (b, heads, 1 + n, d)
+def _join(own: Tensor, image: Tensor) -> Tensor:
+    return torch.cat([own, image.to(own.dtype)], dim=2)  # (b, heads, 1, d), (b, heads, n, d) -> (b, heads, 1 + n, d)
 
 
 def _check_config(config) -> None:  # type: ignore[no-untyped-def]
@@ -341,7 +341,7 @@ def _check_config(config) -> None:  # type: ignore[no-untyped-def]
     if config.image_timestep == "query" and config.fusion != "joint":
         raise ValueError(
             f"`image_timestep` is 'query' with `fusion` = '{config.fusion}' in a query stream. Expected 'zero': a "
-            "picture that is read once cannot be told the query's step. Set `fusion: joint` or `image_timestep: zero`."
+            "image that is read once cannot be told the query's step. Set `fusion: joint` or `image_timestep: zero`."
         )
     if config.head_width % config.head_dim:
         raise ValueError(

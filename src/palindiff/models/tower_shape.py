@@ -1,7 +1,7 @@
-"""A text tower's shape, from its config alone: what can be told of a tower whose weights are not here.
+"""A text encoder's shape, from its config alone: what can be told of a tower whose weights are not here.
 
 Here: a tower with weights of no meaning, its widths and the length of a caption. Not here: towers that encode
-(`text_tower.py`).
+(`caption_encoder.py`).
 """
 
 import json
@@ -18,9 +18,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from palindiff.models.text_tail import TextTail
-from palindiff.models.text_tower import CLIP_TYPES, Pooling, num_positions, sentence_encoder_options
-from palindiff.models.tower_folder import PACKAGE_MAX_LENGTH, PACKAGE_SOURCE, folder_of, package_folder
+from palindiff.models.clip_tail import ClipTail
+from palindiff.pretrained.hub import PACKAGE_MAX_LENGTH, PACKAGE_SOURCE, folder_of, package_folder
+from palindiff.pretrained.text_encoders import CLIP_TYPES, Pooling, num_positions, sentence_encoder_options
 
 PAPER_TOWER = "openai/clip-vit-large-patch14"  # its shape is told here, so that the paper's model needs no download
 _PAPER_TEXT = {
@@ -32,13 +32,13 @@ _LENGTHS = (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.
 
 @dataclass(frozen=True)
 class TowerShape:
-    """A text tower with new weights, on whatever device was in force when it was made."""
+    """A text encoder with new weights, on whatever device was in force when it was made."""
 
     text_encoder: PreTrainedModel
     pooling: Pooling
     projection: Tensor | None  # (d_e, d_c), new numbers; None for sentence encoders
     num_tokens: int  # of a caption, beginning and end included
-    tail: TextTail | None = None  # CLIP layers that Stable Diffusion 2.x leaves out of the tower
+    tail: ClipTail | None = None  # CLIP layers that Stable Diffusion 2.x leaves out of the tower
 
     @property
     def d_c(self) -> int:
@@ -61,7 +61,7 @@ def read_tower_shape(source: str, max_length: int | None = None) -> TowerShape:
     folder = package_folder() if source == PACKAGE_SOURCE else _config_folder(source)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"`{folder}` has no config.json. Expected a text tower's folder, as `save_pretrained` writes it. "
+            f"`{folder}` has no config.json. Expected a text encoder's folder, as `save_pretrained` writes it. "
             "Name the folder with the tower's config."
         )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -104,7 +104,7 @@ def _config_folder(source: str) -> Path:
     return folder_of(
         source,
         ["config.json", *(name for name, _ in _LENGTHS)],
-        f"No text tower `{source}`: it is no folder, and neither the Hub nor its cache on this machine gave its "
+        f"No text encoder `{source}`: it is no folder, and neither the Hub nor its cache on this machine gave its "
         f"config. Expected a folder, a Hub name, `{PAPER_TOWER}` (known without a download) or "
         f"`{PACKAGE_SOURCE}`. Check the name and the connection.",
     )

@@ -26,7 +26,7 @@ def alignment_loss(e_0_hat: Tensor, e_0: Tensor, logit_scale: Tensor, positives:
     Source:  DiffDis eq. 7 and 8.
     Shapes:  e_0_hat, e_0 (b, d) float, unit length; logit_scale () float;
              positives (b, b) bool, diagonal True -> () float32.
-    Units:   nats, mean over pictures and captions.
+    Units:   nats, mean over images and captions.
     Raises:  ValueError if shapes do not fit.
     Departs: a learned logit scale (the paper states none); equal captions share the weight.
     """
@@ -34,9 +34,9 @@ def alignment_loss(e_0_hat: Tensor, e_0: Tensor, logit_scale: Tensor, positives:
     with torch.autocast(e_0.device.type, enabled=False):
         logits = logit_scale.float() * e_0_hat.float() @ e_0.float().T  # (b, d) @ (d, b) -> (b, b)
         target = positives.float() / positives.sum(dim=1, keepdim=True)  # (b, b), each row sums to 1
-        picture_to_text = F.cross_entropy(logits, target)
-        text_to_picture = F.cross_entropy(logits.T, target)
-    return (picture_to_text + text_to_picture) / 2
+        image_to_text = F.cross_entropy(logits, target)
+        text_to_image = F.cross_entropy(logits.T, target)
+    return (image_to_text + text_to_image) / 2
 
 
 def global_batch(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""DiffDis: painting and alignment on the same batch. Batch in, named losses out.
+"""DiffDis: generation and alignment on the same batch. Batch in, named losses out.
 
 Here: Algorithm 1. Not here: the networks, the schedulers, the optimizer.
 """
@@ -13,21 +13,21 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from palindiff.models.caption_encoder import CaptionEncoder
-from palindiff.models.encoder_half import cross_attention_without_text, encoder_half_parameters
 from palindiff.models.query_stream import QueryStream
-from palindiff.models.text_chain import noisy_query
+from palindiff.models.text_diffusion import noisy_query
+from palindiff.models.unet_encoder import cross_attention_without_text, unet_encoder_parameters
 from palindiff.objectives.alignment import alignment_loss, global_batch, same_caption
 
-Task = Literal["both", "generate", "discriminate"]
+Task = Literal["both", "generation", "alignment"]
 
 
 class DiffDisConfig(BaseModel, frozen=True, extra="forbid"):
     """Which of the two tasks, their weight, and what guidance needs."""
 
-    task: Task = "both"  # "generate", "discriminate": one task alone, the paper's Table 4
+    task: Task = "both"  # "generation", "alignment": one task alone, the paper's Table 4
     alignment_weight: float = Field(1.0, ge=0)  # λ of eq. 9; 0 turns the alignment loss off
     text_drop_rate: float = Field(0.1, ge=0, le=1)  # share of captions replaced by the empty one; 0 turns it off
-    image_drop_rate: float = Field(0.1, ge=0, le=1)  # share of pictures zeroed when named; 0 turns it off
+    image_drop_rate: float = Field(0.1, ge=0, le=1)  # share of images zeroed when named; 0 turns it off
 
 
 class DiffDisObjective(nn.Module):
@@ -75,8 +75,8 @@ class DiffDisObjective(nn.Module):
 
         Source: DiffDis eq. 9, Algorithm 1.
         Shapes: batch: z_mean, z_std (b, ch, h, w), scaled by the VAE's factor; z_named_mean, z_named_std, the same of
-                what naming sees, if that is another view of the picture; c (b, l, d_c) and e_0 (b, d_e) unit, or
-                ids (b, l) int64 and mask (b, l) bool, which the text tower makes them of; caption_id (b,) int64.
+                what naming sees, if that is another view of the image; c (b, l, d_c) and e_0 (b, d_e) unit, or
+                ids (b, l) int64 and mask (b, l) bool, which the text encoder makes them of; caption_id (b,) int64.
                 draws: as `draw` gives, this process's rows. -> () float32 each.
         """
         z_0 = z_named = _posterior_draw(batch["z_mean"], batch["z_std"], draws)
@@ -84,15 +84,15 @@ class DiffDisObjective(nn.Module):
             z_named = _posterior_draw(batch["z_named_mean"], batch["z_named_std"], draws)
         c, e_0, c_empty = self.texts(batch)
         losses: dict[str, Tensor] = {}
-        if self.config.task != "discriminate":
-            losses["painting"] = self.painting_loss(z_0, c, c_empty, draws)
-        if self.config.task != "generate":
+        if self.config.task != "alignment":
+            losses["generation"] = self.generation_loss(z_0, c, c_empty, draws)
+        if self.config.task != "generation":
             losses["alignment"] = self.alignment(z_named, e_0, batch["caption_id"], draws)
         weights = {"alignment": self.config.alignment_weight} if self.config.task == "both" else {}
         total = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
         return {"loss": total} | {name: loss.detach() for name, loss in losses.items()}
 
-    def painting_loss(self, z_0: Tensor, c: Tensor, c_empty: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
+    def generation_loss(self, z_0: Tensor, c: Tensor, c_empty: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
         """L_IG = E‖ε_z − Φ_u(z_t, t_z, c)‖², or the scheduler's prediction type; the second stream does not run.
 
         Source:  DiffDis eq. 4.
@@ -103,10 +103,10 @@ class DiffDisObjective(nn.Module):
         c = torch.where(is_dropped[:, None, None], c_empty.to(c.dtype), c).float()
         z_t = self.scheduler.add_noise(z_0, draws["eps_z"], draws["t_z"])
         predicted = self.unet(z_t, draws["t_z"], c).sample
-        return F.mse_loss(predicted.float(), self._painting_target(z_0, draws["eps_z"], draws["t_z"]))
+        return F.mse_loss(predicted.float(), self._generation_target(z_0, draws["eps_z"], draws["t_z"]))
 
     def alignment(self, z_0: Tensor, e_0: Tensor, caption_id: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
-        """L_ITA at the sampled step of the text chain, over the global batch; the picture is clean, its text masked.
+        """L_ITA at the sampled step of the text diffusion, over the global batch; the image is clean, its text masked.
 
         Source:  DiffDis eq. 5 to 8.
         Shapes:  z_0 (b, ch, h, w); e_0 (b, d_e); caption_id (b,) int64 -> () float32.
@@ -124,7 +124,7 @@ class DiffDisObjective(nn.Module):
         return alignment_loss(everyone_hat, everyone, self.query_stream.logit_scale, same_caption(ids))
 
     def parameter_groups(self, learning_rate: float, new_learning_rate: float) -> list[dict[str, object]]:
-        """The paper's two learning rates: the U-Net's and the text tower's, and the second stream's, which is new."""
+        """The paper's two learning rates: the U-Net's and the text encoder's, and the second stream's, which is new."""
         parts: list[tuple[nn.Module, float]] = [(self.unet, learning_rate), (self.query_stream, new_learning_rate)]
         if self.caption_encoder is not None:
             parts.append((self.caption_encoder, learning_rate))
@@ -142,7 +142,7 @@ class DiffDisObjective(nn.Module):
         encoded = self.caption_encoder(batch["ids"], batch["mask"])
         return encoded.c[:-1], encoded.e[:-1], encoded.c[-1:]  # the empty caption comes last
 
-    def _painting_target(self, z_0: Tensor, eps_z: Tensor, t_z: Tensor) -> Tensor:
+    def _generation_target(self, z_0: Tensor, eps_z: Tensor, t_z: Tensor) -> Tensor:
         prediction_type = self.scheduler.config.prediction_type
         if prediction_type == "epsilon":
             return eps_z
@@ -158,11 +158,11 @@ class DiffDisObjective(nn.Module):
 
         Naming uses the encoder half without its cross-attention, of which no text leaves the output bias alone.
         """
-        if self.config.task == "generate":
+        if self.config.task == "generation":
             self.query_stream.requires_grad_(False)
-        if self.config.task == "discriminate":
+        if self.config.task == "alignment":
             self.unet.requires_grad_(False)
-            for weight in encoder_half_parameters(self.unet):
+            for weight in unet_encoder_parameters(self.unet):
                 weight.requires_grad_(True)
             for weight in cross_attention_without_text(self.unet):
                 weight.requires_grad_(False)

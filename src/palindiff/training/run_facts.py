@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING
 
 import palindiff
-from palindiff.inference.model_card import BaseWeights, CardFacts, License, public_name
-from palindiff.inference.shipped import SHIPPED_CODEC, SHIPPED_LICENSE
-from palindiff.inference.stable_diffusion import base_license
-from palindiff.training.recipe_file import identity
+from palindiff.inference.bundled import BUNDLED_LICENSE, BUNDLED_VAE
+from palindiff.pretrained.model_card import BaseWeights, CardFacts, License, public_name
+from palindiff.pretrained.stable_diffusion import base_license
+from palindiff.training.recipes.yaml_files import identity
 
 if TYPE_CHECKING:
     from palindiff.inference.pipeline import PalindiffPipeline
-    from palindiff.training.diffdis import Recipe
+    from palindiff.training.train_diffdis import Recipe
 
 
 def run_facts(recipe: "Recipe", pipeline: "PalindiffPipeline", name: str) -> CardFacts:
@@ -25,7 +25,7 @@ def run_facts(recipe: "Recipe", pipeline: "PalindiffPipeline", name: str) -> Car
             "task": recipe.objective.task,
             "fusion": recipe.query_stream.fusion,
             "γ": recipe.query_stream.gamma,
-            "pictures": f"{pipeline.unet.config.sample_size * pipeline.vae_scale_factor} px",
+            "images": f"{pipeline.unet.config.sample_size * pipeline.vae_scale_factor} px",
             "steps": recipe.loop.num_steps,
             "batch size": recipe.loop.batch_size,
             "learning rates": f"{recipe.optimizer.learning_rate:g} (U-Net), {recipe.optimizer.new_learning_rate:g}",
@@ -37,16 +37,16 @@ def run_facts(recipe: "Recipe", pipeline: "PalindiffPipeline", name: str) -> Car
 
 
 def _bases(recipe: "Recipe") -> tuple[BaseWeights, ...]:
-    """What a run began from; a base's own text tower has no name of its own."""
+    """What a run began from; a base's own text encoder has no name of its own."""
     text, base = recipe.text.source, recipe.base
     parts = []
     if base is not None:
         parts.append(("U-Net and VAE" if base.unet_weights == "base" else "VAE", base.source))
     if text is not None:
-        parts.append(("Text tower", text))
-    if recipe.codec is not None and recipe.codec != "shipped":
-        parts.append(("VAE", recipe.codec))
+        parts.append(("Text encoder", text))
+    if recipe.vae is not None and recipe.vae != "bundled":
+        parts.append(("VAE", recipe.vae))
     found = [BaseWeights(name=public_name(name), part=part, license=base_license(name)) for part, name in parts]
-    if recipe.codec == "shipped":
-        found.append(BaseWeights(name=SHIPPED_CODEC, part="VAE", license=License(license=SHIPPED_LICENSE)))
+    if recipe.vae == "bundled":
+        found.append(BaseWeights(name=BUNDLED_VAE, part="VAE", license=License(license=BUNDLED_LICENSE)))
     return tuple(found)

@@ -1,0 +1,249 @@
+"""The model at its real size, once through everything, with random weights of Stable Diffusion v1 and CLIP ViT-L/14.
+
+Each stage runs in a process of its own, so that its peak of memory is its own. Nothing generated or named here means
+anything; sizes, times and memory do.
+
+Run: python -m benchmarks.full_size WORK [--results results/full_size.json] [--set KEY=VALUE ...]
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from palindiff.evaluation.results import Row, write_results
+
+RECIPE = "diffdis-cc3m"
+NUM_IMAGES, BATCH_SIZE = 4, 2
+CAPTION = "an image of number {}"
+GENERATION_STEPS = 2
+GIB = 2**30
+
+FULL_SIZES: dict[str, dict[str, Any]] = {
+    "clip": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+             "projection_dim": 768},
+    "unet": {},
+    "vae": {},
+}  # fmt: skip
+TOY_SIZES: dict[str, dict[str, Any]] = {
+    "clip": {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "projection_dim": 32},
+    "unet": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1, "cross_attention_dim": 32},
+    "vae": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
+}  # fmt: skip
+TOY_RECIPE = ("query_stream.num_head_layers=1", "query_stream.head_width=64")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Where everything is written, what is changed of the recipe, and whether the shapes are small ones."""
+
+    work: Path  # for some 20 GB of weights and states; not removed
+    overrides: Sequence[str] = ()
+    is_toy: bool = False  # shows that every stage runs, in seconds
+
+
+def write_layouts(trial: Trial) -> dict[str, Any]:
+    """Write both folders with the libraries' own `save_pretrained`, and a few captioned images."""
+    import torch
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from PIL import Image
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    from palindiff.pretrained.single_file import CONFIGS_1, scheduler_1
+
+    torch.manual_seed(0)
+    work, sizes = trial.work, TOY_SIZES if trial.is_toy else FULL_SIZES
+    config = CLIPTextConfig(hidden_act="quick_gelu", bos_token_id=49406, eos_token_id=49407, **sizes["clip"])
+    clip, tokenizer = CLIPTextModelWithProjection(config), write_tokenizer(work / "clip")
+    clip.save_pretrained(work / "clip")
+    settings = {
+        part: {k: v for k, v in given.items() if k[0] != "_"} | sizes[part] for part, given in CONFIGS_1.items()
+    }
+    StableDiffusionPipeline(
+        vae=AutoencoderKL(**settings["vae"]),
+        text_encoder=clip.text_model,
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(**settings["unet"]),
+        scheduler=scheduler_1(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(work / "stable-diffusion")
+    for split in ("train", "validation"):
+        (work / "data" / split).mkdir(parents=True, exist_ok=True)
+        rows = [{"file_name": f"{number}.png", "text": CAPTION.format(number)} for number in range(NUM_IMAGES)]
+        for number, row in enumerate(rows):
+            Image.effect_noise((256, 256), 40 + 20 * number).convert("RGB").save(
+                work / "data" / split / row["file_name"]
+            )
+        (work / "data" / split / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {}
+
+
+def write_tokenizer(folder: Path) -> Any:
+    """Write a CLIP tokenizer of letters; its first and last token have CLIP's ids."""
+    from transformers import CLIPTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [chr(code) + end for code in range(33, 127) for end in ("", "</w>")]
+    ids = {letter: number for number, letter in enumerate(letters)}
+    ids |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+    (folder / "vocab.json").write_text(json.dumps(ids))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=77, pad_token="<|endoftext|>")
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def init(trial: Trial) -> dict[str, Any]:
+    """`palindiff init` with the paper's query stream; counts what is new, by place."""
+    from palindiff.inference.pipeline import PalindiffPipeline
+    from palindiff.training.recipes.yaml_files import load_recipe
+    from palindiff.training.train_diffdis import Recipe
+
+    work = trial.work
+    query_stream = load_recipe(Recipe, RECIPE, _changes(trial)).query_stream
+    pipeline = PalindiffPipeline.from_stable_diffusion(work / "stable-diffusion", work / "clip", query_stream)
+    pipeline.save_pretrained(work / "start")
+    new = Counter[str]()
+    for name, weight in pipeline.query_stream.named_parameters():
+        new[place_of(name)] += weight.numel()
+    return {"parameters": {"U-Net": pipeline.unet.num_parameters(), **new}}
+
+
+def place_of(name: str) -> str:
+    """Say where a weight of the query stream stands."""
+    first, _, rest = name.partition(".")
+    names = {"head": "query head", "time_embedding": "time embedding", "predictor": "query head"}
+    return (
+        f"site {int(rest.partition('.')[0]) + 1}" if first == "sites" else names.get(first, "into and out of the head")
+    )
+
+
+def train(trial: Trial) -> dict[str, Any]:
+    """`palindiff train`: features, one step of both tasks, the state saved, the checkpoint written."""
+    from palindiff.training.loop.run_log import read_log
+    from palindiff.training.recipes.yaml_files import load_recipe
+    from palindiff.training.train_diffdis import Recipe, train_recipe
+
+    work = trial.work
+    own = [
+        f"base.source={work / 'start'}", f"data.path={work / 'data'}", f"machine.cache_dir={work / 'cache'}",
+        f"loop.batch_size={BATCH_SIZE}", "loop.num_steps=1", "loop.log_every=1", "machine.num_workers=0",
+    ]  # fmt: skip
+    recipe = load_recipe(Recipe, RECIPE, [*own, *_changes(trial)])
+    train_recipe(recipe, work / "run", lambda parts: [], show_progress=False)
+    return {"step_s": read_log(work / "run" / "log.jsonl")[-1]["elapsed_s"]}
+
+
+def name(trial: Trial, fusion: str) -> dict[str, Any]:
+    """Load the trained checkpoint and name one image."""
+    pipeline, loading_s = load(trial.work, fusion)
+    image = trial.work / "data" / "validation" / "0.png"
+    began = time.perf_counter()
+    scores = pipeline.rank([image], [CAPTION.format(number) for number in range(NUM_IMAGES)])
+    assert scores.isfinite().all(), "a trained checkpoint names with finite numbers"
+    return {"loading_s": loading_s, "own_s": time.perf_counter() - began}
+
+
+def generate(trial: Trial) -> dict[str, Any]:
+    """Load the trained checkpoint and generate one image."""
+    import torch
+
+    pipeline, loading_s = load(trial.work, "joint")
+    pipeline.set_progress_bar_config(disable=True)
+    began = time.perf_counter()
+    generator = torch.Generator().manual_seed(0)
+    generated = pipeline(
+        "a dog", num_inference_steps=GENERATION_STEPS, guidance_scale=4.0, generator=generator
+    ).images[0]
+    assert generated.size == (256, 256), f"generated {generated.size} where 256 px were trained"
+    return {"loading_s": loading_s, "own_s": time.perf_counter() - began}
+
+
+def load(work: Path, fusion: str) -> tuple[Any, float]:
+    """Load the trained checkpoint; both fusions have the same weights."""
+    from palindiff.inference.pipeline import PalindiffPipeline
+    from palindiff.models.query_stream import QueryStream
+
+    began = time.perf_counter()
+    pipeline = PalindiffPipeline.from_pretrained(work / "run" / "checkpoint")
+    loading_s = time.perf_counter() - began
+    if fusion != pipeline.query_stream.config.fusion:
+        other = QueryStream.from_config({**pipeline.query_stream.config, "fusion": fusion}).eval()
+        other.load_state_dict(pipeline.query_stream.state_dict())
+        pipeline.register_modules(query_stream=other)
+    return pipeline, loading_s
+
+
+STAGES: dict[str, Callable[[Trial], dict[str, Any]]] = {
+    "write the layouts": write_layouts,
+    "init": init,
+    "train one step": train,
+    "name one image, joint": lambda trial: name(trial, "joint"),
+    "name one image, one_way": lambda trial: name(trial, "one_way"),
+    "generate one image": generate,
+}
+
+
+def run_stage(stage: str, trial: Trial) -> dict[str, Any]:
+    """Run a stage in this process: what it says, its seconds, and the process's peak of memory."""
+    began = time.perf_counter()
+    said = STAGES[stage](trial)
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB  # kibibytes on Linux
+    return {"stage": stage, "seconds": time.perf_counter() - began, "peak_gib": peak_gib} | said
+
+
+def _changes(trial: Trial) -> list[str]:
+    return [*(TOY_RECIPE if trial.is_toy else ()), *trial.overrides]
+
+
+def measure(trial: Trial) -> list[Row]:
+    """Run every stage in a process of its own.
+
+    Returns: rows of a stage (seconds, peak_gib) and rows of parameters (place, parameters).
+    """
+    rows: list[Row] = []
+    for stage in STAGES:
+        arguments = [sys.executable, "-m", "benchmarks.full_size", str(trial.work), "--stage", stage]
+        arguments += [*(f"--set={each}" for each in trial.overrides), *(["--toy"] if trial.is_toy else [])]
+        done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True)
+        said = json.loads(done.stdout.splitlines()[-1])
+        parameters = said.pop("parameters", {})
+        rows.append({"kind": "stage"} | {key: round(v, 2) if isinstance(v, float) else v for key, v in said.items()})
+        rows += [{"kind": "parameters", "place": place, "parameters": n} for place, n in parameters.items()]
+        print(json.dumps(rows[-1 - len(parameters)]), file=sys.stderr, flush=True)
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure all stages and write the results, or run one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="folder for some 20 GB of weights and states; not removed")
+    parser.add_argument("--results", type=Path, help="file to write; none writes none")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], help="change the recipe")
+    parser.add_argument("--stage", choices=STAGES, help="run this one here, and print what it says as JSON")
+    parser.add_argument("--toy", action="store_true", help="small shapes: shows that every stage runs")
+    args = parser.parse_args(arguments)
+    trial = Trial(args.work, args.overrides, args.toy)
+    if args.stage:
+        print(json.dumps(run_stage(args.stage, trial)))
+        return
+    began = time.perf_counter()
+    rows = measure(trial)
+    if args.results:
+        settings = {"recipe": RECIPE, "batch_size": BATCH_SIZE, "overrides": list(args.overrides), "toy": args.toy}
+        command = " ".join(["python -m benchmarks.full_size WORK", *(f"--set {o}" for o in args.overrides)])
+        write_results(args.results, rows, command, settings, 0, time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Rename keys and labels of recorded files to today's words: result files, training logs, recipes, one checkpoint.
+
+Numbers stay as they are: a file whose numbers would differ after renaming is refused and left alone.
+
+Run: python scripts/migrate_names.py FILE ... (results/*.json, log.jsonl, recipe.yaml, query_stream folders)
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from palindiff.atomic import atomic_text
+
+NAMES = {  # whole words, old -> new
+    "picture_to_text": "image_to_text",
+    "text_to_picture": "text_to_image",
+    "caption_to_painting": "caption_to_generated",
+    "painting": "generation",
+    "validation_painting": "validation_generation",
+    "pictures_per_s": "images_per_s",
+    "picture_to_text_recall": "image_to_text_recall",
+    "text_to_picture_recall": "text_to_image_recall",
+    "shipped": "bundled",
+    "codec": "vae",
+    "watch": "evaluation",
+    "num_pictures": "num_images",
+    "check_pictures": "check_images",
+    "name one picture, joint": "name one image, joint",
+    "name one picture, one_way": "name one image, one_way",
+    "paint one picture": "generate one image",
+}
+RECALL_KEY = re.compile(r"(picture_to_text|text_to_picture)_recall_(\d+)")
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\w.])")
+TENSORS = {"picture_into_head": "image_into_head"}
+
+
+def rename_word(word: str) -> str:
+    """Give a key or label its name of today."""
+    if match := RECALL_KEY.fullmatch(word):
+        return f"{NAMES[match[1]]}_recall_{match[2]}"
+    return NAMES.get(word, word)
+
+
+def rename_text(text: str, is_yaml: bool) -> str:
+    """Rename quoted keys and labels of JSON, or keys and plain values of YAML; `command` keeps what was run."""
+    quoted = re.compile(r'(?<!\\)"([^"\\\n]+)"')
+    lines = []
+    for line in text.splitlines(keepends=True):
+        if '"command":' in line:
+            lines.append(line)
+        elif is_yaml:
+            lines.append(re.sub(r"\b(\w+)(?=:)|(?<=: )(\w+)(?=\s*$)", lambda m: rename_word(m[0]), line))
+        else:
+            lines.append(quoted.sub(lambda m: f'"{rename_word(m[1])}"', line))
+    return "".join(lines)
+
+
+def numbers(text: str) -> list[str]:
+    """Return every number of a text, as written, in order; digits within a name are none."""
+    return NUMBER.findall(text)
+
+
+def migrate(path: Path) -> None:
+    """Rename in one file, or the tensors of one query stream's folder.
+
+    Raises: ValueError if a number would change.
+    """
+    if path.is_dir():
+        migrate_tensors(path)
+        return
+    text = path.read_text(encoding="utf-8")
+    renamed = rename_text(text, path.suffix == ".yaml")
+    if numbers(text) != numbers(renamed):
+        raise ValueError(f"Renaming would change a number of `{path}`. Expected names alone to change. Fix NAMES.")
+    if path.suffix == ".json" and path.stem != "config":
+        json.loads(renamed)
+    atomic_text(path, renamed)
+
+
+def migrate_tensors(folder: Path) -> None:
+    """Rename tensors of a query stream's weights.
+
+    Raises: ValueError if a tensor would change.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    before = load_file(weights)
+    after = {".".join(TENSORS.get(part, part) for part in name.split(".")): tensor for name, tensor in before.items()}
+    if len(after) != len(before) or not all(
+        torch.equal(x, y) for x, y in zip(before.values(), after.values(), strict=True)
+    ):
+        raise ValueError(
+            f"Renaming would change a tensor of `{weights}`. Expected names alone to change. Fix TENSORS."
+        )
+    save_file(after, weights, metadata={"format": "pt"})
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        migrate(Path(name))

@@ -1,0 +1,112 @@
+"""Generations against real images: does a generated caption look most like the image it was written for?
+
+Here: coarse colour thumbnails and recall among real images. Not here: generation (`inference/`), FID and KID.
+The measure sees colour and layout, no detail: it tells early whether words steer a generation, not how good it is.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from palindiff.evaluation.results import Row
+from palindiff.evaluation.retrieval import NUM_SHUFFLES, random_orders, recall_rows
+
+CAPTION_TO_GENERATED = "caption_to_generated"
+THUMBNAIL_SIDE = 16
+
+
+def thumbnail_recall(
+    generations: Tensor,
+    target_index: Tensor,
+    real: Tensor,
+    ks: Sequence[int],
+    num_shuffles: int = NUM_SHUFFLES,
+    seed: int = 0,
+) -> list[Row]:
+    """Share of generations whose own real image is among the k real images they look most like.
+
+    Source:  ours.
+    Shapes:  generations (n, 3, H, W), real (n_real, 3, H', W') float in [-1, 1]; target_index (n,) int64, the row of
+             `real` that each generation's caption describes.
+    Returns: one row for each k: direction, k, recall, chance, shuffled (the same scores with the targets shuffled
+             among the generations, mean of `num_shuffles` orders), n (generations). Shares of generations in [0, 1].
+    Raises:  TypeError or ValueError if dtypes, shapes, ranges or k do not fit.
+    Departs: ties count against the generation, as in `retrieval.recall_at_k`.
+    """
+    _check_targets(generations, target_index, real)
+    scores = thumbnail_scores(generations, real)
+    positives = F.one_hot(target_index, len(real)).bool().to(scores.device)  # (n,) -> (n, n_real)
+    orders = random_orders(len(generations), num_shuffles, seed)
+    return recall_rows(CAPTION_TO_GENERATED, scores, positives, ks, (scores[order] for order in orders))
+
+
+def thumbnail_scores(generations: Tensor, real: Tensor) -> Tensor:
+    """Cosine of colour thumbnails, with the mean thumbnail of the real images taken off both.
+
+    The mean is the real images' alone, so that a generation's scores do not depend on the other generations.
+
+    Source: ours.
+    Shapes: generations (n, 3, H, W), real (n_real, 3, H', W') in [-1, 1] -> (n, n_real) float64 in [-1, 1]; 0 for a
+            thumbnail that equals the mean.
+    Raises: as `thumbnails`; ValueError for fewer than two real images.
+    """
+    if real.ndim == 4 and len(real) < 2:
+        raise ValueError(
+            f"`real` has {len(real)} images. Expected two or more: one image minus the mean leaves nothing. "
+            "Pass the whole split."
+        )
+    of_real, of_generations = thumbnails(real).double(), thumbnails(generations).double()
+    mean = of_real.mean(dim=0)  # (3*side*side,)
+    return F.normalize(of_generations - mean, dim=1) @ F.normalize(of_real - mean, dim=1).T
+
+
+def thumbnails(images: Tensor, side: int = THUMBNAIL_SIDE) -> Tensor:
+    """EMA the colour of each of side x side equal areas.
+
+    Shapes: images (n, 3, H, W) float in [-1, 1] -> (n, 3*side*side) float32, colour, then row, then column.
+    Raises: TypeError or ValueError if dtype, shape or range do not fit, or an image is smaller than its thumbnail.
+    """
+    _check_images(images, side)
+    rows, columns = (_area_weights(size, side).to(images.device) for size in images.shape[2:])
+    areas = rows @ images.float() @ columns.T  # (side, H) @ (n, 3, H, W) @ (W, side) -> (n, 3, side, side)
+    return areas.flatten(1)  # (n, 3, side, side) -> (n, 3*side*side)
+
+
+def _area_weights(size: int, side: int) -> Tensor:
+    """Shapes: -> (side, size) float32: the share of each pixel in each of `side` equal stretches; rows sum to 1."""
+    edges = torch.arange(side + 1, dtype=torch.float64) * size / side
+    pixels = torch.arange(size, dtype=torch.float64)
+    overlap = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)  # (side, size)
+    return (overlap.clamp(min=0) * side / size).float()
+
+
+def _check_images(images: Tensor, side: int) -> None:
+    if not images.is_floating_point():
+        raise TypeError(f"Images are {images.dtype}. Expected float in [-1, 1]. Pass `to_pixels(images)`.")
+    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        raise ValueError(f"Images have shape {tuple(images.shape)}. Expected (n, 3, H, W) with n above 0.")
+    if side < 1 or min(images.shape[2:]) < side:
+        raise ValueError(
+            f"Images are {images.shape[2]} x {images.shape[3]} pixels for thumbnails of {side}. "
+            "Expected a side from 1 to the image's own. Pass larger images."
+        )
+    low, high = images.min().item(), images.max().item()
+    if not (low >= -1 and high <= 1):  # NaN fails too
+        raise ValueError(f"Images run from {low:.7g} to {high:.7g}. Expected [-1, 1]. Clamp what was generated.")
+
+
+def _check_targets(generations: Tensor, target_index: Tensor, real: Tensor) -> None:
+    if target_index.dtype != torch.int64:
+        raise TypeError(f"`target_index` is {target_index.dtype}. Expected int64 rows of `real`.")
+    if target_index.shape != generations.shape[:1]:
+        raise ValueError(
+            f"`target_index` has shape {tuple(target_index.shape)} for {len(generations)} generations. "
+            f"Expected ({len(generations)},): one real image for each."
+        )
+    if len(target_index) and not 0 <= int(target_index.min()) <= int(target_index.max()) < len(real):
+        raise ValueError(
+            f"`target_index` runs from {int(target_index.min())} to {int(target_index.max())} with {len(real)} real "
+            f"images. Expected 0 to {len(real) - 1}."
+        )

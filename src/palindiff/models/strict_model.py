@@ -1,0 +1,110 @@
+"""A diffusers model that is loaded whole or not at all.
+
+diffusers warns and goes on where weights are missing, left over, or settings are unknown, and falls back to pickles.
+Here: `from_pretrained` with each of these an error, in one sentence. Not here: any network.
+"""
+
+import difflib
+import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.utils import logging as diffusers_logging
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+
+
+class StrictModel(ModelMixin, ConfigMixin):
+    """A model whose `from_pretrained` also serves where a pipeline loads its parts."""
+
+    config_name = "config.json"
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """Load config and weights from a folder or the Hub, from safetensors alone.
+
+        Raises: FileNotFoundError if config or safetensors are missing or damaged; ValueError if a setting is missing,
+                unknown or cannot be, or if weights are missing, left over, or of another shape than the config says.
+        """
+        wants_info = options.pop("output_loading_info", False)
+        source = Path(pretrained_model_name_or_path, options.get("subfolder") or "")  # what messages call it
+        strict = {"use_safetensors": True, "use_flashpack": False}  # no pickle, whatever a pipeline passes on
+        telling = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told here, in one sentence
+        with without_warnings():
+            try:
+                model, info = super().from_pretrained(pretrained_model_name_or_path, **options | strict | telling)
+            except OSError as error:
+                raise FileNotFoundError(_unreadable(source, error)) from error
+            except TypeError as error:
+                raise ValueError(
+                    f"The config.json of `{source}` builds no {cls.__name__} ({error}). Expected what "
+                    "`save_pretrained` writes. Save the model again."
+                ) from error
+        _check_settings(cls, model, source)
+        _check_weights(info, source)
+        return (model, info) if wants_info else model  # type: ignore[return-value]  # a pair where it is asked for
+
+
+def _check_settings(model_class: type, model: StrictModel, source: Path) -> None:
+    known = set(inspect.signature(model_class).parameters)
+    for name in sorted(set(model.config) - known):
+        if not name.startswith("_"):
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(
+                f"The config.json of `{source}` has a setting `{name}` that {model_class.__name__} does not know"
+                f"{f'; the nearest is `{near[0]}`' if near else ''}. Expected settings of this version of palindiff. "
+                "Update palindiff, or save the model again."
+            )
+    if missing := sorted(model.config.get("_use_default_values", [])):
+        raise ValueError(
+            f"The config.json of `{source}` lacks the setting{'s' if len(missing) > 1 else ''} "
+            f"`{'`, `'.join(missing)}`. Expected every setting of {model_class.__name__}, as `save_pretrained` writes "
+            "them. Copy config and weights from the same checkpoint."
+        )
+
+
+def _check_weights(info: dict[str, Any], source: Path) -> None:
+    found = [
+        *(f"lacks `{name}`" for name in sorted(info["missing_keys"])),
+        *(f"has `{name}`, for which there is no place" for name in sorted(info["unexpected_keys"])),
+        *(
+            f"has `{name}` of shape {tuple(shape)} where {tuple(expected)} belongs"
+            for name, shape, expected in info["mismatched_keys"]
+        ),
+    ]
+    if found:
+        more = f", and {len(found) - 1} more weights do not fit" if len(found) > 1 else ""
+        raise ValueError(
+            f"`{source}` {found[0]}{more}. Expected exactly the weights that its config.json asks for. "
+            "Copy both files from the same checkpoint, or save it again."
+        )
+
+
+def _unreadable(folder: Path, error: OSError) -> str:
+    if not folder.is_dir():
+        return f"`{folder}` is no folder, and neither the Hub nor its cache on this machine gave it. Check the name."
+    if not (folder / "config.json").is_file():
+        return f"`{folder}` has no config.json. Expected what `save_pretrained` writes. Name the model's own folder."
+    held = sorted(path.name for path in folder.iterdir() if path.name != "config.json" and path.is_file())
+    if any(name.endswith(".safetensors") for name in held):
+        told = " ".join(str(error).split())
+        return f"`{folder}` cannot be read ({told}). Expected undamaged JSON and safetensors. Copy the folder again."
+    return (
+        f"`{folder}` holds these weights: {', '.join(held) or 'none'}. Expected {WEIGHTS_NAME}: pickles run code when "
+        "opened and are never read. Save the model again with `save_pretrained`."
+    )
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silence diffusers while it loads, where what it would warn of is raised."""
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(verbosity)

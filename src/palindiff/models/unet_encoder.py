@@ -1,0 +1,162 @@
+"""The one place that walks a U-Net's encoder half: conv, down blocks, mid block, site by site.
+
+Here: the image's own stream, exactly as diffusers computes it, and the attention that both streams share.
+Not here: the second stream (`query_stream.py`), which takes part through `visit`.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Carry = tuple[Tensor, ...]
+VisitSite = Callable[[int, Transformer2DModel, Tensor, Tensor, Carry], tuple[Tensor, Carry]]
+"""(site number, its layers, image tokens (b, n, ch), context, carry) -> tokens after the site, carry for the next"""
+
+
+def unet_encoder(
+    unet: UNet2DConditionModel, z: Tensor, t: Tensor, context: Tensor, visit: VisitSite, carry: Carry = ()
+) -> tuple[Tensor, Carry]:
+    """Walk conv_in, the down blocks and the mid block; at every attention site `visit` runs its transformer blocks.
+
+    Source: DiffDis Fig. 2; the image's stream is `UNet2DConditionModel.forward` up to the mid block.
+    Shapes: z (b, ch, h, w); t (b,) int64; context (b, l, d_c) -> mid features (b, ch_mid, h_mid, w_mid), last carry.
+    Departs: resnet and site are checkpointed together when the U-Net's gradient checkpointing is on.
+    """
+    time = unet.time_embedding(unet.get_time_embed(sample=z, timestep=t))
+    hidden, site = unet.conv_in(z), 0
+    for block in unet.down_blocks:
+        transformers = getattr(block, "attentions", [None] * len(block.resnets))
+        for resnet, transformer in zip(block.resnets, transformers, strict=True):
+            hidden, carry = _visit(unet, resnet, transformer, site, hidden, time, context, visit, carry)
+            site += transformer is not None
+        for downsampler in block.downsamplers or ():
+            hidden = downsampler(hidden)
+    hidden = unet.mid_block.resnets[0](hidden, time)
+    for transformer, resnet in zip(unet.mid_block.attentions, unet.mid_block.resnets[1:], strict=True):
+        hidden, carry = _visit(unet, None, transformer, site, hidden, time, context, visit, carry)
+        hidden, site = resnet(hidden, time), site + 1
+    return hidden, carry
+
+
+def attention_sites(unet: UNet2DConditionModel) -> Iterator[Transformer2DModel]:
+    """Yield the transformers of the encoder half in the order of the walk."""
+    for block in (*unet.down_blocks, unet.mid_block):
+        yield from getattr(block, "attentions", ())
+
+
+def unet_encoder_parameters(unet: UNet2DConditionModel) -> Iterator[torch.nn.Parameter]:
+    """Yield the weights that the walk uses; the rest is the decoder half, which generation alone trains."""
+    for part in (unet.time_embedding, unet.conv_in, unet.down_blocks, unet.mid_block):
+        yield from part.parameters()
+
+
+def cross_attention_without_text(unet: UNet2DConditionModel) -> Iterator[torch.nn.Parameter]:
+    """Yield the encoder half's weights that one zero token as context leaves without a gradient.
+
+    Cross-attention then adds its output bias and nothing else, so the bias is not among them.
+    """
+    for transformer in attention_sites(unet):
+        for block in transformer.transformer_blocks:
+            for part in (block.norm2, block.attn2.to_q, block.attn2.to_k, block.attn2.to_v):
+                yield from part.parameters()
+            yield block.attn2.to_out[0].weight
+
+
+def image_block(block: BasicTransformerBlock, tokens: Tensor, attended: Tensor, context: Tensor) -> Tensor:
+    """Finish a transformer block of the image's stream after its self-attention: cross-attention and FFN.
+
+    Shapes: tokens, attended (b, n, ch); context (b, l, d_c) -> (b, n, ch).
+    """
+    tokens = tokens + attended
+    tokens = tokens + block.attn2(block.norm2(tokens), encoder_hidden_states=context)
+    return tokens + block.ff(block.norm3(tokens))
+
+
+def keys_values(attention: Attention, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Shapes: tokens (b, n, ch), normed -> keys, values (b, heads, n, ch / heads)."""
+    return _by_head(attention, attention.to_k(tokens)), _by_head(attention, attention.to_v(tokens))
+
+
+def attend(attention: Attention, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attend from tokens to given keys and values with a layer's own weights.
+
+    Shapes: tokens (b, m, ch), normed; keys, values (b, heads, n, ch / heads) -> (b, m, ch).
+    """
+    queries = _by_head(attention, attention.to_q(tokens))
+    attended = F.scaled_dot_product_attention(queries, keys, values)
+    return attention.to_out[0](attended.transpose(1, 2).flatten(2))  # (b, heads, m, d) -> (b, m, heads * d)
+
+
+def check_unet(unet: UNet2DConditionModel) -> None:
+    """Refuse a U-Net whose encoder half holds what Stable Diffusion's does not.
+
+    Raises: ValueError.
+    """
+    config = unet.config
+    found = [
+        f"`{name}` = {config[name]!r}"
+        for name in (
+            "addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type",
+            "time_embedding_act_fn",
+        )
+        if config.get(name) is not None
+    ]  # fmt: skip
+    found += [
+        f"`{name}` = True"
+        for name in ("only_cross_attention", "dual_cross_attention", "center_input_sample")
+        if config.get(name) is True
+    ]
+    if config.get("attention_type", "default") != "default":
+        found.append(f"`attention_type` = {config.attention_type!r}")
+    kinds = {type(block).__name__ for block in unet.down_blocks} | {type(unet.mid_block).__name__}
+    found += sorted(kinds - {"CrossAttnDownBlock2D", "DownBlock2D", "UNetMidBlock2DCrossAttn"})
+    if found:
+        raise ValueError(
+            f"The U-Net has {', '.join(found)}. Expected the layout of Stable Diffusion 1.x or 2.x: "
+            "CrossAttnDownBlock2D and DownBlock2D, UNetMidBlock2DCrossAttn, no added embeddings, latents as they "
+            "come. Start from such a U-Net."
+        )
+
+
+def _visit(unet, resnet, transformer, site, hidden, time, context, visit, carry):  # type: ignore[no-untyped-def]
+    """Run a resnet and, where there is one, the transformer behind it."""
+
+    def run(hidden: Tensor, time: Tensor, context: Tensor, *carry: Tensor) -> tuple[Tensor, Carry]:
+        if resnet is not None:
+            hidden = resnet(hidden, time)
+        if transformer is None:
+            return hidden, carry
+        tokens = _tokens_in(transformer, hidden)
+        tokens, carry = visit(site, transformer, tokens, context, carry)
+        return _tokens_out(transformer, tokens, hidden), carry
+
+    if unet.is_gradient_checkpointing and torch.is_grad_enabled():
+        return checkpoint(run, hidden, time, context, *carry, use_reentrant=False)
+    return run(hidden, time, context, *carry)
+
+
+def _tokens_in(transformer: Transformer2DModel, hidden: Tensor) -> Tensor:
+    hidden = transformer.norm(hidden)
+    if transformer.use_linear_projection:
+        return transformer.proj_in(hidden.flatten(2).transpose(1, 2))  # (b, ch, h, w) -> (b, h*w, ch)
+    return transformer.proj_in(hidden).flatten(2).transpose(1, 2)  # (b, ch, h, w) -> (b, h*w, ch)
+
+
+def _tokens_out(transformer: Transformer2DModel, tokens: Tensor, residual: Tensor) -> Tensor:
+    size = residual.shape[2:]
+    if transformer.use_linear_projection:
+        hidden = transformer.proj_out(tokens).transpose(1, 2).unflatten(2, size)  # (b, h*w, ch) -> (b, ch, h, w)
+    else:
+        hidden = transformer.proj_out(tokens.transpose(1, 2).unflatten(2, size).contiguous())
+    return hidden.contiguous() + residual
+
+
+def _by_head(attention: Attention, tokens: Tensor) -> Tensor:
+    return tokens.unflatten(2, (attention.heads, -1)).transpose(1, 2)  # (b, n, ch) -> (b, heads, n, ch / heads)

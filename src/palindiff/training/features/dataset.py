@@ -1,0 +1,185 @@
+"""Latents and text features, computed once by the frozen encoders and kept on disk under a key of what made them.
+
+Here: text features, and reading both row by row from memory maps. Not here: computing latents (`latent_cache.py`).
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from palindiff.models.text_encoder import TextEncoder, encode_captions, tokenize_captions
+from palindiff.training.features.memmap import StackedArrays, write_arrays
+
+FORMAT = 2  # of the kept files; part of every key
+ENCODE_BATCH = 64
+Progress = Callable[[str, int, int], None]  # what is being computed, how many are done, of how many
+
+
+class ViewConfig(BaseModel, frozen=True, extra="forbid"):
+    """What is drawn of an image at each reading. Generation always learns whole images; naming may look closer."""
+
+    flip: Literal["both", "naming", "none"] = "both"  # which tasks see half of the images mirrored
+    crops: int = Field(0, ge=0)  # random squares of each image, kept beside the whole for naming; 0 turns them off
+    min_crop_area: float = Field(0.7, gt=0, le=1)  # share of the image that a crop holds at least
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Latents of n images, whole and cropped, each as it is and flipped: the posterior's mean and deviation.
+
+    All times the VAE's factor. Rows are counted without the unreadable ones.
+    """
+
+    moments: np.ndarray | StackedArrays
+    """(n, 1 + crops, 1 or 2 orientations, 2 moments, ch, h, w) float16; the whole image first"""
+    unreadable: Mapping[int, str] = field(default_factory=dict)  # rows of `moments` that hold no image, and why
+
+    @cached_property
+    def usable(self) -> np.ndarray:
+        """Rows of `moments` that hold an image, in order: (n,) int64."""
+        return np.delete(np.arange(len(self.moments)), sorted(self.unreadable))
+
+    def read(self, rows: Tensor, is_flipped: Tensor, crop: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Read whole images, or crops by number, where 0 is the whole.
+
+        Shapes: rows (b,) int64, is_flipped (b,) bool, crop (b,) int64 -> z_mean, z_std (b, ch, h, w) float16.
+        """
+        crop = torch.zeros_like(rows) if crop is None else crop
+        kept = self.usable[rows.numpy()]
+        moments = torch.from_numpy(self.moments[kept, crop.numpy(), is_flipped.long().numpy()])
+        return moments[:, 0], moments[:, 1]
+
+
+@dataclass(frozen=True)
+class CaptionFeatures:
+    """Text features of m different captions."""
+
+    c: np.ndarray  # (m, l, d_c) float16
+    e: np.ndarray  # (m, d_e) float32, unit length
+    row: dict[str, int]  # caption -> its row
+
+    def read(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Shapes: rows (b,) -> c (b, l, d_c) float16; e_0 (b, d_e) float32."""
+        return {"c": torch.from_numpy(self.c[rows]), "e_0": torch.from_numpy(self.e[rows])}
+
+
+class LiveCaptions:
+    """m different captions that the text encoder encodes at each step; only their words are kept."""
+
+    def __init__(self, captions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.captions, self.tokenizer = list(dict.fromkeys(captions)), tokenizer
+        self.row = {caption: row for row, caption in enumerate(self.captions)}  # caption -> its row
+
+    def read(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Shapes: rows (b,) -> ids (b, l) int64; mask (b, l) bool."""
+        tokens = tokenize_captions([self.captions[row] for row in rows], self.tokenizer)
+        return {"ids": tokens.input_ids, "mask": tokens.attention_mask.bool()}
+
+
+class FeatureSet:
+    """A training set of cached features: images, the captions of each, read by row number."""
+
+    def __init__(
+        self,
+        captions: Sequence[Sequence[str]],
+        images: ImageFeatures,
+        texts: CaptionFeatures | LiveCaptions,
+        flip: Literal["both", "naming", "none"] = "both",
+    ) -> None:
+        self.images, self.texts, self.flip = images, texts, flip
+        self._num_captions = torch.tensor([len(of_one) for of_one in captions])
+        self._first = self._num_captions.cumsum(0) - self._num_captions
+        self._text_row = torch.tensor([texts.row[caption] for of_one in captions for caption in of_one])
+        self._id = torch.tensor([caption_id(caption) for caption in texts.row])[self._text_row]
+
+    def __len__(self) -> int:
+        return len(self._num_captions)
+
+    def read(self, rows: Tensor, uniform: Tensor) -> dict[str, Tensor]:
+        """Read rows; of the two uniform numbers the first chooses the image's views, the second its caption.
+
+        Below 0.5 the first number flips; its place within its half chooses the crop that naming sees.
+
+        Shapes: rows (b,) int64; uniform (b, 2) -> z_mean, z_std (b, ch, h, w) float16, and z_named_mean, z_named_std
+                where naming sees another view; c (b, l, d_c) float16 and e_0 (b, d_e) float32, or for live captions
+                ids (b, l) int64 and mask (b, l) bool; caption_id (b,) int64.
+        """
+        is_low = uniform[:, 0] < 0.5
+        never = torch.zeros_like(is_low)
+        z_mean, z_std = self.images.read(rows, is_low if self.flip == "both" else never)
+        chosen = self._first[rows] + (uniform[:, 1] * self._num_captions[rows]).long()
+        text_rows = self._text_row[chosen].numpy()
+        batch = {
+            "z_mean": z_mean,
+            "z_std": z_std,
+            **self.texts.read(text_rows),
+            "caption_id": self._id[chosen],
+        }
+        num_views = self.images.moments.shape[1]
+        if num_views > 1 or self.flip == "naming":
+            crop = ((2 * uniform[:, 0]) % 1 * num_views).long().clamp(max=num_views - 1)
+            is_flipped = never if self.flip == "none" else is_low
+            batch["z_named_mean"], batch["z_named_std"] = self.images.read(rows, is_flipped, crop)
+        return batch
+
+
+def caption_id(caption: str) -> int:
+    """Number a caption so that equal captions have equal numbers in every process: 63 bits of its SHA-256."""
+    return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "big") >> 1
+
+
+def caption_features(captions: Sequence[str], tower: TextEncoder, cache_dir: Path, tell: Progress) -> CaptionFeatures:
+    """Encode every different caption, or map what an earlier call kept."""
+    different = list(dict.fromkeys(captions))
+    digest = hashlib.sha256(json.dumps(different).encode()).hexdigest()
+    path = cache_dir / f"captions-{key_of('captions', digest, tower.fingerprint)}"
+    if not path.exists():
+        batches = (different[start : start + ENCODE_BATCH] for start in range(0, len(different), ENCODE_BATCH))
+        parts = (encode_texts(batch, tower) for batch in batches)
+        write_arrays(path, len(different), parts, partial(progress_from, tell, "encoding captions", 0, len(different)))
+    c, e = (np.load(path / f"{name}.npy", mmap_mode="r") for name in ("c", "e"))
+    return CaptionFeatures(c, e, {caption: row for row, caption in enumerate(different)})
+
+
+@torch.no_grad()
+def encode_texts(captions: Sequence[str], tower: TextEncoder) -> dict[str, np.ndarray]:
+    """Shapes: b captions -> c (b, l, d_c) float16, e (b, d_e) float32."""
+    encoded = encode_captions(captions, tower)
+    return {"c": encoded.c.half().cpu().numpy(), "e": encoded.e.float().cpu().numpy()}
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """SHA-256 over a module's configuration and weights; where it was loaded from is left out."""
+    settings = {name: value for name, value in dict(module.config).items() if not name.startswith("_")}  # type: ignore[arg-type]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def default_cache_dir() -> Path:
+    """Where features are kept: $PALINDIFF_CACHE, or `palindiff` below the user's cache folder."""
+    below = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(os.environ.get("PALINDIFF_CACHE") or Path(below) / "palindiff")
+
+
+def progress_from(tell: Progress, what: str, before: int, total: int, done: int) -> None:
+    """Progress of `done` more than were done `before`."""
+    tell(what, before + done, total)
+
+
+def key_of(*fingerprints: object) -> str:
+    """Name what is kept by all that makes it."""
+    return hashlib.sha256(json.dumps([FORMAT, *fingerprints]).encode()).hexdigest()[:24]

@@ -1,0 +1,120 @@
+"""text_chain.py against Algorithm 3 and eq. 5 by hand, and the leak formula on Stable Diffusion's schedule."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
+
+from palindiff.models.text_diffusion import first_noise, leak, noisy_query, text_diffusion_scheduler, walk
+
+
+def alphas_by_hand():
+    betas = [(math.sqrt(0.00085) + (math.sqrt(0.012) - math.sqrt(0.00085)) * t / 999) ** 2 for t in range(1000)]
+    alphas, product = [], 1.0
+    for beta in betas:
+        product *= 1 - beta
+        alphas.append(product)
+    return alphas
+
+
+def toy_predictor(seed):
+    weight = torch.randn(6, 6, generator=torch.Generator().manual_seed(seed))
+    return lambda e_t, t_e: F.normalize(e_t @ weight + t_e[:, None] / 1000, dim=-1)
+
+
+def slow_predictor(seed):
+    """A clean query that changes with the noisy one, smoothly."""
+    generator = torch.Generator().manual_seed(seed)
+    weight, bias = torch.randn(6, 6, generator=generator), torch.randn(6, generator=generator)
+    return lambda e_t, t_e: F.normalize(bias + torch.tanh(e_t) @ weight / 2, dim=-1)
+
+
+def algorithm_3_by_hand(predict, predict_uncond, e_t, steps, w, gamma):
+    """e_T ~ N(0, I); predict with guidance, one DDIM step whose clean sample is gamma * e_0_hat; normalise last."""
+    alphas = alphas_by_hand()
+    times = [round(1000 - i * 1000 / steps) - 1 for i in range(steps)]
+    for i, t in enumerate(times):
+        t_e = torch.full((len(e_t),), t)
+        e_0_hat = (1 + w) * predict(e_t, t_e) - w * predict_uncond(e_t, t_e)
+        alpha = alphas[t]
+        alpha_next = alphas[times[i + 1]] if i + 1 < steps else 1.0
+        clean = gamma * e_0_hat
+        noise = (e_t - math.sqrt(alpha) * clean) / math.sqrt(1 - alpha)
+        e_t = math.sqrt(alpha_next) * clean + math.sqrt(1 - alpha_next) * noise
+    return e_t / e_t.norm(dim=-1, keepdim=True)
+
+
+@pytest.mark.parametrize(("steps", "w", "gamma"), [(8, 3.0, 0.01), (8, 0.0, 1.0), (1, 3.0, 0.1), (20, 1.0, 1.0)])
+def test_walk_equals_algorithm_3_by_hand(steps, w, gamma):
+    e_t = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    predict, predict_uncond = toy_predictor(1), toy_predictor(2)
+    *_, last = walk(predict, predict_uncond, text_diffusion_scheduler(), e_t, steps, 1 + w, gamma)
+    by_hand = algorithm_3_by_hand(predict, predict_uncond, e_t, steps, w, gamma)
+    assert (last.e_0_hat - by_hand).abs().max() <= 2e-5  # the schedule is float32 there and float64 here
+
+
+def test_walk_starts_at_the_last_step_and_changes_no_scheduler():
+    scheduler = text_diffusion_scheduler()
+    before = scheduler.timesteps.clone()
+    one_step = next(iter(walk(toy_predictor(1), toy_predictor(2), scheduler, torch.randn(1, 6), 1, 1.0, 1.0)))
+    assert one_step.t_e == 999
+    assert torch.equal(scheduler.timesteps, before)
+
+
+def test_walk_with_leading_spacing_would_start_at_almost_no_noise():
+    """Design §3 row 12: with "leading" spacing a single step is told t = 0 or 1 and given pure noise."""
+    scheduler = text_diffusion_scheduler()
+    scheduler.register_to_config(timestep_spacing="leading")
+    one_step = next(iter(walk(toy_predictor(1), toy_predictor(2), scheduler, torch.randn(1, 6), 1, 1.0, 1.0)))
+    assert one_step.t_e <= 1
+
+
+@pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, EulerDiscreteScheduler])
+def test_walk_takes_another_scheduler_and_comes_to_the_same_answer(kind):
+    """Three solvers of one equation agree once their steps are small."""
+    ddim = text_diffusion_scheduler()
+    other = kind.from_config(ddim.config)
+    e_t = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    answers = []
+    for scheduler in (ddim, other):
+        *_, last = walk(slow_predictor(1), slow_predictor(2), scheduler, e_t, 200, 2.0, 1.0)
+        answers.append(last.e_0_hat)
+    assert F.cosine_similarity(*answers).min() > 0.995
+    assert F.cosine_similarity(answers[0], F.normalize(slow_predictor(1)(e_t, torch.full((3,), 999)))).min() < 0.98
+
+
+def test_noisy_query_equals_eq_5_by_hand():
+    generator = torch.Generator().manual_seed(0)
+    e_0, eps_e, t_e = torch.randn(4, 6, generator=generator), torch.randn(4, 6, generator=generator), [0, 10, 500, 999]
+    alphas = alphas_by_hand()
+    for gamma in (1.0, 0.1):
+        e_t = noisy_query(text_diffusion_scheduler(), e_0, eps_e, torch.tensor(t_e), gamma)
+        rows = [gamma * math.sqrt(alphas[t]) * e_0[i] + math.sqrt(1 - alphas[t]) * eps_e[i] for i, t in enumerate(t_e)]
+        assert (e_t - torch.stack(rows)).abs().max() <= 1e-5  # float32 schedule
+
+
+def test_the_noise_leaks_as_the_formula_says():
+    scheduler = text_diffusion_scheduler()
+    assert int((leak(scheduler, 1.0) > 1).sum()) == 354
+    assert int((leak(scheduler, 0.1) > 1).sum()) == 11
+    assert leak(scheduler, 0.01).max().item() == pytest.approx(0.343, abs=5e-4)
+
+
+def test_leak_formula_is_the_z_score_of_the_right_caption():
+    """Score of a caption = its cosine with e_t; the right one stands z standard deviations of the noise above 0."""
+    scheduler, t, d, n = text_diffusion_scheduler(), 300, 64, 4000
+    generator = torch.Generator().manual_seed(0)
+    e_0 = F.normalize(torch.randn(1, d, generator=generator), dim=-1).expand(n, -1)
+    for gamma in (1.0, 0.1):
+        e_t = noisy_query(scheduler, e_0, torch.randn(n, d, generator=generator), torch.full((n,), t), gamma)
+        scores = (e_t * e_0).sum(-1)
+        # mean and deviation over 4,000 draws, each known to 1 / sqrt(4000) = 1.6 %
+        assert (scores.mean() / scores.std()).item() == pytest.approx(leak(scheduler, gamma)[t].item(), abs=0.08)
+
+
+def test_first_noise_depends_on_the_image_s_seed_alone():
+    assert torch.equal(first_noise([5, 7], 16)[1], first_noise([7], 16)[0])
+    assert not torch.equal(first_noise([5], 16), first_noise([7], 16))
+    assert first_noise(list(range(200)), 64).std().item() == pytest.approx(1, abs=0.02)

@@ -1,0 +1,78 @@
+"""publish.py: a reader sees the whole result or none, whatever goes wrong in between."""
+
+import os
+import stat
+
+import pytest
+
+from palindiff.atomic import atomic_folder, atomic_text
+
+
+def names_in(folder):
+    return sorted(each.name for each in folder.iterdir())
+
+
+def test_folder_takes_its_name_when_it_is_whole(tmp_path):
+    with atomic_folder(tmp_path / "runs" / "set") as folder:
+        (folder / "a.txt").write_text("a")
+        assert not (tmp_path / "runs" / "set").exists()
+    assert names_in(tmp_path / "runs") == ["set"]
+    assert (tmp_path / "runs" / "set" / "a.txt").read_text() == "a"
+    assert stat.S_IMODE((tmp_path / "runs" / "set").stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_nothing_is_left_when_building_fails(error, tmp_path):
+    def build():
+        with atomic_folder(tmp_path / "set") as folder:
+            (folder / "a.txt").write_text("a")
+            raise error("half way")
+
+    with pytest.raises(error, match="half way"):
+        build()
+    assert names_in(tmp_path) == []
+
+
+def test_empty_folder_is_taken(tmp_path):
+    (tmp_path / "set").mkdir()
+    with atomic_folder(tmp_path / "set") as folder:
+        (folder / "a.txt").write_text("a")
+    assert names_in(tmp_path / "set") == ["a.txt"]
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_what_is_there_is_never_overwritten(is_file, tmp_path):
+    kept = tmp_path / "set" if is_file else tmp_path / "set" / "mine.txt"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"set` exists and is not empty\. Expected a new or empty folder"):
+        atomic_folder(tmp_path / "set").__enter__()
+    assert kept.read_text() == "mine"
+
+
+def test_what_appears_meanwhile_is_never_overwritten(tmp_path):
+    def build():
+        with atomic_folder(tmp_path / "set") as folder:
+            (folder / "a.txt").write_text("a")
+            (tmp_path / "set").mkdir()
+            (tmp_path / "set" / "of_another.txt").write_text("b")
+
+    with pytest.raises(OSError, match="not empty"):
+        build()
+    assert names_in(tmp_path) == ["set"]
+    assert names_in(tmp_path / "set") == ["of_another.txt"]
+
+
+def test_text_replaces_the_old_text(tmp_path):
+    atomic_text(tmp_path / "a.json", "old")
+    atomic_text(tmp_path / "a.json", "new: ä")
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == "new: ä"
+    assert names_in(tmp_path) == ["a.json"]
+
+
+def test_old_text_stays_when_writing_fails(tmp_path):
+    atomic_text(tmp_path / "a.json", "old")
+    with pytest.raises(UnicodeEncodeError):
+        atomic_text(tmp_path / "a.json", "half \ud800")  # fails after the file beside was opened
+    assert (tmp_path / "a.json").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.json"]

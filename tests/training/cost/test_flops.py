@@ -1,0 +1,89 @@
+"""work.py: layers and a walk by hand, and what a step and a walk cost more or less of."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from palindiff.training.cost.flops import Work, count_tflop, naming_tflop, step_tflop
+from palindiff.training.cost.skeleton import fake_skeleton
+from toys.recipe import toy_recipe
+
+
+def naming(root, **sections):
+    recipe = toy_recipe(root, **sections)
+    with fake_skeleton(recipe) as models:
+        return naming_tflop(models, recipe.evaluation)
+
+
+def step(root, **sections):
+    recipe = toy_recipe(root, **sections)
+    with fake_skeleton(recipe) as models:
+        return step_tflop(models, recipe)
+
+
+def test_a_layer_s_work_is_that_by_hand():
+    x, linear, convolution = torch.zeros(2, 5, 8, 8), nn.Linear(8, 3), nn.Conv2d(5, 7, 3, padding=1)
+    assert count_tflop(lambda: linear(x)) * 1e12 == 2 * (2 * 5 * 8) * 8 * 3
+    assert count_tflop(lambda: convolution(x)) * 1e12 == 2 * (2 * 8 * 8) * 7 * 5 * 3 * 3
+    assert count_tflop(lambda: F.scaled_dot_product_attention(x, x, x)) * 1e12 == 2 * (2 * 5) * (8 * 8 * 8) * 2
+    weight_gradient = 2 * (2 * 8 * 8) * 7 * 5 * 3 * 3  # none for x, which asks for none
+    assert count_tflop(lambda: convolution(x).sum().backward()) * 1e12 == 2 * weight_gradient
+
+
+def test_a_walk_s_work_is_that_by_hand(toy_parts):
+    """One token through time embedding, three sites of one block, one head layer; see `toy_recipe.recipe_tree`."""
+    steps = 2
+    d_e, ch, width = 32, 32, 16
+    num_tokens = (64, 16, 16)  # of the image at each site: 8 x 8 latents, halved once
+    time = 2 * (2 * d_e * d_e)
+
+    def block(width, n):
+        """Projections to q, k, v and out, attention over image and query, a FFN with a gate."""
+        return 4 * 2 * width**2 + 2 * 2 * (n + 1) * width + 2 * (width * 8 * width + 4 * width * width)
+
+    sites = sum(2 * d_e * ch + block(ch, n) + 2 * ch * d_e for n in num_tokens)
+    head = 2 * d_e * width + block(width, num_tokens[-1]) + 2 * width * d_e
+    walk = naming(toy_parts, evaluation={"naming_steps": steps})["walk"]
+    assert walk * 1e12 == pytest.approx(steps * (time + sites + head), rel=1e-9)
+
+
+def test_steps_and_guidance_cost_passes_and_one_way_reads_once(toy_parts):
+    def walked(fusion, steps, scale, **more):
+        evaluation = {"naming_steps": steps, "naming_guidance_scale": scale}
+        return naming(toy_parts, evaluation=evaluation, query_stream={"fusion": fusion} | more)
+
+    one_way, joint = walked("one_way", 2, 1.0), walked("joint", 2, 1.0)
+    assert walked("one_way", 4, 3.0)["walk"] == pytest.approx(4 * one_way["walk"])
+    assert walked("one_way", 4, 3.0)["reading"] == one_way["reading"] > 0
+    assert joint["reading"] == 0
+    assert joint["walk"] > 2 * one_way["reading"]  # the encoder half anew at each step
+    assert walked("joint", 4, 3.0)["walk"] == pytest.approx(4 * joint["walk"])
+    assert joint["VAE"] == one_way["VAE"]
+    single = walked("joint", 8, 3.0, text_chain="none")["walk"]  # two passes, guided, without the time embedding
+    assert single == pytest.approx(joint["walk"], rel=0.01)
+
+
+def test_a_step_s_work_follows_its_rows_alone(toy_parts):
+    four = step(toy_parts, machine={"precision": "bf16"})
+    eight = step(toy_parts, loop={"num_steps": 2, "batch_size": 8, "accumulation": 2})
+    assert eight == pytest.approx({name: 2 * tflop for name, tflop in four.items()})
+
+
+def test_checkpointing_computes_forward_twice(toy_parts):
+    """Forward, and backward of twice its work; not quite all of forward lies in blocks that are computed again."""
+    without, again = (step(toy_parts, machine={"gradient_checkpointing": is_on}) for is_on in (False, True))
+    assert 1.1 < again["generation"] / without["generation"] < 4 / 3
+
+
+@pytest.mark.parametrize(("task", "names"), [("generation", ["generation"]), ("alignment", ["alignment"])])
+def test_a_task_alone_costs_its_own_work(task, names, toy_parts):
+    alone, both = step(toy_parts, objective={"task": task}), step(toy_parts)
+    assert list(alone) == names
+    assert alone[names[0]] == pytest.approx(both[names[0]], rel=0.05)  # a little of the other's is not trained
+
+
+def test_whole_work_is_the_sum():
+    work = Work(step={"generation": 3.0, "alignment": 1.0}, named_image={"reading": 2.0, "walk": 0.5})
+    assert (work.whole_step, work.whole_named_image) == (4.0, 2.5)
+    assert work.model_dump()["whole_step"] == 4.0

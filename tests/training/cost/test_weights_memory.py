@@ -1,0 +1,22 @@
+"""footprint.py against the tensors that a run really holds."""
+
+from palindiff.training.cost.weights_memory import describe_vae, training_bytes
+from palindiff.training.recipes.yaml_files import load_recipe
+from palindiff.training.train_vae import VaeRecipe
+from toys.run import make_run, train_toy
+
+
+def test_training_bytes_count_what_a_run_holds(tmp_path):
+    run, state = train_toy(tmp_path, num_steps=1)
+    weights = list(run.objective.parameters())
+    held = weights + weights + list(state.ema.shadow_params)  # the gradients are as large as the weights
+    held += [state.optimizer.state[weight][key] for weight in weights for key in ("exp_avg", "exp_avg_sq")]
+    num_trained = sum(weight.numel() for weight in weights)
+    assert training_bytes(num_trained) == sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def test_a_vae_s_parameters_are_counted_without_building_it(tmp_path):
+    toy = make_run(tmp_path).objective.vae
+    overrides = ["vae={widths: [8, 8], latent_channels: 2, norm_groups: 4, image_size_px: 8}"]
+    told = describe_vae(load_recipe(VaeRecipe, "vae-emoji", overrides))
+    assert told["vae"] == told["trained"] == sum(weight.numel() for weight in toy.parameters())

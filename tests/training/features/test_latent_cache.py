@@ -1,0 +1,222 @@
+"""latent_cache.py: large sets in parts that a kill does not undo, shared by processes; what cannot be read."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from palindiff.data.images import ImageFileError
+from palindiff.data.sources import DataConfig, open_images
+from palindiff.training import latent_cache
+from palindiff.training.features.dataset import ViewConfig
+from palindiff.training.features.latent_cache import LatentCache
+from toys.cc3m import write_downloads
+from toys.recipe import SIDE_PX, toy_vae
+
+VIEWS = ViewConfig(flip="none")
+
+
+@pytest.fixture(autouse=True)
+def small_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr(latent_cache, "ENCODE_BATCH", 2)
+    monkeypatch.setattr(latent_cache, "PART_ROWS", 4)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Fourteen images: four parts, the last one of two."""
+    folder = write_downloads(tmp_path / "cc3m", 2, size_px=SIDE_PX)
+    return open_images(DataConfig(path=str(folder)))
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """The same, of which the second cannot be decoded."""
+    folder = write_downloads(tmp_path / "damaged", 2, size_px=SIDE_PX, faults=("damaged",))
+    return open_images(DataConfig(path=str(folder)))
+
+
+def store_of(rows, cache_dir, vae=None, views=VIEWS, **settings):
+    return LatentCache(rows, vae or toy_vae(), SIDE_PX, "crop", views, cache_dir, **settings)
+
+
+def silent(what, done, total):
+    """Progress nobody."""
+
+
+def encoded(store, tell=silent):
+    store.encode(tell)
+    return store.read()
+
+
+def content(features):
+    return features.moments[np.arange(len(features.moments)),]
+
+
+def part_names(store):
+    return sorted(path.name for path in store.path.glob("*"))
+
+
+class Killed(BaseException):
+    """What ends an encoding from outside."""
+
+
+def killed_at(last):
+    def tell(what, done, total):
+        if done >= last:
+            raise Killed
+
+    return tell
+
+
+@pytest.mark.parametrize("views", [VIEWS, ViewConfig(crops=1)])
+def test_parts_hold_what_one_part_holds_to_the_bit(rows, views, tmp_path, monkeypatch):
+    told = []
+    parted = encoded(store_of(rows, tmp_path / "parts", views=views), lambda *progress: told.append(progress))
+    assert [progress[1] for progress in told] == [2, 4, 6, 8, 10, 12, 14]
+    assert {progress[::2] for progress in told} == {("encoding images", 14)}
+    monkeypatch.setattr(latent_cache, "PART_ROWS", 100)
+    store = store_of(rows, tmp_path / "one", views=views)
+    whole = encoded(store)
+    assert part_names(store) == ["moments.npy"]
+    assert isinstance(whole.moments, np.memmap)
+    assert np.array_equal(content(parted), whole.moments)
+    some = torch.tensor([13, 0, 4, 4, 3, 9])
+    for one, other in zip(
+        *(each.read(some, torch.zeros(6, dtype=torch.bool)) for each in (parted, whole)), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_a_set_kept_in_one_file_before_there_were_parts_is_read(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(latent_cache, "PART_ROWS", 100)
+    whole = encoded(store_of(rows, tmp_path / "cache")).moments
+    monkeypatch.setattr(latent_cache, "PART_ROWS", 4)
+    vae = toy_vae()
+    vae.encoder.register_forward_hook(lambda *_: pytest.fail("encoded again"))
+    assert np.array_equal(encoded(store_of(rows, tmp_path / "cache", vae)).moments, whole)
+
+
+def test_an_encoding_stopped_between_and_within_parts_goes_on(rows, tmp_path):
+    store = store_of(rows, tmp_path / "cache")
+    expected = content(encoded(store_of(rows, tmp_path / "whole")))
+    for last, kept in ((6, 1), (8, 1), (10, 2)):  # a part counts when it is whole and told
+        with pytest.raises(Killed):
+            store.encode(killed_at(last))
+        assert len(part_names(store)) == kept
+    told = []
+    found = encoded(store, lambda what, done, total: told.append(done))
+    assert told == [10, 12, 14]
+    assert np.array_equal(content(found), expected)
+
+
+def test_a_killed_process_loses_no_finished_part_and_its_rest_is_cleared_away(rows, tmp_path):
+    """SIGKILL while the third part is written, which leaves a hidden folder."""
+    code = f"""
+        import os, signal, sys
+        sys.path[:0] = {sys.path!r}
+        import datasets, pathlib
+        datasets.config.HF_DATASETS_CACHE = pathlib.Path({str(tmp_path / "datasets")!r})
+        from palindiff.training import latent_cache
+        from palindiff.data.sources import DataConfig, open_images
+        from test_image_store import store_of
+        latent_cache.ENCODE_BATCH, latent_cache.PART_ROWS = 2, 4
+        rows = open_images(DataConfig(path={str(tmp_path / "cc3m")!r}))
+        tell = lambda what, done, total: done >= 10 and os.kill(os.getpid(), signal.SIGKILL)
+        store_of(rows, pathlib.Path({str(tmp_path / "cache")!r})).encode(tell)
+    """
+    here = str(tmp_path.__class__(__file__).parent)
+    code = textwrap.dedent(code).replace("sys.path[:0] = ", f"sys.path[:0] = [{here!r}] + ", 1)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    store, vae = store_of(rows, tmp_path / "cache"), toy_vae()
+    names = part_names(store)
+    assert [name for name in names if not name.startswith(".")] == [
+        "rows-000000000-000000004",
+        "rows-000000004-000000008",
+    ]
+    assert len(names) == 3
+    calls = []
+    vae.encoder.register_forward_hook(lambda *_: calls.append(1))
+    found = encoded(store_of(rows, tmp_path / "cache", vae))
+    assert len(calls) == 3, "the third part's two batches and the fourth's"
+    assert np.array_equal(content(found), content(encoded(store_of(rows, tmp_path / "whole"))))
+    assert len(part_names(store)) == 4
+
+
+@pytest.mark.parametrize("num_processes", [2, 3, 5])
+def test_processes_share_the_parts(num_processes, rows, tmp_path):
+    expected = content(encoded(store_of(rows, tmp_path / "alone")))
+    store, told = store_of(rows, tmp_path / "cache"), []
+    for process in reversed(range(num_processes)):
+        before = set(part_names(store))
+        store.encode(lambda *progress: told.append(progress), process, num_processes)
+        fresh = set(part_names(store)) - before
+        assert fresh == {folder.name for folder, _ in store.parts[process::num_processes]}
+    assert sum(total for what, done, total in told if done == total) == 14
+    assert f"encoding images, process 1 of {num_processes}" in {what for what, _, _ in told}
+    assert np.array_equal(content(store.read()), expected)
+
+
+def test_two_runs_may_encode_the_same_parts_at_once(rows, tmp_path):
+    """The second keeps every part while the first is within its second one: what was decoded ahead is not mixed up."""
+    others = []
+
+    def tell(what, done, total):
+        if done == 6:
+            others.append(content(encoded(store_of(rows, tmp_path / "cache"))))
+
+    first = encoded(store_of(rows, tmp_path / "cache"), tell)
+    assert np.array_equal(content(first), others[0])
+    assert len(part_names(store_of(rows, tmp_path / "cache"))) == 4
+
+
+def test_no_more_than_a_batch_is_held(rows, tmp_path, monkeypatch):
+    """Images are decoded as they are encoded, and features are mapped, not read."""
+    decoded, most = [], []
+    read = latent_cache.decode_image
+    monkeypatch.setattr(latent_cache, "decode_image", lambda source: decoded.append(1) or read(source))
+    found = encoded(store_of(rows, tmp_path), lambda what, done, total: most.append(len(decoded) - done))
+    assert max(most) <= latent_cache.ENCODE_BATCH
+    assert all(isinstance(array, np.memmap) for array in found.moments.arrays)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_unreadable_image_is_skipped_and_told_and_the_others_are_what_they_were(
+    num_workers, rows, damaged, tmp_path
+):
+    found = encoded(store_of(damaged, tmp_path / "cache", on_bad="skip", num_workers=num_workers))
+    assert list(found.unreadable) == [1]
+    assert "`00000.tar/000000001.jpg`" in found.unreadable[1]
+    whole = encoded(store_of(rows, tmp_path / "whole"))
+    others = torch.tensor([0, *range(2, 14)])
+    plain = torch.zeros(13, dtype=torch.bool)
+    for one, other in zip(found.read(torch.arange(13), plain), whole.read(others, plain), strict=True):
+        assert torch.equal(one, other)
+    assert len(damaged.without(found.unreadable)) == 13
+
+
+def test_an_unreadable_image_is_refused_and_finished_parts_stay(tmp_path):
+    folder = write_downloads(tmp_path / "cc3m", 2, size_px=SIDE_PX)
+    tar = folder / "00001.tar"
+    rows = open_images(DataConfig(path=str(folder)))
+    data, source = bytearray(tar.read_bytes()), rows[9].source
+    data[source.offset : source.offset + source.size] = bytes(source.size)
+    tar.write_bytes(data)
+    rows = open_images(DataConfig(path=str(folder)))
+    store = store_of(rows, tmp_path / "cache")
+    with pytest.raises(ImageFileError, match=r"`00001.tar/000010002.jpg` is not .*With `data\.on_bad: skip` such"):
+        store.encode(silent)
+    assert part_names(store) == ["rows-000000000-000000004", "rows-000000004-000000008"]
+
+
+def test_what_was_skipped_before_is_refused_later(damaged, tmp_path):
+    encoded(store_of(damaged, tmp_path, on_bad="skip"))
+    with pytest.raises(ImageFileError, match=r"000000001\.jpg"):
+        encoded(store_of(damaged, tmp_path))

@@ -1,0 +1,263 @@
+"""placement.py: weights shared out over two processes learn, save, go on and are shown as those of one process."""
+
+import importlib.resources
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from accelerate import debug_launcher
+from accelerate.commands.config.config_args import load_config_from_file
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.training.loop.checkpoint import saved_states
+from palindiff.training.loop.distributed import check_launch, is_sharded
+from palindiff.training.loop.loop import MachineConfig, OptimizerConfig, train
+from palindiff.training.loop.run_log import read_log
+from palindiff.training.recipes.yaml_files import dump_recipe
+from toys.recipe import toy_recipe, train_toy_recipe
+from toys.run import cpu_accelerator, make_run, one_thread, train_toy
+
+SHARDED = MachineConfig(sharding="fsdp")
+STEADY = OptimizerConfig(new_learning_rate=1e-3, warmup_steps=2)  # a longer run makes the same first steps
+FILES = ("weights", "ema", "optimizer")
+RECIPES = {
+    "joint": {
+        "query_stream": {"fusion": "joint"},
+        "loop": {"accumulation": 2, "ema_every": 2},
+        "machine": {"gradient_checkpointing": True, "ema_device": "cpu"},
+    },
+    "one_way": {"objective": {"task": "alignment"}, "optimizer": {"clip_norm": 0.5}},  # half the U-Net frozen
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+def newest_state(run_dir):
+    """Every tensor of the newest saved state, by file and name."""
+    folder = saved_states(run_dir / "state")[-1]
+    files = ((file, load_file(folder / f"{file}.safetensors")) for file in FILES)
+    return {(file, name): tensor for file, tensors in files for name, tensor in tensors.items()}
+
+
+def assert_same_state(one, two):
+    """Names alike, and numbers up to sums in another order; moments are sums of gradients, and show their errors."""
+    names = [[state.name for state in saved_states(folder / "state")] for folder in (one, two)]
+    assert names[0] == names[1]
+    expected, found = newest_state(one), newest_state(two)
+    assert expected.keys() == found.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-5, atol=1e-5)
+        if key[1].endswith("exp_avg"):
+            torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=1e-7)
+
+
+def losses(run_dir):
+    return [line for line in read_log(run_dir / "log.jsonl") if "loss" in line]
+
+
+# --- the VAE's objective
+
+
+def train_vaes_as_one_of_two(root):
+    """Runs in each of two forked processes."""
+    torch.set_num_threads(1)
+    for name, num_steps in (("two_first", 2), ("one_first", 4)):
+        run = make_run(root / name, optimizer=STEADY, machine=SHARDED, num_steps=num_steps)
+        state = train(run, cpu_accelerator())
+    kept = state.optimizer.state.values()
+    told = {
+        "weights": sum(weight.to_local().numel() for weight in state.module.parameters()),
+        "average": sum(tensor.numel() for tensor in state.ema.shadow_params),
+        "first moments": sum(each["exp_avg"].to_local().numel() for each in kept),
+        "second moments": sum(each["exp_avg_sq"].to_local().numel() for each in kept),
+    }
+    shown = [type(run.objective).__name__, sum(weight.numel() for weight in run.objective.parameters())]
+    path = root / f"held-{cpu_accelerator().process_index}.json"
+    path.write_text(json.dumps({"own": told, "shown": shown}))
+
+
+@pytest.fixture(scope="module")
+def vaes(tmp_path_factory):
+    """Four steps on one process; two on one and two on two, and the other way round."""
+    root = tmp_path_factory.mktemp("vaes")
+    with one_thread():
+        train_toy(root / "whole", optimizer=STEADY)
+        train_toy(root / "one_first", optimizer=STEADY, num_steps=2)
+        debug_launcher(train_vaes_as_one_of_two, (root,), num_processes=2)
+        train_toy(root / "two_first", optimizer=STEADY)
+    return root
+
+
+@pytest.mark.parametrize("name", ["two_first", "one_first"])
+def test_a_run_goes_on_with_another_number_of_processes(vaes, name):
+    assert [line["step"] for line in losses(vaes / name)] == [1, 2, 3, 4]
+    for there, here in zip(losses(vaes / "whole"), losses(vaes / name), strict=True):
+        for key in ("loss", "gradient_norm"):
+            assert here[key] == pytest.approx(there[key], rel=1e-5, abs=2e-6)  # the log keeps six decimals
+    assert_same_state(vaes / "whole", vaes / name)
+
+
+def test_each_process_holds_half_of_weights_average_and_moments_and_shows_the_whole(vaes):
+    told = [json.loads((vaes / f"held-{rank}.json").read_text()) for rank in (0, 1)]
+    (kind, whole), same = told[0]["shown"], told[1]["shown"]
+    assert [kind, whole] == same
+    assert kind == "VaeObjective"  # what is shown is no sharded class
+    for held in told:
+        assert len(set(held["own"].values())) == 1
+        assert 0.4 * whole < held["own"]["weights"] < 0.6 * whole
+    assert sum(held["own"]["weights"] for held in told) == whole
+
+
+def test_one_process_has_nothing_to_share_out(tmp_path):
+    assert not is_sharded(SHARDED, num_processes=1)
+    assert is_sharded(SHARDED, num_processes=2)
+    assert not is_sharded(MachineConfig(), num_processes=2)
+    run, state = train_toy(tmp_path, machine=SHARDED, num_steps=1)
+    assert state.module is run.objective
+
+
+# --- DiffDis: checkpointing, both fusions, accumulation, frozen weights, a scalar
+
+
+def recipe_of(name, root, sharding):
+    sections = {section: dict(keys) for section, keys in RECIPES[name].items()}
+    sections["machine"] = sections.get("machine", {}) | {"sharding": sharding, "cache_dir": str(root / "cache")}
+    sections["loop"] = {"num_steps": 3, "ema_decay": 0.5, "log_every": 1, "batch_size": 4} | sections.get("loop", {})
+    rates = {"learning_rate": 1e-4, "new_learning_rate": 2e-4, "warmup_steps": 2}
+    sections["optimizer"] = rates | sections.get("optimizer", {})
+    return toy_recipe(root, **sections)
+
+
+def shown_weights(path):
+    """An evaluator that keeps a weight it sees."""
+
+    def make(parts):
+        def evaluator(step):
+            weight = parts.pipeline.unet.conv_in.weight
+            path.write_text(json.dumps([type(weight.data).__name__, weight.flatten().tolist()]))
+            return {"told": float(step)}
+
+        return [evaluator]
+
+    return make
+
+
+def train_recipes(root, output, sharding):
+    """Runs in one process, and in each of two forked ones."""
+    with one_thread():
+        for name in RECIPES:
+            train_toy_recipe(recipe_of(name, root, sharding), output / name, shown_weights(output / f"{name}.json"))
+
+
+@pytest.fixture(scope="module")
+def both(toy_parts, tmp_path_factory):
+    """Folders of the same recipes: trained by one process, and shared out over two."""
+    folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    train_recipes(toy_parts, folders[0], "none")
+    debug_launcher(train_recipes, (toy_parts, folders[1], "fsdp"), num_processes=2)
+    return folders
+
+
+@pytest.mark.slow
+def test_two_processes_with_shares_equal_one_without_the_decoder(both):
+    """Negatives are found among the whole batch, so nothing differs but the order of sums."""
+    one, two = (folder / "one_way" for folder in both)
+    assert [line["step"] for line in losses(two)] == [1, 2, 3]
+    for there, here in zip(losses(one), losses(two), strict=True):
+        for key in ("loss", "alignment", "gradient_norm"):
+            assert here[key] == pytest.approx(there[key], rel=1e-5, abs=2e-6)
+    assert_same_state(one, two)
+    assert ("weights", "query_stream.log_logit_scale") in newest_state(two)
+
+
+@pytest.mark.slow
+def test_two_processes_with_shares_equal_one_with_all_that_saves_memory(both):
+    one, two = (folder / "joint" for folder in both)
+    for there, here in zip(losses(one), losses(two), strict=True):
+        for key in ("loss", "generation", "alignment", "gradient_norm"):
+            assert here[key] == pytest.approx(there[key], rel=1e-5, abs=2e-6)
+    assert_same_state(one, two)
+
+
+@pytest.mark.slow
+def test_the_checkpoint_is_the_same_stock_folder(both):
+    one, two = (folder / "joint" / "checkpoint" for folder in both)
+    files = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in (one, two)]
+    assert files[0] == files[1]
+    for name in ("model_index.json", "unet/config.json", "query_stream/config.json"):
+        assert (one / name).read_text() == (two / name).read_text()  # not a word of what training made of the classes
+    stock = StableDiffusionPipeline.from_pretrained(two, safety_checker=None)
+    ours = PalindiffPipeline.from_pretrained(two)
+    average = load_file(saved_states(both[1] / "joint" / "state")[-1] / "ema.safetensors")
+    for part, module in (("unet", stock.unet), ("unet", ours.unet), ("query_stream", ours.query_stream)):
+        for name, weight in module.named_parameters():
+            assert torch.equal(weight, average[f"{part}.{name}"])
+
+
+@pytest.mark.slow
+def test_evaluators_see_the_whole_average_as_plain_tensors(both):
+    for folder in both:
+        kind, shown = json.loads((folder / "joint.json").read_text())
+        average = load_file(saved_states(folder / "joint" / "state")[-1] / "ema.safetensors")
+        assert kind == "Tensor"
+        assert torch.equal(torch.tensor(shown), average["unet.conv_in.weight"].flatten())
+
+
+# --- how a launch asks for it
+
+BUNDLED = importlib.resources.files("palindiff.training") / "launch" / "fsdp.yaml"
+
+
+@pytest.mark.slow
+def test_accelerate_launch_with_the_bundled_configuration_shares_out_the_same(both, toy_parts, tmp_path):
+    """The real command, which knows of FSDP by the configuration alone; the port is any free one."""
+    recipe = recipe_of("one_way", toy_parts, "none")
+    (tmp_path / "toy.yaml").write_text(dump_recipe(recipe, "toy"))
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(BUNDLED)]
+    command = [*launcher, "--main_process_port", "0", "-m", "palindiff.cli.main", "train"]
+    options = ["--recipe", str(tmp_path / "toy.yaml"), "--output", str(tmp_path / "run")]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    newest = [saved_states(folder / "state")[-1] for folder in (both[1] / "one_way", tmp_path / "run")]
+    for file in FILES:
+        there, here = ((folder / f"{file}.safetensors").read_bytes() for folder in newest)
+        assert there == here
+
+
+def test_accelerate_s_own_configuration_asks_for_shares(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert is_sharded(MachineConfig(), num_processes=2)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("FSDP_VERSION", "1", "fsdp_version: 1"),
+        ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params: true"),
+        ("FSDP_CPU_RAM_EFFICIENT_LOADING", "true", "fsdp_cpu_ram_efficient_loading: true"),
+    ],
+)
+def test_what_accelerate_asks_and_cannot_have_is_refused(monkeypatch, variable, value, told):
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv(variable, value)
+    check_launch()  # not launched with FSDP: none of it matters
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=f"`{told}`.*Expected FSDP version 2"):
+        check_launch()
+
+
+def test_the_bundled_configuration_is_not_refused(monkeypatch):
+    config = load_config_from_file(str(BUNDLED))
+    assert config.distributed_type == "FSDP"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for key in ("fsdp_version", "fsdp_offload_params", "fsdp_cpu_ram_efficient_loading"):
+        monkeypatch.setenv(key.upper(), str(config.fsdp_config[key]).lower())
+    check_launch()

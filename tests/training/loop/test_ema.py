@@ -1,0 +1,90 @@
+"""average.py: diffusers' average at every step, the same time constant at longer strides, and going on from a load."""
+
+import pytest
+import torch
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from palindiff.training.loop.ema import EMA
+
+DECAY = 0.9
+
+
+def walk(num_steps, every, seed=0):
+    """Weights after each step, which change only after moves are due: what a stride can see of them."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = [torch.randn(3, 2, generator=generator)]
+    for step in range(1, num_steps + 1):
+        weights.append(torch.randn(3, 2, generator=generator) if (step - 1) % every == 0 else weights[-1])
+    return weights
+
+
+def followed(weights, make):
+    """The average after each step, as a list."""
+    weight = nn.Parameter(weights[0].clone())
+    average, seen = make(weight), []
+    for step, value in enumerate(weights[1:], start=1):
+        weight.data.copy_(value)
+        if isinstance(average, EMA):
+            average.follow([weight], step)
+        else:
+            average.step([weight])
+        seen.append(average.shadow_params[0].detach().clone())
+    return seen
+
+
+def test_a_move_at_every_step_is_diffusers_own_to_the_bit():
+    weights = walk(30, every=1)
+    ours = followed(weights, lambda weight: EMA([weight], DECAY))
+    theirs = followed(weights, lambda weight: EMAModel([weight], decay=DECAY, foreach=True))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("every", [2, 5])
+def test_a_longer_stride_keeps_the_time_constant(every):
+    """Where weights rest between two moves, n steps at once are n single steps; warm-up (first 80 steps) included."""
+    weights = walk(100, every)
+    strides = followed(weights, lambda weight: EMA([weight], DECAY, every))
+    singles = followed(weights, lambda weight: EMA([weight], DECAY))
+    for step in range(every, 101, every):
+        torch.testing.assert_close(strides[step - 1], singles[step - 1], rtol=1e-5, atol=1e-6)  # float32, n roundings
+        assert torch.equal(strides[step - 1], strides[min(step + every - 2, 99)])  # rests until the next move
+
+
+def test_the_decay_of_a_stride_is_the_product_by_hand():
+    average = EMA([nn.Parameter(torch.zeros(1))], 0.9999, every=3)
+    warming_up = [(1 + step) / (10 + step) for step in (5, 6, 7)]  # steps 6, 7 and 8, counted from 0
+    assert average.get_decay(8) == pytest.approx(warming_up[0] * warming_up[1] * warming_up[2])
+    assert average.get_decay(10**6) == pytest.approx(0.9999**3)
+    assert average.get_decay(3) == 0  # the first move takes the weights, as diffusers' does
+
+
+def test_on_the_cpu_the_average_is_the_same():
+    weights = walk(10, every=1)
+    on_cpu = followed(weights, lambda weight: EMA([weight], DECAY, place="cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(on_cpu, followed(weights, lambda w: EMA([w], DECAY)), strict=True))
+
+
+def test_a_loaded_average_goes_on_as_if_never_stopped():
+    weights = walk(9, every=1)
+    whole = followed(weights, lambda weight: EMA([weight], DECAY, every=2))
+
+    def loaded(weight):
+        average = EMA([weight], DECAY, every=2)
+        average.load([whole[4]], num_steps=5)
+        return average
+
+    average = loaded(nn.Parameter(weights[5].clone()))
+    for step in range(6, 10):
+        average.follow([nn.Parameter(weights[step].clone())], step)
+        assert torch.equal(average.shadow_params[0], whole[step - 1])
+
+
+def test_weights_are_not_held_by_their_average():
+    weight = nn.Parameter(torch.ones(2))
+    average = EMA([weight], DECAY)
+    weight.data.fill_(5.0)
+    assert torch.equal(average.shadow_params[0], torch.ones(2))
+    average.load([weight.detach()], num_steps=1)
+    weight.data.fill_(7.0)
+    assert torch.equal(average.shadow_params[0], torch.full((2,), 5.0))

@@ -1,0 +1,109 @@
+"""run_log.py: means over an interval, a log that survives being cut off, and the stop at the first NaN."""
+
+import json
+
+import pytest
+import torch
+
+from palindiff.training.loop.loop import LoopConfig
+from palindiff.training.loop.run_log import RunLog, read_log
+from toys.run import cpu_accelerator
+
+LOOP = LoopConfig(num_steps=5, batch_size=4, log_every=2)
+
+
+def started(run_dir, step=0, **options):
+    run_log = RunLog(run_dir, **{"use_tensorboard": False, "show_progress": False} | options)
+    run_log.start(step, LOOP, cpu_accelerator())
+    return run_log
+
+
+def take_steps(run_log, first, last):
+    for step in range(first, last + 1):
+        run_log.step(step, {"loss": torch.tensor(float(step))})
+
+
+def test_lines_are_means_over_their_interval_and_the_last_is_shorter(tmp_path):
+    run_log = started(tmp_path)
+    take_steps(run_log, 1, 5)
+    run_log.finish()
+    lines = read_log(tmp_path / "log.jsonl")
+    assert [(line["step"], line["loss"]) for line in lines] == [(2, 1.5), (4, 3.5), (5, 5.0)]
+    assert all(line["images_per_s"] > 0 for line in lines)
+
+
+def test_a_resumed_log_drops_what_the_cut_off_run_wrote_too_much(tmp_path):
+    run_log = started(tmp_path)
+    take_steps(run_log, 1, 4)
+    run_log.finish()
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 5, "lo')  # killed while writing
+    run_log = started(tmp_path, step=2)
+    take_steps(run_log, 3, 5)
+    run_log.finish()
+    lines = read_log(tmp_path / "log.jsonl")
+    assert [(line["step"], line["loss"]) for line in lines] == [(2, 1.5), (4, 3.5), (5, 5.0)]
+    assert lines[1]["elapsed_s"] >= lines[0]["elapsed_s"]
+
+
+def test_elapsed_time_goes_on_where_it_stopped(tmp_path):
+    (tmp_path / "log.jsonl").write_text(json.dumps({"step": 2, "loss": 1.0, "elapsed_s": 500.0}) + "\n")
+    run_log = started(tmp_path, step=2)
+    take_steps(run_log, 3, 4)
+    run_log.finish()
+    assert read_log(tmp_path / "log.jsonl")[-1]["elapsed_s"] >= 500.0
+
+
+def test_evaluations_have_lines_of_their_own_and_cost_no_training_time(tmp_path):
+    run_log = started(tmp_path)
+    take_steps(run_log, 1, 2)
+    run_log.evaluation(2, {"recall": 0.1234567}, elapsed_s=1000.0)
+    take_steps(run_log, 3, 4)
+    run_log.finish()
+    evaluation = read_log(tmp_path / "log.jsonl")[1]
+    assert evaluation == {"step": 2, "recall": 0.123457, "evaluation_s": 1000.0}
+    assert read_log(tmp_path / "log.jsonl")[2]["elapsed_s"] < -900  # 1,000 s that never passed are taken off
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    run_log = started(tmp_path, use_tensorboard=True)
+    take_steps(run_log, 1, 2)
+    run_log.finish()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(2, 1.5)]
+
+
+def test_progress_is_told_on_stderr_or_not_at_all(tmp_path, capsys):
+    for show_progress in (True, False):
+        run_log = started(tmp_path / str(show_progress), show_progress=show_progress)
+        take_steps(run_log, 1, 2)
+        run_log.evaluation(2, {"recall": 0.5}, elapsed_s=0.0)
+        run_log.finish()
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert ("recall 0.500" in told.err) == show_progress
+
+
+@pytest.mark.parametrize("broken", ["loss", "norm"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(tmp_path, broken, number):
+    run_log = RunLog(tmp_path)
+    numbers = {"loss": torch.tensor(1.0), "norm": torch.tensor(2.0)} | {broken: torch.tensor(number)}
+    with pytest.raises(FloatingPointError, match=r"Step 7: loss .*gradient norm .*Expected finite numbers.*lower the"):
+        run_log.check_finite(7, {"loss": numbers["loss"]}, numbers["norm"])
+
+
+def test_finite_numbers_pass(tmp_path):
+    RunLog(tmp_path).check_finite(7, {"loss": torch.tensor(1.0)}, torch.tensor(2.0))
+
+
+def test_a_log_that_does_not_exist_is_empty(tmp_path):
+    assert read_log(tmp_path / "log.jsonl") == []
+
+
+def test_lines_that_no_run_wrote_are_left_out_of_a_log(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n[1]\n{"told": 2}\n\n{"step": 2}\n{"step": 3')
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 1}, {"step": 2}]
