@@ -8,7 +8,7 @@ import re
 import pytest
 from PIL import Image, ImageChops
 
-from palindiff.experiments.demo_page import figures, heading, html_table, names, note, page, table
+from palindiff.experiments.demo_page import figures, heading, html_table, img_tag, names, note, page, table
 from toys.page import Page, assert_self_contained
 
 SCRIPT = "<script>alert('a')</script> & \"b\""

@@ -14,7 +14,7 @@ from palindiff.data.rows import CaptionedImage
 from palindiff.data.sources import DataConfig, open_images
 from palindiff.evaluation.retrieval import Row
 from palindiff.experiments.curves import Line, curves
-from palindiff.experiments.demo_page import figures, heading, html_table, names, note, table
+from palindiff.experiments.demo_page import figures, heading, html_table, img_tag, names, note, table
 from palindiff.experiments.emoji_protocol import (
     GENERATION_GUIDANCE_SCALE,
     NAMING_GUIDANCE_SCALE,
