@@ -1,4 +1,4 @@
-"""publish.py: a reader sees the whole result or none, whatever goes wrong in between."""
+"""atomic.py: a reader sees the whole result or none, whatever goes wrong in between."""
 
 import os
 import stat
@@ -61,6 +61,36 @@ def test_what_appears_meanwhile_is_never_overwritten(tmp_path):
         build()
     assert names_in(tmp_path) == ["set"]
     assert names_in(tmp_path / "set") == ["of_another.txt"]
+
+
+def test_folder_replaces_the_old_one_on_request(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "old.txt").write_text("old")
+    with atomic_folder(tmp_path / "set", replace=True) as folder:
+        (folder / "new.txt").write_text("new")
+        assert names_in(tmp_path / "set") == ["old.txt"]
+    assert names_in(tmp_path) == ["set"]
+    assert names_in(tmp_path / "set") == ["new.txt"]
+
+
+def test_old_folder_stays_when_replacing_it_fails(tmp_path):
+    def build():
+        with atomic_folder(tmp_path / "set", replace=True) as folder:
+            (folder / "new.txt").write_text("new")
+            raise ValueError("half way")
+
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "old.txt").write_text("old")
+    with pytest.raises(ValueError, match="half way"):
+        build()
+    assert names_in(tmp_path) == ["set"]
+    assert names_in(tmp_path / "set") == ["old.txt"]
+
+
+def test_replacing_needs_nothing_to_replace(tmp_path):
+    with atomic_folder(tmp_path / "set", replace=True) as folder:
+        (folder / "new.txt").write_text("new")
+    assert names_in(tmp_path) == ["set"]
 
 
 def test_text_replaces_the_old_text(tmp_path):

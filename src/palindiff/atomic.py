@@ -1,35 +1,42 @@
-"""Writing that leaves a whole result or none: a folder or file is built beside its place and renamed into it."""
+"""Atomic writing: a folder or file is built beside its destination and renamed; readers see all of it or nothing."""
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 
 @contextmanager
-def atomic_folder(output: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `output` that takes its name on success and is removed on any error.
+def atomic_folder(output: Path, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty folder that is renamed to `output` on success; if the block raises, `output` stays as it was.
 
-    Raises: FileExistsError if `output` exists and holds anything.
+    `replace` allows `output` to exist: its old contents are deleted once the new folder is in its place.
+
+    Raises: FileExistsError if `output` exists, is not an empty folder, and `replace` is False.
     """
-    check_is_free(output)
+    if not replace:
+        check_is_free(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    folder.chmod(0o755)
-    try:
+    old = output.with_name(f".{output.name}.old")
+    with TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent, ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary) / output.name
+        folder.mkdir()
+        folder.chmod(0o755)
         yield folder
+        if replace and output.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            output.rename(old)
         folder.rename(output)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        if replace:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def check_is_free(output: Path) -> None:
-    """Refuse a place where something is already.
+    """Check that nothing would be overwritten.
 
-    Raises: FileExistsError if `output` exists and holds anything.
+    Raises: FileExistsError if `output` exists and is not an empty folder.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(
@@ -37,27 +44,11 @@ def check_is_free(output: Path) -> None:
         )
 
 
-@contextmanager
-def replacing_folder(output: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `output` that takes its place on success; on any error the old one stays."""
-    fresh = output.with_name(f".{output.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    with atomic_folder(fresh) as folder:
-        yield folder
-    old = output.with_name(f".{output.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if output.exists():
-        output.rename(old)
-    fresh.rename(output)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def atomic_text(path: Path, text: str) -> None:
-    """Replace a file by `text` in one step: readers see the old text or the new, never a part."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Replace the contents of a file in one step: readers see the old text or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

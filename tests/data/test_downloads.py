@@ -31,7 +31,7 @@ def test_reports_are_added_up_and_an_archive_without_one_is_counted(tmp_path):
     assert found.errors == {NOT_FOUND: 3}
 
 
-def test_rows_that_a_report_does_not_explain_are_told_too(tmp_path):
+def test_rows_that_a_report_does_not_explain_are_counted_too(tmp_path):
     tar = write_tar(tmp_path / "00000.tar", sample("a", "red"))
     told = {"count": 9, "successes": 1, "failed_to_download": 2, "failed_to_resize": 4}
     tar.with_name("00000_stats.json").write_text(json.dumps(told))
@@ -66,7 +66,7 @@ def test_each_row_of_a_download_is_usable_or_left_out_for_a_reason(tmp_path):
 
 
 @pytest.mark.parametrize("train", ["cc3m/train", "cc3m"])
-def test_validation_lies_in_a_folder_of_its_own(train, tmp_path):
+def test_validation_is_a_folder_of_its_own(train, tmp_path):
     write_downloads(tmp_path / train, 2)
     write_downloads(tmp_path / "cc3m" / "validation", 1)
     config = DataConfig(path=str(tmp_path / "cc3m"))
@@ -75,7 +75,7 @@ def test_validation_lies_in_a_folder_of_its_own(train, tmp_path):
     assert len(open_folder(tmp_path / "cc3m", split="validation")) == 7
 
 
-def test_splits_told_by_the_names_of_archives_in_one_folder_do_not_mix(tmp_path):
+def test_splits_named_in_the_archives_of_one_folder_do_not_mix(tmp_path):
     for name in ("cc3m-train-0000", "cc3m-train-0001", "cc3m-validation-0000"):
         write_tar(tmp_path / "cc3m" / f"{name}.tar", sample(name, name))
     for split, number in (("train", 2), ("validation", 1)):

@@ -49,7 +49,7 @@ def test_named_keys_are_used_instead_of_the_usual(tmp_path):
     assert (entry.name, entry.captions, entry.fields) == ("a.png", ("named",), {"caption": "usual"})
 
 
-def test_empty_lines_a_byte_order_mark_and_ways_through_a_folder_are_no_faults(tmp_path):
+def test_empty_lines_a_byte_order_mark_and_relative_steps_are_no_faults(tmp_path):
     lines = [b'\xef\xbb\xbf{"file_name": "sub/../sub/a.png", "text": "red"}\r', b"", b"  "]
     assert only_entry(write_lines(tmp_path, lines, ["sub/a.png"])).name == "sub/a.png"
 
@@ -78,7 +78,7 @@ def test_empty_lines_a_byte_order_mark_and_ways_through_a_folder_are_no_faults(t
         (b'{"file_name": "a.png", "text": "\xe4"}', "not UTF-8", "at byte"),
     ],
 )
-def test_bad_rows_are_told_with_their_line(line, fault, found, tmp_path):
+def test_bad_rows_are_reported_with_their_line(line, fault, found, tmp_path):
     good = {"file_name": "good.png", "text": "green"}
     root = write_lines(tmp_path / "set", [good, line], ["good.png"])
     (root / "empty.png").touch()
@@ -89,7 +89,7 @@ def test_bad_rows_are_told_with_their_line(line, fault, found, tmp_path):
     assert found.lower() in bad.found.lower()
 
 
-def test_image_without_a_line_is_told(tmp_path):
+def test_image_without_a_line_is_reported(tmp_path):
     row = {"file_name": "a.png", "text": "red"}
     root = write_lines(tmp_path, [row], ["a.png", "sub/b.JPG", ".hidden.png", ".cache/c.png"])
     (root / "notes.txt").write_text("no image")
@@ -97,7 +97,7 @@ def test_image_without_a_line_is_told(tmp_path):
     assert (left_over.place, left_over.fault) == ("`sub/b.JPG`", "image without a line in metadata.jsonl")
 
 
-def test_content_tells_images_apart_whatever_their_place_and_time(tmp_path):
+def test_content_distinguishes_images_whatever_their_place_and_time(tmp_path):
     row = {"file_name": "a.png", "text": "red"}
     contents = []
     for name, colour in (("one", "red"), ("two", "red"), ("three", "blue")):
@@ -120,7 +120,7 @@ def test_class_folders_give_label_and_caption(tmp_path):
     assert entries[2].captions == ("one t-shirt, that is a t-shirt",)
 
 
-def test_images_outside_the_class_folders_are_told(tmp_path):
+def test_images_outside_the_class_folders_are_reported(tmp_path):
     write_images(tmp_path, "loose.png", "cat/a.png", "cat/deep/b.png")
     (tmp_path / "cat" / "empty.png").touch()
     faults = {entry.place: entry.fault for entry in scan_classes(tmp_path, "a {c}")}
@@ -140,7 +140,7 @@ def test_linked_folders_are_followed_once(tmp_path):
     assert list_images(tmp_path / "set") == ["cat/a.png", "dog/b.png"]
 
 
-def test_file_name_that_is_no_text_is_told(tmp_path):
+def test_file_name_that_is_not_valid_text_is_reported(tmp_path):
     name = os.fsdecode(b"\xff.png")
     try:
         (write_images(tmp_path, "cat/a.png") / "cat" / name).write_bytes(square())
@@ -164,7 +164,7 @@ def test_content_knows_size_beginning_middle_and_end(size):
 
 
 @pytest.mark.parametrize("image_format", ["BMP", "TIFF", "PPM", "PNG", "JPEG", "WEBP"])
-def test_content_knows_a_bar_generated_anywhere(image_format):
+def test_content_knows_a_bar_drawn_anywhere(image_format):
     found = set()
     image = Image.effect_noise((64, 64), 60).convert("RGB")
     for top in (None, *range(0, 64, 8)):

@@ -49,10 +49,10 @@ def pixels(image):
 BROKEN = {
     "empty.png": (b"", r"empty\.png` is empty \(0 bytes\)\. Expected PNG, JPEG"),
     "text.png": (b"a caption, not an image\n" * 9, r"text\.png` is not an image that PIL can read"),
-    "cut.png": (encode(noise())[:700], r"cut\.png` cannot be decoded .*Expected a whole, undamaged image"),
-    "cut.jpg": (encode(noise(), "JPEG")[:500], r"cut\.jpg` cannot be decoded .*Expected a whole, undamaged image"),
+    "cut.png": (encode(noise())[:700], r"cut\.png` cannot be decoded .*Expected a complete, undamaged image"),
+    "cut.jpg": (encode(noise(), "JPEG")[:500], r"cut\.jpg` cannot be decoded .*Expected a complete, undamaged image"),
     "large.png": (png_by_hand(9000, 9000), r"large\.png` is 9000 x 9000 pixels\. Expected at most 64,000,000"),
-    "bomb.png": (png_by_hand(60_000, 60_000), r"bomb\.png` unpacks to far too many pixels\. Expected at most 64,0"),
+    "bomb.png": (png_by_hand(60_000, 60_000), r"bomb\.png` decodes to far too many pixels\. Expected at most 64,0"),
     "program.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", r"program\.eps` is .*EPS"),
 }
 
@@ -74,8 +74,8 @@ def test_missing_image_and_folder_are_refused_by_name(tmp_path):
         decode_image(tmp_path)
 
 
-def test_size_is_refused_before_anything_is_unpacked():
-    """The same header with its limit kept fails later, in the decoder: so the size was judged by the header alone."""
+def test_size_is_refused_before_pixels_are_decoded():
+    """The same header with its limit kept fails later, in the decoder: so only the header's size was checked."""
     with pytest.raises(ImageFileError, match="9000 x 9000 pixels"):
         decode_image(png_by_hand(9000, 9000, rows=b"\0"))
     with pytest.raises(ImageFileError, match="cannot be decoded"):
@@ -191,11 +191,11 @@ def test_generated_values_beyond_the_range_are_clamped():
     assert pixels(to_image(x)) == [[[0] * 3, [128] * 3, [255] * 3]]
 
 
-def test_a_crop_is_cut_where_it_is_told_and_brought_back_to_size():
+def test_crop_is_taken_at_the_given_place_and_resized():
     image = Image.new("RGB", (8, 8), "white")
     image.paste("red", (4, 4, 8, 8))
     corner = crop_square(image, 0.5, 1.0, 1.0)
     assert corner.size == (8, 8)
-    assert corner.crop((2, 2, 8, 8)).getcolors() == [(36, (255, 0, 0))]  # bicubic looks over the box's edge
+    assert corner.crop((2, 2, 8, 8)).getcolors() == [(36, (255, 0, 0))]  # bicubic looks beyond the box's edge
     assert crop_square(image, 0.5, 0.0, 0.0).crop((0, 0, 6, 6)).getcolors() == [(36, (255, 255, 255))]
     assert crop_square(image, 1.0, 0.3, 0.7).tobytes() == image.tobytes()

@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from palindiff.data.images import decode_image
-from palindiff.data.rows import IndexedRows
+from palindiff.data.index import check_rows
 from palindiff.data.shards import ShardReading, expand_pattern, index_tars, read_class_names, scan_tars
 from toys.sources import sample, square, write_tar
 
@@ -19,7 +19,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def scan(path, members, reading=READING):
-    return list(scan_tars([str(write_tar(path, members))], reading))
+    return [entry.as_row() for entry in scan_tars([write_tar(path, members)], reading)]
 
 
 def only_row(path, members, reading=READING):
@@ -81,48 +81,48 @@ def test_sample_is_all_up_to_the_first_dot_in_its_folder(tmp_path):
         ({"b.png": square(), "b.2.png": square(), "b.txt": b"red"}, "several members of a kind", "png of one key"),
     ],
 )
-def test_bad_samples_are_told_and_the_others_read(members, fault, found, tmp_path):
+def test_bad_samples_are_reported_and_the_others_read(members, fault, found, tmp_path):
     rows = scan(tmp_path / "0.tar", {**sample("a", "red"), **members, **sample("c", "blue")})
     assert [row["fault"] for row in rows] == [None, fault, None]
     assert rows[1]["place"] == "`b` in 0.tar"
     assert found in rows[1]["found"]
 
 
-def test_class_number_beyond_the_names_is_told(tmp_path):
+def test_class_number_beyond_the_names_is_reported(tmp_path):
     row = only_row(tmp_path / "0.tar", {"a.cls": b"2"}, ShardReading("{c}", class_names=("cat", "dog")))
     assert (row["fault"], row["found"]) == ("class without a name", "number 2; classnames.txt has 2 lines")
 
 
 @pytest.mark.parametrize("kept_bytes", [700, 1536 + 100, 2048 + 1100, 1536, 2048, 4096])
-def test_archive_cut_short_is_told_wherever_it_is_cut(kept_bytes, tmp_path):
+def test_truncated_archive_is_reported_wherever_it_is_cut(kept_bytes, tmp_path):
     """Within an image, a header and a text, and between members: `tarfile` itself is silent about the last four."""
     whole = write_tar(tmp_path / "whole.tar", {**sample("a", "red"), **sample("b", "blue")}).read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[:kept_bytes])
-    *_, last = scan_tars([str(tmp_path / "cut.tar")], READING)
-    assert (last["place"], last["fault"]) == ("`cut.tar`", "archive cannot be read")
+    *_, last = scan_tars([tmp_path / "cut.tar"], READING)
+    assert (last.place, last.fault) == ("`cut.tar`", "archive cannot be read")
 
 
-def test_damaged_header_is_told_and_not_taken_for_the_end(tmp_path):
+def test_damaged_header_is_reported_and_not_taken_for_the_end(tmp_path):
     path = write_tar(tmp_path / "0.tar", {**sample("a", "red"), **sample("b", "blue")})
     data = bytearray(path.read_bytes())
     data[2048 + 148 : 2048 + 156] = b"damaged!"  # the sum over the third member's header
     path.write_bytes(data)
-    *_, last = scan_tars([str(path)], READING)
-    assert (last["fault"], last["found"][:23]) == ("archive cannot be read", "damaged at byte 2,048; ")
+    *_, last = scan_tars([path], READING)
+    assert (last.fault, last.found[:23]) == ("archive cannot be read", "damaged at byte 2,048; ")
 
 
-def test_what_is_no_archive_or_empty_is_told_and_the_next_read(tmp_path):
+def test_unreadable_or_empty_archive_is_reported_and_the_next_read(tmp_path):
     (tmp_path / "0.tar").write_bytes(b"no archive at all" * 99)
     write_tar(tmp_path / "1.tar", {})
     write_tar(tmp_path / "2.tar", sample("a", "red"))
-    rows = list(scan_tars([str(tmp_path / f"{number}.tar") for number in range(3)], READING))
-    assert [row["fault"] for row in rows] == ["archive cannot be read", "archive without samples", None]
+    entries = list(scan_tars([tmp_path / f"{number}.tar" for number in range(3)], READING))
+    assert [entry.fault for entry in entries] == ["archive cannot be read", "archive without samples", None]
 
 
 def test_images_are_read_from_their_place_in_the_archive(tmp_path):
     members = {**sample("a", "red", "red"), **sample("b", "blue", "blue")}
     tar = write_tar(tmp_path / "0.tar", members)
-    rows = IndexedRows(index_tars([tar], READING))
+    rows = check_rows(index_tars([tar], READING), None, "the archive", "refuse")
     colours = [decode_image(row.source).getpixel((0, 0)) for row in rows]
     assert colours == [(255, 0, 0), (0, 0, 255)]
     with rows[1].source.open() as stream:

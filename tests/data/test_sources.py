@@ -1,4 +1,4 @@
-"""sources.py: which kind a path is, which split, what is told of bad rows, and a set that other processes can read."""
+"""sources.py: which kind a path is, which split, how bad rows are reported, and sets read by other processes."""
 
 import pickle
 import shutil
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch.utils.data import DataLoader
 
 from palindiff.data.images import ImageFileError, decode_image
-from palindiff.data.sources import DataConfig, find_kind, open_images
+from palindiff.data.sources import DataConfig, find_source, open_images
 from toys.sources import encode, sample, square, write_images, write_lines, write_tar
 
 
@@ -39,7 +39,7 @@ def captions_of(path, **settings):
 
 @pytest.fixture
 def every_kind(tmp_path):
-    """One split of each kind, to be found by what lies there."""
+    """One split of each kind, to be detected from the files."""
     write_folder(tmp_path / "folder" / "train", "red", "green")
     write_images(tmp_path / "classes" / "train", "cat/a.png", "dog/a.png")
     write_tar(tmp_path / "webdataset" / "train" / "0.tar", sample("a", "red"))
@@ -60,8 +60,8 @@ def every_kind(tmp_path):
         ("hub", ["red"]),
     ],
 )
-def test_kind_is_found_by_what_lies_there(kind, captions, every_kind):
-    assert find_kind(every_kind / kind, "train") == kind
+def test_kind_is_detected_from_the_files(kind, captions, every_kind):
+    assert find_source(DataConfig(path=str(every_kind / kind)))[0] == kind
     assert captions_of(every_kind / kind) == captions_of(every_kind / kind, kind=kind) == captions
     with pytest.raises(ValueError, match="split `test`"):
         captions_of(every_kind / kind, split="test", kind=kind)
@@ -134,7 +134,7 @@ def test_missing_path_is_refused(kind, tmp_path):
         captions_of(tmp_path / "nothing", kind=kind)
 
 
-def test_missing_folder_beside_others_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+def test_missing_folder_beside_others_is_not_looked_up_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="`data/emoji` does not exist"):
@@ -158,7 +158,7 @@ def write_faulty(root):
     return root
 
 
-def test_all_bad_rows_are_told_at_once_the_first_ten_by_name(tmp_path):
+def test_all_bad_rows_are_reported_at_once_the_first_ten_by_name(tmp_path):
     root = write_faulty(tmp_path / "set")
     with pytest.raises(ValueError, match="rows are bad") as refused:
         captions_of(root)
@@ -166,7 +166,7 @@ def test_all_bad_rows_are_told_at_once_the_first_ten_by_name(tmp_path):
     assert lines[0] == f"`{root}`: 14 of 17 rows are bad. Expected an image and a caption in each."
     assert lines[1].startswith("  line 4 of metadata.jsonl: broken JSON (Expecting property name")
     assert lines[2] == "  line 5 of metadata.jsonl: image cannot be opened (`missing0.png`: No such file or directory)"
-    assert lines[-2:] == ["  and 4 more", "Mend them, or leave them out with `on_bad: skip`."]
+    assert lines[-2:] == ["  and 4 more", "Fix them, or leave them out with `on_bad: skip`."]
     assert len(lines) == 1 + 10 + 2
 
 
@@ -274,7 +274,7 @@ def test_spawned_workers_read_the_same_rows(every_kind):
         ({"path": "a", "kind": "zip"}, "'webdataset'"),
         (
             {"path": "a", "caption_template": "a photo"},
-            r"`a photo` names no class\. Expected \{c\} where its name goes",
+            r"`a photo` names no class\. Expected \{c\} in place of its name\. Use 'a photo of a \{c\}'",
         ),
     ],
 )

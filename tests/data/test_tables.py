@@ -8,7 +8,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
 from palindiff.data.images import decode_image
-from palindiff.data.rows import IndexedRows
+from palindiff.data.index import check_rows
 from palindiff.data.tables import find_columns, index_table, load_hub, load_parquet
 from toys.sources import square
 
@@ -30,7 +30,7 @@ def write_parquet(path, columns, features=None):
 def rows_of(table, image=None, caption=None):
     columns = find_columns(table.features, image, caption, "the table")
     index, images = index_table(table, columns, TEMPLATE)
-    return index, IndexedRows(index, images)
+    return index, check_rows(index, images, "the table", "skip")
 
 
 @pytest.mark.parametrize("kind", ["image", "binary", "struct"])
@@ -57,14 +57,14 @@ def test_several_captions_and_further_columns_are_read(tmp_path):
     assert [row.fields for row in rows] == [{"price": "1.5"}, {}]
 
 
-def test_class_names_give_label_and_caption_and_a_secret_class_none():
+def test_class_names_give_label_and_caption_and_an_unpublished_class_none():
     features = Features({"image": Value("binary"), "label": ClassLabel(names=["cat", "dog_house"])})
     index, rows = rows_of(Dataset.from_dict({"image": IMAGES, "label": [1, -1]}, features=features))
     assert (rows[0].label, rows[0].captions) == ("dog_house", ("a photo of a dog house",))
     assert index["fault"][:] == [None, "no caption"]
 
 
-def test_files_with_signs_of_a_pattern_in_their_name_are_read(tmp_path):
+def test_files_with_pattern_characters_in_their_name_are_read(tmp_path):
     file = write_parquet(tmp_path / "set [1]*" / "a.parquet", {"image": IMAGES, "text": ["red", "blue"]})
     assert len(load_parquet([file])) == 2
 
@@ -75,21 +75,21 @@ def test_files_with_signs_of_a_pattern_in_their_name_are_read(tmp_path):
         (
             ("image", "mask", "text"),
             {},
-            "has 2 columns that could hold images. Expected one of image, mask. Name it as `i",
+            "has 2 columns that could hold images. Expected one of image, mask. Set `i",
         ),
-        (("text",), {}, "has no column that could hold images. Expected one beside text. Add the images"),
-        (("image",), {}, "has no column that could hold captions. Expected one beside image. Add the captions"),
+        (("text",), {}, "has no column that could hold images. Expected one besides text. Add the images"),
+        (("image",), {}, "has no column that could hold captions. Expected one besides image. Add the captions"),
         (
             ("image", "title", "alt"),
             {},
-            "has 2 columns that could hold captions. Expected one of title, alt. Name it as",
+            "has 2 columns that could hold captions. Expected one of title, alt. Set",
         ),
-        (("image", "text"), {"image": "img"}, "has no column `img`. Expected one of image. Name it as `image_column`"),
+        (("image", "text"), {"image": "img"}, "has no column `img`. Expected one of image. Set `image_column`"),
         (("image", "text"), {"image": "text"}, "has no images in its column `text`. Expected one of image"),
         (("image", "text"), {"caption": "image"}, "has no captions in its column `image`. Expected one of text"),
     ],
 )
-def test_columns_that_are_not_plain_are_asked_for(columns, named, sentence):
+def test_ambiguous_columns_are_refused_with_the_option_to_set(columns, named, sentence):
     features = {name: Value("binary" if name in ("image", "mask") else "string") for name in columns}
     with pytest.raises(ValueError, match=re.escape(sentence)):
         find_columns(Features(features), named.get("image"), named.get("caption"), "the table")
@@ -112,7 +112,7 @@ def test_usual_name_wins_over_other_texts_and_a_named_column_over_both():
         ({"bytes": square(), "path": None}, None, "no caption"),
     ],
 )
-def test_bad_rows_are_told(cell, text, fault):
+def test_bad_rows_are_reported(cell, text, fault):
     features = Features({"image": {"bytes": Value("binary"), "path": Value("string")}, "text": Value("string")})
     good = {"bytes": square(), "path": None}
     index, _ = rows_of(Dataset.from_dict({"image": [good, cell], "text": ["red", text]}, features=features))
@@ -122,7 +122,7 @@ def test_bad_rows_are_told(cell, text, fault):
 def test_damaged_parquet_is_refused_by_name(tmp_path):
     file = write_parquet(tmp_path / "a.parquet", {"image": IMAGES, "text": ["red", "blue"]})
     file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"a\.parquet` .* cannot be read .*Parquet.*Expected whole parquet files"):
+    with pytest.raises(ValueError, match=r"a\.parquet` .* cannot be read .*Parquet.*Expected complete parquet files"):
         load_parquet([file])
 
 
@@ -173,5 +173,5 @@ def test_hub_out_of_reach_is_one_clear_sentence(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConnectionError) as refused:
         load_hub("nobody/no_images", None, "train")
-    assert str(refused.value).startswith("`nobody/no_images` is not here, and the Hub could not be asked for it.")
+    assert str(refused.value).startswith("`nobody/no_images` does not exist locally, and the Hub cannot be reached.")
     assert "\n" not in str(refused.value)

@@ -1,21 +1,23 @@
-"""One row as its source tells it, usable or not, and what a reader makes an entry of: captions, JSON, classes.
+"""One row as a reader finds it, usable or not, and the parts it is read from: captions, JSON, classes, files.
 
-Here: the entry, its faults, and the parts that readers share. Not here: where rows come from (`folder.py`,
-`shards.py`, `tables.py`), or what becomes of many entries (`index.py`).
+Here: the entry, its faults, and what readers share. Not here: where rows come from (`folder.py`, `shards.py`,
+`tables.py`), how entries are kept and checked (`index.py`).
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO
 
 CAPTION_KEYS = ("captions", "caption", "text")
-IMAGE_SUFFIXES = frozenset(  # of the formats that images.py takes
+IMAGE_SUFFIXES = frozenset(  # of the formats that images.py accepts
     {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif"}
 )
 SAMPLE_BYTES = 1024
-UNCOMPRESSED = (b"BM", b"II*\0", b"MM\0*", b"P")  # BMP, TIFF and PPM: a change within moves no other byte
+UNCOMPRESSED = (b"BM", b"II*\0", b"MM\0*", b"P")  # BMP, TIFF and PPM: changing a pixel changes no other byte
 
 
 class RowFault(Exception):
@@ -25,18 +27,21 @@ class RowFault(Exception):
         super().__init__(fault, found)
         self.fault, self.found = fault, found
 
+    def __str__(self) -> str:
+        return f"{self.fault}, {self.found}" if self.found else self.fault
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One row as its source tells it."""
+    """One row as its reader finds it."""
 
-    place: str  # what a message calls the row: "line 4 of metadata.jsonl"
+    place: str  # how messages refer to the row: "line 4 of metadata.jsonl"
     name: str = ""  # the image's name within its source
-    path: str | None = None  # the file that holds the image; None: a table does
-    offset: int | None = None  # where it begins in that file; None: the file is the image
+    path: str | None = None  # the file that holds the image; None: a table holds it
+    offset: int | None = None  # where the image begins in that file; None: the file is the image
     size: int = 0  # bytes
-    table_row: int | None = None  # which row of the table
-    content: str = ""  # stands for the image's bytes, see `content_id`
+    table_row: int | None = None  # the row of the table
+    content: str = ""  # hash of the image's bytes, see `content_id`
     captions: tuple[str, ...] = ()
     label: str | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
@@ -49,19 +54,18 @@ class Entry:
         return cls(place, fault=fault.fault, found=fault.found)
 
     def as_row(self) -> dict[str, Any]:
-        """Flatten for Arrow."""
-        told = {
-            name: getattr(self, name).encode("utf-8", "backslashreplace").decode()  # a file's name may be no text
-            for name in ("place", "found")
-        }
-        return vars(self) | told | {"captions": list(self.captions), "fields": json.dumps(self.fields)}
+        """Convert to a row of an Arrow table."""
+        row = vars(self) | {"captions": list(self.captions), "fields": json.dumps(self.fields)}
+        for name in ("place", "found"):  # they may quote a file name that is not valid text
+            row[name] = row[name].encode("utf-8", "backslashreplace").decode()
+        return row
 
 
 def content_id(part: Callable[[int, int], bytes | memoryview], size: int) -> str:
-    """Hash an image's size and bytes; of a long compressed one the beginning, middle and end alone.
+    """Hash an image's size and bytes; of a long compressed one only the beginning, middle and end.
 
-    A compressed image saved anew differs there: PNG ends on a sum over all pixels, the others shift what follows.
-    `part(start, num_bytes)` reads.
+    A compressed image that is saved again differs there: PNG ends with a checksum of all pixels, in other formats
+    a changed pixel shifts what follows. `part(start, num_bytes)` reads.
     """
     beginning = bytes(part(0, min(size, SAMPLE_BYTES)))
     digest = hashlib.sha256(f"{size}:".encode() + beginning)
@@ -83,19 +87,36 @@ def file_part(stream: BinaryIO, offset: int = 0) -> Callable[[int, int], bytes]:
     return part
 
 
+def describe_file(path: Path, name: str) -> dict[str, Any]:
+    """Read what an entry records of an image that is a file of its own: path, size and content.
+
+    Raises: RowFault if the file cannot be opened, is empty, or has a name that is not valid text.
+    """
+    try:
+        str(path).encode()
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            content = content_id(file_part(stream), size)
+    except (OSError, ValueError) as error:  # ValueError: a name with NUL, or not UTF-8
+        raise RowFault("image cannot be opened", f"`{name}`: {getattr(error, 'strerror', None) or error}") from error
+    if size == 0:
+        raise RowFault("empty image file", f"`{name}` has 0 bytes")
+    return {"path": str(path), "size": size, "content": content}
+
+
 def as_captions(value: object) -> tuple[str, ...]:
-    """Take one caption or a list of them, without white space around.
+    """Read one caption or a list of them, without surrounding white space.
 
     Raises: RowFault if there is none, one is empty, or one is not text.
     """
-    several = [value] if isinstance(value, str) else value
-    if several is None or several == []:
+    captions = [value] if isinstance(value, str) else value
+    if captions is None or captions == []:
         raise RowFault("no caption")
-    if not isinstance(several, list) or not all(isinstance(caption, str) for caption in several):
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise RowFault("caption is not text", f"found {type(value).__name__}; expected text or a list of texts")
-    if not all(caption.strip() for caption in several):
-        raise RowFault("empty caption", "only white space" if any(several) else "")
-    return tuple(caption.strip() for caption in several)
+    if not all(caption.strip() for caption in captions):
+        raise RowFault("empty caption", "only white space" if any(captions) else "")
+    return tuple(caption.strip() for caption in captions)
 
 
 def as_text(data: bytes) -> str:
@@ -112,11 +133,11 @@ def as_text(data: bytes) -> str:
 def as_record(data: bytes) -> dict[str, Any]:
     """Read one JSON object.
 
-    Raises: RowFault if it is none.
+    Raises: RowFault if it is anything else.
     """
     try:
         record = json.loads(as_text(data))
-        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
+        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is valid JSON, but not valid text
     except (ValueError, RecursionError) as error:
         raise RowFault("broken JSON", str(error)) from error
     if not isinstance(record, dict):
@@ -130,10 +151,9 @@ def class_caption(label: str, template: str) -> str:
 
 
 def as_fields(record: Mapping[str, Any], taken: Iterable[str]) -> dict[str, str]:
-    """Keep what else a row tells, as text; lists and the like as JSON."""
-    skipped = {*taken, "label"}
-    rest = {key: value for key, value in record.items() if key not in skipped and value is not None}
+    """Keep all other keys of a row as text; lists and dicts as JSON."""
     return {
         key: json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else str(value)
-        for key, value in rest.items()
+        for key, value in record.items()
+        if key not in (*taken, "label") and value is not None
     }

@@ -1,4 +1,4 @@
-"""One image in: decode, make it plain RGB, resize, crop. Deterministic, with PIL, and refusing what is broken.
+"""Reading one image: decode, convert to RGB, resize, crop. Deterministic, with PIL; broken files are refused.
 
 Here: a single image. Not here: where images come from (`sources.py`).
 """
@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-MAX_PIXELS = 64_000_000  # 8,000 x 8,000; an image that unpacks to more is taken for an attack
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")  # none that runs a program
+MAX_PIXELS = 64_000_000  # 8,000 x 8,000; an image that decodes to more is treated as an attack
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")  # none runs a program
 
 Fit = Literal["crop", "pad"]
 
@@ -36,7 +36,7 @@ class ImageSource:
 
     @property
     def place(self) -> str:
-        """What a message calls this image: the file's path, or the name where a file holds many."""
+        """How messages refer to this image: the file's path, or the name where a file holds many images."""
         return str(self.path) if self.path is not None and self.offset is None else self.name
 
     def open(self) -> BinaryIO:
@@ -52,11 +52,11 @@ class ImageSource:
 
 
 def decode_image(source: ImageSource | Path | str | bytes | Image.Image) -> Image.Image:
-    """Decode an image into plain 8-bit RGB, upright, what is transparent laid on white.
+    """Decode an image to 8-bit RGB, upright, with transparent areas on white.
 
-    Takes CMYK, palette, grey, 16-bit and animated images (the first frame).
+    Accepts CMYK, palette, grey, 16-bit and animated images (the first frame).
 
-    Raises: ImageFileError if the file is missing, empty, cut short, not an image, or unpacks to over MAX_PIXELS.
+    Raises: ImageFileError if the file is missing, empty, truncated, not an image, or decodes to over MAX_PIXELS.
     """
     if isinstance(source, Image.Image):
         return _plain_rgb(source)
@@ -66,7 +66,7 @@ def decode_image(source: ImageSource | Path | str | bytes | Image.Image) -> Imag
         source = ImageSource(str(source), path=Path(source))
     try:
         with warnings.catch_warnings(), source.open() as stream:
-            warnings.simplefilter("ignore")  # of PIL, about sizes (MAX_PIXELS is the limit) and damaged metadata
+            warnings.simplefilter("ignore")  # PIL warns about sizes (MAX_PIXELS is the limit) and damaged metadata
             with Image.open(stream) as image:
                 _check_header(source, image)
                 image.load()
@@ -76,16 +76,16 @@ def decode_image(source: ImageSource | Path | str | bytes | Image.Image) -> Imag
     except FileNotFoundError as error:
         raise _refusal(source, "does not exist", "an image file") from error
     except Image.DecompressionBombError as error:
-        raise _refusal(source, "unpacks to far too many pixels", f"at most {MAX_PIXELS:,} pixels") from error
+        raise _refusal(source, "decodes to far too many pixels", f"at most {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
         found = "is empty (0 bytes)" if _is_empty(source) else "is not an image that PIL can read"
         raise _refusal(source, found, "PNG, JPEG, WebP or another image format") from error
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
-        raise _refusal(source, f"cannot be decoded ({error})", "a whole, undamaged image") from error
+        raise _refusal(source, f"cannot be decoded ({error})", "a complete, undamaged image") from error
 
 
 def fit_image(image: Image.Image, size_px: int, fit: Fit = "crop") -> Image.Image:
-    """Make an image a square of `size_px`: its middle, the shorter side to size, or the whole of it on white."""
+    """Fit an image into a square of `size_px`: "crop" keeps the middle square, "pad" the whole image on white."""
     if image.size == (size_px, size_px):
         return image
     if fit == "crop":
@@ -99,12 +99,12 @@ def fit_image(image: Image.Image, size_px: int, fit: Fit = "crop") -> Image.Imag
 
 
 def crop_square(image: Image.Image, side: float, left: float, top: float) -> Image.Image:
-    """Cut a square out of a square image and bring it back to the image's size.
+    """Crop a square from a square image and resize it to the image's size.
 
-    Units: side is a share of the image's, in (0, 1]; left and top are shares of the room that it leaves, in [0, 1].
+    Units: side is a share of the image's side, in (0, 1]; left and top are shares of the remaining space, in [0, 1].
     """
     size_px = image.width
-    x, y = (place * (1 - side) * size_px for place in (left, top))
+    x, y = (share * (1 - side) * size_px for share in (left, top))
     box = (x, y, min(x + side * size_px, size_px), min(y + side * size_px, size_px))
     return image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=box)
 
@@ -120,7 +120,7 @@ def to_pixels(images: Tensor) -> Tensor:
 
 
 def read_pixels(source: ImageSource | Path | str | bytes | Image.Image, size_px: int, fit: Fit = "crop") -> Tensor:
-    """Decode one image and fit it: all that comes before the VAE.
+    """Decode one image and fit it: everything before the VAE.
 
     Shapes: one image -> x (3, size_px, size_px) float32 in [-1, 1].
     Raises: ImageFileError if it cannot be read.
@@ -135,7 +135,7 @@ def to_image(x: Tensor) -> Image.Image:
 
 
 def _check_header(source: ImageSource, image: Image.Image) -> None:
-    """Refuse by what the header tells, before anything is unpacked."""
+    """Check the format and size in the header, before pixels are decoded."""
     if image.format not in FORMATS:
         raise _refusal(source, f"is a file of format {image.format}", f"one of {', '.join(FORMATS)}")
     if image.width * image.height > MAX_PIXELS:
@@ -143,7 +143,7 @@ def _check_header(source: ImageSource, image: Image.Image) -> None:
 
 
 def _plain_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):  # PIL cuts 16 bits off at 255 instead of scaling
+    if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):  # PIL clips 16 bits at 255 instead of scaling
         grey = np.asarray(image).astype(np.float32) / 257
         return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.mode == "F":

@@ -1,6 +1,6 @@
-"""The index of a source: its entries as an Arrow table, and the judgement over them.
+"""The index of a source: its entries as an Arrow table, and the check of them all.
 
-Here: keeping entries, telling all faults at once, the fingerprint of what is kept. Not here: what an entry is
+Here: keeping entries, reporting all faults at once, the fingerprint of the rows kept. Not here: what an entry is
 (`entries.py`), where entries come from (`folder.py`, `shards.py`, `tables.py`). An index is a table of `datasets`:
 a large one stays on disk, and worker processes share it.
 """
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from palindiff.data.entries import Entry, RowFault
 from palindiff.data.images import ImageFileError, decode_image
-from palindiff.data.rows import DAMAGED, ImageSet, IndexedRows, left_out_sentence
+from palindiff.data.rows import DAMAGED, ImageSet, image_source
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 OnBad = Literal["refuse", "skip"]
 
-INDEX_VERSION = 2  # raised when entries change their meaning, so that no kept index of before is read
+INDEX_VERSION = 2  # increase when entries change their meaning, so that no older index on disk is used
 NUM_NAMED_FAULTS = 10
 
 _HASHED = ("name", "size", "content", "captions", "label", "fields")
@@ -36,7 +36,7 @@ def index_features() -> "Features":
 
 
 def index_in_memory(entries: Iterable[Entry]) -> "Dataset":
-    """Keep entries as an Arrow table in memory: for sources that must be looked through at every opening."""
+    """Index entries in memory: for sources that must be scanned each time they are opened."""
     from datasets import Dataset
 
     features = index_features()
@@ -48,75 +48,71 @@ def index_in_memory(entries: Iterable[Entry]) -> "Dataset":
 
 
 def index_on_disk(
-    scan: Callable[..., Iterator[dict[str, Any]]], arguments: Mapping[str, Any], fingerprints: Sequence[object]
+    scan: Callable[..., Iterator[Entry]], arguments: Mapping[str, Any], fingerprints: Sequence[object]
 ) -> "Dataset":
-    """Keep the rows that `scan` yields in the cache of `datasets`, or map what an earlier call kept.
+    """Index the entries that `scan(**arguments)` yields in the cache of `datasets`, or map an index cached before.
 
-    `fingerprints` tells apart what is scanned: the state of the files and all that changes an entry.
+    `fingerprints` identify what is scanned: the state of the files and all settings that change an entry.
     """
     from datasets import Dataset, NamedSplit
 
     digest = hashlib.sha256(json.dumps([INDEX_VERSION, scan.__name__, *fingerprints]).encode()).hexdigest()
     return Dataset.from_generator(
-        scan,
+        lambda: (entry.as_row() for entry in scan(**arguments)),
         features=index_features(),
-        gen_kwargs=dict(arguments),
-        split=NamedSplit("index"),  # what the progress bar calls it
+        split=NamedSplit("index"),  # its name in the progress bar
         fingerprint=f"images-{digest[:32]}",
     )
 
 
-def judge(index: "Dataset", images: "Dataset | None", source: str, on_bad: OnBad, use_decoder: bool) -> ImageSet:
-    """Refuse a source with bad rows, naming them all at once, or leave them out and say so.
+def check_rows(
+    index: "Dataset", images: "Dataset | None", source: str, on_bad: OnBad, decodes_images: bool = False
+) -> ImageSet:
+    """Refuse a source with bad rows, listing them, or leave them out and count them.
 
-    `use_decoder` decodes every image once, so that damaged ones count among the bad rows.
+    `decodes_images`: decode every image once, so that damaged ones count as bad rows.
 
     Raises: ValueError if a row is bad and `on_bad` is "refuse", or if no row is left.
     """
-    verdicts = _entries(index.select_columns(["fault", "found"]))
-    faults = {number: RowFault(**each) for number, each in enumerate(verdicts) if each["fault"]}
-    if use_decoder:
-        faults |= _undecodable(IndexedRows(index, images), skipped=faults)
+    marks = enumerate(_entries(index.select_columns(["fault", "found"])))
+    faults = {row: RowFault(**mark) for row, mark in marks if mark["fault"]}
+    if decodes_images:
+        faults |= _undecodable(index, images, faults)
     if faults and on_bad == "refuse":
         raise ValueError(_refusal(index, faults, source))
+    kept = index.select([row for row in range(len(index)) if row not in faults]) if faults else index
     reasons = Counter(fault.fault for fault in faults.values())
-    kept = index.select([number for number in range(len(index)) if number not in faults]) if faults else index
-    if not len(kept):
-        left_out = left_out_sentence(reasons, len(index), source)
+    rows = ImageSet(kept, images, source, _fingerprint(kept), reasons)
+    if not len(rows):
+        found = "no image"
+        if faults:
+            first = faults[min(faults)]
+            found = f"no usable row; {rows.left_out.rstrip('.')} (the first: {first})"
         raise ValueError(
-            f"`{source}` has {_first_fault(faults, left_out) if faults else 'no image'}. Expected an image with a "
-            "caption. Check `path`, `split` and the columns' names."
+            f"`{source}` has {found}. Expected an image with a caption. Check `path`, `split` and the columns' names."
         )
-    return ImageSet(IndexedRows(kept, images), _fingerprint(kept), source, reasons)
+    return rows
 
 
-def _first_fault(faults: Mapping[int, RowFault], left_out: str) -> str:
-    first = faults[min(faults)]
-    why = f"{first.fault}, {first.found}" if first.found else first.fault
-    return f"no usable row; {left_out.rstrip('.')} (the first: {why})"
-
-
-def _undecodable(rows: IndexedRows, skipped: Mapping[int, RowFault]) -> dict[int, RowFault]:
+def _undecodable(index: "Dataset", images: "Dataset | None", skipped: Mapping[int, RowFault]) -> dict[int, RowFault]:
     found = {}
-    for number in range(len(rows)):
-        if number in skipped:
-            continue
-        try:
-            decode_image(rows[number].source)
-        except ImageFileError as error:
-            found[number] = RowFault(DAMAGED, str(error).split(". Expected ")[0])
+    for row, entry in enumerate(_entries(index)):
+        if row not in skipped:
+            try:
+                decode_image(image_source(entry, images))
+            except ImageFileError as error:
+                found[row] = RowFault(DAMAGED, str(error).split(". Expected ")[0])
     return found
 
 
 def _refusal(index: "Dataset", faults: Mapping[int, RowFault], source: str) -> str:
     lines = [f"`{source}`: {len(faults):,} of {len(index):,} rows are bad. Expected an image and a caption in each."]
-    places = index.select_columns(["place"])
-    for number in sorted(faults)[:NUM_NAMED_FAULTS]:
-        found = f" ({faults[number].found})" if faults[number].found else ""
-        lines.append(f"  {places[number]['place']}: {faults[number].fault}{found}")
+    for row in sorted(faults)[:NUM_NAMED_FAULTS]:
+        fault, found = faults[row].args
+        lines.append(f"  {index[row]['place']}: {fault}{f' ({found})' if found else ''}")
     if len(faults) > NUM_NAMED_FAULTS:
         lines.append(f"  and {len(faults) - NUM_NAMED_FAULTS:,} more")
-    return "\n".join([*lines, "Mend them, or leave them out with `on_bad: skip`."])
+    return "\n".join([*lines, "Fix them, or leave them out with `on_bad: skip`."])
 
 
 def _fingerprint(index: "Dataset") -> str:
@@ -127,7 +123,7 @@ def _fingerprint(index: "Dataset") -> str:
 
 
 def _entries(index: "Dataset") -> Iterator[dict[str, Any]]:
-    """Read an index in batches: far quicker than row by row."""
+    """Read an index in batches: much faster than row by row."""
     for batch in index.iter(batch_size=1000):
         for values in zip(*batch.values(), strict=True):
             yield dict(zip(batch, values, strict=True))

@@ -1,7 +1,7 @@
-"""What every source of captioned images is brought into: one row, and a set of rows.
+"""The form that every source of captioned images is read into: a row, and a set of rows.
 
-Here: the shapes that other rooms see. Not here: how a source becomes an index (`index.py` and the readers),
-or what an image's bytes become (`images.py`).
+Here: the types that other rooms use. Not here: how a source becomes an index (`index.py` and the readers), decoding
+an image (`images.py`).
 """
 
 import hashlib
@@ -18,10 +18,12 @@ from palindiff.data.images import ImageSource
 if TYPE_CHECKING:
     from datasets import Dataset
 
+DAMAGED = "damaged image"  # the kind of fault that only decoding an image shows
+
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """One row: where the image is, its captions, its class if it has one, and whatever else the row tells."""
+    """One row: where the image is, its captions, its class if it has one, and all other columns of the row."""
 
     source: ImageSource
     captions: tuple[str, ...]
@@ -29,35 +31,40 @@ class CaptionedImage:
     fields: Mapping[str, str] = field(default_factory=dict)
 
 
-DAMAGED = "damaged image"  # the kind of fault that shows when an image is decoded
-
-
 class ImageSet(Sequence[CaptionedImage]):
-    """Rows in a fixed order, with a fingerprint of what they are, and how many were left out for which reason.
+    """Rows in a fixed order, with a fingerprint, and the number of rows left out for each reason.
 
-    The fingerprint changes with a caption, a label, a further field, and an image's name, size or content (of
-    which large images give samples); it does not change with the place of the files or their times.
+    Rows are made on access from an index (`index.py`), and from the table `images` where no files hold the images.
+    A pickled set holds the names of the files that both are mapped from, so worker processes read the same rows.
+    The fingerprint changes with a caption, a label, a further field, and an image's name, size or content (large
+    images are sampled); it does not change with the location of the files or their times.
     """
 
     def __init__(
-        self, rows: "IndexedRows", fingerprint: str, source: str, reasons: Mapping[str, int] | None = None
+        self, index: "Dataset", images: "Dataset | None", source: str, fingerprint: str, reasons: Mapping[str, int]
     ) -> None:
-        self._rows, self.fingerprint, self.source = rows, fingerprint, source
-        self.reasons = Counter(reasons or {})  # of rows left out: kind of fault -> how many
+        self._index, self._images, self.source, self.fingerprint = index, images, source, fingerprint
+        self.reasons = Counter(reasons)  # of rows left out: kind of fault -> number of rows
 
     @property
     def num_left_out(self) -> int:
-        """How many rows were left out."""
+        """Number of rows left out."""
         return self.reasons.total()
 
     @property
     def left_out(self) -> str:
-        """A sentence on what was left out and why, or nothing."""
-        return left_out_sentence(self.reasons, len(self) + self.num_left_out, self.source)
+        """A sentence on the rows left out, the most frequent reason first; empty if there are none."""
+        if not self.reasons:
+            return ""
+        reasons = ", ".join(f"{kind} ({number:,})" for kind, number in self.reasons.most_common())
+        num_rows = len(self) + self.num_left_out
+        return f"{self.num_left_out:,} of {num_rows:,} rows of `{self.source}` were left out: {reasons}."
 
     def texts(self) -> Iterator[tuple[tuple[str, ...], str | None]]:
-        """Yield the captions and the class of each row: far quicker than row by row, and without the images."""
-        return self._rows.texts()
+        """Yield the captions and the class of each row: much faster than row by row, and without the images."""
+        for batch in self._index.select_columns(["captions", "label"]).iter(batch_size=1000):
+            for captions, label in zip(batch["captions"], batch["label"], strict=True):
+                yield tuple(captions), label
 
     def without(self, unreadable: Collection[int]) -> "ImageSet":
         """Leave out rows whose images turned out to be damaged.
@@ -66,18 +73,19 @@ class ImageSet(Sequence[CaptionedImage]):
         """
         if not unreadable:
             return self
-        gone = sorted(unreadable)
-        if len(gone) == len(self):
+        if len(unreadable) == len(self):
             raise ValueError(
                 f"`{self.source}` has no image that can be read. Expected at least one. "
-                "`palindiff data show --check-images` tells what is wrong with them."
+                "Run `palindiff data show --check-images` to list what is wrong with them."
             )
-        digest = hashlib.sha256(json.dumps([self.fingerprint, gone]).encode()).hexdigest()
-        reasons = self.reasons + Counter({DAMAGED: len(gone)})
-        return ImageSet(self._rows.without(gone), digest, self.source, reasons)
+        gone = set(unreadable)
+        kept = self._index.select([row for row in range(len(self)) if row not in gone])
+        digest = hashlib.sha256(json.dumps([self.fingerprint, sorted(gone)]).encode()).hexdigest()
+        reasons = self.reasons + Counter({DAMAGED: len(unreadable)})
+        return ImageSet(kept, self._images, self.source, digest, reasons)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._index)
 
     @overload
     def __getitem__(self, index: SupportsIndex) -> CaptionedImage: ...
@@ -85,48 +93,15 @@ class ImageSet(Sequence[CaptionedImage]):
     def __getitem__(self, index: slice) -> list[CaptionedImage]: ...
     def __getitem__(self, index: SupportsIndex | slice) -> CaptionedImage | list[CaptionedImage]:
         if isinstance(index, slice):
-            return [self._rows[place] for place in range(*index.indices(len(self)))]
-        return self._rows[operator.index(index)]
+            return [self[row] for row in range(*index.indices(len(self)))]
+        entry = self._index[operator.index(index)]
+        source = image_source(entry, self._images)
+        return CaptionedImage(source, tuple(entry["captions"]), entry["label"], json.loads(entry["fields"]))
 
 
-def left_out_sentence(reasons: Counter[str], num_rows: int, source: str) -> str:
-    """Say how many of a source's rows were left out, the most frequent reason first; nothing where none was."""
-    if not reasons:
-        return ""
-    told = ", ".join(f"{kind} ({number:,})" for kind, number in reasons.most_common())
-    return f"{reasons.total():,} of {num_rows:,} rows of `{source}` were left out: {told}."
-
-
-class IndexedRows(Sequence[CaptionedImage]):
-    """Rows of an index (`index.py`), made when asked for; it pickles as the names of the files it is mapped from."""
-
-    def __init__(self, index: "Dataset", images: "Dataset | None" = None) -> None:
-        """Take the index, and the table that holds the images where files do not."""
-        self._index, self._images = index, images
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def __getitem__(self, place):  # type: ignore[no-untyped-def]  # whole numbers only; ImageSet has slices
-        entry = self._index[place]
-        return CaptionedImage(
-            self._source(entry), tuple(entry["captions"]), entry["label"], json.loads(entry["fields"])
-        )
-
-    def texts(self) -> Iterator[tuple[tuple[str, ...], str | None]]:
-        """Captions and class of each row."""
-        for batch in self._index.select_columns(["captions", "label"]).iter(batch_size=1000):
-            for captions, label in zip(batch["captions"], batch["label"], strict=True):
-                yield tuple(captions), label
-
-    def without(self, gone: Sequence[int]) -> "IndexedRows":
-        """All rows but some."""
-        left_out = set(gone)
-        kept = [row for row in range(len(self)) if row not in left_out]
-        return IndexedRows(self._index.select(kept), self._images)
-
-    def _source(self, entry: Mapping[str, Any]) -> ImageSource:
-        if entry["path"] is not None:
-            return ImageSource(entry["name"], Path(entry["path"]), offset=entry["offset"], size=entry["size"])
-        (cell,) = self._images[entry["table_row"]].values()  # type: ignore[index]  # a table wherever path is None
-        return ImageSource(entry["name"], data=cell["bytes"] if isinstance(cell, dict) else cell)
+def image_source(entry: Mapping[str, Any], images: "Dataset | None") -> ImageSource:
+    """Locate the image of a row of an index: in a file, or in a table of images."""
+    if entry["path"] is not None:
+        return ImageSource(entry["name"], Path(entry["path"]), offset=entry["offset"], size=entry["size"])
+    (cell,) = images[entry["table_row"]].values()  # type: ignore[index]  # a table wherever `path` is None
+    return ImageSource(entry["name"], data=cell["bytes"] if isinstance(cell, dict) else cell)

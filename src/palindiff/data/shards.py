@@ -1,8 +1,8 @@
 """Captioned images in tar archives of the webdataset layout, as img2dataset writes them.
 
 Here: which archives a path names, and entries from their members. The images stay in the archives: only an index is
-built, and `datasets` keeps it on disk for the next opening. Its own webdataset reader would copy every image, and
-stop without a name at the first member that it cannot read.
+built, and `datasets` caches it on disk. The webdataset reader of `datasets` would copy every image, and stop without
+a name at the first member that it cannot read.
 """
 
 import glob
@@ -10,6 +10,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -40,20 +41,11 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 
 @dataclass(frozen=True)
 class ShardReading:
-    """How the members of a sample are understood."""
+    """How the members of a sample are read."""
 
-    template: str  # makes a caption of the class where a sample has none
+    template: str  # makes a caption of the class where a sample has no caption
     caption_key: str | None = None  # "txt", or a key of KEY.json; None: KEY.txt, else "caption" of KEY.json
     class_names: tuple[str, ...] = ()  # names of the numbers in KEY.cls
-
-
-@dataclass
-class _Sample:
-    """The members of one key, in the order of the archive."""
-
-    key: str
-    members: dict[str, tarfile.TarInfo]
-    twice: str = ""  # a kind of member that came twice
 
 
 def is_pattern(path: str) -> bool:
@@ -62,7 +54,7 @@ def is_pattern(path: str) -> bool:
 
 
 def expand_pattern(pattern: str) -> list[Path]:
-    """List what a pattern stands for: `{00000..00331}` and `{a,b}` must all exist, `*` must match something.
+    """List the files of a pattern: `{00000..00331}` and `{a,b}` must all exist, `*` must match something.
 
     Raises: FileNotFoundError.
     """
@@ -74,14 +66,14 @@ def expand_pattern(pattern: str) -> list[Path]:
         if not matches:
             raise FileNotFoundError(
                 f"`{each}` of the pattern `{pattern}` does not exist. Expected every archive that the pattern names. "
-                "Mend the pattern, or fetch the missing archive."
+                "Fix the pattern, or download the missing archive."
             )
         found += map(Path, matches)
-    return list(dict.fromkeys(found))  # once each, also where two parts of the pattern name it
+    return list(dict.fromkeys(found))  # once each, even if two parts of the pattern match it
 
 
 def _expand_braces(pattern: str) -> list[str]:
-    """`a-{00..02}.tar` -> a-00.tar, a-01.tar, a-02.tar; of several braces every combination."""
+    """`a-{00..02}.tar` -> a-00.tar, a-01.tar, a-02.tar; every combination of several braces."""
     if (braces := _BRACES.search(pattern)) is None:
         return [pattern]
     inside = braces[1].split(",")
@@ -93,7 +85,7 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def read_class_names(tars: Sequence[Path]) -> tuple[str, ...]:
-    """Read `classnames.txt` beside the archives or one folder above; empty where there is none."""
+    """Read `classnames.txt` beside the archives or in the parent folder; empty if there is none."""
     for folder in (tars[0].parent, tars[0].parent.parent):
         if (folder / CLASS_NAMES).is_file():
             lines = (folder / CLASS_NAMES).read_text(encoding="utf-8").splitlines()
@@ -102,65 +94,41 @@ def read_class_names(tars: Sequence[Path]) -> tuple[str, ...]:
 
 
 def index_tars(tars: Sequence[Path], reading: ShardReading) -> "Dataset":
-    """Index archives, or take the index that an earlier call kept of the same archives and reading."""
+    """Index archives, or map the cached index of the same archives and reading."""
     states = [(str(tar), tar.stat().st_size, tar.stat().st_mtime_ns) for tar in tars]
-    arguments = {"tars": tuple(map(str, tars)), "reading": reading}
-    return index_on_disk(scan_tars, arguments, [states, asdict(reading)])
+    return index_on_disk(scan_tars, {"tars": tars, "reading": reading}, [states, asdict(reading)])
 
 
-def scan_tars(tars: Sequence[str], reading: ShardReading) -> Iterator[dict[str, Any]]:
-    """Yield the rows of an index: one for each sample, and one for each archive that is damaged or empty."""
+def scan_tars(tars: Sequence[Path], reading: ShardReading) -> Iterator[Entry]:
+    """Yield an entry for each sample, and one for each archive that is damaged or empty."""
     for tar in tars:
-        for entry in _scan_tar(Path(tar), reading):
-            yield entry.as_row()
-
-
-def _scan_tar(tar: Path, reading: ShardReading) -> Iterator[Entry]:
-    num_samples = 0
-    try:
-        with tar.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-            for sample in _samples(archive, stream):
-                num_samples += 1
-                try:
-                    yield _entry(tar, stream, sample, reading)
-                except RowFault as fault:
-                    yield Entry.bad(f"`{sample.key}` in {tar.name}", fault)
-    except (tarfile.TarError, OSError) as error:
-        yield Entry.bad(f"`{tar.name}`", RowFault("archive cannot be read", f"{error}; expected an uncompressed tar"))
-        return
-    if not num_samples:
-        yield Entry.bad(f"`{tar.name}`", RowFault("archive without samples", "expected KEY.jpg with KEY.txt"))
-
-
-def _samples(archive: tarfile.TarFile, stream: BinaryIO) -> Iterator[_Sample]:
-    """Group neighbouring members by their name up to the first dot."""
-    sample: _Sample | None = None
-    for member in _members(archive, stream):
-        folder, name = PurePosixPath(member.name).parent, PurePosixPath(member.name).name
-        stem, _, kinds = name.partition(".")
-        if not stem or not kinds:
-            continue
-        key = str(folder / stem)
-        if sample is None or sample.key != key:
-            if sample is not None:
-                yield sample
-            sample = _Sample(key, {})
-        kind = kinds.rpartition(".")[2].lower()
-        sample.twice = kind if kind in sample.members else sample.twice
-        sample.members[kind] = member
-    if sample is not None:
-        yield sample
+        num_samples = 0
+        try:
+            with tar.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+                for key, members in groupby(_members(archive, stream), key=_key):
+                    sample = list(members)  # a damaged archive raises here: its last sample may be incomplete
+                    num_samples += 1
+                    try:
+                        yield _entry(tar, stream, key, sample, reading)
+                    except RowFault as fault:
+                        yield Entry.bad(f"`{key}` in {tar.name}", fault)
+            if not num_samples:
+                yield Entry.bad(f"`{tar.name}`", RowFault("archive without samples", "expected KEY.jpg with KEY.txt"))
+        except (tarfile.TarError, OSError) as error:
+            found = f"{error}; expected an uncompressed tar"
+            yield Entry.bad(f"`{tar.name}`", RowFault("archive cannot be read", found))
 
 
 def _members(archive: tarfile.TarFile, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Yield the files of an archive.
+    """Yield the files of an archive whose names have a key and a kind.
 
-    Raises: tarfile.ReadError if it ends too early or is damaged; `tarfile` takes a damaged header for the end, and
-        the end of the file too, where a killed writer has not come to the empty blocks that close an archive.
+    Raises: tarfile.ReadError if it ends too early or is damaged. `tarfile` itself takes a damaged header for the end,
+        and also the end of a file whose writer was killed before it wrote the empty blocks that close an archive.
     """
     while (member := archive.next()) is not None:
         archive.members = []  # type: ignore[attr-defined]  # it remembers all: a gigabyte for a large archive
-        if member.isfile():
+        stem, _, kinds = PurePosixPath(member.name).name.partition(".")
+        if member.isfile() and stem and kinds:
             yield member
     stream.seek(archive.offset)
     closing = stream.read(tarfile.BLOCKSIZE)
@@ -170,22 +138,30 @@ def _members(archive: tarfile.TarFile, stream: BinaryIO) -> Iterator[tarfile.Tar
         raise tarfile.ReadError(f"damaged at byte {archive.offset:,}")
 
 
-def _entry(tar: Path, stream: BinaryIO, sample: _Sample, reading: ShardReading) -> Entry:
-    kinds = [kind for kind in sample.members if f".{kind}" in IMAGE_SUFFIXES]
-    if sample.twice or len(kinds) > 1:
-        raise RowFault("several members of a kind", f"{sample.twice or ' and '.join(kinds)} of one key")
-    if not kinds:
-        raise RowFault("no image", f"only {', '.join(sample.members)}")
-    told = {kind: _bytes(stream, sample.members[kind]) for kind in ("txt", "json", "cls") if kind in sample.members}
-    record = as_record(told["json"]) if "json" in told else {}
-    label = _label(as_text(told["cls"]), reading.class_names) if "cls" in told else None
-    text = as_text(told["txt"]) if "txt" in told else None
-    taken = reading.caption_key or "caption"
-    member = sample.members[kinds[0]]
+def _key(member: tarfile.TarInfo) -> str:
+    """A sample's name: that of its members up to the first dot, with their folder."""
+    path = PurePosixPath(member.name)
+    return str(path.parent / path.name.partition(".")[0])
+
+
+def _entry(tar: Path, stream: BinaryIO, key: str, members: Sequence[tarfile.TarInfo], reading: ShardReading) -> Entry:
+    kinds = [member.name.rpartition(".")[2].lower() for member in members]
+    of_kind = dict(zip(kinds, members, strict=True))
+    twice = [kind for kind in of_kind if kinds.count(kind) > 1]
+    images = [kind for kind in of_kind if f".{kind}" in IMAGE_SUFFIXES]
+    if twice or len(images) > 1:
+        raise RowFault("several members of a kind", f"{' and '.join(twice or images)} of one key")
+    if not images:
+        raise RowFault("no image", f"only {', '.join(of_kind)}")
+    data = {kind: _read(stream, of_kind[kind]) for kind in ("txt", "json", "cls") if kind in of_kind}
+    record = as_record(data["json"]) if "json" in data else {}
+    label = _label(as_text(data["cls"]), reading.class_names) if "cls" in data else None
+    text = as_text(data["txt"]) if "txt" in data else None
+    member = of_kind[images[0]]
     if member.size == 0:
         raise RowFault("empty image file", f"`{member.name}` has 0 bytes")
     return Entry(
-        place=f"`{sample.key}` in {tar.name}",
+        place=f"`{key}` in {tar.name}",
         name=f"{tar.name}/{member.name}",
         path=str(tar.absolute()),
         offset=member.offset_data,
@@ -193,18 +169,18 @@ def _entry(tar: Path, stream: BinaryIO, sample: _Sample, reading: ShardReading) 
         content=content_id(file_part(stream, member.offset_data), member.size),
         captions=_captions(text, record, label, reading),
         label=label,
-        fields=as_fields(record, (taken,)),
+        fields=as_fields(record, (reading.caption_key or "caption",)),
     )
 
 
-def _bytes(stream: BinaryIO, member: tarfile.TarInfo) -> bytes:
+def _read(stream: BinaryIO, member: tarfile.TarInfo) -> bytes:
     if member.size > _MAX_TEXT_BYTES:
         raise RowFault("text too long", f"{member.name} has {member.size:,} bytes")
     return file_part(stream, member.offset_data)(0, member.size)
 
 
 def _label(text: str, class_names: Sequence[str]) -> str | None:
-    """A number of KEY.cls as the class's name where names are known; other text is the name itself."""
+    """Return the class of a KEY.cls: its number's name where names are known, else its text."""
     label = text.strip()
     if not _NUMBER.fullmatch(label) or not class_names:
         return label or None
@@ -214,12 +190,11 @@ def _label(text: str, class_names: Sequence[str]) -> str | None:
 
 
 def _captions(text: str | None, record: dict[str, Any], label: str | None, reading: ShardReading) -> tuple[str, ...]:
-    """The lines of KEY.txt, else the caption of KEY.json, else the class's name; or only what `caption_key` names."""
+    """Return the lines of KEY.txt, else the caption of KEY.json, else the class's name; or only `caption_key`."""
     if text is not None and reading.caption_key in (None, "txt"):
-        lines = [line for line in text.split("\n") if line.strip()]
-        return as_captions(lines if lines else text)
-    if (told := record.get(reading.caption_key or "caption")) is not None:
-        return as_captions(told)
+        return as_captions([line for line in text.split("\n") if line.strip()] or text)
+    if (caption := record.get(reading.caption_key or "caption")) is not None:
+        return as_captions(caption)
     if label is None or reading.caption_key:
         raise RowFault("no caption")
     if not reading.class_names and _NUMBER.fullmatch(label):

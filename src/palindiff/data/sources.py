@@ -1,133 +1,122 @@
-"""Captioned images from wherever a user has them, in one shape.
+"""Captioned images from any source, in one form.
 
-Here: the settings, which kind of source a path is, and where its split lies. Not here: reading each kind (`folder.py`,
-`shards.py`, `tables.py`), judging the rows (`index.py`), decoding an image (`images.py`).
+Here: the settings, which kind of source a path is, and where its split is. Not here: reading each kind (`folder.py`,
+`shards.py`, `tables.py`), checking the rows (`index.py`), decoding an image (`images.py`).
 """
 
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import BaseModel, field_validator
 
 from palindiff.data.folder import METADATA_NAME, has_class_folders, scan_classes, scan_folder
 from palindiff.data.images import Fit
-from palindiff.data.index import OnBad, index_in_memory, judge
-from palindiff.data.rows import CaptionedImage, ImageSet
+from palindiff.data.index import OnBad, check_rows, index_in_memory
+from palindiff.data.rows import ImageSet
 from palindiff.data.shards import ShardReading, expand_pattern, index_tars, is_pattern, read_class_names
 from palindiff.data.tables import find_columns, index_table, is_saved_to_disk, load_hub, load_parquet
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-__all__ = ["CaptionedImage", "DataConfig", "ImageSet", "Kind", "open_images"]
-
 Kind = Literal["folder", "classes", "webdataset", "parquet", "hub"]
-
-Found = TypeVar("Found")
 
 SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test")
 _SPLIT_NAME = re.compile(rf"({'|'.join(SPLIT_NAMES)})[-._]")
 _IN_NAME = re.compile(rf"(?:^|[-._])({'|'.join(SPLIT_NAMES)})[-._]")
-_MISSING = "`{}` does not exist. Expected a folder, .tar, .parquet, a pattern of these or a Hub name. Check the path."
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
-    """Which images, what their rows are called, and how they become squares."""
+    """Which images to read, how their rows are named, and how they become squares."""
 
     path: str  # a folder, a tar or parquet file, a pattern such as "{split}/{00000..00331}.tar", or a Hub name
-    kind: Literal["auto"] | Kind = "auto"  # "auto": by what lies there; else what to take it for
-    split: str = "train"  # a folder below `path`, `{split}` in it, or a split of a Hub set; unsplit data are "train"
-    subset: str | None = None  # the configuration of a Hub set that has several; None: it has one
+    kind: Literal["auto"] | Kind = "auto"  # "auto": detected from the files
+    split: str = "train"  # a sub-folder of `path`, `{split}` in it, or a split of a Hub set; unsplit data are "train"
+    subset: str | None = None  # the configuration of a Hub data set; None: it has only one
     fit: Fit = "crop"  # "crop": the middle square; "pad": the whole image on white
     image_column: str | None = None  # key or column of the image; None: "file_name", or the only one that can be
     caption_column: str | None = None  # of the captions; None: "captions", "caption", "text", KEY.txt, or the only one
-    caption_template: str = "a photo of a {c}"  # the caption where a row has a class {c} alone
-    on_bad: OnBad = "refuse"  # a bad row: "refuse" the source, naming all; or "skip" it, telling how many and why
-    check_images: bool = False  # True: decode each once when opening, so that damaged ones count as bad rows
+    caption_template: str = "a photo of a {c}"  # the caption of a row that has only a class {c}
+    on_bad: OnBad = "refuse"  # bad rows: "refuse" the source, listing them; or "skip" them, reporting how many and why
+    check_images: bool = False  # True: decode each once on opening, so that damaged ones count as bad rows
 
     @field_validator("caption_template")
     @classmethod
     def _names_the_class(cls, template: str) -> str:
         if "{c}" not in template:
-            raise ValueError(f"`{template}` names no class. Expected {{c}} where its name goes: 'a photo of a {{c}}'")
+            raise ValueError(
+                f"`{template}` names no class. Expected {{c}} in place of its name. Use 'a photo of a {{c}}'."
+            )
         return template
 
 
 def open_images(config: DataConfig) -> ImageSet:
     """Open the rows of a split, checked but not decoded.
 
-    Raises: ValueError if rows are bad (all are told at once), the source has no such split, or is of no known kind;
-        FileNotFoundError if nothing lies at the path; ConnectionError if the Hub cannot be reached.
+    Raises: ValueError if rows are bad (all are reported at once), the source has no such split, or is of no known
+        kind; FileNotFoundError if the path does not exist; ConnectionError if the Hub cannot be reached.
     """
-    path, split = _place(config)
-    kind = find_kind(path, split) if config.kind == "auto" else config.kind
+    kind, found = find_source(config)
+    path, split = _split_path(config)
     source = f"{path}/{split}" if (path / split).is_dir() else str(path)
-    if kind == "hub":
-        table, images = _index_table(load_hub(str(path), config.subset, config.split), source, config)
-    elif kind == "parquet":
-        table, images = _index_table(load_parquet(_found(_parquet_files, path, split)), source, config)
-    elif kind == "webdataset":
-        tars = _found(_tars, path, split)
-        reading = ShardReading(config.caption_template, config.caption_column, read_class_names(tars))
-        table, images = index_tars(tars, reading), None
+    images = None
+    if kind == "folder":
+        index = index_in_memory(scan_folder(found, config.image_column or "file_name", config.caption_column))
     elif kind == "classes":
-        root = _found(_class_root, path, split)
-        table, images = index_in_memory(scan_classes(root, config.caption_template)), None
+        index = index_in_memory(scan_classes(found, config.caption_template))
+    elif kind == "webdataset":
+        reading = ShardReading(config.caption_template, config.caption_column, read_class_names(found))
+        index = index_tars(found, reading)
     else:
-        root = _found(_metadata_root, path, split)
-        entries = scan_folder(root, config.image_column or "file_name", config.caption_column)
-        table, images = index_in_memory(entries), None
-    return judge(table, images, source, config.on_bad, config.check_images)
+        table = load_parquet(found) if kind == "parquet" else load_hub(found, config.subset, config.split)
+        columns = find_columns(table.features, config.image_column, config.caption_column, source)
+        index, images = index_table(table, columns, config.caption_template)
+    return check_rows(index, images, source, config.on_bad, config.check_images)
 
 
 def find_shards(config: DataConfig) -> list[Path]:
-    """List the archives of a source that is made of tars, none for any other."""
-    path, split = _place(config)
-    kind = find_kind(path, split) if config.kind == "auto" else config.kind
-    return _found(_tars, path, split) if kind == "webdataset" else []
+    """List the archives of a source that is made of tars; empty for any other."""
+    kind, found = find_source(config)
+    return found if kind == "webdataset" else []
 
 
-def _place(config: DataConfig) -> tuple[Path, str]:
-    """The path of a split, and the split to look for there: a path that names the split holds nothing else."""
+def find_source(config: DataConfig) -> tuple[Kind, Any]:
+    """Detect the kind of a source from its files, and find those of the split.
+
+    Returns: the kind, and the split's folder, its archives or tables, or the name of a Hub data set.
+    Raises: FileNotFoundError if nothing exists at the path and it is no Hub name; ValueError if the path has no such
+        split or is of no known kind.
+    """
+    path, split = _split_path(config)
+    is_missing = not path.exists() and not is_pattern(str(path))
+    is_hub_name = _HUB_NAME.fullmatch(str(path)) and not (len(path.parts) == 2 and path.parent.is_dir())
+    if config.kind == "hub" or (config.kind == "auto" and is_missing and is_hub_name):
+        return "hub", str(path)
+    if is_missing:
+        raise FileNotFoundError(
+            f"`{path}` does not exist. Expected a folder, .tar, .parquet, a pattern of these or a Hub name. "
+            "Check the path."
+        )
+    for kind, finder in _FINDERS.items():
+        if config.kind in (kind, "auto") and (found := finder(path, split)):
+            return kind, found
+    raise ValueError(_nothing_found(path, split))
+
+
+def _split_path(config: DataConfig) -> tuple[Path, str]:
+    """Return the path, and the split to look for in it: a path that names the split holds nothing else."""
     path = Path(config.path.replace("{split}", config.split)).expanduser()
     return path, "train" if "{split}" in config.path else config.split
 
 
-def find_kind(path: Path, split: str) -> Kind:
-    """Progress by what lies at a path how to read it.
-
-    Raises: FileNotFoundError if nothing lies there and it is no Hub name; ValueError if it is of no known kind.
-    """
-    if not path.exists() and not is_pattern(str(path)):
-        if _HUB_NAME.fullmatch(str(path)) and not (len(path.parts) == 2 and path.parent.is_dir()):
-            return "hub"
-        raise FileNotFoundError(_MISSING.format(path))
-    for kind, finder in _FINDERS.items():
-        if finder(path, split):
-            return kind
-    raise ValueError(_nothing_found(path, split))
-
-
-def _index_table(table: "Dataset", source: str, config: DataConfig) -> "tuple[Dataset, Dataset]":
-    columns = find_columns(table.features, config.image_column, config.caption_column, source)
-    return index_table(table, columns, config.caption_template)
-
-
 def _root(path: Path, split: str, holds_rows: Callable[[Path], bool]) -> Path | None:
-    """The folder of a split; what is not split is the split "train" and no other."""
+    """Return the folder of a split; unsplit data are the split "train" and no other."""
     folders = [path / split, *([path] if split == "train" else [])]
     return next((folder.absolute() for folder in folders if folder.is_dir() and holds_rows(folder)), None)
 
 
-def _metadata_root(path: Path, split: str) -> Path | None:
-    return _root(path, split, lambda folder: (folder / METADATA_NAME).is_file())
-
-
 def _class_root(path: Path, split: str) -> Path | None:
-    """Class folders of a split; folders that are splits themselves are no classes of an unsplit set."""
+    """Return the parent of a split's class folders; folders that are splits are not classes of an unsplit set."""
     root = _root(path, split, has_class_folders)
     is_split = root == path.absolute() and any(_is_split(each) for each in path.iterdir())
     return None if is_split else root
@@ -138,7 +127,7 @@ def _is_split(folder: Path) -> bool:
 
 
 def _tars(path: Path, split: str) -> list[Path]:
-    """Tars as `_files` finds them; of a folder that holds several splits, those named after this one."""
+    """List tars as `_files` does; in a folder that holds several splits, those named after this one."""
     if not path.is_dir() or any((path / split).glob("*.tar")):
         return _files(path, split, ".tar")
     tars = [file.absolute() for file in sorted(path.glob("*.tar"))]
@@ -147,7 +136,7 @@ def _tars(path: Path, split: str) -> list[Path]:
 
 
 def _parquet_files(path: Path, split: str) -> list[Path]:
-    """Parquet files as `_files` finds them, or named after their split, as the Hub keeps them."""
+    """List parquet files as `_files` does, or those named after their split, as on the Hub."""
     for folder in (path, path / "data"):
         files = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
         if of_split := [file.absolute() for file in files if re.match(rf"{re.escape(split)}[-._]", file.name)]:
@@ -166,35 +155,27 @@ def _files(path: Path, split: str, suffix: str) -> list[Path]:
     return [file.absolute() for file in expand_pattern(str(path))]
 
 
-_FINDERS: dict[Kind, Callable[[Path, str], object]] = {
-    "folder": _metadata_root,
+_FINDERS: dict[Kind, Callable[[Path, str], Any]] = {
+    "folder": lambda path, split: _root(path, split, lambda folder: (folder / METADATA_NAME).is_file()),
     "webdataset": _tars,  # before parquet: img2dataset writes both, and the tars hold the images
     "parquet": _parquet_files,
-    "hub": lambda path, split: is_saved_to_disk(path),
+    "hub": lambda path, split: str(path) if is_saved_to_disk(path) else None,
     "classes": _class_root,
 }
 
 
-def _found(finder: Callable[[Path, str], Found | None], path: Path, split: str) -> Found:
-    if not path.exists() and not is_pattern(str(path)):
-        raise FileNotFoundError(_MISSING.format(path))
-    if not (found := finder(path, split)):
-        raise ValueError(_nothing_found(path, split))
-    return found
-
-
 def _nothing_found(path: Path, split: str) -> str:
     if not path.is_dir():
-        told = "is not split" if split != "train" else "is of no known kind"
+        found = "is not split" if split != "train" else "is of no known kind"
         return (
-            f"`{path}` {told}, so it cannot be read as `{split}`. Expected a folder, a .tar or .parquet file, or a "
-            "pattern of these; `{split}` in it stands for the split."
+            f"`{path}` {found}, so it cannot be read as `{split}`. Expected a folder, a .tar or .parquet file, or a "
+            "pattern of these. Use `{split}` in the path in place of the split's name."
         )
     folders = [each.name for each in sorted(path.iterdir()) if each.is_dir()]
-    names = [*folders, *(each for each in SPLIT_NAMES if each not in folders)]  # the latter: in the names of files
+    names = [*folders, *(each for each in SPLIT_NAMES if each not in folders)]  # the latter from file names
     splits = [name for name in names if name != split and any(finder(path, name) for finder in _FINDERS.values())]
-    beside = f" (splits found: {', '.join(splits)})" if splits else ""
+    others = f" (splits found: {', '.join(splits)})" if splits else ""
     return (
-        f"`{path}` has no images of the split `{split}`{beside}. Expected {METADATA_NAME}, *.tar, *.parquet or "
+        f"`{path}` has no images of the split `{split}`{others}. Expected {METADATA_NAME}, *.tar, *.parquet or "
         f"class folders in `{path / split}`, or for `train` in `{path}`. Check `path` and `split`."
     )

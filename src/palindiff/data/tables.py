@@ -4,7 +4,6 @@ Here: loading a table, finding its columns, and entries from its rows. The image
 """
 
 import glob
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from palindiff.data.entries import (
     as_fields,
     class_caption,
     content_id,
-    file_part,
+    describe_file,
 )
 from palindiff.data.index import index_on_disk
 
@@ -31,16 +30,16 @@ _SCAN_BATCH = 256
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table tell what."""
+    """The roles of a table's columns."""
 
     image: str
-    caption: str | None  # None: the class's name through a template
+    caption: str | None  # None: the class's name is put into a template
     label: str | None
     label_names: tuple[str, ...] = ()
 
 
 def load_parquet(files: Sequence[Path]) -> "Dataset":
-    """Map parquet files as one table.
+    """Map parquet files as one table, with the builder of `datasets`.
 
     Raises: ValueError if a file is damaged.
     """
@@ -54,12 +53,12 @@ def load_parquet(files: Sequence[Path]) -> "Dataset":
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(
             f"`{files[0]}` and the parquet files beside it cannot be read ({reason}). "
-            "Expected whole parquet files with the same columns. Write them again."
+            "Expected complete parquet files with the same columns. Write them again."
         ) from error
 
 
 def load_hub(name: str, subset: str | None, split: str) -> "Dataset":
-    """Load a split of a data set by its name on the Hub, or of a folder with a copy of such a data set.
+    """Load a split of a data set on the Hub, or of a folder with a copy of such a data set, with `datasets`.
 
     Raises: ConnectionError if the Hub cannot be reached; ValueError if there is no such data set, subset or split.
     """
@@ -68,17 +67,19 @@ def load_hub(name: str, subset: str | None, split: str) -> "Dataset":
 
     if is_saved_to_disk(Path(name)):
         return _load_saved(name, split)
-    expected = "Expected a folder or file of yours, or `owner/name` of a data set on the Hub"
+    expected = "Expected a local folder or file, or `owner/name` of a data set on the Hub"
     try:
         return load_dataset(name, name=subset, split=split)
     except ConnectionError as error:
         raise ConnectionError(
-            f"`{name}` is not here, and the Hub could not be asked for it. {expected}. "
-            "Check the path, or the connection; a data set loaded before is read without one."
+            f"`{name}` does not exist locally, and the Hub cannot be reached. {expected}. "
+            "Check the path, or the connection; a data set loaded before is read from the cache."
         ) from error
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error.__cause__ or error).splitlines()[:2]).rstrip(".")
-        raise ValueError(f"`{name}` cannot be loaded: {reason}. {expected}, its subset and its split.") from error
+        raise ValueError(
+            f"`{name}` cannot be loaded: {reason}. {expected}, its subset and its split. Check these."
+        ) from error
 
 
 def is_saved_to_disk(folder: Path) -> bool:
@@ -87,9 +88,9 @@ def is_saved_to_disk(folder: Path) -> bool:
 
 
 def find_columns(features: "Features", image: str | None, caption: str | None, source: str) -> Columns:
-    """Take the columns that were named, and find the others where only one can be meant.
+    """Take the columns that are named, and infer the others where only one column fits.
 
-    Raises: ValueError if a named column is missing or of another type, or if none or several could be meant.
+    Raises: ValueError if a named column is missing or of another type, or if no column or several fit.
     """
     images = [name for name in features if _is_image(features[name])]
     image = _one_of(images, image, "image", features, source)
@@ -102,7 +103,7 @@ def find_columns(features: "Features", image: str | None, caption: str | None, s
 
 
 def index_table(table: "Dataset", columns: Columns, template: str) -> tuple["Dataset", "Dataset"]:
-    """Index a table, or take the index that an earlier call kept; returns it and the table's undecoded images."""
+    """Index a table, or map its cached index; return the index and the table's undecoded images."""
     from datasets import Image
 
     if isinstance(table.features[columns.image], Image):
@@ -112,16 +113,16 @@ def index_table(table: "Dataset", columns: Columns, template: str) -> tuple["Dat
     return index, table.select_columns([columns.image])
 
 
-def scan_table(table: "Dataset", columns: Columns, template: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of an index, one for each row of a table, without reading more of an image than its samples."""
-    told = [name for name in table.column_names if _is_scalar(table.features[name]) or name == columns.caption]
+def scan_table(table: "Dataset", columns: Columns, template: str) -> Iterator[Entry]:
+    """Yield an entry for each row of a table, without reading more of an image than `content_id` samples."""
+    texts = [name for name in table.column_names if _is_scalar(table.features[name]) or name == columns.caption]
     images = table.select_columns([columns.image]).with_format("arrow")
     for start in range(0, len(table), _SCAN_BATCH):
-        rows = range(start, min(start + _SCAN_BATCH, len(table)))
-        texts = table.select_columns(told)[start : rows.stop] if told else {}
-        for row, cell in zip(rows, images[start : rows.stop][columns.image], strict=True):
-            record = {name: values[row - start] for name, values in texts.items()}
-            yield _entry(row, cell, record, columns, template).as_row()
+        stop = min(start + _SCAN_BATCH, len(table))
+        records = table.select_columns(texts)[start:stop] if texts else {}
+        for row, cell in enumerate(images[start:stop][columns.image], start=start):
+            record = {name: values[row - start] for name, values in records.items()}
+            yield _entry(row, cell, record, columns, template)
 
 
 def _entry(row: int, cell: Any, record: Mapping[str, Any], columns: Columns, template: str) -> Entry:
@@ -140,8 +141,8 @@ def _entry(row: int, cell: Any, record: Mapping[str, Any], columns: Columns, tem
         return Entry.bad(place, fault)
 
 
-def _image(cell: Any, name: str) -> dict[str, Any]:
-    """Where a cell's image is: its bytes, or a file that `datasets` named."""
+def _image(cell: Any, place: str) -> dict[str, Any]:
+    """Locate a cell's image: its bytes, or a file that `datasets` names."""
     path = None
     if isinstance(cell, Mapping):
         path, cell = (cell[key] if key in cell else None for key in ("path", "bytes"))  # noqa: SIM401  # no `get`
@@ -151,41 +152,31 @@ def _image(cell: Any, name: str) -> dict[str, Any]:
         if not len(data):
             raise RowFault("empty image file", "0 bytes")
         content = content_id(lambda start, num_bytes: data[start : start + num_bytes], len(data))
-        return {"name": path or name, "size": len(data), "content": content}
+        return {"name": path or place, "size": len(data), "content": content}
     if not path or not os.path.isabs(path):
         raise RowFault("no image", f"only the name `{path}`" if path else "")
-    try:
-        with Path(path).open("rb") as stream:
-            size = stream.seek(0, io.SEEK_END)
-            return {
-                "name": Path(path).name,
-                "path": path,
-                "size": size,
-                "content": content_id(file_part(stream), size),
-            }
-    except OSError as error:
-        raise RowFault("image cannot be opened", f"`{path}`: {error.strerror}") from error
+    return {"name": Path(path).name, **describe_file(Path(path), path)}
 
 
 def _label(record: Mapping[str, Any], columns: Columns) -> str | None:
     label = record.get(columns.label) if columns.label else None
     if label is None or not columns.label_names:
         return None if label is None else str(label)
-    return columns.label_names[label] if label >= 0 else None  # -1: the class is kept secret
+    return columns.label_names[label] if label >= 0 else None  # -1: the class is not published
 
 
 def _load_saved(folder: str, split: str) -> "Dataset":
     from datasets import Dataset, load_from_disk
 
     saved = load_from_disk(folder)
-    splits = {"train": saved} if isinstance(saved, Dataset) else saved  # what is not split is the split "train"
+    splits = {"train": saved} if isinstance(saved, Dataset) else saved  # an unsplit data set is the split "train"
     if split not in splits:
-        raise ValueError(f"`{folder}` has no split `{split}`. Expected one of {', '.join(splits)}. Name one of these.")
+        raise ValueError(f"`{folder}` has no split `{split}`. Expected one of {', '.join(splits)}. Use one of these.")
     return splits[split]
 
 
 def _one_of(possible: Sequence[str], named: str | None, role: str, features: "Features", source: str) -> str:
-    """The named column if it can play the role, or the only one that can."""
+    """Return the named column if it fits the role, or the only one that does."""
     if named is None and len(possible) == 1:
         return possible[0]
     if named in possible:
@@ -194,9 +185,9 @@ def _one_of(possible: Sequence[str], named: str | None, role: str, features: "Fe
         found = f"`{source}` has {f'no {role}s in its' if named in features else 'no'} column `{named}`"
     else:
         found = f"`{source}` has {len(possible) or 'no'} column{'s' if possible else ''} that could hold {role}s"
-    expected, remedy = f"one of {', '.join(possible)}", f"Name it as `{role}_column`"
+    expected, remedy = f"one of {', '.join(possible)}", f"Set `{role}_column`"
     if not possible:
-        expected, remedy = f"one beside {', '.join(features)}", f"Add the {role}s to the data"
+        expected, remedy = f"one besides {', '.join(features)}", f"Add the {role}s to the data"
     raise ValueError(f"{found}. Expected {expected}. {remedy}.")
 
 

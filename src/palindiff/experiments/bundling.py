@@ -14,7 +14,7 @@ import torch
 import yaml
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from palindiff.atomic import replacing_folder
+from palindiff.atomic import atomic_folder
 from palindiff.data.emoji import ATTRIBUTION
 from palindiff.models.query_stream import QueryStream
 from palindiff.pretrained.saving import forget_where_parts_lay
@@ -67,7 +67,7 @@ def ship(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
     log = _log_of(source, run)
     if name == "emoji":
         _check_vae(source / "vae", checkpoints / "vae-emoji")
-    with replacing_folder(target) as folder:
+    with atomic_folder(target, replace=True) as folder:
         if name == "emoji":
             _write_emoji(source, run, folder, log)
         else:

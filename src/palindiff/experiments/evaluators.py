@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from palindiff.atomic import replacing_folder
+from palindiff.atomic import atomic_folder
 from palindiff.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, recall_at_k
 from palindiff.evaluation.sheets import contact_sheet
 from palindiff.evaluation.zero_shot import mean_class_recall, top_k_accuracy
@@ -94,7 +94,7 @@ def samples(parts: Parts, step: int) -> dict[str, float]:
 
 def keep_latest(parts: Parts) -> dict[str, float]:
     """Write the averaged weights as a checkpoint folder, `latest/`, that can be used while the training goes on."""
-    with replacing_folder(parts.output / "latest") as folder:
+    with atomic_folder(parts.output / "latest", replace=True) as folder:
         parts.pipeline.save_pretrained(folder)
     return {}
 

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from pydantic import BaseModel, Field, field_validator
 
-from palindiff.atomic import replacing_folder
+from palindiff.atomic import atomic_folder
 from palindiff.data.sources import DataConfig, ImageSet, open_images
 from palindiff.inference.labels import check_labels
 from palindiff.inference.pipeline import PalindiffPipeline
@@ -130,7 +130,7 @@ def train_recipe(
     parts.objective.eval()
     if accelerator.is_main_process and (state.has_learned or not (output / "checkpoint").exists()):
         parts.pipeline.model_card = card_text(run_facts(recipe, parts.pipeline, output.absolute().name))
-        with replacing_folder(output / "checkpoint") as folder:
+        with atomic_folder(output / "checkpoint", replace=True) as folder:
             parts.pipeline.save_pretrained(folder)
     accelerator.wait_for_everyone()
     return parts.pipeline

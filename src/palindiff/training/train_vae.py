@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from pydantic import BaseModel
 from torch import Tensor
 
-from palindiff.atomic import replacing_folder
+from palindiff.atomic import atomic_folder
 from palindiff.data.images import Fit, decode_image, fit_image, to_pixels, to_tensor
 from palindiff.data.sources import DataConfig, ImageSet, open_images
 from palindiff.models.vae import VaeConfig, build_vae, normalize_latents
@@ -112,7 +112,7 @@ def train_vae(recipe: VaeRecipe, output: Path, show_progress: bool = True) -> di
     mean, deviation = latent_moments(vae, training)
     normalize_latents(vae, mean, deviation)
     if accelerator.is_main_process and (state.has_learned or not (output / "vae").exists()):
-        with replacing_folder(output / "vae") as folder:
+        with atomic_folder(output / "vae", replace=True) as folder:
             vae.half().save_pretrained(folder)
     accelerator.wait_for_everyone()
     written = AutoencoderKL.from_pretrained(output / "vae").to(accelerator.device)
