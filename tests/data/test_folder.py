@@ -3,10 +3,11 @@
 import io
 import os
 
+import pyarrow
 import pytest
 from PIL import Image
 
-from palindiff.data.entries import SAMPLE_BYTES, content_id, file_part
+from palindiff.data.entries import SAMPLE_BYTES, content_id
 from palindiff.data.folder import list_images, scan_classes, scan_folder
 from palindiff.data.index import index_in_memory
 from toys.sources import square, write_images, write_lines
@@ -157,9 +158,9 @@ def test_content_knows_size_beginning_middle_and_end(size):
         data = bytearray(size)
         if changed is not None:
             data[changed] = 1
-        found.add(content_id(file_part(io.BytesIO(b"before" + data), offset=6), size))
-        assert content_id(lambda start, num_bytes, data=data: data[start : start + num_bytes], size) in found
-    found.add(content_id(file_part(io.BytesIO(bytes(size + 1))), size + 1))
+        found.add(content_id(io.BytesIO(b"before" + data), size, offset=6))
+        assert content_id(pyarrow.BufferReader(bytes(data)), size) in found
+    found.add(content_id(io.BytesIO(bytes(size + 1)), size + 1))
     assert len(found) == 5
 
 
@@ -173,5 +174,5 @@ def test_content_knows_a_bar_drawn_anywhere(image_format):
             changed.paste("black", (0, top, 64, top + 8))
         stream = io.BytesIO()
         changed.save(stream, image_format)
-        found.add(content_id(file_part(stream), len(stream.getvalue())))
+        found.add(content_id(stream, len(stream.getvalue())))
     assert len(found) == 9

@@ -49,8 +49,8 @@ def pixels(image):
 BROKEN = {
     "empty.png": (b"", r"empty\.png` is empty \(0 bytes\)\. Expected PNG, JPEG"),
     "text.png": (b"a caption, not an image\n" * 9, r"text\.png` is not an image that PIL can read"),
-    "cut.png": (encode(noise())[:700], r"cut\.png` cannot be decoded .*Expected a complete, undamaged image"),
-    "cut.jpg": (encode(noise(), "JPEG")[:500], r"cut\.jpg` cannot be decoded .*Expected a complete, undamaged image"),
+    "cut.png": (encode(noise())[:700], r"cut\.png` cannot be decoded .*Expected a whole, undamaged image"),
+    "cut.jpg": (encode(noise(), "JPEG")[:500], r"cut\.jpg` cannot be decoded .*Expected a whole, undamaged image"),
     "large.png": (png_by_hand(9000, 9000), r"large\.png` is 9000 x 9000 pixels\. Expected at most 64,000,000"),
     "bomb.png": (png_by_hand(60_000, 60_000), r"bomb\.png` decodes to far too many pixels\. Expected at most 64,0"),
     "program.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", r"program\.eps` is .*EPS"),

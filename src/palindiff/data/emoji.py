@@ -1,7 +1,7 @@
-"""The default image set: emoji in two styles, drawn from packages that carry their SVG files.
+"""The emoji set: emoji in two styles, rendered from packages that contain their SVG files.
 
-Here: which emoji exist, what they are called, which concept each shows, how the concepts are split, and drawing.
-Not here: reading the set back (`folder.py`, as any other set). The packages are an extra and are imported late.
+Here: which emoji exist, their names and captions, which concept each shows, how the concepts are split, and drawing.
+Not here: reading the set (`folder.py`, as any other set). The packages are an extra and are imported late.
 """
 
 import hashlib
@@ -10,8 +10,9 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Literal, get_args
@@ -34,7 +35,7 @@ _SVG_FOLDERS: dict[Style, tuple[str, ...]] = {  # package, then the folders in i
 
 NUM_TEST_CONCEPTS = 310
 NUM_VALIDATION_CONCEPTS = 100
-NUM_COMPOSITION_CONCEPTS = 60  # for each style: concepts that training sees in the other style alone
+NUM_COMPOSITION_CONCEPTS = 60  # for each style: concepts that training sees in the other style only
 
 _SKIN_TONE = re.compile(r" (medium-light|medium-dark|light|medium|dark) skin tone")
 _GENDER_WORDS = {"man", "woman", "person", "men", "women", "people"}
@@ -44,7 +45,7 @@ _SAME_CONCEPT = {
     "merman": "mermaid", "merperson": "mermaid", "older person": "old",
 }  # fmt: skip
 _TURN = re.compile(r"\b(left|right)(wards|-facing)?\b")
-_LOOK_ALIKE = (  # concepts whose images are equal in a style, or mirrored, or show the same thing
+_SIMILAR = (  # concepts whose images in a style are equal or mirrored, or show the same thing
     ("Norway", "Svalbard & Jan Mayen", "Bouvet Island"), ("France", "Clipperton Island", "St. Martin"),
     ("Spain", "Ceuta & Melilla"), ("United States", "U.S. Outlying Islands"), ("Romania", "Chad"),
     ("Australia", "Heard Island & McDonald Islands"), ("British Indian Ocean Territory", "Diego Garcia"),
@@ -57,7 +58,7 @@ _LOOK_ALIKE = (  # concepts whose images are equal in a style, or mirrored, or s
     ("fountain pen", "black nib"), ("star of David", "dotted six-pointed star"), ("bathtub", "taking bath"),
     ("manual wheelchair", "in manual wheelchair"), ("motorized wheelchair", "in motorized wheelchair"),
 )  # fmt: skip
-_SAME_BEGINNING = ("family", "couple with heart", "kiss man", "kiss woman", "kiss person")
+_GROUPS = ("family", "couple with heart", "kiss man", "kiss woman", "kiss person")
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,16 @@ class Emoji:
 
     @property
     def is_flag(self) -> bool:
-        """Whether this is the flag of a country or region, whose name is the place's alone."""
+        """Whether this is the flag of a country or region; its name is that of the country alone."""
         return 0x1F1E6 <= ord(self.characters[0]) <= 0x1F1FF or self.characters.startswith("\U0001f3f4\U000e0067")
 
     @property
     def concept(self) -> str:
         """What the image shows, without skin tone, gender or direction: the unit of every split."""
         name = self.name.removesuffix(" facing right").removesuffix(" face")  # a cat's face and a cat are one concept
-        for beginning in _SAME_BEGINNING:
-            if name.startswith(beginning):
-                return beginning.split(" man")[0].split(" woman")[0].split(" person")[0]
+        for group in _GROUPS:
+            if name.startswith(group):
+                return group.split(" man")[0].split(" woman")[0].split(" person")[0]
         if "holding hands" in name:
             return "people holding hands"
         if name in _SAME_CONCEPT:
@@ -90,12 +91,12 @@ class Emoji:
 
     @property
     def is_neutral(self) -> bool:
-        """Whether neither skin tone, gender nor direction is told: the concept's own image, if it has one."""
+        """Whether the name gives no skin tone, gender or direction."""
         gendered = {"man", "woman", "men", "women", "boy", "girl"} & set(self.name.split())
         return not (self.tone or gendered or self.name.endswith("facing right"))
 
     def captions(self, style: Style) -> list[str]:
-        """The caption in words, then one more for each alias; equal ones once."""
+        """Return the caption of the name and of each alias, without duplicates."""
         names = dict.fromkeys(_with_article(name, self.is_flag) for name in (self.name, *self.aliases))
         tone = f" with {self.tone} skin tone" if self.tone else ""
         kind = "a flat" if style == "flat" else "an outlined"
@@ -111,7 +112,7 @@ class Concept:
 
     @property
     def representative(self) -> Emoji:
-        """The member that stands for the concept where one image is wanted: neutral and shortest of name."""
+        """The member that represents the concept where one image is needed: neutral, with the shortest name."""
         return min(self.members, key=lambda emoji: (not emoji.is_neutral, bool(emoji.tone), len(emoji.name)))
 
 
@@ -125,14 +126,14 @@ def read_emoji() -> list[Emoji]:
             continue
         full_name = _words(entry["en"])
         tones = _SKIN_TONE.findall(full_name)
-        aliases = tuple(_words(alias) for alias in entry.get("alias", ()) if _is_telling(alias))
+        aliases = tuple(_words(alias) for alias in entry.get("alias", ()) if _is_words(alias))
         name, tone = _SKIN_TONE.sub("", full_name), " and ".join(dict.fromkeys(tones))
         found.append(Emoji(characters, name, tone, aliases))
     return found
 
 
 def group_concepts(emoji: Iterable[Emoji]) -> list[Concept]:
-    """Group emoji by what they show; skin tones and genders of one concept stay together."""
+    """Group emoji by concept: skin tones and genders of one concept stay together."""
     concepts: dict[str, Concept] = {}
     for each in emoji:
         concepts.setdefault(each.concept, Concept(each.concept)).members.append(each)
@@ -140,7 +141,7 @@ def group_concepts(emoji: Iterable[Emoji]) -> list[Concept]:
 
 
 def group_families(concepts: Iterable[Concept]) -> list[list[Concept]]:
-    """Group concepts that share a name, differ in left and right alone, or look alike, so that no split parts them."""
+    """Group concepts that share a name, differ only in left and right, or look alike: no split separates them."""
     families: list[list[Concept]] = []
     family_of: dict[str, list[Concept]] = {}
     for concept in concepts:
@@ -153,18 +154,18 @@ def group_families(concepts: Iterable[Concept]) -> list[list[Concept]]:
 
 
 def _family_keys(concept: Concept) -> set[str]:
-    """What a concept shares with the others of its family: names without left and right, a clock's, look-alikes'."""
+    """Return what a concept shares with its family: names without left and right, being a clock, looking alike."""
     names = {name for each in concept.members for name in (each.name, *each.aliases)}
     keys = {f"name {_TURN.sub('', name.lower())}" for name in names}
     keys |= {"clock" for name in names if name.endswith(("o’clock", "-thirty"))}
-    return keys | {f"look {alike[0]}" for alike in _LOOK_ALIKE if concept.name in alike}
+    return keys | {f"similar {similar[0]}" for similar in _SIMILAR if concept.name in similar}
 
 
 def split_concepts(concepts: Sequence[Concept], drawable: dict[Style, set[str]]) -> dict[str, dict[Style, str]]:
-    """Give each concept its split in each style: `train`, `validation`, `test` or `composition`.
+    """Assign each concept a split in each style: `train`, `validation`, `test` or `composition`.
 
-    Families are put in the order of a hash of their concepts' names (the last one counts) and go whole into the first
-    split that has room for them. A concept held out whole must be drawable in both styles; a composition concept is
+    Families are sorted by the largest hash of their concepts' names, and each goes undivided into the first split
+    with enough room. A concept of `test` or `validation` must be drawable in both styles; a composition concept is
     trained in one style and held out in the other.
 
     Source: ours (the paper splits by image).
@@ -182,7 +183,7 @@ def split_concepts(concepts: Sequence[Concept], drawable: dict[Style, set[str]])
     room_of_style: dict[Style, int] = dict.fromkeys(STYLES, NUM_COMPOSITION_CONCEPTS)
     splits: dict[str, dict[Style, str]] = {c.name: dict.fromkeys(STYLES, "train") for c in concepts}
     families = [{concept.name for concept in family} for family in group_families(concepts)]
-    for family in sorted((family for family in families if family <= in_both), key=_last_place):
+    for family in sorted((family for family in families if family <= in_both), key=_hash_order):
         split = next((split for split, left in room.items() if left >= len(family)), None)
         style = max(STYLES, key=lambda style: room_of_style[style])
         if split is not None:
@@ -195,13 +196,13 @@ def split_concepts(concepts: Sequence[Concept], drawable: dict[Style, set[str]])
     return splits
 
 
-def _last_place(family: Iterable[str]) -> bytes:
-    """A family's place: that of the last of its concepts, each in the order of a hash of its name."""
+def _hash_order(family: Iterable[str]) -> bytes:
+    """Return the sort key of a family: the largest hash of its concepts' names."""
     return max(hashlib.sha256(f"palindiff:{name}".encode()).digest() for name in family)
 
 
 def draw_svg(svg: bytes, size_px: int) -> Image.Image:
-    """Draw an SVG on white, centred in a square of `size_px`; what is not square is padded."""
+    """Render an SVG on white, centred in a square of `size_px`; other shapes are padded."""
     resvg = _import_package("resvg_py")
     width, height = _svg_size(svg)
     scale = {"width": size_px} if width >= height else {"height": size_px}
@@ -215,57 +216,48 @@ def draw_svg(svg: bytes, size_px: int) -> Image.Image:
 def build_emoji_set(
     output: Path, size_px: int = 64, emoji: Sequence[Emoji] | None = None
 ) -> dict[str, dict[Style, int]]:
-    """Draw the set into `output/SPLIT/`, each with a `metadata.jsonl`; the folder appears whole or not at all.
+    """Draw the set into `output/SPLIT/`, each with a `metadata.jsonl`; on any error nothing is written.
 
-    `emoji` are those to draw, all if None; the splits are those of the whole set either way.
+    `emoji` are those to draw, None for all; the splits are those of the whole set in both cases.
 
     Units:   size_px is the side of each square image.
-    Returns: images in each split and style.
-    Raises:  ModuleNotFoundError if a package of the extra is missing; FileExistsError if `output` holds anything.
+    Returns: number of images in each split and style.
+    Raises:  ModuleNotFoundError if a package of the extra is missing; FileExistsError if `output` is not empty.
     """
     everything = read_emoji()
     concepts = group_concepts(everything)
     svgs: dict[Style, dict[str, Path]] = {style: find_svgs(everything, style) for style in STYLES}
     splits = split_concepts(concepts, {style: set(svgs[style]) for style in STYLES})
-    drawn = {each.characters for each in (everything if emoji is None else emoji)}
+    chosen = {each.characters for each in (everything if emoji is None else emoji)}
     rows: dict[str, list[dict[str, object]]] = defaultdict(list)
-    counts: dict[str, dict[Style, int]] = defaultdict(lambda: dict.fromkeys(STYLES, 0))
     with atomic_folder(output) as folder:
-        for concept, style, each in _images(concepts, svgs):
-            if each.characters in drawn:
-                split = splits[concept.name][style]
-                rows[split].append(_draw(folder / split, concept, style, each, svgs[style][each.characters], size_px))
-                counts[split][style] += 1
+        for concept, style in product(concepts, STYLES):
+            split = splits[concept.name][style]
+            for each in concept.members:
+                if each.characters in chosen and each.characters in svgs[style]:
+                    svg = svgs[style][each.characters]
+                    rows[split].append(_draw(folder / split, concept, style, each, svg, size_px))
         for split, of_split in rows.items():
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in of_split)
             (folder / split / "metadata.jsonl").write_text(lines, encoding="utf-8")
         attribution = "".join(f"{style}: {source}\n" for style, source in ATTRIBUTION.items())
         (folder / "ATTRIBUTION.txt").write_text(attribution, encoding="utf-8")
-    return dict(sorted(counts.items()))
+    return {
+        split: {style: sum(row["style"] == style for row in rows[split]) for style in STYLES} for split in sorted(rows)
+    }
 
 
 def find_svgs(emoji: Iterable[Emoji], style: Style) -> dict[str, Path]:
-    """Find the SVG file of each emoji's characters; those without one are left out."""
+    """Find the SVG file of each emoji's characters; emoji without one are left out."""
     package, *folders = _SVG_FOLDERS[style]
-    below = Path(str(importlib.resources.files(_import_package(package)))).joinpath(*folders)
-    files = {path.stem.lower(): path for path in sorted(below.glob("*.svg"))}
+    folder = Path(str(importlib.resources.files(_import_package(package)))).joinpath(*folders)
+    files = {path.stem.lower(): path for path in sorted(folder.glob("*.svg"))}
     named = {each.characters: _svg_name(each.characters, files) for each in emoji}
     return {characters: files[name] for characters, name in named.items() if name is not None}
 
 
-def _images(
-    concepts: Iterable[Concept], svgs: Mapping[Style, Mapping[str, Path]]
-) -> Iterator[tuple[Concept, Style, Emoji]]:
-    """All that can be drawn, in the order of the set."""
-    for concept in concepts:
-        for style in STYLES:
-            for each in concept.members:
-                if each.characters in svgs[style]:
-                    yield concept, style, each
-
-
 def _draw(folder: Path, concept: Concept, style: Style, emoji: Emoji, svg: Path, size_px: int) -> dict[str, object]:
-    """Draw one image below its split's folder and return its row."""
+    """Draw one image into its split's folder and return its row."""
     file_name = f"{style}/{svg.stem.lower()}.png"
     (folder / style).mkdir(parents=True, exist_ok=True)
     draw_svg(svg.read_bytes(), size_px).save(folder / file_name)
@@ -283,8 +275,8 @@ def _words(shortcode: str) -> str:
     return shortcode.strip(":").removeprefix("flag_for_").replace("_", " ").strip()
 
 
-def _is_telling(alias: str) -> bool:
-    """Whether an alias is words: two-letter country codes and the like say nothing to a reader."""
+def _is_words(alias: str) -> bool:
+    """Whether an alias consists of words; two-letter country codes and the like do not."""
     return len(alias.strip(":")) > 2 and any(letter.isalpha() for letter in alias)
 
 
@@ -307,7 +299,7 @@ def _svg_size(svg: bytes) -> tuple[float, float]:
 
 
 def _svg_name(characters: str, files: Container[str]) -> str | None:
-    """The file that shows these characters: with all variation selectors, or without."""
+    """Return the name of the file for these characters, with all variation selectors or without."""
     points = [f"{ord(character):x}" for character in characters]
     candidates = ("-".join(points), "-".join(point for point in points if point != "fe0f"))
     return next((name for name in candidates if name in files), None)

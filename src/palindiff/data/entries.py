@@ -7,7 +7,7 @@ Here: the entry, its faults, and what readers share. Not here: where rows come f
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -61,13 +61,18 @@ class Entry:
         return row
 
 
-def content_id(part: Callable[[int, int], bytes | memoryview], size: int) -> str:
+def content_id(stream: BinaryIO, size: int, offset: int = 0) -> str:
     """Hash an image's size and bytes; of a long compressed one only the beginning, middle and end.
 
     A compressed image that is saved again differs there: PNG ends with a checksum of all pixels, in other formats
-    a changed pixel shifts what follows. `part(start, num_bytes)` reads.
+    a changed pixel shifts what follows. The image is `size` bytes of `stream` from `offset` on.
     """
-    beginning = bytes(part(0, min(size, SAMPLE_BYTES)))
+
+    def part(start: int, num_bytes: int) -> bytes:
+        stream.seek(offset + start)
+        return stream.read(num_bytes)
+
+    beginning = part(0, min(size, SAMPLE_BYTES))
     digest = hashlib.sha256(f"{size}:".encode() + beginning)
     if size <= 3 * SAMPLE_BYTES or beginning.startswith(UNCOMPRESSED):
         digest.update(part(len(beginning), size - len(beginning)))
@@ -75,16 +80,6 @@ def content_id(part: Callable[[int, int], bytes | memoryview], size: int) -> str
         for start in (size // 2, size - SAMPLE_BYTES):
             digest.update(part(start, SAMPLE_BYTES))
     return digest.hexdigest()[:32]
-
-
-def file_part(stream: BinaryIO, offset: int = 0) -> Callable[[int, int], bytes]:
-    """Read parts of a file, or of what begins at `offset` in it, for `content_id`."""
-
-    def part(start: int, num_bytes: int) -> bytes:
-        stream.seek(offset + start)
-        return stream.read(num_bytes)
-
-    return part
 
 
 def describe_file(path: Path, name: str) -> dict[str, Any]:
@@ -96,7 +91,7 @@ def describe_file(path: Path, name: str) -> dict[str, Any]:
         str(path).encode()
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
-            content = content_id(file_part(stream), size)
+            content = content_id(stream, size)
     except (OSError, ValueError) as error:  # ValueError: a name with NUL, or not UTF-8
         raise RowFault("image cannot be opened", f"`{name}`: {getattr(error, 'strerror', None) or error}") from error
     if size == 0:

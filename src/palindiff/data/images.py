@@ -81,7 +81,7 @@ def decode_image(source: ImageSource | Path | str | bytes | Image.Image) -> Imag
         found = "is empty (0 bytes)" if _is_empty(source) else "is not an image that PIL can read"
         raise _refusal(source, found, "PNG, JPEG, WebP or another image format") from error
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
-        raise _refusal(source, f"cannot be decoded ({error})", "a complete, undamaged image") from error
+        raise _refusal(source, f"cannot be decoded ({error})", "a whole, undamaged image") from error
 
 
 def fit_image(image: Image.Image, size_px: int, fit: Fit = "crop") -> Image.Image:

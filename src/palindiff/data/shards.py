@@ -24,7 +24,6 @@ from palindiff.data.entries import (
     as_text,
     class_caption,
     content_id,
-    file_part,
 )
 from palindiff.data.index import index_on_disk
 
@@ -166,7 +165,7 @@ def _entry(tar: Path, stream: BinaryIO, key: str, members: Sequence[tarfile.TarI
         path=str(tar.absolute()),
         offset=member.offset_data,
         size=member.size,
-        content=content_id(file_part(stream, member.offset_data), member.size),
+        content=content_id(stream, member.size, member.offset_data),
         captions=_captions(text, record, label, reading),
         label=label,
         fields=as_fields(record, (reading.caption_key or "caption",)),
@@ -176,7 +175,8 @@ def _entry(tar: Path, stream: BinaryIO, key: str, members: Sequence[tarfile.TarI
 def _read(stream: BinaryIO, member: tarfile.TarInfo) -> bytes:
     if member.size > _MAX_TEXT_BYTES:
         raise RowFault("text too long", f"{member.name} has {member.size:,} bytes")
-    return file_part(stream, member.offset_data)(0, member.size)
+    stream.seek(member.offset_data)
+    return stream.read(member.size)
 
 
 def _label(text: str, class_names: Sequence[str]) -> str | None:

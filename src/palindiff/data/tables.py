@@ -143,16 +143,17 @@ def _entry(row: int, cell: Any, record: Mapping[str, Any], columns: Columns, tem
 
 def _image(cell: Any, place: str) -> dict[str, Any]:
     """Locate a cell's image: its bytes, or a file that `datasets` names."""
+    import pyarrow
+
     path = None
     if isinstance(cell, Mapping):
         path, cell = (cell[key] if key in cell else None for key in ("path", "bytes"))  # noqa: SIM401  # no `get`
         path = path.as_py() if path is not None else None
     if cell is not None and cell.is_valid:
-        data = memoryview(cell.as_buffer())
-        if not len(data):
-            raise RowFault("empty image file", "0 bytes")
-        content = content_id(lambda start, num_bytes: data[start : start + num_bytes], len(data))
-        return {"name": path or place, "size": len(data), "content": content}
+        with pyarrow.BufferReader(cell.as_buffer()) as stream:
+            if not stream.size():
+                raise RowFault("empty image file", "0 bytes")
+            return {"name": path or place, "size": stream.size(), "content": content_id(stream, stream.size())}
     if not path or not os.path.isabs(path):
         raise RowFault("no image", f"only the name `{path}`" if path else "")
     return {"name": Path(path).name, **describe_file(Path(path), path)}
