@@ -132,8 +132,8 @@ def test_results_hold_no_absolute_path(tmp_path, monkeypatch):
     [
         ({"rows": []}, ValueError, r"No rows for `a.json`"),
         ({"rows": [{"k": 1, "recall": math.nan}]}, ValueError, r"`rows.0.recall` is nan. Expected a finite number"),
-        ({"rows": [{"k": torch.tensor(1)}]}, TypeError, r"`k` of row 0 is a Tensor.*Pass `float\(value\)`"),
-        ({"rows": [{"k": [1]}]}, TypeError, r"`k` of row 0 is a list"),
+        ({"rows": [{"k": torch.tensor(1)}]}, TypeError, r"`rows.0.k` is a Tensor.*Pass `float\(value\)`"),
+        ({"rows": [{"k": [1]}]}, TypeError, r"`rows.0.k` is a list"),
         ({"settings": {"a": {"b": {1, 2}}}}, TypeError, r"`settings.a.b` is a set"),
         ({"settings": {"a": [0.0, math.inf]}}, ValueError, r"`settings.a.1` is inf"),
     ],
@@ -158,8 +158,8 @@ def test_read_refuses_what_is_missing_or_no_result_file(tmp_path):
 def test_table_by_hand():
     assert render_table(ROWS, ["direction", "recall", "is_ema", "note"]) == "\n".join(
         [
-            "| direction       | recall | is_ema | note |",
-            "| --------------- | -----: | ------ | ---- |",
+            "| direction     | recall | is_ema | note |",
+            "| ------------- | -----: | ------ | ---- |",
             "| image_to_text |    0.1 | yes    | –    |",
             "| image_to_text | 0.4251 | yes    | a\\|b |",
             "| text_to_image |      1 | no     | é    |",
@@ -268,7 +268,7 @@ def test_command_renders_documents_in_place(results_dir, tmp_path, capsys):
     written_ns = document.stat().st_mtime_ns
     main([str(document), "--results", str(results_dir)])
     assert document.stat().st_mtime_ns == written_ns  # what is as it should be is not written again
-    assert [line.rpartition(": ")[2] for line in capsys.readouterr().out.splitlines()] == ["rendered", "as it was"]
+    assert [line.rpartition(": ")[2] for line in capsys.readouterr().out.splitlines()] == ["updated", "unchanged"]
 
 
 def test_command_names_the_document_it_cannot_render(tmp_path):

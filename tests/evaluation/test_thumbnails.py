@@ -38,7 +38,7 @@ def test_thumbnail_of_an_image_of_that_size_is_the_image():
     assert torch.equal(thumbnails(images), images.flatten(1))
 
 
-def test_scores_equal_a_plain_cosine_of_what_differs_from_the_real_mean():
+def test_scores_equal_a_plain_cosine_after_subtracting_the_real_mean():
     generations, real = make_images(3, seed=1), make_images(5, size=48)
     small, small_real = thumbnails(generations).tolist(), thumbnails(real).tolist()
     mean = [sum(column) / 5 for column in zip(*small_real, strict=True)]
@@ -114,8 +114,8 @@ def test_thumbnails_refuse(change, error, sentence):
 @pytest.mark.parametrize(
     ("target", "error", "sentence"),
     [
-        (torch.arange(3), ValueError, r"shape \(3,\) for 12 generations. Expected \(12,\)"),
-        (torch.arange(12) + 1, ValueError, r"runs from 1 to 12 with 12 real images. Expected 0 to 11"),
+        (torch.arange(3), ValueError, r"shape \(12, 12\) and `target_index` \(3,\)"),
+        (torch.arange(12) + 1, ValueError, r"runs from 1 to 12 with 12 candidates. Expected 0 to 11"),
         (torch.arange(12) - 1, ValueError, r"runs from -1 to 10"),
         (torch.arange(12).float(), TypeError, r"`target_index` is torch.float32. Expected int64"),
     ],

@@ -1,16 +1,16 @@
-"""Result files: numbers with all that is needed to measure them again, and the tables that documents quote from them.
+"""Result files: numbers with what is needed to measure them again, and the tables that documents quote from them.
 
-Here: results/*.json and marked tables. Not here: the measures (`retrieval.py`, `zero_shot.py`, `generations.py`).
+Here: results/*.json and marked tables. Not here: the metrics (`retrieval.py`, `zero_shot.py`, `thumbnails.py`).
 
-A document quotes a table between two lines, and `python -m palindiff.evaluation.results FILE.md` writes it anew:
+A document quotes a table between two lines, and `python -m palindiff.evaluation.results FILE.md` updates it:
 
     <!-- results/NAME.json: columns=COLUMN,COLUMN:FORMAT, where=KEY=VALUE,KEY=VALUE -->
     <!-- end -->
 
-COLUMN is a key of the rows; FORMAT is a number of decimals with f, e or % (`recall:.1%` shows 0.425 as 42.5%), without
-which a number has four significant digits, and none behind the point from 1,000 on. `where` may be left out; it keeps
-the rows whose keys have all the values named, written as the table shows them and without a comma. Markers in a fenced
-block are text. Results are found in one folder, whatever the document's own place.
+COLUMN is a key of the rows. FORMAT is a number of decimals with f, e or % (`recall:.1%` shows 0.425 as 42.5%); without
+it a number has four significant digits, and no decimals from 1,000 on. `where` is optional: it keeps the rows whose
+keys have all the given values, written as the table shows them and without a comma. Markers in a fenced block are
+text. Results are read from one folder, wherever the document is.
 """
 
 import argparse
@@ -43,12 +43,12 @@ _ABSOLUTE_PATH = re.compile(r"(?:file://|(?<![\w./\\~-]))(?:/(?!/)|[A-Za-z]:[\\/
 
 
 class Machine(BaseModel, frozen=True, extra="forbid"):
-    """What a result was measured on."""
+    """The machine a result was measured on."""
 
     cpu: str
-    cores: int  # that the process may use
+    cores: int  # available to the process
     memory_gib: float | None
-    accelerator: str | None  # its name, with the number of them if there are several
+    accelerator: str | None  # its name, with their number if there are several
 
 
 class Results(BaseModel, frozen=True, extra="forbid"):
@@ -58,8 +58,8 @@ class Results(BaseModel, frozen=True, extra="forbid"):
     settings: dict[str, JsonValue]
     seed: int
     elapsed_s: float
-    commit: str | None  # of the checkout that the package stands in; None if it stands in none
-    is_dirty: bool | None  # the checkout held changes, results apart
+    commit: str | None  # of the git checkout that holds the package; None outside a checkout
+    is_dirty: bool | None  # the checkout has changes outside the results folder
     machine: Machine
     python: str
     versions: dict[str, str | None]  # None: not installed as a package
@@ -74,17 +74,17 @@ def write_results(
     seed: int,
     elapsed_s: float,
 ) -> Results:
-    """Write a result file in one step, with commit, machine and versions; absolute paths are cut to their last part.
+    """Write a result file atomically, with commit, machine and versions; absolute paths are cut to their last part.
 
     Units:  elapsed_s in seconds.
-    Raises: ValueError if there are no rows, or a number is not finite; TypeError for a value that JSON does not know.
+    Raises: ValueError if there are no rows, or a number is not finite; TypeError for a value that is not JSON.
     """
     if not rows:
-        raise ValueError(f"No rows for `{path.name}`. Expected one or more. Pass what was measured.")
+        raise ValueError(f"No rows for `{path.name}`. Expected one or more. Pass the measured rows.")
     commit, is_dirty = git_state(Path(__file__).parents[1])
     results = Results(
         command=_without_absolute_paths(command),
-        settings={name: _plain(value, f"settings.{name}") for name, value in settings.items()},
+        settings={name: _as_json(value, f"settings.{name}") for name, value in settings.items()},
         seed=seed,
         elapsed_s=round(elapsed_s, 1),
         commit=commit,
@@ -92,11 +92,11 @@ def write_results(
         machine=describe_machine(),
         python=platform.python_version(),
         versions={package: _installed_version(package) for package in PACKAGES},
-        rows=[_plain_row(row, i) for i, row in enumerate(rows)],
+        rows=[
+            {name: _as_scalar(value, f"rows.{i}.{name}") for name, value in row.items()} for i, row in enumerate(rows)
+        ],
     )
-    head = json.dumps(
-        results.model_dump(exclude={"rows"}), indent=2, ensure_ascii=False, allow_nan=False
-    ).removesuffix("\n}")
+    head = json.dumps(results.model_dump(exclude={"rows"}), indent=2, ensure_ascii=False).removesuffix("\n}")
     lines = ",\n".join("    " + json.dumps(row, ensure_ascii=False) for row in results.rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_text(path, f'{head},\n  "rows": [\n{lines}\n  ]\n}}\n')
@@ -106,27 +106,25 @@ def write_results(
 def read_results(path: Path) -> Results:
     """Read a file of `write_results`.
 
-    Raises: FileNotFoundError, or ValueError if it is something else.
+    Raises: FileNotFoundError; ValueError if it is not a result file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"`{path}` does not exist. Expected a result file. Run the evaluation that writes it.")
     try:
-        return Results.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        problems = error.errors() if isinstance(error, ValidationError) else [{"loc": ("text",), "msg": str(error)}]
-        told = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'text'}: {problem['msg']}" for problem in problems[:5]
-        )
+        return Results.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, each['loc'])) or 'text'}: {each['msg']}" for each in error.errors()[:5]]
         raise ValueError(
-            f"`{path}` is no result file ({told}). Expected what `write_results` writes. Run the evaluation again."
+            f"`{path}` is no result file ({'; '.join(problems)}). Expected what `write_results` writes. "
+            "Run the evaluation again."
         ) from error
 
 
 def git_state(folder: Path) -> tuple[str | None, bool | None]:
-    """Commit of the checkout that tracks `folder`, and whether it differs from it; (None, None) outside a checkout.
+    """Return the commit of the checkout that tracks `folder`, and whether it has changes; (None, None) outside one.
 
-    A package installed below somebody's checkout is not tracked there, so that checkout's commit says nothing of it.
-    The results folder is left out: writing the first result would make the second one's tree differ.
+    A package installed inside an unrelated checkout is not tracked there, so that checkout's commit says nothing about
+    it. The results folder is ignored: writing a first result would mark the second as dirty.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None or not _git(folder, "ls-files", "--", "."):
@@ -136,7 +134,7 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
 
 
 def describe_machine() -> Machine:
-    """Processor, cores, memory and accelerator, without the machine's name."""
+    """Describe processor, cores, memory and accelerator, without the machine's name."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     has_pages = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30 if has_pages else None
@@ -149,40 +147,42 @@ def describe_machine() -> Machine:
 
 
 def render_table(rows: Sequence[Mapping[str, Scalar]], columns: Sequence[str]) -> str:
-    """Render rows as a GitHub table, numbers to the right; the same rows give the same text everywhere.
+    """Render rows as a GitHub table, numbers aligned right; the same rows give the same text everywhere.
 
-    Columns are keys of the rows, with a format after a colon where four significant digits are not what is wanted.
+    Columns are keys of the rows, optionally with a format after a colon; the default is four significant digits.
 
     Raises: ValueError for an unknown column or format, or if there are no rows or columns.
     """
     if not rows or not columns:
-        raise ValueError(f"A table of {len(rows)} rows and {len(columns)} columns. Expected at least one of each.")
+        raise ValueError(
+            f"A table of {len(rows)} rows and {len(columns)} columns. Expected at least one of each. Pass both."
+        )
     lines = zip(*(_column_lines(rows, *column.partition(":")[::2]) for column in columns), strict=True)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def render_document(text: str, results_dir: Path) -> str:
-    """Render every marked table of a document anew from the result files; all else stays as it is.
+    """Render every marked table of a document again from the result files; all else stays as it is.
 
     Raises: ValueError for a marker that cannot be read or has no end, an unknown column or key, or a `where` that
             no row meets; FileNotFoundError for a missing result file.
     """
-    written, is_fenced = [], False
-    lines = iter(enumerate(text.split("\n"), start=1))
-    for number, line in lines:
+    written: list[str] = []
+    is_fenced, opened = False, 0  # line of the marker whose old table is being skipped; 0: none
+    for number, line in enumerate(text.split("\n"), start=1):
+        is_marker = line.lstrip().startswith(_MARKER_START)
+        if opened and is_marker:
+            break
+        if opened and line.strip() != _MARKER_END:
+            continue
+        opened = 0
         written.append(line)
         is_fenced ^= line.lstrip().startswith("```")
-        if is_fenced or not line.lstrip().startswith(_MARKER_START):
-            continue
-        written += ["", _marked_table(line, number, results_dir), ""]
-        for _, inside in lines:
-            if inside.lstrip().startswith(_MARKER_START):
-                raise _no_end(number)
-            if inside.strip() == _MARKER_END:
-                written.append(inside)
-                break
-        else:
-            raise _no_end(number)
+        if is_marker and not is_fenced:
+            written += ["", _marked_table(line, number, results_dir), ""]
+            opened = number
+    if opened:
+        raise ValueError(f"The table of line {opened} has no end. Expected a line `{_MARKER_END}` after it. Add it.")
     return "\n".join(written)
 
 
@@ -190,8 +190,8 @@ def _marked_table(line: str, number: int, results_dir: Path) -> str:
     marker = _MARKER.fullmatch(line)
     if marker is None:
         raise ValueError(
-            f"Line {number} is `{line.strip()}`. Expected, from the line's beginning, "
-            "`<!-- results/NAME.json: columns=COLUMN,COLUMN -->`, or with `, where=KEY=VALUE` after the columns."
+            f"Line {number} is `{line.strip()}`. Expected, from the line's beginning, `<!-- results/NAME.json: "
+            "columns=COLUMN,COLUMN -->`, or with `, where=KEY=VALUE` after the columns. Fix the line."
         )
     name, columns, where = marker.groups()
     try:
@@ -200,28 +200,24 @@ def _marked_table(line: str, number: int, results_dir: Path) -> str:
             key, _, wanted = (part.strip() for part in condition.partition("="))
             rows = [row for row in rows if _cell(_value(row, key, "key")) == wanted]
         if not rows:
-            raise ValueError(f"No row of `{name}` has {where}. Expected at least one. Look at the values in the file.")
+            raise ValueError(f"No row of `{name}` has {where}. Expected at least one. Use values of the file.")
         return render_table(rows, [column.strip() for column in columns.split(",")])
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"Line {number}: {error}") from error
 
 
-def _no_end(number: int) -> ValueError:
-    return ValueError(f"The table of line {number} has no end. Expected a line `{_MARKER_END}` after it. Add it.")
-
-
 def _value(row: Mapping[str, Scalar], name: str, called: str) -> Scalar:
     if name not in row:
         near = difflib.get_close_matches(name, row, n=1)
-        hint = f"Did you mean `{near[0]}`?" if near else "Name one of these."
+        hint = f"Did you mean `{near[0]}`?" if near else "Use one of these."
         raise ValueError(f"There is no {called} `{name}` in each row. Expected one of {', '.join(row)}. {hint}")
     return row[name]
 
 
 def _column_lines(rows: Sequence[Mapping[str, Scalar]], name: str, spec: str) -> list[str]:
-    """Heading, rule and cells of one column, all of one width."""
+    """Return heading, rule and cells of one column, padded to the same width."""
     if spec and not _FORMAT.fullmatch(spec):
-        raise ValueError(f"Column `{name}` has the format `{spec}`. Expected one such as .3f, .2e or .1%.")
+        raise ValueError(f"Column `{name}` has the format `{spec}`. Expected one such as .3f. Use f, e or %.")
     values = [_value(row, name, "column") for row in rows]
     cells = [_cell(value, spec) for value in values]
     width = max(3, len(name), *map(len, cells))
@@ -237,37 +233,34 @@ def _cell(value: Scalar, spec: str = "") -> str:
         return "yes" if value else "no"
     if isinstance(value, str):
         return " ".join(value.split()).replace("|", "\\|")
-    usual = "d" if isinstance(value, int) else ".4g" if abs(value) < 1000 else ".0f"
-    return format(value, spec or usual)
+    default = "d" if isinstance(value, int) else ".4g" if abs(value) < 1000 else ".0f"
+    return format(value, spec or default)
 
 
-def _plain_row(row: Mapping[str, Scalar], i: int) -> Row:
-    plain: Row = {}
-    for name, value in row.items():
-        if not isinstance(value, str | int | float | None):
-            raise TypeError(
-                f"`{name}` of row {i} is a {type(value).__name__}. Expected text, a number, a bool or None. "
-                "Pass `float(value)` for a tensor's single number."
-            )
-        plain[name] = _plain(value, f"rows.{i}.{name}")  # type: ignore[assignment]
-    return plain
+def _as_scalar(value: object, place: str) -> Scalar:
+    if not isinstance(value, str | int | float | None):
+        raise TypeError(
+            f"`{place}` is a {type(value).__name__}. Expected text, a number, a bool or None. "
+            "Pass `float(value)` for a tensor's single number."
+        )
+    return _as_json(value, place)  # type: ignore[return-value]  # a scalar stays one
 
 
-def _plain(value: object, place: str) -> JsonValue:
-    """What JSON knows, without absolute paths."""
+def _as_json(value: object, place: str) -> JsonValue:
+    """Convert a value to JSON types, without absolute paths."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(each, f"{place}.{name}") for name, each in value.items()}
+        return {str(name): _as_json(each, f"{place}.{name}") for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each, f"{place}.{i}") for i, each in enumerate(value)]
+        return [_as_json(each, f"{place}.{i}") for i, each in enumerate(value)]
     if isinstance(value, Path):
         return _shortened(str(value)) if value.is_absolute() else str(value)
     if isinstance(value, str):
         return _without_absolute_paths(value)
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"`{place}` is {value}. Expected a finite number, or None where nothing was measured.")
+        raise ValueError(f"`{place}` is {value}. Expected a finite number. Pass None where nothing was measured.")
     if value is None or isinstance(value, bool | int | float):
-        return float(value) if isinstance(value, float) else value
-    raise TypeError(f"`{place}` is a {type(value).__name__}. Expected text, numbers, lists or dicts.")
+        return float(value) if isinstance(value, float) else value  # `float`: of numpy's own type
+    raise TypeError(f"`{place}` is a {type(value).__name__}. Expected JSON. Pass text, numbers, lists or dicts.")
 
 
 def _without_absolute_paths(text: str) -> str:
@@ -275,7 +268,7 @@ def _without_absolute_paths(text: str) -> str:
 
 
 def _shortened(path: str) -> str:
-    """A path below the working folder from there on, any other by its last part alone."""
+    """Return a path inside the working folder relative to it, and only the last part of any other."""
     here = os.getcwd() + os.sep
     return path.removeprefix(here) if path.startswith(here) else re.split(r"[\\/]", path.rstrip("\\/"))[-1]
 
@@ -283,7 +276,7 @@ def _shortened(path: str) -> str:
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git here, or no folder: then there is no checkout to name
+    except FileNotFoundError:  # no git, or no folder
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
@@ -296,13 +289,13 @@ def _installed_version(package: str) -> str | None:
 
 
 def _cpu_model() -> str:
-    told = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*:\s*(.+)$", told.read_text(), re.MULTILINE) if told.exists() else []
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
     return names[0].strip() if names else platform.processor() or platform.machine()
 
 
 def _accelerator() -> str | None:
-    import torch  # here, so that a document is rendered without waiting for it
+    import torch  # here, so that rendering a document does not import it
 
     device = torch.accelerator.current_accelerator(check_available=True)
     if device is None:
@@ -314,10 +307,12 @@ def _accelerator() -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Render the marked tables of documents in place."""
-    parser = argparse.ArgumentParser(description="Render the tables that documents quote from result files, in place.")
+    """Update the marked tables of documents in place."""
+    parser = argparse.ArgumentParser(description="Update the tables that documents quote from result files, in place.")
     parser.add_argument("documents", nargs="+", type=Path, metavar="FILE.md")
-    parser.add_argument("--results", type=Path, default=Path(RESULTS_FOLDER), help="folder of result files (results)")
+    parser.add_argument(
+        "--results", type=Path, default=Path(RESULTS_FOLDER), help="folder of result files [default: results]"
+    )
     options = parser.parse_args(arguments)
     for path in options.documents:
         try:
@@ -327,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(f"{path}: {error}")
         if rendered != text:
             atomic_text(path, rendered)
-        print(f"{path}: {'rendered' if rendered != text else 'as it was'}")
+        print(f"{path}: {'updated' if rendered != text else 'unchanged'}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Retrieval: is a right candidate among the k best? With chance and a shuffled control beside each number.
+"""Image-text retrieval: recall@k, each with its chance level and a shuffled control.
 
-Here: recall at k from a table of scores. Not here: how scores are made (`inference/`), which captions count
-as the same (`objectives/`), generations (`generations.py`).
+Here: recall from a matrix of scores. Not here: computing scores (`inference/`), which captions count as equal
+(`objectives/`), generated images (`thumbnails.py`).
 """
 
 import math
 from collections.abc import Iterable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from palindiff.evaluation.results import Row
@@ -28,8 +29,8 @@ def both_ways(
     Returns: one row for each direction and k: direction, k, recall, chance, shuffled (the same scores with the
              images in random order, mean of `num_shuffles` orders), n (queries). Shares of queries in [0, 1].
     Raises:  as `recall_at_k`; an image or a caption without a positive is refused.
-    Departs: see `recall_at_k`. `shuffled` falls to `chance` where each caption belongs to equally many images; above
-             it lies what a model wins by naming frequent captions whatever the image, below it what ties cost.
+    Departs: see `recall_at_k`. `shuffled` equals `chance` on average where each caption belongs to equally many
+             images; it is higher if the model prefers frequent captions whatever the image, lower if scores tie.
     """
     _check_table(scores, positives, ks)
     orders = random_orders(len(scores), num_shuffles, seed)
@@ -41,12 +42,12 @@ def both_ways(
 def recall_rows(
     direction: str, scores: Tensor, positives: Tensor, ks: Sequence[int], shuffled: Iterable[Tensor]
 ) -> list[Row]:
-    """Recall, chance and control of one direction, a row for each k.
+    """Recall, chance and control of one direction, one row for each k.
 
     Shapes: scores, each of shuffled (n_queries, n_candidates) float; positives (n_queries, n_candidates) bool.
     """
     recall = recall_at_k(scores, positives, ks)
-    controls = [_recall(each, positives, ks) for each in shuffled]  # the same numbers: checked above
+    controls = [_recall(each, positives, ks) for each in shuffled]  # the same scores, checked above
     return [
         {
             "direction": direction,
@@ -61,22 +62,22 @@ def recall_rows(
 
 
 def recall_at_k(scores: Tensor, positives: Tensor, ks: Sequence[int]) -> dict[int, float]:
-    """Share of queries that have any of their positives among their k best candidates.
+    """Share of queries with any of their positives among their k best candidates.
 
-    Source:  the usual R@k of retrieval with several right answers (DiffDis, Table 2).
+    Source:  the usual R@k with several right answers (DiffDis, Table 2).
     Shapes:  scores (n_queries, n_candidates) float; positives (n_queries, n_candidates) bool -> {k: share in [0, 1]}.
     Raises:  TypeError or ValueError for a wrong dtype or shape, scores that are not finite, a query without positives,
              or a k that is not from 1 to n_candidates.
-    Departs: ties count against the model: a wrong candidate that scores as much as the best positive comes before it.
-             So a model that gives every candidate one score finds nothing (unless fewer than k candidates are wrong),
-             where sorting would let the order of the candidates decide.
+    Departs: ties count against the model: a wrong candidate that scores as much as the best positive ranks before it.
+             So a model that gives every candidate the same score finds nothing (unless fewer than k candidates are
+             wrong); with sorting, the order of the candidates would decide.
     """
     _check_table(scores, positives, ks)
     return _recall(scores, positives, ks)
 
 
 def chance_recall(positives: Tensor, k: int) -> float:
-    """Recall at k that a random ranking reaches on average, exactly.
+    """Exact expected recall@k of a random ranking.
 
     Source: hypergeometric distribution: 1 - C(n_candidates - p, k) / C(n_candidates, k) for p positives.
     Shapes: positives (n_queries, n_candidates) bool -> share in [0, 1], mean over queries.
@@ -96,19 +97,43 @@ def chance_recall(positives: Tensor, k: int) -> float:
 def random_orders(n: int, num_shuffles: int = NUM_SHUFFLES, seed: int = 0) -> list[Tensor]:
     """Shapes: -> num_shuffles random orders, each (n,) int64; the same for the same seed."""
     if num_shuffles < 1:
-        raise ValueError(f"`num_shuffles` is {num_shuffles}. Expected at least 1: the control is never left out.")
+        raise ValueError(
+            f"`num_shuffles` is {num_shuffles}. Expected at least 1: the control is required. Pass 1 or more."
+        )
     generator = torch.Generator().manual_seed(seed)
     return [torch.randperm(n, generator=generator) for _ in range(num_shuffles)]
 
 
+def one_positive_each(scores: Tensor, index: Tensor, name: str) -> Tensor:
+    """Mark the one right candidate of each query.
+
+    Shapes: scores (n_queries, n_candidates) float; index (n_queries,) int64 -> (n_queries, n_candidates) bool.
+    Raises: TypeError or ValueError, which call the index `name`, if shapes, dtype or range do not fit.
+    """
+    if scores.ndim != 2 or index.shape != scores.shape[:1] or not scores.numel():
+        raise ValueError(
+            f"`scores` has shape {tuple(scores.shape)} and `{name}` {tuple(index.shape)}. Expected (n, candidates) "
+            f"and (n,), both above 0. Pass one of `{name}` for each row of scores."
+        )
+    if index.dtype != torch.int64:
+        raise TypeError(f"`{name}` is {index.dtype}. Expected int64 column numbers. Pass `{name}.long()`.")
+    low, high, num_candidates = int(index.min()), int(index.max()), scores.shape[1]
+    if not 0 <= low <= high < num_candidates:
+        raise ValueError(
+            f"`{name}` runs from {low} to {high} with {num_candidates} candidates. Expected 0 to "
+            f"{num_candidates - 1}. Pass one score for each candidate."
+        )
+    return F.one_hot(index, num_candidates).bool().to(scores.device)  # (n,) -> (n, candidates)
+
+
 def _recall(scores: Tensor, positives: Tensor, ks: Sequence[int]) -> dict[int, float]:
-    parts = zip(scores.split(QUERIES_AT_ONCE), positives.split(QUERIES_AT_ONCE), strict=True)
-    ranks = torch.cat([_best_rank(*part) for part in parts])  # (n_queries,)
+    chunks = zip(scores.split(QUERIES_AT_ONCE), positives.split(QUERIES_AT_ONCE), strict=True)
+    ranks = torch.cat([_best_rank(*chunk) for chunk in chunks])  # (n_queries,)
     return {k: int((ranks < k).sum()) / len(ranks) for k in ks}
 
 
 def _best_rank(scores: Tensor, positives: Tensor) -> Tensor:
-    """Shapes: (n, n_candidates) twice -> (n,) int64, wrong candidates that come before the best positive."""
+    """Shapes: (n, n_candidates) twice -> (n,) int64, number of wrong candidates before the best positive."""
     best = scores.masked_fill(~positives, -math.inf).amax(dim=1, keepdim=True)  # (n, 1)
     return ((scores >= best) & ~positives).sum(dim=1)
 
@@ -126,29 +151,30 @@ def _check_table(scores: Tensor, positives: Tensor, ks: Sequence[int]) -> None:
     if num_broken:
         raise ValueError(
             f"{num_broken:,} of {scores.numel():,} numbers in `scores` are not finite. Expected all finite: "
-            "NaN has no rank. Look for a division by zero or an overflow where they are made."
+            "NaN has no rank. Fix the division by zero or overflow where they are computed."
         )
     _check_ks(scores.shape[1], ks)
 
 
 def _check_positives(positives: Tensor) -> None:
     if positives.dtype != torch.bool:
-        raise TypeError(f"`positives` is {positives.dtype}. Expected bool: True where a candidate is right.")
+        raise TypeError(f"`positives` is {positives.dtype}. Expected bool: True where right. Pass `positives.bool()`.")
     if positives.ndim != 2 or not positives.numel():
         raise ValueError(
-            f"`positives` has shape {tuple(positives.shape)}. Expected (queries, candidates), both above 0."
+            f"`positives` has shape {tuple(positives.shape)}. Expected (queries, candidates), both above 0. "
+            "Pass one row for each query."
         )
     num_empty = int((~positives.any(dim=1)).sum())
     if num_empty:
         raise ValueError(
-            f"{num_empty:,} of {len(positives):,} queries have no positive. Expected at least one each: the others "
-            "cannot be found. Leave those queries out."
+            f"{num_empty:,} of {len(positives):,} queries have no positive. Expected at least one each: others "
+            "cannot be found. Remove those queries."
         )
 
 
 def _check_ks(num_candidates: int, ks: Sequence[int]) -> None:
     if not ks:
-        raise ValueError("`ks` is empty. Expected one k or more, such as (1, 5, 10).")
+        raise ValueError("`ks` is empty. Expected one k or more. Pass for example (1, 5, 10).")
     for k in ks:
         if not 1 <= k <= num_candidates:
             raise ValueError(

@@ -1,7 +1,8 @@
-"""Generations against real images: does a generated caption look most like the image it was written for?
+"""Generated images against real ones: is a generated image most similar to the image that its caption describes?
 
 Here: coarse colour thumbnails and recall among real images. Not here: generation (`inference/`), FID and KID.
-The measure sees colour and layout, no detail: it tells early whether words steer a generation, not how good it is.
+The metric sees colour and layout, but no detail: it shows early in training whether captions steer generation, not
+how good the images are.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from palindiff.evaluation.results import Row
-from palindiff.evaluation.retrieval import NUM_SHUFFLES, random_orders, recall_rows
+from palindiff.evaluation.retrieval import NUM_SHUFFLES, one_positive_each, random_orders, recall_rows
 
 CAPTION_TO_GENERATED = "caption_to_generated"
 THUMBNAIL_SIDE = 16
@@ -25,27 +26,26 @@ def thumbnail_recall(
     num_shuffles: int = NUM_SHUFFLES,
     seed: int = 0,
 ) -> list[Row]:
-    """Share of generations whose own real image is among the k real images they look most like.
+    """Share of generated images whose own real image is among the k most similar real images.
 
     Source:  ours.
     Shapes:  generations (n, 3, H, W), real (n_real, 3, H', W') float in [-1, 1]; target_index (n,) int64, the row of
-             `real` that each generation's caption describes.
+             `real` that each generated image's caption describes.
     Returns: one row for each k: direction, k, recall, chance, shuffled (the same scores with the targets shuffled
-             among the generations, mean of `num_shuffles` orders), n (generations). Shares of generations in [0, 1].
+             among the generated images, mean of `num_shuffles` orders), n (generated images). Shares in [0, 1].
     Raises:  TypeError or ValueError if dtypes, shapes, ranges or k do not fit.
-    Departs: ties count against the generation, as in `retrieval.recall_at_k`.
+    Departs: ties count against the model, as in `retrieval.recall_at_k`.
     """
-    _check_targets(generations, target_index, real)
     scores = thumbnail_scores(generations, real)
-    positives = F.one_hot(target_index, len(real)).bool().to(scores.device)  # (n,) -> (n, n_real)
+    positives = one_positive_each(scores, target_index, "target_index")
     orders = random_orders(len(generations), num_shuffles, seed)
     return recall_rows(CAPTION_TO_GENERATED, scores, positives, ks, (scores[order] for order in orders))
 
 
 def thumbnail_scores(generations: Tensor, real: Tensor) -> Tensor:
-    """Cosine of colour thumbnails, with the mean thumbnail of the real images taken off both.
+    """Cosine similarity of colour thumbnails, with the mean thumbnail of the real images subtracted from both.
 
-    The mean is the real images' alone, so that a generation's scores do not depend on the other generations.
+    The mean is that of the real images only, so that the scores of one generated image do not depend on the others.
 
     Source: ours.
     Shapes: generations (n, 3, H, W), real (n_real, 3, H', W') in [-1, 1] -> (n, n_real) float64 in [-1, 1]; 0 for a
@@ -54,7 +54,7 @@ def thumbnail_scores(generations: Tensor, real: Tensor) -> Tensor:
     """
     if real.ndim == 4 and len(real) < 2:
         raise ValueError(
-            f"`real` has {len(real)} images. Expected two or more: one image minus the mean leaves nothing. "
+            f"`real` has {len(real)} images. Expected two or more: one image minus the mean is zero. "
             "Pass the whole split."
         )
     of_real, of_generations = thumbnails(real).double(), thumbnails(generations).double()
@@ -63,7 +63,7 @@ def thumbnail_scores(generations: Tensor, real: Tensor) -> Tensor:
 
 
 def thumbnails(images: Tensor, side: int = THUMBNAIL_SIDE) -> Tensor:
-    """EMA the colour of each of side x side equal areas.
+    """Average the colour of each of side x side equal areas.
 
     Shapes: images (n, 3, H, W) float in [-1, 1] -> (n, 3*side*side) float32, colour, then row, then column.
     Raises: TypeError or ValueError if dtype, shape or range do not fit, or an image is smaller than its thumbnail.
@@ -75,7 +75,7 @@ def thumbnails(images: Tensor, side: int = THUMBNAIL_SIDE) -> Tensor:
 
 
 def _area_weights(size: int, side: int) -> Tensor:
-    """Shapes: -> (side, size) float32: the share of each pixel in each of `side` equal stretches; rows sum to 1."""
+    """Shapes: -> (side, size) float32: the weight of each pixel in each of `side` equal intervals; rows sum to 1."""
     edges = torch.arange(side + 1, dtype=torch.float64) * size / side
     pixels = torch.arange(size, dtype=torch.float64)
     overlap = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)  # (side, size)
@@ -86,7 +86,9 @@ def _check_images(images: Tensor, side: int) -> None:
     if not images.is_floating_point():
         raise TypeError(f"Images are {images.dtype}. Expected float in [-1, 1]. Pass `to_pixels(images)`.")
     if images.ndim != 4 or images.shape[1] != 3 or not len(images):
-        raise ValueError(f"Images have shape {tuple(images.shape)}. Expected (n, 3, H, W) with n above 0.")
+        raise ValueError(
+            f"Images have shape {tuple(images.shape)}. Expected (n, 3, H, W). Pass one or more RGB images."
+        )
     if side < 1 or min(images.shape[2:]) < side:
         raise ValueError(
             f"Images are {images.shape[2]} x {images.shape[3]} pixels for thumbnails of {side}. "
@@ -94,19 +96,4 @@ def _check_images(images: Tensor, side: int) -> None:
         )
     low, high = images.min().item(), images.max().item()
     if not (low >= -1 and high <= 1):  # NaN fails too
-        raise ValueError(f"Images run from {low:.7g} to {high:.7g}. Expected [-1, 1]. Clamp what was generated.")
-
-
-def _check_targets(generations: Tensor, target_index: Tensor, real: Tensor) -> None:
-    if target_index.dtype != torch.int64:
-        raise TypeError(f"`target_index` is {target_index.dtype}. Expected int64 rows of `real`.")
-    if target_index.shape != generations.shape[:1]:
-        raise ValueError(
-            f"`target_index` has shape {tuple(target_index.shape)} for {len(generations)} generations. "
-            f"Expected ({len(generations)},): one real image for each."
-        )
-    if len(target_index) and not 0 <= int(target_index.min()) <= int(target_index.max()) < len(real):
-        raise ValueError(
-            f"`target_index` runs from {int(target_index.min())} to {int(target_index.max())} with {len(real)} real "
-            f"images. Expected 0 to {len(real) - 1}."
-        )
+        raise ValueError(f"Images run from {low:.7g} to {high:.7g}. Expected [-1, 1]. Pass `images.clamp(-1, 1)`.")
