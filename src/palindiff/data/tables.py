@@ -143,7 +143,7 @@ def _entry(row: int, cell: Any, record: Mapping[str, Any], columns: Columns, tem
 
 def _image(cell: Any, place: str) -> dict[str, Any]:
     """Locate a cell's image: its bytes, or a file that `datasets` names."""
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
 
     path = None
     if isinstance(cell, Mapping):

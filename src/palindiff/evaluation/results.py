@@ -96,7 +96,8 @@ def write_results(
             {name: _as_scalar(value, f"rows.{i}.{name}") for name, value in row.items()} for i, row in enumerate(rows)
         ],
     )
-    head = json.dumps(results.model_dump(exclude={"rows"}), indent=2, ensure_ascii=False).removesuffix("\n}")
+    facts = results.model_dump(exclude={"rows"})
+    head = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
     lines = ",\n".join("    " + json.dumps(row, ensure_ascii=False) for row in results.rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_text(path, f'{head},\n  "rows": [\n{lines}\n  ]\n}}\n')
