@@ -157,7 +157,7 @@ def test_captions_are_plain_words():
     assert hand.captions("flat")[0] == "a flat emoji of an OK hand with medium skin tone"
 
 
-def test_aliases_are_further_captions_and_equal_ones_are_told_once():
+def test_aliases_are_further_captions_and_equal_ones_appear_once():
     bird = Emoji("x", "black bird", "", ("raven", "black bird", "crow"))
     assert bird.captions("flat") == [f"a flat emoji of a {name}" for name in ("black bird", "raven", "crow")]
     assert "a flat emoji of a raven" in the("black bird").captions("flat")

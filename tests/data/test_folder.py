@@ -21,7 +21,7 @@ def only_entry(root, **keys):
 
 
 @pytest.mark.parametrize(
-    ("told", "captions"),
+    ("texts", "captions"),
     [
         ({"captions": ["a red square", "red"]}, ("a red square", "red")),
         ({"caption": "a red square"}, ("a red square",)),
@@ -32,8 +32,8 @@ def only_entry(root, **keys):
         ({"caption": LONG}, (LONG.strip(),)),
     ],
 )
-def test_captions_are_read_in_every_usual_form(told, captions, tmp_path):
-    root = write_lines(tmp_path, [{"file_name": "a.png", **told}], ["a.png"])
+def test_captions_are_read_in_every_usual_form(texts, captions, tmp_path):
+    root = write_lines(tmp_path, [{"file_name": "a.png", **texts}], ["a.png"])
     entry = only_entry(root)
     assert (entry.fault, entry.name, entry.captions) == (None, "a.png", captions)
 

@@ -28,7 +28,7 @@ class RowFault(Exception):
         self.fault, self.found = fault, found
 
     def __str__(self) -> str:
-        return f"{self.fault}, {self.found}" if self.found else self.fault
+        return f"{self.fault} ({self.found})" if self.found else self.fault
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ def index_features() -> "Features":
     """Name the columns of an index and their types."""
     from datasets import Features, List, Value
 
-    whole, text = Value("int64"), Value("string")
+    number, text = Value("int64"), Value("string")
     columns = dict.fromkeys(("place", "name", "path", "content", "label", "fields", "fault", "found"), text)
-    return Features(columns | dict.fromkeys(("offset", "size", "table_row"), whole) | {"captions": List(text)})
+    return Features(columns | dict.fromkeys(("offset", "size", "table_row"), number) | {"captions": List(text)})
 
 
 def index_in_memory(entries: Iterable[Entry]) -> "Dataset":
@@ -86,8 +86,7 @@ def check_rows(
     if not len(rows):
         found = "no image"
         if faults:
-            first = faults[min(faults)]
-            found = f"no usable row; {rows.left_out.rstrip('.')} (the first: {first})"
+            found = f"no usable row; {rows.left_out.rstrip('.')} (the first: {faults[min(faults)]})"
         raise ValueError(
             f"`{source}` has {found}. Expected an image with a caption. Check `path`, `split` and the columns' names."
         )
@@ -107,9 +106,7 @@ def _undecodable(index: "Dataset", images: "Dataset | None", skipped: Mapping[in
 
 def _refusal(index: "Dataset", faults: Mapping[int, RowFault], source: str) -> str:
     lines = [f"`{source}`: {len(faults):,} of {len(index):,} rows are bad. Expected an image and a caption in each."]
-    for row in sorted(faults)[:NUM_NAMED_FAULTS]:
-        fault, found = faults[row].args
-        lines.append(f"  {index[row]['place']}: {fault}{f' ({found})' if found else ''}")
+    lines += [f"  {index[row]['place']}: {faults[row]}" for row in sorted(faults)[:NUM_NAMED_FAULTS]]
     if len(faults) > NUM_NAMED_FAULTS:
         lines.append(f"  and {len(faults) - NUM_NAMED_FAULTS:,} more")
     return "\n".join([*lines, "Fix them, or leave them out with `on_bad: skip`."])

@@ -92,10 +92,11 @@ def find_columns(features: "Features", image: str | None, caption: str | None, s
 
     Raises: ValueError if a named column is missing or of another type, or if no column or several fit.
     """
-    images = [name for name in features if _is_image(features[name])]
+    kinds = {name: _kind(feature) for name, feature in features.items()}
+    images = [name for name, kind in kinds.items() if kind == "image"]
     image = _one_of(images, image, "image", features, source)
     label = "label" if "label" in features and image != "label" else None
-    texts = [name for name in features if _is_text(features[name]) and name not in (image, label)]
+    texts = [name for name, kind in kinds.items() if kind in ("text", "texts") and name not in (image, label)]
     usual = [name for name in CAPTION_KEYS if name in texts][:1]
     if caption or texts or not label:
         caption = _one_of(texts if caption else usual or texts, caption, "caption", features, source)
@@ -115,7 +116,8 @@ def index_table(table: "Dataset", columns: Columns, template: str) -> tuple["Dat
 
 def scan_table(table: "Dataset", columns: Columns, template: str) -> Iterator[Entry]:
     """Yield an entry for each row of a table, without reading more of an image than `content_id` samples."""
-    texts = [name for name in table.column_names if _is_scalar(table.features[name]) or name == columns.caption]
+    kinds = {name: _kind(feature) for name, feature in table.features.items()}
+    texts = [name for name, kind in kinds.items() if kind in ("text", "scalar") or name == columns.caption]
     images = table.select_columns([columns.image]).with_format("arrow")
     for start in range(0, len(table), _SCAN_BATCH):
         stop = min(start + _SCAN_BATCH, len(table))
@@ -160,10 +162,10 @@ def _image(cell: Any, place: str) -> dict[str, Any]:
 
 
 def _label(record: Mapping[str, Any], columns: Columns) -> str | None:
-    label = record.get(columns.label) if columns.label else None
-    if label is None or not columns.label_names:
-        return None if label is None else str(label)
-    return columns.label_names[label] if label >= 0 else None  # -1: the class is not published
+    label = record.get(columns.label or "")
+    if label is None or (columns.label_names and label < 0):  # -1: the class is not published
+        return None
+    return columns.label_names[label] if columns.label_names else str(label)
 
 
 def _load_saved(folder: str, split: str) -> "Dataset":
@@ -192,23 +194,16 @@ def _one_of(possible: Sequence[str], named: str | None, role: str, features: "Fe
     raise ValueError(f"{found}. Expected {expected}. {remedy}.")
 
 
-def _is_image(feature: object) -> bool:
-    from datasets import Image, Value
+def _kind(feature: object) -> str:
+    """Classify a column: "image", "text", "texts" (several a row), "scalar" (any other single value) or "other"."""
+    from datasets import ClassLabel, Image, LargeList, List, Value
 
     if isinstance(feature, dict):
-        return "bytes" in feature and _is_image(feature["bytes"])
-    return isinstance(feature, Image) or (isinstance(feature, Value) and "binary" in feature.dtype)
-
-
-def _is_text(feature: object) -> bool:
-    from datasets import LargeList, List, Value
-
+        return "image" if _kind(feature.get("bytes")) == "image" else "other"
     if isinstance(feature, List | LargeList):
-        return not isinstance(feature.feature, List | LargeList) and _is_text(feature.feature)
-    return isinstance(feature, Value) and "string" in feature.dtype
-
-
-def _is_scalar(feature: object) -> bool:
-    from datasets import ClassLabel, Value
-
-    return isinstance(feature, ClassLabel) or (isinstance(feature, Value) and "binary" not in feature.dtype)
+        return "texts" if _kind(feature.feature) == "text" else "other"
+    if isinstance(feature, Image) or (isinstance(feature, Value) and "binary" in feature.dtype):
+        return "image"
+    if isinstance(feature, Value) and "string" in feature.dtype:
+        return "text"
+    return "scalar" if isinstance(feature, Value | ClassLabel) else "other"
