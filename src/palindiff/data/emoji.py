@@ -58,7 +58,10 @@ _SIMILAR = (  # concepts whose images in a style are equal or mirrored, or show 
     ("fountain pen", "black nib"), ("star of David", "dotted six-pointed star"), ("bathtub", "taking bath"),
     ("manual wheelchair", "in manual wheelchair"), ("motorized wheelchair", "in motorized wheelchair"),
 )  # fmt: skip
-_GROUPS = ("family", "couple with heart", "kiss man", "kiss woman", "kiss person")
+_CONCEPT_OF_PREFIX = {
+    "family": "family", "couple with heart": "couple with heart",
+    "kiss man": "kiss", "kiss woman": "kiss", "kiss person": "kiss",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,9 @@ class Emoji:
     def concept(self) -> str:
         """What the image shows, without skin tone, gender or direction: the unit of every split."""
         name = self.name.removesuffix(" facing right").removesuffix(" face")  # a cat's face and a cat are one concept
-        for group in _GROUPS:
-            if name.startswith(group):
-                return group.split(" man")[0].split(" woman")[0].split(" person")[0]
+        for prefix, concept in _CONCEPT_OF_PREFIX.items():
+            if name.startswith(prefix):
+                return concept
         if "holding hands" in name:
             return "people holding hands"
         if name in _SAME_CONCEPT:
@@ -311,5 +314,5 @@ def _import_package(name: str) -> ModuleType:
     except ModuleNotFoundError as missing:
         raise ModuleNotFoundError(
             f"Package `{name}` is not installed; the emoji set is drawn from it. "
-            "Expected the extra `emoji`. Run `pip install 'palindiff[emoji]'`."
+            "Expected the extra `emoji`. Install it with `pip install 'palindiff[emoji]'`."
         ) from missing

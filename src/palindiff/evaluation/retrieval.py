@@ -32,7 +32,6 @@ def both_ways(
     Departs: see `recall_at_k`. `shuffled` equals `chance` on average where each caption belongs to equally many
              images; it is higher if the model prefers frequent captions whatever the image, lower if scores tie.
     """
-    _check_table(scores, positives, ks)
     orders = random_orders(len(scores), num_shuffles, seed)
     forth = recall_rows(IMAGE_TO_TEXT, scores, positives, ks, (scores[order] for order in orders))
     back = recall_rows(TEXT_TO_IMAGE, scores.T, positives.T, ks, (scores[order].T for order in orders))
@@ -72,7 +71,20 @@ def recall_at_k(scores: Tensor, positives: Tensor, ks: Sequence[int]) -> dict[in
              So a model that gives every candidate the same score finds nothing (unless fewer than k candidates are
              wrong); with sorting, the order of the candidates would decide.
     """
-    _check_table(scores, positives, ks)
+    _check_positives(positives)
+    if not scores.is_floating_point():
+        raise TypeError(f"`scores` is {scores.dtype}. Expected floating point. Pass `scores.float()`.")
+    if scores.shape != positives.shape:
+        raise ValueError(
+            f"`scores` has shape {tuple(scores.shape)} and `positives` {tuple(positives.shape)}. Expected the same "
+            "(queries, candidates). If only the order differs, pass `positives.T`."
+        )
+    if num_broken := int((~scores.isfinite()).sum()):
+        raise ValueError(
+            f"{num_broken:,} of {scores.numel():,} numbers in `scores` are not finite. Expected all finite: "
+            "NaN has no rank. Fix the division by zero or overflow where they are computed."
+        )
+    _check_ks(scores.shape[1], ks)
     return _recall(scores, positives, ks)
 
 
@@ -138,24 +150,6 @@ def _best_rank(scores: Tensor, positives: Tensor) -> Tensor:
     return ((scores >= best) & ~positives).sum(dim=1)
 
 
-def _check_table(scores: Tensor, positives: Tensor, ks: Sequence[int]) -> None:
-    _check_positives(positives)
-    if not scores.is_floating_point():
-        raise TypeError(f"`scores` is {scores.dtype}. Expected floating point. Pass `scores.float()`.")
-    if scores.shape != positives.shape:
-        raise ValueError(
-            f"`scores` has shape {tuple(scores.shape)} and `positives` {tuple(positives.shape)}. Expected the same "
-            "(queries, candidates). If only the order differs, pass `positives.T`."
-        )
-    num_broken = int((~scores.isfinite()).sum())
-    if num_broken:
-        raise ValueError(
-            f"{num_broken:,} of {scores.numel():,} numbers in `scores` are not finite. Expected all finite: "
-            "NaN has no rank. Fix the division by zero or overflow where they are computed."
-        )
-    _check_ks(scores.shape[1], ks)
-
-
 def _check_positives(positives: Tensor) -> None:
     if positives.dtype != torch.bool:
         raise TypeError(f"`positives` is {positives.dtype}. Expected bool: True where right. Pass `positives.bool()`.")
@@ -164,8 +158,7 @@ def _check_positives(positives: Tensor) -> None:
             f"`positives` has shape {tuple(positives.shape)}. Expected (queries, candidates), both above 0. "
             "Pass one row for each query."
         )
-    num_empty = int((~positives.any(dim=1)).sum())
-    if num_empty:
+    if num_empty := int((~positives.any(dim=1)).sum()):
         raise ValueError(
             f"{num_empty:,} of {len(positives):,} queries have no positive. Expected at least one each: others "
             "cannot be found. Remove those queries."
