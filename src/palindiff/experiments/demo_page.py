@@ -1,14 +1,16 @@
-"""The demo page as one HTML file: images inside it, no script, no font or image from elsewhere.
+"""The demo page as one HTML file: images and plots inside it; no script, font or image from elsewhere.
 
-Here: how things look. Not here: what is shown (`showing.py`).
+Here: HTML and its style. Not here: what the page shows (`demo_sections.py`).
 """
 
 import base64
 import html
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 from PIL import Image
+
+from palindiff.evaluation.results import Scalar
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; }
@@ -20,13 +22,13 @@ th { border-bottom: 2px solid #bbb } td { border-bottom: 1px solid #eee } td.num
 .sheet figure, .row figure { margin: 0; font-size: 12px; line-height: 1.25 }
 .sheet img { width: 96px; height: 96px } .row { display: flex; gap: .6rem; flex-wrap: wrap }
 .row img { width: 64px; height: 64px } img { image-rendering: auto; border: 1px solid #eee; background: white }
-.right { font-weight: 700; color: #047857 } .row figure { width: 70px }
+svg { max-width: 100% } .right { font-weight: 700; color: #047857 } .row figure { width: 70px }
 """
 
 
 def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
     """Join sections (heading, HTML body) into a whole page."""
-    body = "".join(f"<h2>{html.escape(heading)}</h2>\n{content}\n" for heading, content in sections)
+    body = "".join(f"<h2>{html.escape(name)}</h2>\n{content}\n" for name, content in sections)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n'
@@ -35,17 +37,17 @@ def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
 
 
 def note(text: str) -> str:
-    """A paragraph of explanation."""
+    """Write a paragraph of explanation."""
     return f'<p class="note">{html.escape(text)}</p>'
 
 
 def heading(text: str) -> str:
-    """A small heading within a section."""
+    """Write a small heading within a section."""
     return f"<h3>{html.escape(text)}</h3>"
 
 
 def img_tag(image: Image.Image, alt: str) -> str:
-    """An image inside the page, as PNG; `alt` says what it is to who does not see it."""
+    """Embed an image as PNG; screen readers read `alt`."""
     stream = io.BytesIO()
     image.save(stream, "PNG")
     data = base64.b64encode(stream.getvalue()).decode()
@@ -59,50 +61,37 @@ def figures(
     right: int | None = None,
     alts: Sequence[str] | None = None,
 ) -> str:
-    """Images with a caption below each, as a `sheet` that wraps or a `row`; the one numbered `right` is marked.
+    """Show images with a caption below each, as a `sheet` that wraps or a `row`; number `right` is marked.
 
-    `alts` say what the images are where the captions do not.
+    `alts` describe the images where the captions do not.
     """
     cells = []
     for number, (image, caption, alt) in enumerate(zip(images, captions, alts or captions, strict=True)):
-        told = html.escape(caption)
-        below = _right("figcaption", told) if number == right else f"<figcaption>{told}</figcaption>"
-        cells.append(f"<figure>{img_tag(image, alt)}{below}</figure>")
+        figcaption = _marked("figcaption", html.escape(caption), number == right)
+        cells.append(f"<figure>{img_tag(image, alt)}{figcaption}</figure>")
     return f'<div class="{kind}">{"".join(cells)}</div>'
 
 
-def table(rows: Sequence[Mapping[str, str | int | float | None]], columns: Mapping[str, str]) -> str:
-    """A table of rows; `columns` maps keys to headings. Floats are shares and shown in percent."""
-    lines = "".join("<tr>" + "".join(_cell(row[key]) for key in columns) + "</tr>" for row in rows)
-    return f"<table>{_head(columns.values())}{lines}</table>"
-
-
-def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose cells are HTML already."""
-    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table>{_head(heads)}{lines}</table>"
+def table(headings: Sequence[str], rows: Sequence[Sequence[Scalar]]) -> str:
+    """Write a table. Cells: text is HTML already; floats are shares, shown in percent; integers as they are."""
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in headings)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def names(ranked: Sequence[tuple[str, float]], truth: str) -> str:
-    """Ranked names with their scores, the right one marked."""
-    lines = []
-    for name, score in ranked:
-        text = f"{html.escape(name)} <small>{score:.2f}</small>"
-        lines.append(_right("span", text) if name == truth else text)
-    return "<br>".join(lines)
+    """List ranked names with their scores; the right one is marked."""
+    return "<br>".join(
+        _marked("span", f"{html.escape(name)} <small>{score:.2f}</small>", name == truth) for name, score in ranked
+    )
 
 
-def _right(tag: str, told: str) -> str:
-    """Mark the right answer: by colour and weight, and by a sign for who sees neither."""
-    return f'<{tag} class="right">✓ {told}</{tag}>'
+def _marked(tag: str, content: str, is_right: bool) -> str:
+    """Mark the right answer by colour, weight and a sign, so that none of them is needed alone."""
+    return f'<{tag} class="right">✓ {content}</{tag}>' if is_right else f"<{tag}>{content}</{tag}>"
 
 
-def _head(names: Iterable[str]) -> str:
-    return "<tr>" + "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names) + "</tr>"
-
-
-def _cell(value: str | int | float | None) -> str:
-    if isinstance(value, float):
-        return f'<td class="number">{100 * value:.1f} %</td>'
-    kind = ' class="number"' if isinstance(value, int) else ""
-    return f"<td{kind}>{html.escape(str(value))}</td>"
+def _cell(value: Scalar) -> str:
+    if isinstance(value, str):
+        return f"<td>{value}</td>"
+    return f'<td class="number">{f"{100 * value:.1f} %" if isinstance(value, float) else value}</td>'

@@ -1,6 +1,6 @@
-"""How well the VAE brings unseen images back: its error, and a sheet of before and after.
+"""Reconstruction error of a VAE on seen and unseen images, and a sheet of images before and after.
 
-Here: which images, the rows of `results/vae.json`. Not here: the error itself (`training/vae.py`).
+Here: which images, and the rows of `results/vae.json`. Not here: the error itself (`training/train_vae.py`).
 """
 
 import time
@@ -32,7 +32,7 @@ class VaeReportOptions:
     data_dir: Path
     results: Path | None
     sheet: Path | None
-    seed: int = 0  # written down; nothing is drawn at random
+    seed: int = 0  # recorded only: nothing here is random
 
 
 def report_vae(options: VaeReportOptions, command: str) -> list[Row]:
@@ -41,20 +41,21 @@ def report_vae(options: VaeReportOptions, command: str) -> list[Row]:
     Returns: one row a split: split, n, psnr_db (mean of each image's), pooled_psnr_db, steps, seconds (of training).
     """
     started = time.perf_counter()
-    folder = bundled_folder("vae-emoji") if options.model == "bundled" else Path(options.model) / "vae"
-    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
-    log = read_log((folder if options.model == "bundled" else Path(options.model)) / "log.jsonl")
-    seconds = round(max(line.get("elapsed_s", 0) for line in log))
-    cost = {"steps": max(line["step"] for line in log), "seconds": seconds}
+    if options.model == "bundled":
+        weights = run = bundled_folder("vae-emoji")
+    else:
+        run = Path(options.model)
+        weights = run / "vae"
+    vae = AutoencoderKL.from_pretrained(weights, torch_dtype=torch.float32).eval()
+    log = read_log(run / "log.jsonl")
+    steps, seconds = max(line["step"] for line in log), round(max(line.get("elapsed_s", 0) for line in log))
     rows: list[Row] = []
     for split in SPLITS:
-        images = decode_images(
-            open_images(DataConfig(path=str(options.data_dir), split=split)), vae.config.sample_size
-        )
-        error = vae_error(vae, images)
+        images = open_images(DataConfig(path=str(options.data_dir), split=split))
+        error = vae_error(vae, decode_images(images, vae.config.sample_size))
         measured = {name.removeprefix("validation_"): round(value, 3) for name, value in error.items()}
-        rows.append({"split": split, "n": len(images), **measured, **cost})
-    if options.results is not None:  # before the sheet, which would make a clean working tree dirty
+        rows.append({"split": split, "n": len(images), **measured, "steps": steps, "seconds": seconds})
+    if options.results is not None:  # before the sheet: a new file would make the git tree dirty
         settings = {"parameters": vae.num_parameters(), "latent_channels": vae.config.latent_channels}
         write_results(options.results, rows, command, settings, options.seed, time.perf_counter() - started)
     if options.sheet is not None:
