@@ -16,38 +16,21 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from palindiff.atomic import replacing_folder
 from palindiff.data.emoji import ATTRIBUTION
-from palindiff.inference.bundled import CHECKPOINTS
+from palindiff.inference.bundled import BUNDLED_LICENSE, CHECKPOINTS
 from palindiff.models.query_stream import QueryStream
+from palindiff.pretrained.model_card import CardFacts, License, write_card
 from palindiff.pretrained.saving import forget_where_parts_lay
 from palindiff.training.loop.run_log import read_log
 
 SOURCES = {"emoji": ("checkpoint", "latest"), "vae-emoji": ("vae",)}  # where a run keeps the weights, best first
+PARTS = {"emoji": {"unet": UNet2DConditionModel, "query_stream": QueryStream}, "vae-emoji": {"": AutoencoderKL}}
 MAX_BYTES = {"emoji": 25_000_000, "vae-emoji": 8_000_000}
-
-CARD = """---
-library_name: diffusers
-license: cc-by-sa-4.0
-pipeline_tag: text-to-image
-tags: [palindiff, diffdis, text-to-image, zero-shot-image-classification, image-text-retrieval]
----
-
-# palindiff emoji
-
-Generates 64 x 64 emoji in two styles from captions, names images (zero-shot), and finds images by caption.
-{parameters:.1f} M parameters (U-Net {unet:.1f} M, query stream {stream:.1f} M); the text encoder is all-MiniLM-L6-v2,
-taken from its own package and frozen.
-
-- **Data.** Training split of the emoji set that `palindiff data emoji` draws: {attribution}.
-- **Training.** Recipe `emoji` ({command}):
-  {steps:,} steps in {hours:.1f} hours of training on two CPU cores. `log.jsonl` beside this card is its log,
-  `recipe.yaml` the resolved recipe. The weights are the EMA, as fp16.
-- **Evaluation.** `results/demo.json` in the repository, quoted in its README, with the command that made it.
-- **Limits.** 64 px, emoji only. For concepts that were not in training, people and flags come out as some person or
-  flag, and most objects as blobs of about the right colours and shape; the first name is mostly wrong. Names are
-  English. Skin tones and genders are as the two sets draw them.
-- **Licence.** The weights were learned from images under CC BY 4.0 and CC BY-SA 4.0; use them under CC BY-SA 4.0 and
-  with the attribution above.
-"""
+LIMITS = (
+    "64 x 64 px, emoji only, English names.",
+    "Of concepts that were not in training, people and flags come out as some person or flag, and most objects as "
+    "blobs of about the right colours and shape; the first name is mostly wrong.",
+    "Skin tones and genders are as the two sets draw them.",
+)
 
 
 def bundle(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
@@ -63,16 +46,20 @@ def bundle(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
     source = next((run / part for part in SOURCES[name] if (run / part).is_dir()), None)
     if source is None:
         raise FileNotFoundError(
-            f"`{run}` holds no `{'` and no `'.join(SOURCES[name])}`. Expected a run of `{name}`. Finish the training "
-            "first."
+            f"`{run}` holds no `{'` and no `'.join(SOURCES[name])}`. Expected a run of `{name}`. Finish the training."
         )
     log = _log_of(source, run)
     with replacing_folder(checkpoints / name) as folder:
+        parameters = {}
+        for part, model_class in PARTS[name].items():
+            model = model_class.from_pretrained(source / part).half()
+            model.save_pretrained(folder / part)
+            parameters[part] = model.num_parameters()
         if name == "emoji":
             _check_vae(source / "vae", checkpoints / "vae-emoji")
-            _write_emoji(source, run, folder, log)
-        else:
-            AutoencoderKL.from_pretrained(source).half().save_pretrained(folder)
+            for part in ("scheduler", "query_scheduler"):
+                shutil.copytree(source / part, folder / part)
+            write_card(folder, card_facts(run, log, parameters))
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
         shutil.copy(run / "recipe.yaml", folder / "recipe.yaml")
         forget_where_parts_lay(folder)
@@ -83,6 +70,23 @@ def bundle(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
                 "Use a smaller model."
             )
     return checkpoints / name
+
+
+def card_facts(run: Path, log: list[dict[str, float]], parameters: dict[str, int]) -> CardFacts:
+    """Gather what the card of the bundled emoji model says: data, attribution, training, limits."""
+    recipe = (run / "recipe.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+    hours = max(line.get("elapsed_s", 0.0) for line in log) / 3600
+    steps = int(max(line["step"] for line in log))
+    images = {f"images, {style} style": credit for style, credit in ATTRIBUTION.items()}
+    return CardFacts(
+        name="palindiff emoji",
+        license=License(license=BUNDLED_LICENSE),
+        datasets=("palindiff data emoji",),
+        language=("en",),
+        parameters=parameters,
+        training={**images, "recipe": recipe, "time": f"{steps:,} steps in {hours:.1f} hours on two CPU cores"},
+        limits=LIMITS,
+    )
 
 
 def _log_of(source: Path, run: Path) -> list[dict[str, float]]:
@@ -96,7 +100,7 @@ def _log_of(source: Path, run: Path) -> list[dict[str, float]]:
     if last_step != num_steps:
         raise ValueError(
             f"`{run}` has a log of {last_step} steps and a recipe of {num_steps}. Expected the log of a finished run "
-            "of that recipe. Finish the training first."
+            "of that recipe. Finish the training."
         )
     return log
 
@@ -109,25 +113,6 @@ def _check_vae(trained_with: Path, bundled: Path) -> None:
             f"`{trained_with}` is not the VAE in `{bundled}`. Expected the VAE that the model was trained with. "
             "Run this for that VAE first."
         )
-
-
-def _write_emoji(source: Path, run: Path, folder: Path, log: list[dict[str, float]]) -> None:
-    unet = UNet2DConditionModel.from_pretrained(source / "unet").half()
-    stream = QueryStream.from_pretrained(source / "query_stream").half()
-    unet.save_pretrained(folder / "unet")
-    stream.save_pretrained(folder / "query_stream")
-    for part in ("scheduler", "query_scheduler"):
-        shutil.copytree(source / part, folder / part)
-    counts = {"unet": unet.num_parameters() / 1e6, "stream": stream.num_parameters() / 1e6}
-    card = CARD.format(
-        **counts,
-        parameters=sum(counts.values()),
-        attribution="; ".join(f"{style}: {credit}" for style, credit in ATTRIBUTION.items()),
-        command=(run / "recipe.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# "),
-        steps=int(max(line["step"] for line in log)),
-        hours=max(line.get("elapsed_s", 0.0) for line in log) / 3600,
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,14 +14,8 @@ from palindiff.atomic import atomic_text
 from palindiff.data.emoji import STYLES, build_emoji_set
 from palindiff.evaluation.results import Results, read_results, write_results
 from palindiff.evaluation.retrieval import Row
+from palindiff.experiments import demo_sections as sections
 from palindiff.experiments.demo_page import page
-from palindiff.experiments.demo_sections import (
-    denoising_steps,
-    generated_images,
-    named_images,
-    retrieved_images,
-    training_curves,
-)
 from palindiff.experiments.emoji_protocol import (
     EmbeddedConcepts,
     EvaluatedModel,
@@ -88,14 +82,14 @@ def render(
         "images by caption. It knows emoji of 64 x 64 pixels only, and on concepts that were not in training it is "
         "often wrong: the numbers below say how often. Images: Twemoji (CC BY 4.0) and OpenMoji (CC BY-SA 4.0).</p>"
     )
-    sections = [
-        generated_images(model.pipeline, options.data_dir, options.seed),
-        named_images(embedded),
-        retrieved_images(embedded, rows),
-        denoising_steps(model.pipeline, embedded[0], options.seed),
-        training_curves(log),
+    parts = [
+        sections.generated_images(model.pipeline, options.data_dir, options.seed),
+        sections.named_images(embedded),
+        sections.retrieved_images(embedded, rows),
+        sections.denoising_steps(model.pipeline, embedded[0], options.seed),
+        sections.training_curves(log),
     ]
-    return page("palindiff", lead, sections)
+    return page("palindiff", lead, parts)
 
 
 def bundled_model() -> tuple[EvaluatedModel, list[Line]]:

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from palindiff.data.images import decode_image, fit_image, to_image, to_pixels, to_tensor
+from palindiff.data.images import decode_image, fit_image, to_image
 from palindiff.data.sources import DataConfig, open_images
 from palindiff.evaluation.results import write_results
 from palindiff.evaluation.retrieval import Row
 from palindiff.evaluation.sheets import pairs_sheet
-from palindiff.experiments.emoji_protocol import evenly
+from palindiff.experiments.emoji_protocol import as_pixels, evenly
 from palindiff.inference.bundled import bundled_folder
 from palindiff.training.loop.run_log import read_log
 from palindiff.training.train_vae import decode_images, vae_error
@@ -68,7 +68,6 @@ def write_sheet(vae: AutoencoderKL, data_dir: Path, path: Path) -> None:
     """Draw evenly spread unseen images before and after the VAE."""
     rows = evenly(open_images(DataConfig(path=str(data_dir), split="test")), NUM_SHOWN)
     before = [fit_image(decode_image(row.source), vae.config.sample_size) for row in rows]
-    x = to_pixels(torch.stack([to_tensor(image) for image in before]))
-    after = [to_image(x_hat) for x_hat in vae.decode(vae.encode(x).latent_dist.mode()).sample]
+    after = [to_image(x_hat) for x_hat in vae.decode(vae.encode(as_pixels(before)).latent_dist.mode()).sample]
     path.parent.mkdir(parents=True, exist_ok=True)
     pairs_sheet(before, after, [row.captions[0] for row in rows]).save(path)
