@@ -27,6 +27,7 @@ from palindiff.experiments.emoji_protocol import (
 from palindiff.experiments.evaluators import evaluators
 from palindiff.experiments.plots import Line
 from palindiff.inference.bundled import bundled_folder, load
+from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, GENERATION_STEPS
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.training.loop.run_log import read_log
 from palindiff.training.recipes.yaml_files import load_recipe, prepare_run_dir
@@ -75,21 +76,21 @@ def render(
     model: EvaluatedModel, embedded: list[EmbeddedConcepts], rows: list[Row], log: list[Line], options: DemoOptions
 ) -> str:
     """Put the page together; `rows` are those of naming."""
-    kind = "bundled with the package" if model.name == "bundled" else "trained just now"
-    lead = (
-        f"<p>One diffusion network, {kind}: {model.steps:,} steps, {model.seconds / 60:.0f} minutes of training. It "
-        "generates images from captions, names images without a classifier trained for it (zero-shot), and finds "
-        "images by caption. It knows emoji of 64 x 64 pixels only, and on concepts that were not in training it is "
-        "often wrong: the numbers below say how often. Images: Twemoji (CC BY 4.0) and OpenMoji (CC BY-SA 4.0).</p>"
-    )
-    parts = [
-        sections.generated_images(model.pipeline, options.data_dir, options.seed),
-        sections.named_images(embedded),
-        sections.retrieved_images(embedded, rows),
-        sections.denoising_steps(model.pipeline, embedded[0], options.seed),
-        sections.training_curves(log),
-    ]
-    return page("palindiff", lead, parts)
+    content = {
+        "model": model,
+        "generation_steps": GENERATION_STEPS,
+        "guidance_scale": f"{GENERATION_GUIDANCE_SCALE:g}",
+        "generated": sections.generated_images(model.pipeline, options.data_dir, options.seed),
+        "num_concepts": len(embedded[0].rows),
+        "named": [each for concepts in embedded for each in sections.named_images(concepts)],
+        "retrieved": [each for concepts in embedded for each in sections.retrieved_images(concepts)],
+        "recall": rows,
+        "denoised_caption": sections.DENOISED_CAPTION,
+        "denoised": sections.denoised_images(model.pipeline, sections.DENOISED_CAPTION, options.seed),
+        "naming": sections.naming_steps(model.pipeline, embedded[0]),
+        "plots": sections.training_curves(log),
+    }
+    return page(content)
 
 
 def bundled_model() -> tuple[EvaluatedModel, list[Line]]:
