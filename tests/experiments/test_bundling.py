@@ -1,4 +1,4 @@
-"""bundling.py: a bundled checkpoint is the run's own weights as fp16, with log, recipe and card; too much is refused."""
+"""bundling.py: a bundled checkpoint holds the run's weights as fp16, with log, recipe and card."""
 
 import json
 
@@ -77,7 +77,9 @@ def test_an_unfinished_run_is_bundled_at_its_last_evaluation_with_the_log_up_to_
 
 def test_weights_without_the_log_and_recipe_that_made_them_are_refused(run, tmp_path):
     (run / "recipe.yaml").write_text("loop: {num_steps: 50}\n")
-    with pytest.raises(ValueError, match=r"a log of 100 steps and a recipe of 50\. Expected the log of a finished run"):
+    with pytest.raises(
+        ValueError, match=r"a log of 100 steps and a recipe of 50\. Expected the log of a finished run"
+    ):
         bundling.bundle("vae-emoji", run, tmp_path / "checkpoints")
 
 

@@ -1,4 +1,4 @@
-"""plots.py: an SVG that parses and refers to nothing, the log's numbers in it, and a note where nothing can be drawn."""
+"""plots.py: an SVG without references, the log's numbers in it, a note where there is nothing to plot."""
 
 import math
 import re
