@@ -56,7 +56,7 @@ def test_a_page_is_well_formed_and_asks_for_nothing():
         {"named": [(Figure(RED, SCRIPT, SCRIPT), [])]},
         {"named": [(Figure(RED, "a"), [RankedName(SCRIPT, 0.5, False)])]},
         {"retrieved": [(SCRIPT, [Figure(RED, "0.5", SCRIPT)])]},
-        {"recall": [dict.fromkeys(("k", "recall", "chance", "shuffled", "n"), 0) | {"style": SCRIPT, "direction": ""}]},
+        {"recall": [dict.fromkeys(("direction", "k", "recall", "chance", "shuffled", "n"), 0) | {"style": SCRIPT}]},
         {"naming": {"image": Figure(RED, "a", "b"), "steps": [{"t": SCRIPT, "noisy": ([], 1), "predicted": ([], 1)}]}},
     ],
 )  # fmt: skip
