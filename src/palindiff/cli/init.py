@@ -14,20 +14,25 @@ DEFAULT_RECIPE = "diffdis-cc3m-one-way"
 PARTS = ("unet", "vae", "text_encoder", "query_stream")
 
 
+SourceOption = Annotated[
+    str,
+    typer.Option(
+        "--from", metavar="DIR|NAME|FILE", help="Stable Diffusion 1.x or 2.x: folder, Hub name or .safetensors file."
+    ),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", metavar="DIR", help="Folder with the configs of a 2.x .safetensors file.", show_default="none"
+    ),
+]
+
+
 def init(
-    source: Annotated[
-        str,
-        typer.Option(
-            "--from",
-            metavar="DIR|NAME|FILE",
-            help="Stable Diffusion 1.x or 2.x: folder, Hub name or .safetensors file.",
-        ),
-    ],
+    source: SourceOption,
     text: Annotated[
         str,
-        typer.Option(
-            "--text", metavar="DIR|NAME", help="CLIP model that its text encoder comes from: folder or Hub name."
-        ),
+        typer.Option("--text", metavar="DIR|NAME", help="CLIP that its text encoder comes from: folder or Hub name."),
     ],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="New folder of the checkpoint.")],
     recipe: RecipeOption = DEFAULT_RECIPE,
@@ -35,12 +40,7 @@ def init(
     variant: Annotated[
         str | None, typer.Option("--variant", help="Weight files to read, such as fp16.", show_default="none")
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", metavar="DIR", help="Folder with the configs of a 2.x .safetensors file.", show_default="none"
-        ),
-    ] = None,
+    config: ConfigOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the new weights.")] = 0,
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,

@@ -18,7 +18,8 @@ def push(
 ) -> None:
     """Upload a checkpoint folder to the Hub.
 
-    It goes up in one commit, with its model card. Read DIR/README.md first: it is published as it stands. Log in once with `hf auth login`.
+    It goes up in one commit, with its model card. Read DIR/README.md first: it is published as it stands. Log in once
+    with `hf auth login`.
 
     \b
     Examples:
