@@ -28,8 +28,9 @@ HEAVY = {
     "rich",
 }
 FORBIDDEN = [
-    "told", "journal", "placement", "skeleton", "made_from", "kept_arrays", "claim_output", "published_folder", "TextTail",
-    "completed_tower", "WholeModel", "SharedPipeline", "ClipFace", "watchers", "naming_request", "told_option",
+    "told", "journal", "placement", "skeleton", "made_from", "kept_arrays", "claim_output", "published_folder",
+    "TextTail", "completed_tower", "WholeModel", "SharedPipeline", "ClipFace", "watchers", "naming_request",
+    "told_option",
 ]  # fmt: skip
 TEXT_FILES = sorted(
     path

@@ -44,7 +44,7 @@ def evaluate_vae(
         print_plan({name: value for name, value in plan.items() if value is not None})
         return
     from palindiff.evaluation.results import render_table
-    from palindiff.experiments.vae_report import VaeReportOptions, report_vae
+    from palindiff.experiments.vae_report import report_vae
 
-    rows = report_vae(VaeReportOptions(model, data, results, sheet, seed), command_line())
+    rows = report_vae(model, data, command_line(), results, sheet, seed)
     typer.echo(render_table(rows, ["split", "n", "psnr_db:.2f", "pooled_psnr_db:.2f", "steps", "seconds"]))

@@ -16,21 +16,15 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from palindiff.atomic import replacing_folder
 from palindiff.data.emoji import ATTRIBUTION
-from palindiff.inference.bundled import BUNDLED_LICENSE, CHECKPOINTS
+from palindiff.inference.bundled import CHECKPOINTS
 from palindiff.models.query_stream import QueryStream
-from palindiff.pretrained.model_card import CardFacts, License, write_card
 from palindiff.pretrained.saving import forget_where_parts_lay
 from palindiff.training.loop.run_log import read_log
 
 SOURCES = {"emoji": ("checkpoint", "latest"), "vae-emoji": ("vae",)}  # where a run keeps the weights, best first
 PARTS = {"emoji": {"unet": UNet2DConditionModel, "query_stream": QueryStream}, "vae-emoji": {"": AutoencoderKL}}
 MAX_BYTES = {"emoji": 25_000_000, "vae-emoji": 8_000_000}
-LIMITS = (
-    "64 x 64 px, emoji only, English names.",
-    "Of concepts that were not in training, people and flags come out as some person or flag, and most objects as "
-    "blobs of about the right colours and shape; the first name is mostly wrong.",
-    "Skin tones and genders are as the two sets draw them.",
-)
+CARD = Path(__file__).with_name("bundled_card.md")  # with fields in braces
 
 
 def bundle(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
@@ -59,7 +53,7 @@ def bundle(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
             _check_vae(source / "vae", checkpoints / "vae-emoji")
             for part in ("scheduler", "query_scheduler"):
                 shutil.copytree(source / part, folder / part)
-            write_card(folder, card_facts(run, log, parameters))
+            (folder / "README.md").write_text(model_card(run, log, parameters), encoding="utf-8")
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
         shutil.copy(run / "recipe.yaml", folder / "recipe.yaml")
         forget_where_parts_lay(folder)
@@ -72,20 +66,15 @@ def bundle(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
     return checkpoints / name
 
 
-def card_facts(run: Path, log: list[dict[str, float]], parameters: dict[str, int]) -> CardFacts:
-    """Gather what the card of the bundled emoji model says: data, attribution, training, limits."""
-    recipe = (run / "recipe.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-    hours = max(line.get("elapsed_s", 0.0) for line in log) / 3600
-    steps = int(max(line["step"] for line in log))
-    images = {f"images, {style} style": credit for style, credit in ATTRIBUTION.items()}
-    return CardFacts(
-        name="palindiff emoji",
-        license=License(license=BUNDLED_LICENSE),
-        datasets=("palindiff data emoji",),
-        language=("en",),
-        parameters=parameters,
-        training={**images, "recipe": recipe, "time": f"{steps:,} steps in {hours:.1f} hours on two CPU cores"},
-        limits=LIMITS,
+def model_card(run: Path, log: list[dict[str, float]], parameters: dict[str, int]) -> str:
+    """Fill in the card of the bundled emoji model: size, data with attribution, training."""
+    return CARD.read_text(encoding="utf-8").format(
+        **{part: count / 1e6 for part, count in parameters.items()},
+        parameters=sum(parameters.values()) / 1e6,
+        attribution="; ".join(f"{style}: {credit}" for style, credit in ATTRIBUTION.items()),
+        recipe=(run / "recipe.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# "),
+        steps=int(max(line["step"] for line in log)),
+        hours=max(line.get("elapsed_s", 0.0) for line in log) / 3600,
     )
 
 

@@ -5,11 +5,12 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 Line = dict[str, float]
 
 SIZE_INCHES = (4.4, 2.7)
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "palindiff",  # the same log gives the same SVG
     "text.parse_math": False,

@@ -4,7 +4,6 @@ Here: which images, and the rows of `results/vae.json`. Not here: the error itse
 """
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,42 +23,40 @@ NUM_SHOWN = 32  # pairs on the sheet, evenly spread over the split
 SPLITS = ("train", "test")
 
 
-@dataclass(frozen=True)
-class VaeReportOptions:
-    """What the user asked for."""
+def report_vae(
+    model: str,
+    data_dir: Path,
+    command: str,
+    results: Path | None = None,
+    sheet: Path | None = None,
+    seed: int = 0,
+) -> list[Row]:
+    """Measure a VAE (`bundled`, or a run of `palindiff train-vae`) on its training images and on unseen ones.
 
-    model: str  # "bundled", or a folder that `palindiff train-vae` wrote
-    data_dir: Path
-    results: Path | None
-    sheet: Path | None
-    seed: int = 0  # recorded only: nothing here is random
-
-
-def report_vae(options: VaeReportOptions, command: str) -> list[Row]:
-    """Measure a VAE on images it was trained on and on unseen ones; write what is asked for.
+    Writes the rows to `results` and images before and after to `sheet`, if given; `seed` is recorded only.
 
     Returns: one row a split: split, n, psnr_db (mean of each image's), pooled_psnr_db, steps, seconds (of training).
     """
     started = time.perf_counter()
-    if options.model == "bundled":
+    if model == "bundled":
         weights = run = bundled_folder("vae-emoji")
     else:
-        run = Path(options.model)
+        run = Path(model)
         weights = run / "vae"
     vae = AutoencoderKL.from_pretrained(weights, torch_dtype=torch.float32).eval()
     log = read_log(run / "log.jsonl")
     steps, seconds = max(line["step"] for line in log), round(max(line.get("elapsed_s", 0) for line in log))
     rows: list[Row] = []
     for split in SPLITS:
-        images = open_images(DataConfig(path=str(options.data_dir), split=split))
+        images = open_images(DataConfig(path=str(data_dir), split=split))
         error = vae_error(vae, decode_images(images, vae.config.sample_size))
         measured = {name.removeprefix("validation_"): round(value, 3) for name, value in error.items()}
         rows.append({"split": split, "n": len(images), **measured, "steps": steps, "seconds": seconds})
-    if options.results is not None:  # before the sheet: a new file would make the git tree dirty
+    if results is not None:  # before the sheet: a new file would make the git tree dirty
         settings = {"parameters": vae.num_parameters(), "latent_channels": vae.config.latent_channels}
-        write_results(options.results, rows, command, settings, options.seed, time.perf_counter() - started)
-    if options.sheet is not None:
-        write_sheet(vae, options.data_dir, options.sheet)
+        write_results(results, rows, command, settings, seed, time.perf_counter() - started)
+    if sheet is not None:
+        write_sheet(vae, data_dir, sheet)
     return rows
 
 
