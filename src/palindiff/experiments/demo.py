@@ -15,15 +15,9 @@ from palindiff.data.emoji import STYLES, build_emoji_set
 from palindiff.evaluation.results import Results, read_results, write_results
 from palindiff.evaluation.retrieval import Row
 from palindiff.experiments import demo_sections as sections
+from palindiff.experiments import emoji_protocol as protocol
 from palindiff.experiments.demo_page import page
-from palindiff.experiments.emoji_protocol import (
-    EmbeddedConcepts,
-    EvaluatedModel,
-    Report,
-    embed_unseen,
-    measure_generation,
-    naming_rows,
-)
+from palindiff.experiments.emoji_protocol import EmbeddedConcepts, EvaluatedModel, Report
 from palindiff.experiments.evaluators import evaluators
 from palindiff.experiments.plots import Line
 from palindiff.inference.bundled import bundled_folder, load
@@ -60,10 +54,10 @@ def run_demo(options: DemoOptions, command: str, report: Report) -> Path:
         build_emoji_set(options.data_dir)
     model, log = bundled_model() if options.minutes is None else train_now(options, report)
     report("naming unseen images")
-    embedded = [embed_unseen(model.pipeline, options.data_dir, style) for style in STYLES]
-    rows = [row for concepts in embedded for row in naming_rows(model, concepts)]
+    embedded = [protocol.embed_unseen(model.pipeline, options.data_dir, style) for style in STYLES]
+    rows = [row for concepts in embedded for row in protocol.naming_rows(model, concepts)]
     if options.results is not None:
-        generation = measure_generation(model, options.data_dir, report)
+        generation = protocol.measure_generation(model, options.data_dir, report)
         write_rows(options, rows + generation, command, time.perf_counter() - started)
     report("writing the page")
     options.output.mkdir(parents=True, exist_ok=True)

@@ -24,12 +24,7 @@ SPLITS = ("train", "test")
 
 
 def report_vae(
-    model: str,
-    data_dir: Path,
-    command: str,
-    results: Path | None = None,
-    sheet: Path | None = None,
-    seed: int = 0,
+    model: str, data_dir: Path, command: str, results: Path | None = None, sheet: Path | None = None, seed: int = 0
 ) -> list[Row]:
     """Measure a VAE (`bundled`, or a run of `palindiff train-vae`) on its training images and on unseen ones.
 
@@ -38,12 +33,9 @@ def report_vae(
     Returns: one row a split: split, n, psnr_db (mean of each image's), pooled_psnr_db, steps, seconds (of training).
     """
     started = time.perf_counter()
-    if model == "bundled":
-        weights = run = bundled_folder("vae-emoji")
-    else:
-        run = Path(model)
-        weights = run / "vae"
-    vae = AutoencoderKL.from_pretrained(weights, torch_dtype=torch.float32).eval()
+    is_bundled = model == "bundled"
+    run = bundled_folder("vae-emoji") if is_bundled else Path(model)
+    vae = AutoencoderKL.from_pretrained(run if is_bundled else run / "vae", torch_dtype=torch.float32).eval()
     log = read_log(run / "log.jsonl")
     steps, seconds = max(line["step"] for line in log), round(max(line.get("elapsed_s", 0) for line in log))
     rows: list[Row] = []
