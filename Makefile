@@ -1,14 +1,15 @@
-# make demo    a page on which one model generates, names and finds
-# make test    the tests
-# make check   format, lint, types, who may import whom
-# make PYTHON=/path/to/python ...   another interpreter; default: the first found that is 3.11 or newer
+# make demo    write a page on which one model generates images, names images, and finds images by caption
+# make test    run the tests
+# make check   check format, lint, types and imports between rooms
+# make PYTHON=/path/to/python ...   use another interpreter; default: the first one found that is 3.11 or newer
 
 IS_NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c "$(IS_NEW_ENOUGH)" 2>/dev/null && { echo $$p; break; }; done)
 BIN = .venv/bin
 EMOJI = data/emoji
-# Tests run a few files of these, which do without torchvision; the packages ask for it, so nothing they ask for is installed.
+# Tests import a few files of these that work without torchvision. The packages depend on it, so they are installed
+# without dependencies.
 WITHOUT_TORCHVISION = clip-benchmark open_clip_torch
 
 .PHONY: demo test check clean
@@ -38,12 +39,12 @@ $(EMOJI): | .venv/installed
 	@"$(PYTHON)" -c "$(IS_NEW_ENOUGH)" || { "$(PYTHON)" --version; echo "Expected Python 3.11 or newer." >&2; exit 2; }
 	"$(PYTHON)" -m venv .venv
 
-# The stamps make pip run again only where one of these files is newer than the last installation that succeeded.
+# A stamp file makes pip run again only if one of these files is newer than the last successful installation.
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[emoji]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[emoji,plots]'
 	@touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[emoji,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[emoji,plots,dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(WITHOUT_TORCHVISION)
 	@touch $@ .venv/installed

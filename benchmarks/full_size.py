@@ -1,9 +1,9 @@
-"""The model at its real size, once through everything, with random weights of Stable Diffusion v1 and CLIP ViT-L/14.
+"""Run the full-size model once through every stage, with random weights of Stable Diffusion v1 and CLIP ViT-L/14.
 
-Each stage runs in a process of its own, so that its peak of memory is its own. Nothing generated or named here means
-anything; sizes, times and memory do.
+Each stage runs in its own process, so that its peak memory is its own. The images and names mean nothing; sizes, times
+and memory do.
 
-Run: python -m benchmarks.full_size WORK [--results results/full_size.json] [--set KEY=VALUE ...]
+Run: python benchmarks/full_size.py WORK [--results results/full_size.json] [--set KEY=VALUE ...]
 """
 
 import argparse
@@ -43,15 +43,15 @@ TOY_RECIPE = ("query_stream.num_head_layers=1", "query_stream.head_width=64")
 
 @dataclass(frozen=True)
 class Trial:
-    """Where everything is written, what is changed of the recipe, and whether the shapes are small ones."""
+    """Where everything is written, overrides of the recipe, and whether to use toy shapes."""
 
-    work: Path  # for some 20 GB of weights and states; not removed
+    work: Path  # about 20 GB of weights and states; not removed
     overrides: Sequence[str] = ()
     is_toy: bool = False  # shows that every stage runs, in seconds
 
 
 def write_layouts(trial: Trial) -> dict[str, Any]:
-    """Write both folders with the libraries' own `save_pretrained`, and a few captioned images."""
+    """Write Stable Diffusion and CLIP with the libraries' own `save_pretrained`, and a few captioned images."""
     import torch
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from PIL import Image
@@ -89,7 +89,7 @@ def write_layouts(trial: Trial) -> dict[str, Any]:
 
 
 def write_tokenizer(folder: Path) -> Any:
-    """Write a CLIP tokenizer of letters; its first and last token have CLIP's ids."""
+    """Write a CLIP tokenizer of single letters; its first and last token have CLIP's ids."""
     from transformers import CLIPTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def write_tokenizer(folder: Path) -> Any:
 
 
 def init(trial: Trial) -> dict[str, Any]:
-    """`palindiff init` with the paper's query stream; counts what is new, by place."""
+    """Do what `palindiff init` does, with the paper's query stream; count the new parameters by place."""
     from palindiff.inference.pipeline import PalindiffPipeline
     from palindiff.training.recipes.yaml_files import load_recipe
     from palindiff.training.train_diffdis import Recipe
@@ -120,7 +120,7 @@ def init(trial: Trial) -> dict[str, Any]:
 
 
 def place_of(name: str) -> str:
-    """Say where a weight of the query stream stands."""
+    """Name the place of a weight in the query stream."""
     first, _, rest = name.partition(".")
     names = {"head": "query head", "time_embedding": "time embedding", "predictor": "query head"}
     return (
@@ -129,7 +129,7 @@ def place_of(name: str) -> str:
 
 
 def train(trial: Trial) -> dict[str, Any]:
-    """`palindiff train`: features, one step of both tasks, the state saved, the checkpoint written."""
+    """Do what `palindiff train` does: features, one step of both tasks, the saved state, the checkpoint."""
     from palindiff.training.loop.run_log import read_log
     from palindiff.training.recipes.yaml_files import load_recipe
     from palindiff.training.train_diffdis import Recipe, train_recipe
@@ -170,7 +170,7 @@ def generate(trial: Trial) -> dict[str, Any]:
 
 
 def load(work: Path, fusion: str) -> tuple[Any, float]:
-    """Load the trained checkpoint; both fusions have the same weights."""
+    """Load the trained checkpoint as a fusion; both have the same weights."""
     from palindiff.inference.pipeline import PalindiffPipeline
     from palindiff.models.query_stream import QueryStream
 
@@ -195,11 +195,14 @@ STAGES: dict[str, Callable[[Trial], dict[str, Any]]] = {
 
 
 def run_stage(stage: str, trial: Trial) -> dict[str, Any]:
-    """Run a stage in this process: what it says, its seconds, and the process's peak of memory."""
+    """Run a stage in this process.
+
+    Returns: stage, seconds, peak_gib of the process, and the stage's own numbers.
+    """
     began = time.perf_counter()
-    said = STAGES[stage](trial)
+    own = STAGES[stage](trial)
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB  # kibibytes on Linux
-    return {"stage": stage, "seconds": time.perf_counter() - began, "peak_gib": peak_gib} | said
+    return {"stage": stage, "seconds": time.perf_counter() - began, "peak_gib": peak_gib} | own
 
 
 def _changes(trial: Trial) -> list[str]:
@@ -213,12 +216,12 @@ def measure(trial: Trial) -> list[Row]:
     """
     rows: list[Row] = []
     for stage in STAGES:
-        arguments = [sys.executable, "-m", "benchmarks.full_size", str(trial.work), "--stage", stage]
+        arguments = [sys.executable, __file__, str(trial.work), "--stage", stage]
         arguments += [*(f"--set={each}" for each in trial.overrides), *(["--toy"] if trial.is_toy else [])]
         done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True)
-        said = json.loads(done.stdout.splitlines()[-1])
-        parameters = said.pop("parameters", {})
-        rows.append({"kind": "stage"} | {key: round(v, 2) if isinstance(v, float) else v for key, v in said.items()})
+        found = json.loads(done.stdout.splitlines()[-1])
+        parameters = found.pop("parameters", {})
+        rows.append({"kind": "stage"} | {key: round(v, 2) if isinstance(v, float) else v for key, v in found.items()})
         rows += [{"kind": "parameters", "place": place, "parameters": n} for place, n in parameters.items()]
         print(json.dumps(rows[-1 - len(parameters)]), file=sys.stderr, flush=True)
     return rows
@@ -227,11 +230,15 @@ def measure(trial: Trial) -> list[Row]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure all stages and write the results, or run one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path, help="folder for some 20 GB of weights and states; not removed")
-    parser.add_argument("--results", type=Path, help="file to write; none writes none")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], help="change the recipe")
-    parser.add_argument("--stage", choices=STAGES, help="run this one here, and print what it says as JSON")
-    parser.add_argument("--toy", action="store_true", help="small shapes: shows that every stage runs")
+    parser.add_argument("work", type=Path, help="folder for about 20 GB of weights and states; not removed")
+    parser.add_argument("--results", type=Path, help="file to write [default: none]")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], help="change one value of the recipe; repeatable"
+    )
+    parser.add_argument(
+        "--stage", choices=STAGES, help="run only this stage, in this process, and print its numbers as JSON"
+    )
+    parser.add_argument("--toy", action="store_true", help="use small shapes, to check that every stage runs")
     args = parser.parse_args(arguments)
     trial = Trial(args.work, args.overrides, args.toy)
     if args.stage:
@@ -241,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = measure(trial)
     if args.results:
         settings = {"recipe": RECIPE, "batch_size": BATCH_SIZE, "overrides": list(args.overrides), "toy": args.toy}
-        command = " ".join(["python -m benchmarks.full_size WORK", *(f"--set {o}" for o in args.overrides)])
+        command = " ".join(["python benchmarks/full_size.py WORK", *(f"--set {o}" for o in args.overrides)])
         write_results(args.results, rows, command, settings, 0, time.perf_counter() - began)
 
 

@@ -1,12 +1,14 @@
-"""The house: what imports cost, what files are called, and what must not be there."""
+"""Rules of the package: light imports, file names and sizes, words, and what must not be installed."""
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import palindiff
 
@@ -25,6 +27,16 @@ HEAVY = {
     "pydantic",
     "rich",
 }
+FORBIDDEN = [
+    "told", "journal", "placement", "skeleton", "made_from", "kept_arrays", "claim_output", "published_folder",
+    "TextTail", "completed_tower", "WholeModel", "SharedPipeline", "ClipFace", "watchers", "naming_request",
+    "told_option",
+]  # fmt: skip
+TEXT_FILES = sorted(
+    path
+    for path in (*SOURCE.rglob("*"), *(TESTS.parent / "docs").rglob("*.md"), TESTS.parent / "README.md")
+    if path.suffix in {".py", ".yaml", ".md", ".html"}
+)
 
 
 def modules_after(statement):
@@ -44,14 +56,14 @@ def modules_after(statement):
     ],
 )
 def test_help_loads_nothing_heavy(statement):
-    """Why `--help` answers at once: diffusers alone takes seconds."""
+    """`--help` answers at once; importing diffusers alone takes seconds."""
     modules = modules_after(statement)
     assert "palindiff" in modules
     assert not modules & HEAVY
 
 
 def test_help_of_a_verb_loads_nothing_heavy():
-    """Typer itself asks pydantic about the options of a verb."""
+    """Typer itself imports pydantic for the options of a verb."""
     from palindiff.cli.main import app
 
     verbs = [command.name for command in app.registered_commands]
@@ -80,7 +92,7 @@ def test_a_file_is_one_concept_and_a_function_one_screen(path):
 
 
 def test_torchvision_is_neither_imported_nor_installed():
-    """It has no CPU build that fits; its failing import takes others down with it."""
+    """It has no CPU build for this torch; its failing import makes others fail."""
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -92,3 +104,57 @@ def test_torchvision_is_neither_imported_nor_installed():
 def test_recipes_and_types_travel_with_the_package():
     assert (SOURCE / "py.typed").exists()
     assert list((SOURCE / "training" / "recipes").glob("*.yaml"))
+
+
+def forbidden_word(word):
+    """A pattern for a word alone or as a part of a snake_case or CamelCase name, not inside another word."""
+    capital = word[0].upper() + word[1:]
+    alone = rf"(?<![A-Za-z])(?i:{word})(?![a-z])"
+    return re.compile(rf"{alone}|(?<=[a-z0-9]){capital}(?![a-z])")
+
+
+@pytest.mark.parametrize(
+    ("word", "text", "is_found"),
+    [
+        ("told", "unless told otherwise", True),
+        ("told", "Told.", True),
+        ("told", "told_option", True),
+        ("told", "is_told", True),
+        ("told", "class WhatIsTold:", True),
+        ("told", "ToldOption", True),
+        ("told", "untold", False),
+        ("told", "retoldness", False),
+        ("watchers", "birdwatchers", False),
+        ("TextTail", "TextTail(nn.Module)", True),
+        ("TextTail", "ClipTextTail", True),
+        ("made_from", "made_from_base", True),
+        ("made_from", "made from", False),
+    ],
+)
+def test_a_forbidden_word_is_found_in_names_but_not_in_other_words(word, text, is_found):
+    assert bool(forbidden_word(word).search(text)) is is_found
+
+
+@pytest.mark.parametrize("word", FORBIDDEN)
+def test_replaced_words_stay_out_of_source_and_docs(word):
+    pattern = forbidden_word(word)
+    lines = [
+        f"{path.relative_to(TESTS.parent)}:{number}"
+        for path in TEXT_FILES
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert not lines
+
+
+def test_replaced_words_stay_out_of_every_help():
+    from palindiff.cli.main import app
+
+    names = [[command.name] for command in app.registered_commands]
+    names += [
+        [group.name, each.name] for group in app.registered_groups for each in group.typer_instance.registered_commands
+    ]
+    texts = {" ".join(verb): CliRunner().invoke(app, [*verb, "--help"]).output for verb in ([], ["data"], *names)}
+    assert all("Usage" in text for text in texts.values())
+    found = [(verb, word) for verb, text in texts.items() for word in FORBIDDEN if forbidden_word(word).search(text)]
+    assert not found

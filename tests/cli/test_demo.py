@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from palindiff.evaluation.results import read_results
-from palindiff.experiments import demo, emoji_protocol, showing
+from palindiff.experiments import demo, demo_sections, emoji_protocol
 from toys.demo import write_timed_recipe
 from toys.emoji import write_emoji_set
 from toys.page import assert_self_contained
@@ -15,8 +15,8 @@ def emoji_dir(toy_parts, tmp_path, monkeypatch):
     """A toy set, and a toy recipe where the demo trains its own."""
     recipe = write_timed_recipe(tmp_path / "quick.yaml", toy_parts)
     monkeypatch.setattr(demo, "TRAINED_RECIPE", recipe)
-    monkeypatch.setattr(showing, "FREE_WORDING", ("a red circle",))
-    monkeypatch.setattr(showing, "NUM_GENERATED", 2)
+    monkeypatch.setattr(demo_sections, "FREE_WORDING", ("a red circle",))
+    monkeypatch.setattr(demo_sections, "NUM_GENERATED", 2)
     monkeypatch.setattr(emoji_protocol, "NUM_GENERATED", 2)
     monkeypatch.setattr(emoji_protocol, "GENERATION_STEPS", 2)
     return write_emoji_set(tmp_path / "emoji")
@@ -39,14 +39,18 @@ def test_training_first_makes_page_run_and_results(palindiff, emoji_dir, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("options", "kind"),
-    [((), "the bundled model"), (("--train", "--minutes", "2.5"), "a model trained for 2.5 minutes")],
+    ("options", "model"),
+    [
+        ((), "bundled"),
+        (("--train",), "trained for 10 minutes"),
+        (("--train", "--minutes", "2.5"), "trained for 2.5 minutes"),
+    ],
 )
-def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(palindiff, tmp_path, monkeypatch, options, kind):
+def test_a_dry_run_prints_what_would_be_done_and_writes_nothing(palindiff, tmp_path, monkeypatch, options, model):
     monkeypatch.chdir(tmp_path)
     code, out, _ = palindiff("demo", *options, "--dry-run", "--output", "page", "--data", "set")
     assert code == 0
-    assert out == f"would draw set if absent, measure {kind}, and write page/index.html\n"
+    assert out == f"data: set, drawn if absent\nmodel: {model}\npage: page/index.html\n"
     assert not list(tmp_path.iterdir())
 
 

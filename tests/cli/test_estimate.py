@@ -18,8 +18,8 @@ def recipe(toy_parts, tmp_path):
 
 
 @pytest.fixture
-def told(palindiff, recipe):
-    """Estimate with options -> what the JSON document tells."""
+def estimated(palindiff, recipe):
+    """Estimate with options -> the JSON document."""
 
     def run(*options):
         code, out, err = palindiff("estimate", "--recipe", recipe, "--json", *options)
@@ -29,7 +29,7 @@ def told(palindiff, recipe):
     return run
 
 
-def test_a_table_tells_every_section_and_writes_nothing(palindiff, recipe, tmp_path):
+def test_a_table_has_every_section_and_writes_nothing(palindiff, recipe, tmp_path):
     code, out, err = palindiff("estimate", "--recipe", recipe, "--images", 12, "--device-tflops", 0.5)
     assert code == 0, err
     names = {line.strip("│").split("│")[0].strip() for line in out.splitlines() if line.startswith("│")}
@@ -40,8 +40,8 @@ def test_a_table_tells_every_section_and_writes_nothing(palindiff, recipe, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["toy.yaml"]
 
 
-def test_json_tells_the_question_and_the_answer(told):
-    found = told()
+def test_json_holds_the_question_and_the_answer(estimated):
+    found = estimated()
     assert found["set"] == []
     assert (found["device"], found["processes"], found["device_tflops"], found["images"]) == ("gpu", 1, None, None)
     assert found["time"] is None
@@ -53,15 +53,15 @@ def test_json_tells_the_question_and_the_answer(told):
     )
 
 
-def test_options_change_what_they_say(told):
-    alone = told("--set", "machine.precision=bf16")
-    found = told("--set", "machine.precision=bf16", "--device", "cpu", "--processes", 2, "--images", 1000,
+def test_options_change_what_they_say(estimated):
+    alone = estimated("--set", "machine.precision=bf16")
+    found = estimated("--set", "machine.precision=bf16", "--device", "cpu", "--processes", 2, "--images", 1000,
                  "--device-tflops", 0.25)  # fmt: skip
     assert found["memory_bytes"]["activations"] != alone["memory_bytes"]["activations"]
     assert (alone["memory_bytes"]["exchange"], found["memory_bytes"]["exchange"] > 0) == (0, True)
     assert found["disk_bytes"]["total"] == 1000 * (found["disk_bytes"]["image"] + found["disk_bytes"]["caption"])
     assert found["time"]["step_s"] == pytest.approx(found["tflop"]["whole_step"] / 0.5)
-    assert told("--set", "unet.widths=[32]")["parameters"]["trained"] < alone["parameters"]["trained"]
+    assert estimated("--set", "unet.widths=[32]")["parameters"]["trained"] < alone["parameters"]["trained"]
 
 
 @pytest.mark.parametrize(
@@ -93,5 +93,5 @@ def test_what_cannot_be_is_refused(options, sentence, palindiff, recipe):
         (0.0, WORK_UNITS, "0.00 MFLOP"),
     ],
 )
-def test_a_number_is_told_in_its_unit(number, units, text):
+def test_a_number_is_written_in_its_unit(number, units, text):
     assert scaled(number, units) == text

@@ -61,7 +61,7 @@ def test_what_is_no_run_is_one_sentence_and_no_hub_name(tmp_path, palindiff, mon
         assert err.count("\n") == 1
 
 
-def test_a_dry_run_tells_what_would_be_measured_and_writes_nothing(tmp_path, palindiff, monkeypatch):
+def test_a_dry_run_prints_what_would_be_measured_and_writes_nothing(tmp_path, palindiff, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ("--data", "set", "--seed", 3, "--sheet", "sheet.png", "--dry-run")
     assert palindiff("evaluate-vae", *arguments)[:2] == (0, "model: bundled\ndata: set\nseed: 3\nsheet: sheet.png\n")

@@ -47,15 +47,15 @@ def test_the_folder_generates_as_the_base_and_export_gives_it_back(palindiff, in
     code, out, err = init()
     assert (code, err) == (0, "")
     start = tmp_path / "start"
-    assert out.splitlines()[-1] == f"written: {start}. It generates; train it before it names."
+    assert out.splitlines()[-1] == f"written: {start}. It generates images; train it before it names them."
     pipeline, base = (
         PalindiffPipeline.from_pretrained(start), StableDiffusionPipeline.from_pretrained(root / "sd1")
     )  # fmt: skip
     counts = {name: sum(each.numel() for each in getattr(pipeline, name).parameters()) for name in
               ("unet", "vae", "text_encoder", "query_stream")}  # fmt: skip
     new = {"query_stream": ", new"}
-    told = [f"{name}: {count:,} parameters{new.get(name, '')}" for name, count in counts.items()]
-    assert out.splitlines()[:-1] == told
+    printed = [f"{name}: {count:,} parameters{new.get(name, '')}" for name, count in counts.items()]
+    assert out.splitlines()[:-1] == printed
     assert pipeline.query_stream.config.fusion == "one_way"
     assert differing(pipeline, base) == []
     assert palindiff("export", "--model", start, "--output", tmp_path / "stock")[0] == 0
@@ -64,12 +64,12 @@ def test_the_folder_generates_as_the_base_and_export_gives_it_back(palindiff, in
     assert {path.name for path in tmp_path.iterdir()} == {"start", "stock"}
 
 
-def test_json_tells_the_same(init, root, tmp_path):
+def test_json_holds_the_same(init, root, tmp_path):
     code, out, _ = init("--json", "--seed", 3)
     assert code == 0
-    told = json.loads(out)
-    counts = told.pop("parameters")
-    assert told == {
+    document = json.loads(out)
+    counts = document.pop("parameters")
+    assert document == {
         "from": str(root / "sd1"), "text": str(root / "clip_1"), "output": str(tmp_path / "start"), "seed": 3
     }  # fmt: skip
     unet = load_file(root / "sd1" / "unet" / "diffusion_pytorch_model.safetensors")
@@ -125,12 +125,12 @@ def test_a_dry_run_loads_and_writes_nothing(palindiff, tmp_path, as_json):
     code, out, err = palindiff("init", *options, *SMALL, "--dry-run", *(["--json"] if as_json else []))
     assert (code, err) == (0, "")
     assert not list(tmp_path.iterdir())
-    told = json.loads(out) if as_json else dict(line.split(": ", 1) for line in out.splitlines())
-    assert told["from"] == "someone/generator"
-    assert told["text"] == "someone/clip"
-    assert told["output"] == str(tmp_path / "new" / "start")
-    assert "fusion='one_way'" in told["query_stream"]
-    assert "head_width=16" in told["query_stream"]
+    plan = json.loads(out) if as_json else dict(line.split(": ", 1) for line in out.splitlines())
+    assert plan["from"] == "someone/generator"
+    assert plan["text"] == "someone/clip"
+    assert plan["output"] == str(tmp_path / "new" / "start")
+    assert "fusion='one_way'" in plan["query_stream"]
+    assert "head_width=16" in plan["query_stream"]
 
 
 @pytest.mark.parametrize("options", [(), ("--dry-run",)])
@@ -152,21 +152,21 @@ def test_a_failure_leaves_nothing_behind(init, root, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "named"),
     [
         (("--recipe", "diffdis-cc4m"), "diffdis-cc3m"),
         (("--set", "query_stream.gama=1"), "gama"),
         (("--set", "query_stream.gamma=2"), "query_stream.gamma"),
     ],
 )
-def test_what_no_recipe_is_or_has_is_refused(init, tmp_path, options, told):
+def test_an_unknown_recipe_or_key_is_refused(init, tmp_path, options, named):
     code, _, err = init(*options)
     assert code == 2
-    assert told in err
+    assert named in err
     assert not list(tmp_path.iterdir())
 
 
-def test_base_clip_and_output_must_be_named(palindiff):
+def test_base_clip_and_output_are_required(palindiff):
     for options in ((), ("--from", "a", "--text", "b"), ("--from", "a", "--output", "c")):
         code, _, err = palindiff("init", *options)
         assert code == 2

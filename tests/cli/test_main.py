@@ -17,13 +17,13 @@ VERBS += [f"{group.name} {command.name}" for group in app.registered_groups
 
 def test_help_names_every_verb_with_what_it_does():
     result = CliRunner().invoke(app, ["--help"])
-    told = dict(line.split(maxsplit=1) for line in result.output.split("Commands:\n")[1].splitlines())
+    listed = dict(line.split(maxsplit=1) for line in result.output.split("Commands:\n")[1].splitlines())
     assert result.exit_code == 0
-    assert {"data", "train", "train-vae", "generate", "classify", "rank", "demo"} <= set(told)
+    assert {"data", "train", "train-vae", "generate", "classify", "rank", "demo"} <= set(listed)
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_tells_its_options_and_an_example(verb):
+def test_every_verb_s_help_has_its_options_and_an_example(verb):
     result = CliRunner().invoke(app, [*verb.split(), "--help"])
     assert result.exit_code == 0
     assert f"palindiff {verb}" in result.output.partition("xample")[2]
@@ -40,7 +40,7 @@ def test_no_arguments_print_the_help():
 
 
 def run_raising(error):
-    """Run a command that raises, through the same door as every verb."""
+    """Run a command that raises, as every verb is run."""
     command = typer.Typer(pretty_exceptions_enable=False)
 
     @command.command()
@@ -63,8 +63,8 @@ def test_a_known_error_is_one_line_and_exit_code_2(error, capsys):
     with pytest.raises(SystemExit) as stopped:
         run_raising(error("`x` is 3. Expected 4."))()
     assert stopped.value.code == 2
-    told = capsys.readouterr()
-    assert (told.out, told.err) == ("", "palindiff: `x` is 3. Expected 4.\n")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "palindiff: `x` is 3. Expected 4.\n")
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyError, AssertionError, TypeError])

@@ -22,14 +22,14 @@ def hub(monkeypatch, tmp_path):
         yield repositories, asked
 
 
-def test_a_dry_run_lists_the_files_and_the_head_of_the_card_and_asks_nobody(palindiff, root, hub):
+def test_a_dry_run_lists_the_files_and_the_head_of_the_card_without_a_request(palindiff, root, hub):
     code, out, err = palindiff("push", "--model", root / "checkpoint", "--to", "me/toy", "--private", "--dry-run")
     assert (code, err) == (0, "")
-    told, head = out.split("head of the card:\n")
+    listed, head = out.split("head of the card:\n")
     for path in (root / "checkpoint").rglob("*"):
         if path.is_file():
-            assert f"  {path.relative_to(root / 'checkpoint')}, {path.stat().st_size:,} bytes\n" in told
-    assert told.startswith("to: me/toy\nprivate: True\nfiles:\n")
+            assert f"  {path.relative_to(root / 'checkpoint')}, {path.stat().st_size:,} bytes\n" in listed
+    assert listed.startswith("to: me/toy\nprivate: True\nfiles:\n")
     assert yaml.safe_load(head)["datasets"] == ["somebody/images"]
     assert hub == ({}, [])
 
@@ -57,7 +57,7 @@ def test_a_refusal_of_the_hub_is_one_line(palindiff, root, hub):
     assert err.count("\n") == 1
 
 
-def test_without_a_network_the_same_is_told(palindiff, root, hub, monkeypatch):
+def test_without_a_network_the_error_is_one_line(palindiff, root, hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     code, _, err = palindiff("push", "--model", root / "checkpoint", "--to", "me/toy")
     assert code == 2

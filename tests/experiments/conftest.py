@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from palindiff.data.emoji import STYLES
-from palindiff.experiments.emoji_protocol import Trained, embed_unseen
+from palindiff.experiments.emoji_protocol import EvaluatedModel, embed_unseen
 from palindiff.training.recipes.build_models import build_models
 from toys.emoji import write_emoji_set
 from toys.recipe import toy_recipe
@@ -21,7 +21,7 @@ def model(toy_parts):
     pipeline = build_models(recipe, recipe.loop.seed)
     with torch.no_grad():  # as if trained: or all images would be named alike
         pipeline.query_stream.predictor.weight *= 10
-    return Trained("bundled", pipeline, steps=1234, seconds=567.8)
+    return EvaluatedModel("bundled", pipeline, steps=1234, seconds=567.8)
 
 
 @pytest.fixture(scope="session")

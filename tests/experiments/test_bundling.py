@@ -1,11 +1,11 @@
-"""shipping.py: what ships is the run's own weights as fp16, with log, recipe and card; too much is refused."""
+"""bundling.py: a bundled checkpoint holds the run's weights as fp16, with log, recipe and card."""
 
 import json
 
 import pytest
 import torch
 
-from palindiff.experiments import shipping
+from palindiff.experiments import bundling
 from palindiff.models.query_stream import QueryStream
 from palindiff.models.text_diffusion import text_diffusion_scheduler
 from toys.models import toy_stream, toy_unet, toy_vae
@@ -29,8 +29,8 @@ def run(tmp_path):
     return folder
 
 
-def test_emoji_ships_the_run_s_weights_as_fp16_with_log_recipe_and_card(run, tmp_path):
-    target = shipping.ship("emoji", run, tmp_path / "checkpoints")
+def test_emoji_is_the_run_s_weights_as_fp16_with_log_recipe_and_card(run, tmp_path):
+    target = bundling.bundle("emoji", run, tmp_path / "checkpoints")
     assert {path.name for path in target.iterdir()} == {
         "unet", "query_stream", "scheduler", "query_scheduler", "log.jsonl", "recipe.yaml", "README.md",
     }  # fmt: skip
@@ -40,44 +40,47 @@ def test_emoji_ships_the_run_s_weights_as_fp16_with_log_recipe_and_card(run, tmp
     assert str(tmp_path) not in (target / "unet" / "config.json").read_text()
     card = (target / "README.md").read_text()
     assert "100 steps in 1.0 hours" in card
+    assert "license: cc-by-sa-4.0" in card
     assert "CC BY 4.0" in card
     assert "CC BY-SA 4.0" in card
     assert (target / "log.jsonl").read_text() == (run / "log.jsonl").read_text()
 
 
-def test_vae_ships_and_a_later_version_replaces_it(run, tmp_path):
-    shipping.ship("vae-emoji", run, tmp_path / "checkpoints")
+def test_a_later_vae_replaces_the_bundled_one(run, tmp_path):
+    bundling.bundle("vae-emoji", run, tmp_path / "checkpoints")
     (run / "log.jsonl").write_text('{"step": 7}\n')
     (run / "recipe.yaml").write_text("loop: {num_steps: 7}\n")
-    target = shipping.ship("vae-emoji", run, tmp_path / "checkpoints")
+    target = bundling.bundle("vae-emoji", run, tmp_path / "checkpoints")
     assert (target / "log.jsonl").read_text() == '{"step": 7}\n'
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["vae-emoji"]
 
 
 def test_too_large_or_unfinished_is_refused_and_leaves_the_old_version(run, tmp_path, monkeypatch):
     checkpoints = tmp_path / "checkpoints"
-    shipping.ship("vae-emoji", run, checkpoints)
-    monkeypatch.setitem(shipping.MAX_BYTES, "vae-emoji", 1000)
+    bundling.bundle("vae-emoji", run, checkpoints)
+    monkeypatch.setitem(bundling.MAX_BYTES, "vae-emoji", 1000)
     with pytest.raises(ValueError, match=r"`vae-emoji` take [\d,]+ bytes. Expected at most 1,000"):
-        shipping.ship("vae-emoji", run, checkpoints)
+        bundling.bundle("vae-emoji", run, checkpoints)
     assert [path.name for path in checkpoints.iterdir()] == ["vae-emoji"]
     with pytest.raises(FileNotFoundError, match=r"holds no `checkpoint` and no `latest`"):
-        shipping.ship("emoji", tmp_path, checkpoints)
+        bundling.bundle("emoji", tmp_path, checkpoints)
 
 
-def test_a_run_that_is_not_at_its_end_ships_its_last_look_with_the_log_up_to_there(run, tmp_path):
+def test_an_unfinished_run_is_bundled_at_its_last_evaluation_with_the_log_up_to_there(run, tmp_path):
     (run / "checkpoint").rename(run / "latest")
     lines = [{"step": 50, "elapsed_s": 1800.0}, {"step": 50, "evaluation_s": 3.0}, {"step": 90, "elapsed_s": 3000.0}]
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    target = shipping.ship("emoji", run, tmp_path / "checkpoints")
+    target = bundling.bundle("emoji", run, tmp_path / "checkpoints")
     assert "50 steps in 0.5 hours" in (target / "README.md").read_text()
     assert (target / "log.jsonl").read_text().count("\n") == 2
 
 
 def test_weights_without_the_log_and_recipe_that_made_them_are_refused(run, tmp_path):
     (run / "recipe.yaml").write_text("loop: {num_steps: 50}\n")
-    with pytest.raises(ValueError, match=r"a log of 100 steps and a recipe of 50\. Expected a run"):
-        shipping.ship("vae-emoji", run, tmp_path / "checkpoints")
+    with pytest.raises(
+        ValueError, match=r"a log of 100 steps and a recipe of 50\. Expected the log of a finished run"
+    ):
+        bundling.bundle("vae-emoji", run, tmp_path / "checkpoints")
 
 
 def test_a_model_of_another_vae_is_refused(run, tmp_path):
@@ -85,10 +88,10 @@ def test_a_model_of_another_vae_is_refused(run, tmp_path):
     with torch.no_grad():
         vae.quant_conv.weight += 1
     vae.save_pretrained(tmp_path / "checkpoints" / "vae-emoji")
-    with pytest.raises(ValueError, match=r"is not the VAE in .*Ship that VAE first"):
-        shipping.ship("emoji", run, tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match=r"is not the VAE in .*Run this for that VAE first"):
+        bundling.bundle("emoji", run, tmp_path / "checkpoints")
 
 
-def test_nothing_ships_under_an_unknown_name(run, tmp_path):
-    with pytest.raises(ValueError, match=r"Nothing called `emojis` ships\. Expected one of: emoji, vae-emoji"):
-        shipping.ship("emojis", run, tmp_path / "checkpoints")
+def test_an_unknown_name_is_refused(run, tmp_path):
+    with pytest.raises(ValueError, match=r"No checkpoint `emojis` is bundled\. Expected one of: emoji, vae-emoji"):
+        bundling.bundle("emojis", run, tmp_path / "checkpoints")

@@ -1,4 +1,4 @@
-"""demo.py: one page from a model that ships or is trained now, a budget of minutes, and a file of results."""
+"""demo.py: one page from a model that is bundled or trained now, a budget of minutes, and a file of results."""
 
 import importlib.util
 
@@ -7,7 +7,7 @@ import yaml
 from accelerate.state import AcceleratorState
 
 from palindiff.evaluation.results import read_results
-from palindiff.experiments import demo, emoji_protocol, showing
+from palindiff.experiments import demo, demo_sections, emoji_protocol
 from palindiff.experiments.demo import (
     SHARE_OF_TIME_FOR_STEPS,
     DemoOptions,
@@ -23,12 +23,16 @@ from toys.demo import BUNDLED_LOG, write_bundled, write_timed_recipe
 from toys.emoji import SCRIPT
 from toys.page import assert_self_contained
 
-SECTIONS = ["From words to images", "From an image to its name", "Search among concepts never seen",
-            "The two chains, walking", "How it was trained"]  # fmt: skip
+SECTIONS = ["Text-to-image generation", "Zero-shot naming", "Image-text retrieval", "Denoising step by step",
+            "Training curves"]  # fmt: skip
 
 
-def silent(told):
-    """Progress nobody."""
+def silent(message):
+    """Report nothing."""
+
+
+def lead(page):
+    return " ".join(page.of("p")[0].split())
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +40,8 @@ def _toy(monkeypatch, toy_parts, tmp_path):
     """Train a toy recipe where the demo trains its own, and generate little."""
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(demo, "TRAINED_RECIPE", write_timed_recipe(tmp_path / "quick.yaml", toy_parts))
-    monkeypatch.setattr(showing, "FREE_WORDING", ("a red <circle>",))
-    monkeypatch.setattr(showing, "NUM_GENERATED", 2)
+    monkeypatch.setattr(demo_sections, "FREE_WORDING", ("a red <circle>",))
+    monkeypatch.setattr(demo_sections, "NUM_GENERATED", 2)
     monkeypatch.setattr(emoji_protocol, "NUM_GENERATED", 2)
     monkeypatch.setattr(emoji_protocol, "GENERATION_STEPS", 2)
 
@@ -56,13 +60,13 @@ def options(tmp_path, emoji_dir, **given):
 
 
 def test_a_trained_model_makes_a_page_of_five_sections_and_a_file_of_results(emoji_dir, tmp_path):
-    told, results = [], tmp_path / "results" / "demo.json"
+    reported, results = [], tmp_path / "results" / "demo.json"
     asked = options(tmp_path, emoji_dir, minutes=0.003, seed=5, results=results)
-    assert run_demo(asked, "palindiff demo --train", told.append) == tmp_path / "demo" / "index.html"
+    assert run_demo(asked, "palindiff demo --train", reported.append) == tmp_path / "demo" / "index.html"
     page = assert_self_contained((tmp_path / "demo" / "index.html").read_text(encoding="utf-8"))
     assert page.of("h2") == SECTIONS
     steps = yaml.safe_load((tmp_path / "demo" / "run" / "recipe.yaml").read_text())["loop"]["num_steps"]
-    assert page.of("p")[0].startswith(f"One network, trained just now: {steps} steps, 0 minutes of training.")
+    assert lead(page).startswith(f"One diffusion network, trained just now: {steps} steps, 0 minutes of training.")
     assert f"flat tl{SCRIPT}" in page.of("td")
     assert (tmp_path / "demo" / "run" / "checkpoint" / "model_index.json").exists()
     found = read_results(results)
@@ -71,24 +75,24 @@ def test_a_trained_model_makes_a_page_of_five_sections_and_a_file_of_results(emo
     assert {row["model"] for row in found.rows} == {"trained"}
     assert {row["steps"] for row in found.rows} == {steps}
     assert len(found.rows) == 2 * 6 + 4 * 3  # naming both ways, generation seen and unseen, at three k in two styles
-    assert [line.split(" ")[0] for line in told[:4]] == ["computing", "training", "reading", "generation"]
+    assert [line.split(" ")[0] for line in reported[:4]] == ["computing", "training", "naming", "generating"]
 
 
 def test_the_bundled_model_makes_the_page_with_its_own_log(bundled_base, emoji_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(bundled, "CHECKPOINTS", bundled_base)
     model, log = bundled_model()
     assert (model.name, model.steps, model.seconds, log) == ("bundled", 500, 1200.0, BUNDLED_LOG)
-    told = []
-    target = run_demo(options(tmp_path, emoji_dir), "palindiff demo", told.append)
+    reported = []
+    target = run_demo(options(tmp_path, emoji_dir), "palindiff demo", reported.append)
     page = assert_self_contained(target.read_text(encoding="utf-8"))
     assert page.of("h2") == SECTIONS
-    assert page.of("p")[0].startswith("One network, bundled with the package: 500 steps, 20 minutes of training.")
-    assert told == ["reading unseen images", "generation the page"]
+    assert lead(page).startswith("One diffusion network, bundled with the package: 500 steps, 20 minutes of training.")
+    assert reported == ["naming unseen images", "writing the page"]
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["index.html"]
 
 
 def test_minutes_become_steps_by_the_time_of_a_step(emoji_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "seconds_per_step", lambda recipe, run: 0.5)
+    monkeypatch.setattr(demo, "seconds_per_step", lambda overrides: 0.5)
     recipe = timed_recipe(options(tmp_path, emoji_dir, minutes=2.0, seed=9), tmp_path / "run", silent)
     assert recipe.loop.num_steps == int(120 * SHARE_OF_TIME_FOR_STEPS / 0.5)
     assert recipe.optimizer.decay_steps == recipe.loop.num_steps // 3
@@ -108,11 +112,11 @@ def test_a_begun_run_keeps_its_number_of_steps(emoji_dir, tmp_path, monkeypatch)
     run = tmp_path / "run"
     begun = timed_recipe(options(tmp_path, emoji_dir, minutes=0.01), run, silent)
     prepare_run_dir(begun, run, "begun")
-    monkeypatch.setattr(demo, "seconds_per_step", lambda recipe, run: pytest.fail("a begun run is not timed again"))
+    monkeypatch.setattr(demo, "seconds_per_step", lambda overrides: pytest.fail("a begun run is not timed again"))
     assert timed_recipe(options(tmp_path, emoji_dir, minutes=50.0), run, silent) == begun
 
 
-def test_the_same_call_goes_on_with_a_run_and_another_seed_is_refused(emoji_dir, tmp_path):
+def test_the_same_call_resumes_a_run_and_another_seed_is_refused(emoji_dir, tmp_path):
     asked = options(tmp_path, emoji_dir, minutes=0.002)
     first, log = train_now(asked, silent)
     again, log_again = train_now(asked, silent)
@@ -148,13 +152,13 @@ def test_rows_of_the_other_model_are_kept_and_one_s_own_replaced(emoji_dir, tmp_
 
 
 def test_the_emoji_set_is_drawn_where_it_is_absent(tmp_path, emoji_dir, monkeypatch):
-    """Drawing all takes half a minute, so what draws is stopped at its first word."""
+    """Drawing all takes half a minute, so what draws is stopped at its first call."""
 
     def refuse(folder):
         raise InterruptedError(str(folder))
 
     monkeypatch.setattr(demo, "build_emoji_set", refuse)
-    told = []
+    reported = []
     with pytest.raises(InterruptedError, match="absent"):
-        run_demo(options(tmp_path, emoji_dir, data_dir=tmp_path / "absent"), "palindiff demo", told.append)
-    assert told == ["drawing the emoji set"]
+        run_demo(options(tmp_path, emoji_dir, data_dir=tmp_path / "absent"), "palindiff demo", reported.append)
+    assert reported == ["drawing the emoji set"]

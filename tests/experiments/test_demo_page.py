@@ -1,93 +1,114 @@
-"""page.py: every text stays text, every tag is closed, every image is inside."""
+"""demo_page.py: every text stays text, every tag is closed, every image is inside."""
 
 import base64
 import html
 import io
 import re
+from types import SimpleNamespace
 
 import pytest
+from jinja2 import UndefinedError
 from PIL import Image, ImageChops
 
-from palindiff.experiments.demo_page import figures, heading, html_table, img_tag, names, note, page, table
+from palindiff.experiments.demo_page import Figure, RankedName, page, png_uri
 from toys.page import Page, assert_self_contained
 
 SCRIPT = "<script>alert('a')</script> & \"b\""
 RED = Image.new("RGB", (5, 4), "red")
+SECTIONS = ["Text-to-image generation", "Zero-shot naming", "Image-text retrieval", "Denoising step by step",
+            "Training curves"]  # fmt: skip
+
+
+def content(**given):
+    """All that the template takes."""
+    ranked = [RankedName("a", 0.5, False), RankedName("b", 0.25, True)]
+    return {
+        "model": SimpleNamespace(name="bundled", steps=12345, seconds=600.0),
+        "generation_steps": 30, "guidance_scale": "4",
+        "generated": {"one": [Figure(RED, "red")], "two": [Figure(RED, "crimson")]},
+        "num_concepts": 12,
+        "named": [(Figure(RED, "apple", "a flat emoji of apple"), ranked)],
+        "retrieved": [("a query", [Figure(RED, "0.90", "first"), Figure(RED, "0.10", "second", True)])],
+        "recall": [{"style": "flat", "direction": "image_to_text", "k": 10, "recall": 0.4251, "chance": 1.0,
+                    "shuffled": 0.05, "n": 12}],
+        "denoised_caption": "heart", "denoised": [Figure(RED, "t = 5", "heart, at t = 5")],
+        "naming": {"image": Figure(RED, "apple", "an apple"),
+                   "steps": [{"t": 999, "noisy": (ranked[:1], 7), "predicted": (ranked, 2)}]},
+        "plots": ["<svg><text>plotted</text></svg>"],
+    } | given  # fmt: skip
 
 
 def test_a_page_is_well_formed_and_asks_for_nothing():
-    body = note("n") + heading("h") + figures([RED, RED], ["a", "b"]) + table([{"k": 1}], {"k": "K"})
-    read = assert_self_contained(page("title", "<p>lead</p>", [("one", body), ("two", "<p>text</p>")]))
-    assert read.of("h1") == read.of("title") == ["title"]
-    assert read.of("h2") == ["one", "two"]
-    assert read.of("p") == ["lead", "n", "text"]
-    assert len(read.references) == 2
+    read = assert_self_contained(page(content()))
+    assert read.of("h1") == read.of("title") == ["palindiff"]
+    assert read.of("h2") == SECTIONS
+    assert read.of("h3") == ["one", "two", "a query", "Generating “heart”", "Naming this image"]
+    assert read.of("text") == ["plotted"]
+    assert len(read.references) == 7
+    assert "12,345 steps, 10 minutes of training" in " ".join(read.of("p")[0].split())
 
 
 @pytest.mark.parametrize(
-    "make",
+    "given",
     [
-        lambda text: page(text, "", []),
-        lambda text: page("title", "", [(text, "")]),
-        note,
-        heading,
-        lambda text: figures([RED], [text]),
-        lambda text: figures([RED], ["a"], "row", alts=[text]) + note(text),
-        lambda text: table([{"k": text}], {"k": "K"}),
-        lambda text: table([{"k": 1}], {"k": text}),
-        lambda text: html_table([text], [["<b>cell</b>"]]),
-        lambda text: names([(text, 0.5)], "other"),
+        {"generated": {SCRIPT: [Figure(RED, "red")]}},
+        {"generated": {"one": [Figure(RED, SCRIPT)]}},
+        {"named": [(Figure(RED, SCRIPT, SCRIPT), [])]},
+        {"named": [(Figure(RED, "a"), [RankedName(SCRIPT, 0.5, False)])]},
+        {"retrieved": [(SCRIPT, [Figure(RED, "0.5", SCRIPT)])]},
+        {"recall": [dict.fromkeys(("direction", "k", "recall", "chance", "shuffled", "n"), 0) | {"style": SCRIPT}]},
+        {"naming": {"image": Figure(RED, "a", "b"), "steps": [{"t": SCRIPT, "noisy": ([], 1), "predicted": ([], 1)}]}},
     ],
-)
-def test_text_never_becomes_a_tag(make):
-    html = make(SCRIPT)
-    assert "script" not in Page(html).tags
-    assert SCRIPT in [text for _, text in Page(f"<div>{html}</div>").texts]
+)  # fmt: skip
+def test_text_never_becomes_a_tag(given):
+    read = Page(page(content(**given)))
+    assert "script" not in read.tags
+    assert SCRIPT in [text.removeprefix("t = ") for _, text in read.texts]
 
 
 def alts_of(written):
-    """What stands for each image where it is not seen; raises if an image has nothing."""
+    """The alternative text of each image; raises if an image has none."""
     alts = re.findall(r'<img alt="([^"]+)" src=', written)
     assert len(alts) == written.count("<img")
     return [html.unescape(alt) for alt in alts]
 
 
-def test_every_image_tells_who_does_not_see_it_what_it_is():
-    assert alts_of(img_tag(RED, SCRIPT)) == [SCRIPT]
-    assert alts_of(figures([RED, RED], ["a", SCRIPT])) == ["a", SCRIPT]
-    assert alts_of(figures([RED, RED], ["0.9", "0.1"], "row", 1, ["a", SCRIPT])) == ["a", SCRIPT]
-    assert "script" not in Page(img_tag(RED, f'"><img>{SCRIPT}')).tags
+def test_every_image_has_an_alternative_text():
+    assert alts_of(page(content())) == [
+        "red", "crimson", "a flat emoji of apple", "first", "second", "heart, at t = 5", "an apple"
+    ]  # fmt: skip
+    assert alts_of(page(content(generated={"one": [Figure(RED, f'"><img>{SCRIPT}')]})))[0] == f'"><img>{SCRIPT}'
 
 
 def test_an_image_is_inside_without_loss():
     drawn = Image.effect_noise((9, 7), 50).convert("RGB")
-    (reference,) = Page(img_tag(drawn, "noise")).references
-    read = Image.open(io.BytesIO(base64.b64decode(reference.removeprefix("data:image/png;base64,"))))
+    read = Image.open(io.BytesIO(base64.b64decode(png_uri(drawn).removeprefix("data:image/png;base64,"))))
     assert ImageChops.difference(read, drawn).getbbox() is None
 
 
-def test_the_right_answer_is_marked_and_no_other():
-    assert Page(figures([RED] * 3, ["a", "b", "a"], "row", right=1)).marked == ["✓ b"]
-    assert Page(figures([RED] * 3, ["a", "b", "c"])).marked == []
-    assert Page(f"<div>{names([('a', 0.5), ('b', 0.25)], 'b')}</div>").marked == ["✓ b", "0.25"]
-    assert Page(figures([RED], [SCRIPT], "row", right=0)).marked == [f"✓ {SCRIPT}"]
-    assert Page(f"<div>{names([(SCRIPT, 0.5)], SCRIPT)}</div>").marked == [f"✓ {SCRIPT}", "0.50"]
+def test_the_right_answers_are_marked_and_no_other():
+    assert Page(page(content())).marked == ["✓ b", "0.25", "✓ 0.10", "✓ b", "0.25"]
 
 
-def test_as_many_captions_as_images_are_expected():
-    with pytest.raises(ValueError, match="shorter"):
-        figures([RED, RED], ["a"])
-    with pytest.raises(ValueError, match="shorter"):
-        figures([RED, RED], ["a", "b"], alts=["a"])
+def test_the_table_shows_shares_in_percent_and_counts_as_they_are():
+    read = Page(page(content()))
+    assert read.of("td")[-8:-1] == ["flat", "image to text", "10", "42.5 %", "100.0 %", "5.0 %", "12"]
+    assert [text for text in read.of("small") if "rank" in text] == [
+        f"rank of the right name: {rank}" for rank in (7, 2)
+    ]
 
 
-def test_a_table_shows_shares_in_percent_and_counts_as_they_are():
-    rows = [{"style": "flat", "k": 10, "recall": 0.4251, "left out": 1}, {"style": None, "k": 1, "recall": 1.0}]
-    read = Page(table(rows, {"style": "Style", "recall": "Recall", "k": "K"}))
-    assert read.of("th") == ["Style", "Recall", "K"]
-    assert read.of("td") == ["flat", "42.5 %", "10", "None", "100.0 %", "1"]
+def test_heads_of_tables_are_column_heads():
+    written = page(content())
+    assert written.count('<th scope="col">') == Page(written).tags.count("th") == 3 + 7 + 3
 
 
-def test_heads_of_tables_say_that_they_stand_over_columns():
-    for written in (table([{"k": 1, "n": 2}], {"k": "K", "n": "N"}), html_table(["K", "N"], [["1", "2"]])):
-        assert written.count('<th scope="col">') == Page(written).tags.count("th") == 2
+def test_a_page_without_plots_names_the_extra():
+    assert "pip install 'palindiff[plots]'" in Page(page(content(plots=[]))).of("code")
+
+
+def test_missing_content_is_refused():
+    given = content()
+    del given["recall"]
+    with pytest.raises(UndefinedError, match="recall"):
+        page(given)

@@ -1,174 +1,154 @@
-"""showing.py: what stands on the page is what the model says, evenly chosen, in the order told."""
+"""demo_sections.py: what the page shows is what the model gives, for captions and images that nobody picked."""
 
-import base64
-import html as markup
-import io
-import re
+import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from palindiff.data.emoji import STYLES
 from palindiff.data.images import decode_image
 from palindiff.experiments.demo_sections import (
-    CHAIN_CAPTION,
     FREE_WORDING,
-    NUM_STRIP_STEPS,
-    chains,
-    generation_chain,
-    generations,
-    named,
-    search,
+    NUM_DENOISING_STEPS,
+    PLOTS,
+    denoised_images,
+    generated_images,
+    named_images,
+    naming_steps,
+    retrieved_images,
     training_curves,
 )
-from palindiff.experiments.emoji_protocol import concept_images, evenly, naming_rows
+from palindiff.experiments.emoji_protocol import concept_images, evenly
 from palindiff.inference.defaults import GENERATION_STEPS
 from palindiff.inference.generation import generate_images
 from toys.emoji import SCRIPT
 from toys.page import Page
 
 
-def read(html):
-    return Page(f"<div>{html}</div>")
-
-
 def pixels(image):
     return np.asarray(image).astype(int)
 
 
-def shown(page, number):
-    """An image of the page, as pixels."""
-    data = page.references[number].removeprefix("data:image/png;base64,")
-    return pixels(Image.open(io.BytesIO(base64.b64decode(data))))
-
-
-def alts(html):
-    """What the page tells of each image."""
-    return [markup.unescape(alt) for alt in re.findall(r'<img alt="([^"]*)"', html)]
+def image_of(concepts, i):
+    return pixels(decode_image(concepts.rows[i].source))
 
 
 @pytest.fixture(scope="module")
-def generated_section(model, emoji_dir):
-    heading, html = generations(model.pipeline, emoji_dir, seed=3)
-    assert heading == "From words to images"
-    return read(html)
+def generated(model, emoji_dir):
+    return generated_images(model.pipeline, emoji_dir, seed=3)
 
 
-def test_generations_are_of_evenly_spread_unseen_concepts_compositions_and_free_wording(generated_section, emoji_dir):
+def test_generated_captions_are_evenly_spread_over_each_split_and_free_wording(generated, emoji_dir):
     spread = {
         split: [row.captions[0] for style in STYLES for row in evenly(concept_images(emoji_dir, split, style), 8)]
         for split in ("test", "train")
     }
     compositions = ["flat ca", "flat ca x", "flat cb", "flat cc"]
     compositions += [caption.replace("flat", "outlined") for caption in compositions]
-    assert generated_section.of("figcaption") == [*spread["test"], *compositions, *FREE_WORDING, *spread["train"]]
-    assert [text.split(",")[0].split(":")[0] for text in generated_section.of("h3")] == [
-        "Concepts never seen in training", "Concepts seen", "Free wording", "For comparison"
-    ]  # fmt: skip
-    assert f"flat tl{SCRIPT}" in generated_section.of("figcaption")
-    assert len(generated_section.references) == 16 + 8 + 8 + 16
+    assert {title.split(",")[0].split(":")[0]: [figure.caption for figure in group]
+            for title, group in generated.items()} == {
+        "Concepts not in training": spread["test"], "Concepts in training": compositions,
+        "Free wording": list(FREE_WORDING), "For comparison": spread["train"],
+    }  # fmt: skip
+    assert f"flat tl{SCRIPT}" in spread["test"]
+    assert [len(group) for group in generated.values()] == [16, 8, 8, 16]
 
 
 @pytest.mark.parametrize("number", [0, 17, 47])
-def test_each_generation_has_the_seed_of_its_place(generated_section, model, number):
-    caption = generated_section.of("figcaption")[number]
-    (alone,) = generate_images(model.pipeline, [caption], [3 + number], guidance_scale=4.0)
-    assert abs(shown(generated_section, number) - pixels(alone)).max() <= 1  # of 255: another batch, rounded
+def test_each_generated_image_has_the_seed_of_its_place(generated, model, number):
+    figure = [figure for group in generated.values() for figure in group][number]
+    (alone,) = generate_images(model.pipeline, [figure.caption], [3 + number], guidance_scale=4.0)
+    assert abs(pixels(figure.image) - pixels(alone)).max() <= 1  # of 255: another batch, rounded
     assert np.ptp(pixels(alone)) > 20
 
 
-def test_names_are_the_best_of_all_unseen_concepts_and_the_right_one_is_bold(embedded):
-    heading, html = named(embedded)
-    page = read(html)
-    assert heading == "From an image to its name"
-    assert len(page.references) == page.tags.count("tr") - 1 == 2 * 8
-    places, first = [0, 2, 3, 5, 6, 8, 9, 11], embedded[0]
-    for number, place in enumerate(places):
-        assert (shown(page, number) == pixels(decode_image(first.rows[place].source))).all()
-    texts = [text for within, text in page.texts if within in ("td", "span", "small")]
-    best = first.scores[0].topk(5)
-    told = [each for i, score in zip(best.indices, best.values, strict=True)
-            for each in ("✓ " * (int(i) == 0) + first.captions[int(i)], f"{float(score):.2f}")]  # fmt: skip
-    assert texts[:11] == [first.captions[0], *told]
-    ranks = [int((each.scores[place] > each.scores[place, place]).sum()) for each in embedded for place in places]
-    assert len(page.marked) == 2 * sum(rank < 5 for rank in ranks)  # a name and its score
-    assert alts(html) == [each.captions[place] for each in embedded for place in places]
-    assert "Unseen images, evenly spread; the best 5 of 12 names" in page.of("p")[0]
-    assert page.of("td").count(f"flat tl{SCRIPT}") >= 1  # text, in the column of what it is
-    assert "script" not in page.tags
+def test_names_are_the_best_of_all_unseen_concepts_and_the_right_one_is_marked(embedded):
+    places = [0, 2, 3, 5, 6, 8, 9, 11]
+    for concepts in embedded:
+        named = named_images(concepts)
+        assert [figure.alt for figure, _ in named] == [concepts.captions[i] for i in places]
+        for i, (figure, ranked) in zip(places, named, strict=True):
+            assert (pixels(figure.image) == image_of(concepts, i)).all()
+            best = concepts.scores[i].topk(5)
+            assert [each.name for each in ranked] == [concepts.captions[j] for j in best.indices]
+            assert [each.score for each in ranked] == best.values.tolist()
+            assert [each.is_right for each in ranked] == [int(j) == i for j in best.indices]
+        ranks = [int((concepts.scores[i] > concepts.scores[i, i]).sum()) for i in places]
+        assert sum(each.is_right for _, ranked in named for each in ranked) == sum(rank < 5 for rank in ranks)
 
 
-def test_search_shows_the_best_images_of_a_caption_and_marks_the_right_one(model, embedded):
-    rows = [row for each in embedded for row in naming_rows(model, each)]
-    heading, html = search(embedded, rows)
-    page = read(html)
-    assert heading == "Search among concepts never seen"
+def test_the_caption_of_a_named_image_is_without_its_style(embedded):
+    concepts = embedded[0]
+    named = named_images(concepts)
+    assert {figure.caption for figure, _ in named} <= set(
+        concepts.captions
+    )  # the toy set's captions have no "emoji of"
+    changed = [f"a flat emoji of {caption}" for caption in concepts.captions]
+    other = type(concepts)(concepts.style, concepts.rows, changed, concepts.e_0_hat, concepts.e)
+    assert [figure.caption for figure, _ in named_images(other)] == [figure.caption for figure, _ in named]
+
+
+def test_retrieval_shows_the_best_images_of_a_caption_and_marks_the_right_one(embedded):
     places = [1, 5, 8, 11]
-    assert page.of("h3") == [each.captions[place] for each in embedded for place in places]
-    first = embedded[0]
-    for number, place in enumerate(places):
-        best = first.scores[:, place].topk(5)
-        for i, found in enumerate(best.indices.tolist()):
-            assert (shown(page, 5 * number + i) == pixels(decode_image(first.rows[found].source))).all()
-        assert page.of("figcaption")[5 * number : 5 * number + 5] == [
-            "✓ " * (i == places[number]) + f"{score:.2f}"
-            for i, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
-        assert alts(html)[5 * number : 5 * number + 5] == [first.captions[i] for i in best.indices]
-    ranks = [int((each.scores[:, place] > each.scores[place, place]).sum()) for each in embedded for place in places]
-    assert len(page.marked) == sum(rank < 5 for rank in ranks)
-    cells = page.of("td")
-    assert len(cells) == 7 * len(rows)
-    assert cells[:7] == ["flat", "image to text", "1", f"{100 * rows[0]['recall']:.1f} %", "8.3 %",
-                         f"{100 * rows[0]['shuffled']:.1f} %", "12"]  # fmt: skip
+    for concepts in embedded:
+        retrieved = retrieved_images(concepts)
+        assert [caption for caption, _ in retrieved] == [concepts.captions[i] for i in places]
+        for i, (_, found) in zip(places, retrieved, strict=True):
+            best = concepts.scores[:, i].topk(5)
+            for figure, j, score in zip(found, best.indices.tolist(), best.values.tolist(), strict=True):
+                assert (pixels(figure.image) == image_of(concepts, j)).all()
+                assert figure[1:] == (f"{score:.2f}", concepts.captions[j], j == i)
 
 
-def test_the_generation_chain_goes_from_noise_to_the_generation(model):
-    steps = generation_chain(model.pipeline, "flat ta", seed=5)
-    times = [t for t, _ in steps]
-    assert len(steps) == NUM_STRIP_STEPS
+def test_denoised_images_go_from_noise_to_the_generated_image(model):
+    figures = denoised_images(model.pipeline, "flat ta", seed=5)
+    times = [int(figure.caption.removeprefix("t = ")) for figure in figures]
+    assert [figure.alt for figure in figures] == [f"flat ta, at t = {t}" for t in times]
+    assert len(figures) == NUM_DENOISING_STEPS
     assert times == sorted(times, reverse=True)
     model.pipeline.scheduler.set_timesteps(GENERATION_STEPS)
     assert (times[0], times[-1]) == (999, int(model.pipeline.scheduler.timesteps[-1]))
-    (generation,) = generate_images(model.pipeline, ["flat ta"], [5], guidance_scale=4.0)
-    assert abs(pixels(steps[-1][1]) - pixels(generation)).max() <= 1  # of 255, rounded
-    assert abs(pixels(steps[0][1]) - pixels(generation)).max() > 20
+    (generated,) = generate_images(model.pipeline, ["flat ta"], [5], guidance_scale=4.0)
+    assert abs(pixels(figures[-1].image) - pixels(generated)).max() <= 1  # of 255, rounded
+    assert abs(pixels(figures[0].image) - pixels(generated)).max() > 20
 
 
-def test_both_chains_are_shown_step_by_step(model, embedded):
-    heading, html = chains(model.pipeline, embedded[0], seed=0)
-    page = read(html)
-    assert heading == "The two chains, walking"
-    assert page.of("h3")[0] == f"Generation “{CHAIN_CAPTION}”"
-    assert [text.startswith("t = ") for text in page.of("figcaption")] == [True] * NUM_STRIP_STEPS
-    assert page.of("td")[0] == "t = 999"
-    times = page.of("figcaption")
-    assert alts(html) == [*(f"{CHAIN_CAPTION}, at {t}" for t in times), embedded[0].captions[6]]
-    walked = list(model.pipeline.denoise_query([embedded[0].rows[6].source], 8, 1.0))
-    assert [text for text in page.of("td") if text.startswith("t = ")] == [f"t = {step.t_e}" for step in walked]
-    ranks = [text for text in page.of("small") if text.startswith("the right name is number")]
-    assert len(ranks) == 2 * len(walked)
-    scores = walked[-1].e_0_hat[0] @ embedded[0].e.T
-    assert ranks[-1] == f"the right name is number {1 + int((scores > scores[6]).sum())}"
+def test_naming_is_shown_step_by_step(model, embedded):
+    concepts = embedded[0]
+    shown = naming_steps(model.pipeline, concepts)
+    assert shown["image"].alt == concepts.captions[6]
+    expected = list(model.pipeline.denoise_query([concepts.rows[6].source], 8, 1.0))
+    assert [step["t"] for step in shown["steps"]] == [step.t_e for step in expected]
+    assert shown["steps"][0]["t"] == 999
+    for step, of_step in zip(shown["steps"], expected, strict=True):
+        noisy = (of_step.e_t / of_step.e_t.norm(dim=-1, keepdim=True))[0] @ concepts.e.T
+        for (ranked, rank), scores in ((step["noisy"], noisy), (step["predicted"], of_step.e_0_hat[0] @ concepts.e.T)):
+            assert [each.name for each in ranked] == [concepts.captions[j] for j in scores.topk(3).indices]
+            assert rank == 1 + int((scores > scores[6]).sum())
 
 
-def test_a_chain_without_noise_is_one_step(model, embedded):
-    """`text_chain: none` has no noisy query to show; the section says what there is."""
+def test_naming_without_text_diffusion_is_one_step(model, embedded):
+    """`text_chain: none` has no noisy query to show; the section shows the one prediction."""
     stream = model.pipeline.query_stream
     try:
         stream.register_to_config(text_chain="none")
-        page = read(chains(model.pipeline, embedded[0], seed=0)[1])
+        shown = naming_steps(model.pipeline, embedded[0])
     finally:
         stream.register_to_config(text_chain="diffusion")
-    assert [text for text in page.of("td") if text.startswith("t = ")] == ["t = 0"]
+    assert [step["t"] for step in shown["steps"]] == [0]
 
 
-def test_the_log_is_drawn_and_what_it_lacks_is_told():
+def test_the_log_is_plotted_and_what_it_lacks_is_named():
+    pytest.importorskip("matplotlib", reason="needs the extra `plots`")
     log = [{"step": step, "generation": 1 / step, "alignment": 4 / step} for step in range(1, 9)]
-    heading, html = training_curves(log)
-    assert heading == "How it was trained"
-    page = read(html)
-    assert page.tags.count("svg") == page.tags.count("polyline") == 2
-    assert page.of("p") == ["recall at 10, validation: too short to draw."]
-    assert {"generation: 0.125", "alignment: 0.5"} <= set(page.of("text"))
+    plots = training_curves(log)
+    assert len(plots) == len(PLOTS)
+    read = Page(f"<div>{''.join(plots)}</div>")
+    assert read.tags.count("svg") == 2
+    assert read.of("p") == ["recall at 10, validation: fewer than two values in the log."]
+    assert {"generation: 0.125", "alignment: 0.5"} <= set(read.of("text"))
+
+
+def test_without_matplotlib_nothing_is_plotted(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert training_curves([{"step": step, "generation": 1.0} for step in range(3)]) == []

@@ -1,4 +1,4 @@
-"""emoji_protocol.py: which concepts are measured, and rows that say all that a reader of the results needs."""
+"""emoji_protocol.py: which concepts are measured, and rows with all that a reader of the results needs."""
 
 import itertools
 
@@ -15,7 +15,7 @@ from palindiff.experiments.emoji_protocol import (
     GENERATION_GUIDANCE_SCALE,
     GENERATION_STEPS,
     KS,
-    Embedded,
+    EmbeddedConcepts,
     as_pixels,
     concept_images,
     evenly,
@@ -63,8 +63,8 @@ def test_images_and_captions_are_embedded_as_the_pipeline_does(model, emoji_dir,
         rows = concept_images(emoji_dir, "test", style)
         captions = [row.captions[0] for row in rows]
         assert (each.style, each.rows, each.captions) == (style, rows, captions)
-        walk = {"num_inference_steps": NAMING_STEPS, "guidance_scale": NAMING_GUIDANCE_SCALE}
-        scores = model.pipeline.rank([row.source for row in rows], captions, **walk)
+        settings = {"num_inference_steps": NAMING_STEPS, "guidance_scale": NAMING_GUIDANCE_SCALE}
+        scores = model.pipeline.rank([row.source for row in rows], captions, **settings)
         assert torch.equal(each.scores, scores.cpu())
         assert each.scores.std(dim=0).min() > 1e-4  # the images do differ
 
@@ -72,8 +72,8 @@ def test_images_and_captions_are_embedded_as_the_pipeline_does(model, emoji_dir,
 def test_naming_rows_are_recall_both_ways_with_chance(model, embedded):
     rows = naming_rows(model, embedded[1])
     expected = both_ways(embedded[1].scores, torch.eye(12, dtype=torch.bool), KS)
-    told = {"model": "bundled", "style": "outlined", "steps": 1234, "seconds": 568}
-    assert rows == [row | told for row in expected]
+    labels = {"model": "bundled", "style": "outlined", "steps": 1234, "seconds": 568}
+    assert rows == [row | labels for row in expected]
     assert [(row["direction"], row["k"]) for row in rows] == [
         (direction, k) for direction in ("image_to_text", "text_to_image") for k in (1, 5, 10)
     ]
@@ -83,18 +83,18 @@ def test_naming_rows_are_recall_both_ways_with_chance(model, embedded):
 
 
 def test_equal_captions_are_all_right_when_naming(model, embedded):
-    """Twelve images of two captions: any of the six twins is right, so one is always among the seven best."""
+    """Twelve images of two captions: any of the six is right, so one is always among the seven best."""
     e = embedded[0]
     captions = ["even", "odd"] * 6
-    twins = Embedded(e.style, e.rows, captions, e.e_0_hat, model.pipeline.encode_text(captions))
-    rows = [row for row in naming_rows(model, twins) if row["direction"] == "text_to_image"]
+    duplicates = EmbeddedConcepts(e.style, e.rows, captions, e.e_0_hat, model.pipeline.encode_text(captions))
+    rows = [row for row in naming_rows(model, duplicates) if row["direction"] == "text_to_image"]
     assert [row["recall"] for row in rows if row["k"] == 10] == [1.0]
     assert rows[0]["chance"] == pytest.approx(0.5)
 
 
 @pytest.fixture
 def few(monkeypatch):
-    """Ten candidates of which four are generated, in two steps; with random weights more would tell no more."""
+    """Ten candidates of which four are generated, in two steps; with random weights more would show no more."""
     for name, number in (("NUM_GENERATION_CONCEPTS", 10), ("NUM_GENERATED", 4), ("GENERATION_STEPS", 2)):
         monkeypatch.setattr(emoji_protocol, name, number)
 
@@ -107,23 +107,23 @@ def test_generation_rows_are_the_recall_of_the_concept_s_own_image(model, emoji_
     generations = generate_images(model.pipeline, captions, [0, 1, 2, 3], GENERATION_GUIDANCE_SCALE, 2)
     real = as_pixels([decode_image(row.source) for row in concepts])
     expected = thumbnail_recall(as_pixels(generations), torch.tensor(places), real, KS)
-    told = {"model": "bundled", "style": "flat", "split": split, "steps": 1234, "seconds": 568}
+    labels = {"model": "bundled", "style": "flat", "split": split, "steps": 1234, "seconds": 568}
     rows = generation_rows(model, emoji_dir, "flat", split)
-    assert rows == [row | told for row in expected]
+    assert rows == [row | labels for row in expected]
     assert {row["n"] for row in rows} == {4}
     assert [row["chance"] for row in rows] == pytest.approx([0.1, 0.5, 1.0])
 
 
 def test_generation_is_measured_in_both_styles_on_seen_and_unseen_concepts(model, emoji_dir, few):
-    told = []
-    rows = measure_generation(model, emoji_dir, told.append)
+    reported = []
+    rows = measure_generation(model, emoji_dir, reported.append)
     groups = [(style, split) for style in STYLES for split in ("seen", "unseen")]
     assert [(row["style"], row["split"]) for row in rows] == [group for group in groups for _ in KS]
-    assert told == [f"generation 4 captions of {split} concepts, {style} style" for style, split in groups]
+    assert reported == [f"generating 4 captions of {split} concepts, {style} style" for style, split in groups]
 
 
-def test_the_measure_is_the_one_that_is_told():
-    """What a table of results stands for; a change here is a change of every published number."""
+def test_the_settings_are_those_of_the_published_numbers():
+    """A change here is a change of every published number."""
     assert (emoji_protocol.NUM_GENERATION_CONCEPTS, emoji_protocol.NUM_GENERATED) == (237, 200)
     assert (KS, GENERATION_STEPS, GENERATION_GUIDANCE_SCALE) == ((1, 5, 10), 20, 4.0)
     assert (NAMING_STEPS, NAMING_GUIDANCE_SCALE) == (8, 1.0)

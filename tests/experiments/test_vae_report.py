@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from palindiff.data.sources import DataConfig, open_images
-from palindiff.experiments.vae_report import VaeReportOptions, report_vae
+from palindiff.experiments.vae_report import report_vae
 from palindiff.training.train_vae import decode_images, vae_error
 from toys.models import toy_vae
 
@@ -30,8 +30,8 @@ def test_report_measures_both_splits_and_writes_what_is_asked_for(tmp_path, data
     run = tmp_path / "run"
     toy_vae().save_pretrained(run / "vae")
     (run / "log.jsonl").write_text('{"step": 9, "elapsed_s": 61.2}\n')
-    options = VaeReportOptions(str(run), data_dir, tmp_path / "vae.json", tmp_path / "sheet.png", seed=7)
-    rows = report_vae(options, "palindiff evaluate-vae")
+    outputs = {"results": tmp_path / "vae.json", "sheet": tmp_path / "sheet.png"}
+    rows = report_vae(str(run), data_dir, "palindiff evaluate-vae", **outputs, seed=7)
     assert [(row["split"], row["n"], row["steps"], row["seconds"]) for row in rows] == [
         ("train", 3, 9, 61), ("test", 2, 9, 61),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the demo takes, at toy size: a recipe to train, and a model that ships with its log."""
+"""What the demo takes, at toy size: a recipe to train, and a bundled model with its log."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Reading a page as a browser does: is it well-formed, what does it say, does it ask for anything from outside?"""
+"""Read a page as a browser does: is it well-formed, what does it say, does it load anything from outside?"""
 
 from html.parser import HTMLParser
 

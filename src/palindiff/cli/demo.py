@@ -1,55 +1,58 @@
-"""`palindiff demo`: one page on which one model generates, names and finds."""
+"""`palindiff demo`: write one page that shows what one model generates, names and finds."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from palindiff.cli.output_option import DryRunOption, command_line, print_plan
+
+DEFAULT_MINUTES = 10
+
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder of the page, index.html.")] = Path("demo"),
-    data: Annotated[Path, typer.Option(help="Folder of the emoji set; drawn there if absent.")] = Path("data/emoji"),
-    train: Annotated[
-        bool, typer.Option("--train", help="Train a model first, instead of showing the bundled one.")
-    ] = False,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the page, index.html.")] = Path("demo"),
+    data: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the emoji set; it is drawn there if absent.")
+    ] = Path("data/emoji"),
+    train: Annotated[bool, typer.Option("--train", help="Train a model first, instead of the bundled one.")] = False,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.01, max=100_000, help="How long --train trains, in minutes.", show_default="10"),
+        typer.Option(
+            min=0.01, max=100_000, help="Training time of --train, minutes.", show_default=f"{DEFAULT_MINUTES}"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of training and of the generated images.")] = 0,
     results: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.json",
-            help="Measure generation too (800 images) and write all numbers there.",
-            show_default="measure naming only, write nothing",
+            metavar="FILE.json", help="Evaluate generation too (800 images); write all numbers.", show_default="none"
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Progress what would be done, and stop.")] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
-    """Make a page on which one model generates from captions, names unseen images, and finds images by words.
+    """Write a page that shows what a model does.
+
+    One model generates images from captions, names images of unseen concepts, and finds images by caption.
 
     \b
     Examples:
       palindiff demo
       palindiff demo --train --minutes 10 --output demo-trained
       palindiff demo --results results/demo.json
-    """  # fmt: skip
+    """
     if minutes is not None and not train:
         raise ValueError(
-            f"`--minutes` is {minutes:g} without `--train`. Expected both or neither: what ships is trained. "
-            "Add --train."
+            f"`--minutes` is {minutes:g} without `--train`. Expected both or neither: the bundled model is trained "
+            "already. Add --train, or remove --minutes."
         )
-    minutes = 10 if minutes is None else minutes
-    kind = f"a model trained for {minutes:g} minutes" if train else "the bundled model"
+    minutes = (minutes or DEFAULT_MINUTES) if train else None
     if dry_run:
-        typer.echo(f"would draw {data} if absent, measure {kind}, and write {output / 'index.html'}")
+        model = "bundled" if minutes is None else f"trained for {minutes:g} minutes"
+        print_plan({"data": f"{data}, drawn if absent", "model": model, "page": output / "index.html"})
         return
     from palindiff.experiments.demo import DemoOptions, run_demo
 
-    options = DemoOptions(output, data, minutes if train else None, seed, results)
-    command = shlex.join(["palindiff", *sys.argv[1:]])
-    target = run_demo(options, command, lambda told: typer.echo(f"{told} ..."))
+    options = DemoOptions(output, data, minutes, seed, results)
+    target = run_demo(options, command_line(), lambda message: typer.echo(f"{message} ..."))
     typer.echo(f"written: {target}")

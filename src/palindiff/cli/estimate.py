@@ -1,4 +1,4 @@
-"""`palindiff estimate`: what a recipe costs, before anything is trained."""
+"""`palindiff estimate`: estimate what a run costs, before anything is trained."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,15 +9,15 @@ from palindiff.cli.output_option import JsonOption, folded_table, print_json
 from palindiff.cli.recipe_option import PresetOption, RecipeOption, SetOption
 
 if TYPE_CHECKING:
-    from palindiff.training.cost.estimate import Estimate, Hardware
+    from palindiff.training.cost.estimate import Estimate
 
 BYTE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 WORK_UNITS = ((1.0, "TFLOP"), (1e-3, "GFLOP"), (1e-6, "MFLOP"))
 MEMORY_NOTES = {
-    "exchange": "what gradients are gathered in",
-    "frozen": "VAE, text encoder, what the task leaves out",
-    "activations": "at most at once, with the batch and bf16 copies of weights",
-    "peak": "the worst moment; gradients come as activations go",
+    "exchange": "buffers in which processes combine gradients",
+    "frozen": "VAE, text encoder, and what the task does not train",
+    "activations": "their peak, with the batch and the bf16 copies of weights",
+    "peak": "less than the sum: activations are freed as gradients are allocated",
 }
 
 
@@ -27,11 +27,12 @@ def estimate(
     preset: PresetOption = None,
     images: Annotated[
         int | None,
-        typer.Option("--images", min=1, help="Images to train on, for the size of the feature cache on disk."),
+        typer.Option(
+            "--images", min=1, help="Training images, for the disk size of cached features.", show_default="none"
+        ),
     ] = None,
     device: Annotated[
-        Literal["gpu", "cpu"],
-        typer.Option("--device", help="What trains; they differ in what bf16 keeps in fp32, and in attention."),
+        Literal["gpu", "cpu"], typer.Option("--device", help="Kind of device; bf16 and attention differ in memory.")
     ] = "gpu",
     device_tflops: Annotated[
         float | None,
@@ -39,19 +40,17 @@ def estimate(
             "--device-tflops",
             metavar="X",
             min=0.001,
-            help="TFLOP a second that one device sustains, which is well below its peak. Without it no time is told.",
-            show_default=False,
+            help="Sustained TFLOP/s of one device (well below its peak), to estimate time.",
+            show_default="none",
         ),
     ] = None,
-    processes: Annotated[
-        int, typer.Option("--processes", min=1, help="Processes that share a step, each with a device of its own.")
-    ] = 1,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Processes, each with its own device.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Progress what a recipe costs: parameters, memory, work, disk and time.
+    """Estimate what a run of a recipe costs.
 
-    Reads the recipe and configs; no weights, no data. Memory is that of one process while it trains, 1 GB = 10^9
-    bytes, without what the driver, kernels and the allocator take for themselves.
+    Prints parameters, memory, work, disk and time. Reads the recipe and configs; no weights, no data. Memory is that
+    of one process while it trains, 1 GB = 10^9 bytes, without that of the driver, kernels and the allocator.
 
     \b
     Examples:
@@ -67,49 +66,15 @@ def estimate(
 
     hardware = Hardware(device=device, processes=processes, device_tflops=device_tflops)
     found = estimate_run(load_recipe(Recipe, recipe, overrides or [], preset), hardware, images)
+    settings = {"recipe": recipe, "preset": preset, "set": overrides or [], "images": images, **hardware.model_dump()}
     if as_json:
-        asked = {
-            "recipe": recipe,
-            "preset": preset,
-            "set": overrides or [],
-            "images": images,
-            **hardware.model_dump(),
-        }
-        print_json(asked | found.model_dump())
-    else:
-        _print(recipe, found, hardware, images)
-
-
-def _print(recipe: str, found: "Estimate", hardware: "Hardware", images: int | None) -> None:
+        print_json(settings | found.model_dump())
+        return
     from rich.console import Console
 
-    parameters, memory, work = found.parameters, found.memory_bytes, found.tflop
-    disk, time = found.disk_bytes, found.time
-    counted = {name: f"{count:,}" for name, count in (parameters.parts | {"trained": parameters.trained}).items()}
-    sections: dict[str, Mapping[str, str]] = {
-        "parameters": counted,
-        "of the query stream": {name: f"{count:,}" for name, count in parameters.new.items()},
-        f"memory of a process, {hardware.device}": {
-            name: f"{scaled(size, BYTE_UNITS)}  {MEMORY_NOTES.get(name, '')}".rstrip()
-            for name, size in memory.model_dump().items()
-        },
-        "work of a step": _works({**work.step, "together": work.whole_step}),
-        "work of naming an image": _works({**work.named_image, "together": work.whole_named_image}),
-        "disk": {
-            "an image": scaled(disk.image, BYTE_UNITS),
-            "a caption": scaled(disk.caption, BYTE_UNITS),
-        } | ({} if disk.total is None else {f"{images:,} images": scaled(disk.total, BYTE_UNITS)}),
-    }  # fmt: skip
-    if time is not None:
-        sections[f"time, {hardware.processes} x {hardware.device_tflops:g} TFLOP a second"] = {
-            "a step": f"{time.step_s:.3g} s",
-            "the run": f"{time.hours:,.1f} hours",
-            "trained on": f"{time.images_per_s:,.1f} images a second",
-            "named": f"{time.named_images_per_s:,.1f} images a second on one device",
-        }
     table = folded_table(f"estimate of {recipe}", "", "")
     table.show_header = False
-    for title, lines in sections.items():
+    for title, lines in _sections(found, settings).items():
         table.add_row(f"[bold]{title}[/bold]", "")
         for name, value in lines.items():
             table.add_row(f"  {name}", value)
@@ -117,8 +82,39 @@ def _print(recipe: str, found: "Estimate", hardware: "Hardware", images: int | N
     Console().print(table)
 
 
-def _works(works: Mapping[str, float]) -> dict[str, str]:
-    return {name: scaled(tflop, WORK_UNITS) for name, tflop in works.items()}
+def _sections(found: "Estimate", settings: Mapping[str, object]) -> dict[str, dict[str, str]]:
+    """Write an estimate as titles, each with lines of a name and a value."""
+    parameters, memory, work, disk = found.parameters, found.memory_bytes, found.tflop, found.disk_bytes
+    disk_bytes = {"an image": disk.image, "a caption": disk.caption}
+    if disk.total is not None:
+        disk_bytes[f"{settings['images']:,} images"] = disk.total
+    sections = {
+        "parameters": _counts(parameters.parts | {"trained": parameters.trained}),
+        "of the query stream": _counts(parameters.new),
+        f"memory of a process, {settings['device']}": {
+            name: f"{value}  {MEMORY_NOTES.get(name, '')}".rstrip()
+            for name, value in _scaled(memory.model_dump(), BYTE_UNITS).items()
+        },
+        "work of a step": _scaled({**work.step, "total": work.whole_step}, WORK_UNITS),
+        "work of naming an image": _scaled({**work.named_image, "total": work.whole_named_image}, WORK_UNITS),
+        "disk": _scaled(disk_bytes, BYTE_UNITS),
+    }
+    if (time := found.time) is not None:
+        sections[f"time, {settings['processes']} x {settings['device_tflops']:g} TFLOP/s"] = {
+            "a step": f"{time.step_s:.3g} s",
+            "the run": f"{time.hours:,.1f} hours",
+            "trained on": f"{time.images_per_s:,.1f} images a second",
+            "named": f"{time.named_images_per_s:,.1f} images a second on one device",
+        }
+    return sections
+
+
+def _counts(counts: Mapping[str, int]) -> dict[str, str]:
+    return {name: f"{count:,}" for name, count in counts.items()}
+
+
+def _scaled(numbers: Mapping[str, float], units: tuple[tuple[float, str], ...]) -> dict[str, str]:
+    return {name: scaled(number, units) for name, number in numbers.items()}
 
 
 def scaled(number: float, units: tuple[tuple[float, str], ...]) -> str:

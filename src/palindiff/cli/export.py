@@ -1,4 +1,4 @@
-"""`palindiff export`: write the stock Stable Diffusion folder of a model, without what palindiff adds."""
+"""`palindiff export`: write the stock Stable Diffusion folder of a model."""
 
 import re
 from pathlib import Path
@@ -12,20 +12,23 @@ from palindiff.cli.output_option import DryRunOption, print_plan
 
 
 def export(
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="New or empty folder to write into.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="New or empty folder.")],
     model: ModelOption = DEFAULT_MODEL,
     variant: Annotated[
         Literal["fp16", "bf16"] | None,
-        typer.Option("--variant", help="Write weights of this type, named so; float32 if left out."),
+        typer.Option("--variant", help="Type of the weights, also in their file names.", show_default="float32"),
     ] = None,
     max_shard_size: Annotated[
-        str | None, typer.Option("--max-shard-size", metavar="SIZE", help="Split larger weight files: 5GB, 200MB, ...")
+        str | None,
+        typer.Option(
+            "--max-shard-size", metavar="SIZE", help="Split larger weight files: 5GB, 200MB, ...", show_default="none"
+        ),
     ] = None,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Write a model's stock Stable Diffusion folder: it generates the same images, and names none.
+    """Write a model as a stock Stable Diffusion folder. It generates the same images; it cannot name images.
 
-    The folder is written whole or not at all. Its model card, if the model has one, comes along.
+    The folder is written whole or not at all, with the model card if the model has one.
 
     \b
     Examples:
@@ -36,8 +39,7 @@ def export(
         raise ValueError(f"--max-shard-size is {max_shard_size}. Expected a number and a unit, such as 5GB or 200MB.")
     check_is_free(output)
     if dry_run:
-        settings = {"model": model, "output": str(output), "variant": variant, "max_shard_size": max_shard_size}
-        print_plan(settings, as_json=False)
+        print_plan({"model": model, "output": output, "variant": variant, "max_shard_size": max_shard_size})
         return
     with atomic_folder(output) as folder:
         import torch

@@ -1,6 +1,6 @@
-"""The command `palindiff`: its verbs, and errors as one clear line.
+"""The command `palindiff`: its verbs, and errors as one line.
 
-Here: which verbs there are. Not here: what they do; each lives in the file of its name and imports late.
+Here: which verbs there are. Not here: what they do. Each has its own file, which imports heavy packages late.
 """
 
 import io
@@ -24,23 +24,19 @@ from palindiff.cli.rank import rank
 from palindiff.cli.train import train
 from palindiff.cli.train_vae import train_vae
 
-KNOWN_ERRORS = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)  # ours say what to do
+ABOUT = "Train and use one diffusion network for text-to-image generation, zero-shot naming and image-text retrieval."
+KNOWN_ERRORS = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)  # with a message for users
 
 app = typer.Typer(
     name="palindiff",
-    help="One diffusion network that generates from words, and names and finds images.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 app.add_typer(data, name="data")
-app.command("train")(train)
-app.command("train-vae")(train_vae)
-app.command("estimate")(estimate)
-app.command("evaluate-vae")(evaluate_vae)
-for verb in (init, generate, classify, rank, demo, export, push):
-    app.command(verb.__name__)(verb)
+for verb in (train, train_vae, estimate, evaluate_vae, init, generate, classify, rank, demo, export, push):
+    app.command(verb.__name__.replace("_", "-"))(verb)
 
 
 def _print_version(is_asked: bool) -> None:
@@ -49,20 +45,20 @@ def _print_version(is_asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(help=ABOUT)
 def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """One diffusion network that generates from words, and names and finds images."""
+    """Take the options that need no verb."""
 
 
 def main(command: typer.Typer = app) -> None:
     """Run a command; a known error becomes its message on stderr and exit code 2, Ctrl-C exit code 130."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # where installed, it warns at every import on a CPU
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # if installed, it warns at every import on a CPU
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a file's name may be no text: better escaped than an error
+        if isinstance(stream, io.TextIOWrapper):  # print file names that are not valid text, escaped
             stream.reconfigure(errors="backslashreplace")
     try:
         command()

@@ -1,4 +1,4 @@
-"""What every verb that runs a model shares: which model, on which device, and how it is opened."""
+"""What every verb that runs a model shares: which model, on which device, and how it is loaded."""
 
 import logging
 from pathlib import Path
@@ -17,11 +17,11 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="NAME|DIR",
-        help="Bundled model, checkpoint folder (./NAME where a bundled model is called so too), or Hub name.",
+        help="Bundled model, checkpoint folder, or Hub name. ./NAME is always a folder.",
     ),
 ]
 DeviceOption = Annotated[
-    str, typer.Option("--device", help="cpu, cuda, mps, ...; auto takes an accelerator where there is one.")
+    str, typer.Option("--device", help="Device: auto, cpu, cuda, mps, ...; auto prefers an accelerator.")
 ]
 
 
@@ -31,12 +31,9 @@ def open_model(name: str, device: str = "auto", dtype: "torch.dtype | None" = No
     Raises: FileNotFoundError if there is no such model; ValueError if there is no such device; what loading raises.
     """
     import torch
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
 
-    place = _find_device(device)
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    device = _find_device(device)
+    hide_progress_bars()
     from palindiff.inference.bundled import bundled_models, load
     from palindiff.inference.pipeline import PalindiffPipeline
 
@@ -46,7 +43,16 @@ def open_model(name: str, device: str = "auto", dtype: "torch.dtype | None" = No
     else:
         folder = Path(name) if Path(name).is_dir() else _download(name, bundled_models())
         pipeline = PalindiffPipeline.from_pretrained(folder, dtype=dtype)
-    return pipeline.to(place, silence_dtype_warnings=True)
+    return pipeline.to(device, silence_dtype_warnings=True)
+
+
+def hide_progress_bars() -> None:
+    """Keep the libraries' progress bars of loading off the terminal."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
 
 def _download(name: str, bundled: list[str]) -> Path:
@@ -55,12 +61,13 @@ def _download(name: str, bundled: list[str]) -> Path:
 
     from palindiff.inference.pipeline import PalindiffPipeline
 
-    ships = f"one of the bundled models ({', '.join(bundled) or 'none in this installation'})"
+    is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
     unknown = FileNotFoundError(
-        f"No model `{name}`: it is no folder{', and the Hub did not give it' if _is_hub_name(name) else ''}. "
-        f"Expected {ships}, a checkpoint folder, or a Hub name OWNER/MODEL. Check the name with --model."
+        f"No model `{name}`: it is no folder{', and the Hub did not give it' if is_hub_name else ''}. Expected one of "
+        f"the bundled models ({', '.join(bundled) or 'none in this installation'}), a checkpoint folder, or a Hub "
+        "name OWNER/MODEL. Check the name with --model."
     )
-    if not _is_hub_name(name):
+    if not is_hub_name:
         raise unknown
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity(logging.CRITICAL)
@@ -72,21 +79,17 @@ def _download(name: str, bundled: list[str]) -> Path:
         diffusers_logging.set_verbosity(verbosity)
 
 
-def _is_hub_name(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
-
-
 def _find_device(name: str) -> str:
     """Resolve `auto`, and refuse a device that this machine does not have."""
     import torch
 
-    found = torch.accelerator.current_accelerator(check_available=True)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    kinds = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
     if name == "auto":
-        return found.type if found is not None else "cpu"
-    kind = name.partition(":")[0]
-    if kind not in {"cpu", *([found.type] if found is not None else [])}:
+        return kinds[-1]
+    if name.partition(":")[0] not in kinds:
         raise ValueError(
-            f"--device is {name}. Expected auto, cpu{f' or {found.type}' if found is not None else ''}: that is what "
-            "torch finds on this machine. Leave --device out to take the best."
+            f"--device is {name}. Expected auto, {' or '.join(kinds)}: torch finds no other device on this machine. "
+            "Use --device auto."
         )
     return name

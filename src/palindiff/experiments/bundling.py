@@ -1,4 +1,4 @@
-"""From finished runs to what ships in the package: fp16 weights, the training log, a model card.
+"""Copy a finished run into the package: fp16 weights, the training log, the resolved recipe, a model card.
 
 The text encoder and its tokenizer stay in their own package; `palindiff.load` puts the parts together.
 
@@ -16,62 +16,44 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from palindiff.atomic import atomic_folder
 from palindiff.data.emoji import ATTRIBUTION
+from palindiff.inference.bundled import CHECKPOINTS
 from palindiff.models.query_stream import QueryStream
 from palindiff.pretrained.saving import forget_where_parts_lay
 from palindiff.training.loop.run_log import read_log
 
-CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 SOURCES = {"emoji": ("checkpoint", "latest"), "vae-emoji": ("vae",)}  # where a run keeps the weights, best first
+PARTS = {"emoji": {"unet": UNet2DConditionModel, "query_stream": QueryStream}, "vae-emoji": {"": AutoencoderKL}}
 MAX_BYTES = {"emoji": 25_000_000, "vae-emoji": 8_000_000}
-
-CARD = """---
-library_name: diffusers
-license: cc-by-sa-4.0
-pipeline_tag: text-to-image
-tags: [palindiff, diffdis, text-to-image, zero-shot-image-classification, image-text-retrieval]
----
-
-# palindiff emoji
-
-Generates 64 x 64 emoji in two styles from captions, names images, and finds images by words. {parameters} parameters
-(U-Net {unet}, query stream {stream}); the text encoder is all-MiniLM-L6-v2, taken from its own package and frozen.
-
-- **Data.** Training split of the emoji set that `palindiff data emoji` draws: {attribution}.
-- **Training.** Recipe `emoji` ({command}):
-  {steps:,} steps in {hours:.1f} hours of training on two CPU cores. `log.jsonl` beside this card is its log,
-  `recipe.yaml` the resolved recipe. The weights are the moving average, as fp16.
-- **Measures.** `results/demo.json` in the repository, quoted in its README, with the command that made them.
-- **Limits.** 64 px. It knows emoji and nothing else. Of concepts that were not in training, people and
-  flags come out as some person or flag, most objects as blobs of about the right colours and shape; the first name
-  given is mostly wrong. Names are English. Skin tones and genders are as the two sets draw them.
-- **Licence.** The weights were learned from images under CC BY 4.0 and CC BY-SA 4.0; use them under CC BY-SA 4.0 and
-  with the attribution above.
-"""
+CARD = Path(__file__).with_name("bundled_card.md")  # with fields in braces
 
 
-def ship(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
-    """Write what ships under a name from a run, finished or (emoji) at its last look; an older version is replaced.
+def bundle(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
+    """Write a bundled checkpoint from a run, finished or (emoji) at its last evaluation; it replaces an older one.
 
     Raises: FileNotFoundError if the run has written no weights; ValueError if log and recipe are not those of the
-        weights, the model was trained with another VAE than ships, or the weights are larger than may ship.
+        weights, the model was trained with another VAE than the bundled one, or the weights are too large.
     """
     if name not in SOURCES:
-        raise ValueError(f"Nothing called `{name}` ships. Expected one of: {', '.join(SOURCES)}.")
-    target, possible = checkpoints / name, SOURCES[name]
-    source = next((run / part for part in possible if (run / part).is_dir()), None)
+        raise ValueError(
+            f"No checkpoint `{name}` is bundled. Expected one of: {', '.join(SOURCES)}. Use one of these."
+        )
+    source = next((run / part for part in SOURCES[name] if (run / part).is_dir()), None)
     if source is None:
         raise FileNotFoundError(
-            f"`{run}` holds no `{'` and no `'.join(possible)}`. Expected a run of `{name}`. "
-            "Let the training go on first."
+            f"`{run}` holds no `{'` and no `'.join(SOURCES[name])}`. Expected a run of `{name}`. Finish the training."
         )
     log = _log_of(source, run)
-    if name == "emoji":
-        _check_vae(source / "vae", checkpoints / "vae-emoji")
-    with atomic_folder(target, replace=True) as folder:
+    with atomic_folder(checkpoints / name, replace=True) as folder:
+        parameters = {}
+        for part, model_class in PARTS[name].items():
+            model = model_class.from_pretrained(source / part).half()
+            model.save_pretrained(folder / part)
+            parameters[part] = model.num_parameters()
         if name == "emoji":
-            _write_emoji(source, run, folder, log)
-        else:
-            AutoencoderKL.from_pretrained(source).half().save_pretrained(folder)
+            _check_vae(source / "vae", checkpoints / "vae-emoji")
+            for part in ("scheduler", "query_scheduler"):
+                shutil.copytree(source / part, folder / part)
+            (folder / "README.md").write_text(model_card(run, log, parameters), encoding="utf-8")
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
         shutil.copy(run / "recipe.yaml", folder / "recipe.yaml")
         forget_where_parts_lay(folder)
@@ -79,58 +61,48 @@ def ship(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
         if num_bytes > MAX_BYTES[name]:
             raise ValueError(
                 f"The weights of `{name}` take {num_bytes:,} bytes. Expected at most {MAX_BYTES[name]:,}. "
-                "Train a smaller model."
+                "Use a smaller model."
             )
-    return target
+    return checkpoints / name
+
+
+def model_card(run: Path, log: list[dict[str, float]], parameters: dict[str, int]) -> str:
+    """Fill in the card of the bundled emoji model: size, data with attribution, training."""
+    return CARD.read_text(encoding="utf-8").format(
+        **{part: count / 1e6 for part, count in parameters.items()},
+        parameters=sum(parameters.values()) / 1e6,
+        attribution="; ".join(f"{style}: {credit}" for style, credit in ATTRIBUTION.items()),
+        recipe=(run / "recipe.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# "),
+        steps=int(max(line["step"] for line in log)),
+        hours=max(line.get("elapsed_s", 0.0) for line in log) / 3600,
+    )
 
 
 def _log_of(source: Path, run: Path) -> list[dict[str, float]]:
-    """The log up to the step of these weights."""
+    """Read the log up to the step of these weights."""
     log = read_log(run / "log.jsonl")
-    if source.name == "latest":  # written at a look, after which the run went on
-        last_look = max((line["step"] for line in log if "evaluation_s" in line), default=0)
-        return [line for line in log if line["step"] <= last_look]
+    if source.name == "latest":  # written at an evaluation, after which the run went on
+        last_evaluation = max((line["step"] for line in log if "evaluation_s" in line), default=0)
+        return [line for line in log if line["step"] <= last_evaluation]
     num_steps = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["loop"]["num_steps"]
     last_step = max((line["step"] for line in log), default=0)
     if last_step != num_steps:
         raise ValueError(
-            f"`{run}` has a log of {last_step} steps and a recipe of {num_steps}. Expected a run that its recipe "
-            "made. Let the training go on first."
+            f"`{run}` has a log of {last_step} steps and a recipe of {num_steps}. Expected the log of a finished run "
+            "of that recipe. Finish the training."
         )
     return log
 
 
-def _check_vae(trained_with: Path, ships: Path) -> None:
-    """The emoji model's latents are those of one VAE."""
-    ours, bundled = (AutoencoderKL.from_pretrained(folder).half().state_dict() for folder in (trained_with, ships))
-    if ours.keys() != bundled.keys() or any(not torch.equal(ours[name], bundled[name]) for name in ours):
+def _check_vae(trained_with: Path, bundled: Path) -> None:
+    """Refuse a model whose latents are not those of the bundled VAE."""
+    ours, theirs = (AutoencoderKL.from_pretrained(path).half().state_dict() for path in (trained_with, bundled))
+    if ours.keys() != theirs.keys() or any(not torch.equal(ours[name], theirs[name]) for name in ours):
         raise ValueError(
-            f"`{trained_with}` is not the VAE in `{ships}`. Expected the one that the model was trained with. "
-            "Ship that VAE first."
+            f"`{trained_with}` is not the VAE in `{bundled}`. Expected the VAE that the model was trained with. "
+            "Run this for that VAE first."
         )
 
 
-def _write_emoji(source: Path, run: Path, folder: Path, log: list[dict[str, float]]) -> None:
-    unet = UNet2DConditionModel.from_pretrained(source / "unet").half()
-    stream = QueryStream.from_pretrained(source / "query_stream").half()
-    unet.save_pretrained(folder / "unet")
-    stream.save_pretrained(folder / "query_stream")
-    for part in ("scheduler", "query_scheduler"):
-        shutil.copytree(source / part, folder / part)
-    counts = [model.num_parameters() / 1e6 for model in (unet, stream)]
-    (folder / "README.md").write_text(
-        CARD.format(
-            parameters=f"{sum(counts):.1f} M",
-            unet=f"{counts[0]:.1f} M",
-            stream=f"{counts[1]:.1f} M",
-            attribution="; ".join(f"{style}: {source}" for style, source in ATTRIBUTION.items()),
-            command=(run / "recipe.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# "),
-            steps=int(max(line["step"] for line in log)),
-            hours=max(line.get("elapsed_s", 0.0) for line in log) / 3600,
-        ),
-        encoding="utf-8",
-    )
-
-
 if __name__ == "__main__":
-    print(ship(sys.argv[1], Path(sys.argv[2])))
+    print(bundle(sys.argv[1], Path(sys.argv[2])))

@@ -1,21 +1,20 @@
-"""How well the VAE brings unseen images back: its error, and a sheet of before and after.
+"""Reconstruction error of a VAE on seen and unseen images, and a sheet of images before and after.
 
-Here: which images, the rows of `results/vae.json`. Not here: the error itself (`training/vae.py`).
+Here: which images, and the rows of `results/vae.json`. Not here: the error itself (`training/train_vae.py`).
 """
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
 
-from palindiff.data.images import decode_image, fit_image, to_image, to_pixels, to_tensor
+from palindiff.data.images import decode_image, fit_image, to_image
 from palindiff.data.sources import DataConfig, open_images
 from palindiff.evaluation.results import write_results
 from palindiff.evaluation.retrieval import Row
 from palindiff.evaluation.sheets import pairs_sheet
-from palindiff.experiments.emoji_protocol import evenly
+from palindiff.experiments.emoji_protocol import as_pixels, evenly
 from palindiff.inference.bundled import bundled_folder
 from palindiff.training.loop.run_log import read_log
 from palindiff.training.train_vae import decode_images, vae_error
@@ -24,41 +23,32 @@ NUM_SHOWN = 32  # pairs on the sheet, evenly spread over the split
 SPLITS = ("train", "test")
 
 
-@dataclass(frozen=True)
-class VaeReportOptions:
-    """What the user asked for."""
+def report_vae(
+    model: str, data_dir: Path, command: str, results: Path | None = None, sheet: Path | None = None, seed: int = 0
+) -> list[Row]:
+    """Measure a VAE (`bundled`, or a run of `palindiff train-vae`) on its training images and on unseen ones.
 
-    model: str  # "bundled", or a folder that `palindiff train-vae` wrote
-    data_dir: Path
-    results: Path | None
-    sheet: Path | None
-    seed: int = 0  # written down; nothing is drawn at random
-
-
-def report_vae(options: VaeReportOptions, command: str) -> list[Row]:
-    """Measure a VAE on images it was trained on and on unseen ones; write what is asked for.
+    Writes the rows to `results` and images before and after to `sheet`, if given; `seed` is recorded only.
 
     Returns: one row a split: split, n, psnr_db (mean of each image's), pooled_psnr_db, steps, seconds (of training).
     """
     started = time.perf_counter()
-    folder = bundled_folder("vae-emoji") if options.model == "bundled" else Path(options.model) / "vae"
-    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
-    log = read_log((folder if options.model == "bundled" else Path(options.model)) / "log.jsonl")
-    seconds = round(max(line.get("elapsed_s", 0) for line in log))
-    cost = {"steps": max(line["step"] for line in log), "seconds": seconds}
+    is_bundled = model == "bundled"
+    run = bundled_folder("vae-emoji") if is_bundled else Path(model)
+    vae = AutoencoderKL.from_pretrained(run if is_bundled else run / "vae", torch_dtype=torch.float32).eval()
+    log = read_log(run / "log.jsonl")
+    steps, seconds = max(line["step"] for line in log), round(max(line.get("elapsed_s", 0) for line in log))
     rows: list[Row] = []
     for split in SPLITS:
-        images = decode_images(
-            open_images(DataConfig(path=str(options.data_dir), split=split)), vae.config.sample_size
-        )
-        error = vae_error(vae, images)
+        images = open_images(DataConfig(path=str(data_dir), split=split))
+        error = vae_error(vae, decode_images(images, vae.config.sample_size))
         measured = {name.removeprefix("validation_"): round(value, 3) for name, value in error.items()}
-        rows.append({"split": split, "n": len(images), **measured, **cost})
-    if options.results is not None:  # before the sheet, which would make a clean working tree dirty
+        rows.append({"split": split, "n": len(images), **measured, "steps": steps, "seconds": seconds})
+    if results is not None:  # before the sheet: a new file would make the git tree dirty
         settings = {"parameters": vae.num_parameters(), "latent_channels": vae.config.latent_channels}
-        write_results(options.results, rows, command, settings, options.seed, time.perf_counter() - started)
-    if options.sheet is not None:
-        write_sheet(vae, options.data_dir, options.sheet)
+        write_results(results, rows, command, settings, seed, time.perf_counter() - started)
+    if sheet is not None:
+        write_sheet(vae, data_dir, sheet)
     return rows
 
 
@@ -67,7 +57,6 @@ def write_sheet(vae: AutoencoderKL, data_dir: Path, path: Path) -> None:
     """Draw evenly spread unseen images before and after the VAE."""
     rows = evenly(open_images(DataConfig(path=str(data_dir), split="test")), NUM_SHOWN)
     before = [fit_image(decode_image(row.source), vae.config.sample_size) for row in rows]
-    x = to_pixels(torch.stack([to_tensor(image) for image in before]))
-    after = [to_image(x_hat) for x_hat in vae.decode(vae.encode(x).latent_dist.mode()).sample]
+    after = [to_image(x_hat) for x_hat in vae.decode(vae.encode(as_pixels(before)).latent_dist.mode()).sample]
     path.parent.mkdir(parents=True, exist_ok=True)
     pairs_sheet(before, after, [row.captions[0] for row in rows]).save(path)

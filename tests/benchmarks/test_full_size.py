@@ -1,0 +1,82 @@
+"""benchmarks/full_size.py: every stage at toy size, and at the real size if a folder is named for it.
+
+Run at the real size: PALINDIFF_FULL_SIZE=FOLDER pytest tests/benchmarks/test_full_size.py (24 GiB of memory, 20 GB of
+disk, half an hour).
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from palindiff.evaluation.results import read_results
+from palindiff.training.cost.estimate import Hardware, estimate
+from palindiff.training.recipes.yaml_files import load_recipe
+from palindiff.training.train_diffdis import Recipe
+from toys.run import one_thread
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_by_path(path):
+    """Import a file that lies in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+full_size = load_by_path(ROOT / "benchmarks" / "full_size.py")
+
+
+def test_every_stage_runs_at_toy_size(tmp_path):
+    trial = full_size.Trial(tmp_path, ["machine.precision=fp32"], is_toy=True)
+    with one_thread():
+        found = {stage: full_size.run_stage(stage, trial) for stage in full_size.STAGES}
+    assert all(each["seconds"] > 0 and each["peak_gib"] > 0 for each in found.values())
+    assert found["train one step"]["step_s"] > 0
+    assert (tmp_path / "run" / "checkpoint" / "query_stream" / "config.json").is_file()
+    parameters = found["init"]["parameters"]
+    assert parameters["U-Net"] > 0
+    assert [place for place in parameters if place.startswith("site")] == [f"site {number}" for number in (1, 2, 3, 4)]
+
+
+def test_a_weight_s_place_follows_from_its_name():
+    assert full_size.place_of("sites.0.into.weight") == "site 1"
+    assert full_size.place_of("head.5.ffn.net.2.bias") == "query head"
+    assert (
+        full_size.place_of("log_logit_scale")
+        == full_size.place_of("image_into_head.weight")
+        == "into and out of the head"
+    )
+
+
+@pytest.mark.slow
+def test_the_estimate_is_that_of_the_measured_full_size_run():
+    """The docs promise 15 %. Only the measurement holds the interpreter and its libraries, about 0.5 GB."""
+    results = read_results(ROOT / "results" / "full_size.json")
+    (measured,) = [row["peak_gib"] for row in results.rows if row.get("stage") == "train one step"]
+    overrides = [*results.settings["overrides"], f"loop.batch_size={results.settings['batch_size']}"]
+    recipe = load_recipe(Recipe, results.settings["recipe"], overrides)
+    estimated = estimate(recipe, Hardware(device="cpu"))
+    assert estimated.memory_bytes.peak / 2**30 == pytest.approx(measured, rel=0.15)
+    parameters = {row["place"]: row["parameters"] for row in results.rows if row["kind"] == "parameters"}
+    assert parameters.pop("U-Net") == estimated.parameters.parts["unet"]
+    assert sum(parameters.values()) == sum(estimated.parameters.new.values())
+
+
+@pytest.mark.full_size
+@pytest.mark.skipif("PALINDIFF_FULL_SIZE" not in os.environ, reason="PALINDIFF_FULL_SIZE is not set")
+def test_the_full_size_model_goes_through_everything():
+    rows = full_size.measure(full_size.Trial(Path(os.environ["PALINDIFF_FULL_SIZE"]), ["optimizer.kind=adamw_8bit"]))
+    stages = {row["stage"]: row for row in rows if row["kind"] == "stage"}
+    assert list(stages) == list(full_size.STAGES)
+    assert all(row["peak_gib"] < 24 for row in stages.values())
+    new = sum(row["parameters"] for row in rows if row["kind"] == "parameters" and row["place"] != "U-Net")
+    assert 80e6 < new < 150e6
+    assert (full_size.BATCH_SIZE, full_size.GENERATION_STEPS) == (2, 2), (
+        "docs/stable_diffusion.md says so of its table"
+    )
