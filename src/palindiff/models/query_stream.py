@@ -1,15 +1,16 @@
-"""The second stream: a text query that walks the U-Net's encoder half beside the image, and its head.
+"""The second stream: a text query that passes through the U-Net's down and mid blocks as an extra token; its head.
 
-Here: the query's own weights, both fusions, reading an image. Not here: the image's stream (`unet_encoder.py`),
-noise (`text_chain.py`), losses.
+Here: the query's own weights and the fusions, each of which reads images and predicts queries. Not here: the image's
+stream (`unet_encoder.py`), noise (`text_diffusion.py`), losses.
 """
 
 import math
-from typing import Any, Literal, cast
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
+from diffusers import SchedulerMixin, UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from diffusers.models.attention_processor import Attention
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from palindiff.models.clip_tail import ClipTail
 from palindiff.models.image_reading import ImageReading
 from palindiff.models.strict_model import StrictModel
+from palindiff.models.text_diffusion import DenoisingStep, Predict, denoise, guided
 from palindiff.models.unet_encoder import (
     Carry,
     attend,
@@ -35,23 +37,28 @@ MAX_LOGIT_SCALE = 100.0  # CLIP's clamp
 
 
 class QueryStreamConfig(BaseModel, frozen=True, extra="forbid"):
-    """What a recipe may choose of the second stream; the rest follows from the U-Net and the text encoder."""
+    """Settings of the second stream that a recipe may choose; the others follow from the U-Net and the text encoder."""
 
-    fusion: Literal["one_way", "joint"] = "one_way"  # "joint": the image's tokens see the query too (the paper's)
-    text_chain: Literal["diffusion", "none"] = "diffusion"  # "none": no noise, no time, one pass
+    fusion: Literal["one_way", "joint"] = "one_way"  # a key of FUSIONS; "joint": the image attends to the query too
+    text_chain: Literal["diffusion", "none"] = "diffusion"  # "none": regression, without noise or time, in one pass
     gamma: float = Field(0.01, gt=0, le=1)  # the paper's γ: scale of e_0 in the text diffusion
     query_scale: Literal["unit", "sqrt_d"] = "unit"  # length of e_0 before γ: 1, or √d for an image's signal-to-noise
-    image_timestep: Literal["zero", "query"] = "zero"  # step told to the clean image; "query": t_e, `joint` only
+    image_timestep: Literal["zero", "query"] = (
+        "zero"  # the U-Net's step for a clean image; "query": t_e, `joint` only
+    )
     query_norms: Literal["own", "shared"] = "own"  # LayerNorms of the query's stream: its own, or the image's
-    query_ffn: Literal["random", "copy"] = "random"  # start of the query's FFN: random, or the image's weights
+    query_ffn: Literal["random", "copy"] = "random"  # initial FFN of the query: random, or a copy of the image's
     num_head_layers: int = Field(6, gt=0)
     head_width: int = Field(768, gt=0)
     head_dim: int = Field(64, gt=0)  # channels of one attention head in the query head
-    logit_scale: float = Field(1 / 0.07, gt=0, le=MAX_LOGIT_SCALE)  # start of the learned κ
+    logit_scale: float = Field(1 / 0.07, gt=0, le=MAX_LOGIT_SCALE)  # initial value of the learned κ
+
+
+DEFAULTS = QueryStreamConfig()
 
 
 class SiteQuery(nn.Module):
-    """The query's own layers at one attention site: into the site's width, a norm and an FFN a block, and back."""
+    """The query's layers at one attention site: a projection to its width, norms and an FFN per block, and back."""
 
     def __init__(self, d_e: int, ch: int, num_blocks: int, has_own_norms: bool) -> None:
         super().__init__()
@@ -63,7 +70,7 @@ class SiteQuery(nn.Module):
 
 
 class HeadLayer(nn.Module):
-    """One pre-norm transformer block of the query head, over image tokens and query alike."""
+    """One pre-norm transformer block of the query head; image tokens and the query share its weights."""
 
     def __init__(self, width: int, head_dim: int) -> None:
         super().__init__()
@@ -72,13 +79,13 @@ class HeadLayer(nn.Module):
         self.ffn = FeedForward(width, activation_fn="geglu")
 
     def forward(self, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Shapes: tokens (b, m, width) that attend; keys, values (b, heads, n, head_dim) -> (b, m, width)."""
+        """Shapes: tokens (b, m, width), which attend; keys, values (b, heads, n, head_dim) -> (b, m, width)."""
         tokens = tokens + attend(self.attention, self.attention_norm(tokens), keys, values)
         return tokens + self.ffn(self.ffn_norm(tokens))
 
 
 class QueryStream(StrictModel):
-    """Φ_θ beside an untouched U-Net: from a noisy text query and an image to the clean query.
+    """Φ_θ: predicts the clean text query from a noisy one and an image, with the layers of an unmodified U-Net.
 
     Source: DiffDis Fig. 2 and 3.
     Departs: `one_way` fusion; own LayerNorms for the query; a learned logit scale; `text_chain: none`.
@@ -94,16 +101,16 @@ class QueryStream(StrictModel):
         site_widths: list[int],
         site_num_blocks: list[int],
         mid_channels: int,
-        fusion: str = "one_way",
-        text_chain: str = "diffusion",
-        gamma: float = 0.01,
-        query_scale: str = "unit",
-        image_timestep: str = "zero",
-        query_norms: str = "own",
-        num_head_layers: int = 6,
-        head_width: int = 768,
-        head_dim: int = 64,
-        logit_scale: float = 1 / 0.07,
+        fusion: str = DEFAULTS.fusion,
+        text_chain: str = DEFAULTS.text_chain,
+        gamma: float = DEFAULTS.gamma,
+        query_scale: str = DEFAULTS.query_scale,
+        image_timestep: str = DEFAULTS.image_timestep,
+        query_norms: str = DEFAULTS.query_norms,
+        num_head_layers: int = DEFAULTS.num_head_layers,
+        head_width: int = DEFAULTS.head_width,
+        head_dim: int = DEFAULTS.head_dim,
+        logit_scale: float = DEFAULTS.logit_scale,
         pooling: str = "clip",
         projection_width: int | None = None,
         clip_tail_settings: dict[str, Any] | None = None,
@@ -113,7 +120,7 @@ class QueryStream(StrictModel):
         has_own_norms = query_norms == "own"
         sizes = zip(site_widths, site_num_blocks, strict=True)
         self.sites = nn.ModuleList(SiteQuery(d_e, ch, num_blocks, has_own_norms) for ch, num_blocks in sizes)
-        if text_chain == "diffusion":
+        if self.has_text_diffusion:
             self.time_features = Timesteps(d_e, flip_sin_to_cos=True, downscale_freq_shift=0)
             self.time_embedding = TimestepEmbedding(d_e, d_e)
         self.image_into_head = nn.Linear(mid_channels, head_width)
@@ -136,7 +143,7 @@ class QueryStream(StrictModel):
         text_projection: Tensor | None = None,
         clip_tail: ClipTail | None = None,
     ) -> "QueryStream":
-        """Build a stream with new weights for a U-Net and a text encoder whose embedding has d_e dimensions.
+        """Build a stream with new weights for a U-Net and a text encoder whose embeddings have d_e dimensions.
 
         Shapes: text_projection (d_e, d_c), the tower's frozen projection, or None where pooling needs none;
                 clip_tail: the CLIP layers that the tower lacks, frozen too.
@@ -164,12 +171,12 @@ class QueryStream(StrictModel):
 
     @property
     def site_queries(self) -> list[SiteQuery]:
-        """The query's own layers, site by site, in the order of the walk."""
+        """The query's layers of every attention site, in the order in which the U-Net runs them."""
         return cast("list[SiteQuery]", list(self.sites))
 
     @property
     def head_layers(self) -> list[HeadLayer]:
-        """The query head, layer by layer."""
+        """The layers of the query head."""
         return cast("list[HeadLayer]", list(self.head))
 
     @property
@@ -179,30 +186,77 @@ class QueryStream(StrictModel):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Bring the weight behind κ back to its bound, where it still has a gradient; training calls it at each use.
+        """Clamp the weight behind κ to its bound, where it still has a gradient; training calls this at every use.
 
         Source: CLIP (Radford et al., 2021, §2.5).
         """
         self.log_logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
     @property
+    def has_text_diffusion(self) -> bool:
+        """Whether the query is denoised in steps; otherwise one pass without noise or time predicts it."""
+        return bool(self.config.text_chain == "diffusion")
+
+    @property
     def signal_scale(self) -> float:
-        """What multiplies the unit query in the text diffusion: γ, or γ √d."""
+        """Factor of the unit query in the text diffusion: γ, or γ √d."""
         length = math.sqrt(self.config.d_e) if self.config.query_scale == "sqrt_d" else 1.0
         return self.config.gamma * length
 
     def read_image(self, unet: UNet2DConditionModel, z: Tensor) -> ImageReading:
-        """Read an image once: keys and values of every site and head layer, which no query changes.
+        """Compute once what every query needs of an image.
 
         Source: ours.
         Shapes: z (b, ch, h, w), clean -> a reading of b images.
-        Raises: ValueError in `joint`, where the image's tokens depend on the query.
         """
-        if self.config.fusion != "one_way":
-            raise ValueError(
-                "`read_image` was called on a query stream with `fusion` = 'joint'. Expected 'one_way': in 'joint' "
-                "the image's tokens see the query, so no reading serves two queries. Call `predict` instead."
-            )
+        return ImageReading(FUSIONS[self.config.fusion].read(self, unet, z), tuple(z.shape[1:]))
+
+    def forward(
+        self, unet: UNet2DConditionModel, reading: ImageReading, e_t: Tensor | None, t_e: Tensor | None
+    ) -> Tensor:
+        """Predict the clean query of each image.
+
+        Source: DiffDis §3.2, Fig. 3.
+        Shapes: e_t (b, d_e); t_e (b,) int64; both None with `text_chain: none` -> e_0_hat (b, d_e) float32, unit.
+        Raises: ValueError if a shape does not fit the reading.
+        """
+        drive = self._drive(e_t, t_e, len(reading), reading.tensors[0].device)
+        q = FUSIONS[self.config.fusion].predict(self, unet, reading.tensors, drive, t_e)
+        return F.normalize(self.predictor(self.head_norm(q)).float(), dim=-1)
+
+    def denoise(
+        self,
+        unet: UNet2DConditionModel,
+        reading: ImageReading,
+        uncond_reading: ImageReading,
+        scheduler: SchedulerMixin,
+        e_T: Tensor,
+        num_steps: int,
+        guidance_scale: float,
+    ) -> Iterator[DenoisingStep]:
+        """Yield the steps of the text diffusion, or the one step of a regression (`text_chain: none`), at t_e = 0.
+
+        Source: DiffDis Algorithm 3.
+        Shapes: reading, uncond_reading of b images, the second of zero latents, read for guidance; e_T (b, d_e).
+        """
+
+        def predict_from(reading: ImageReading) -> Predict:
+            return lambda e_t, t_e: self(unet, reading, e_t, t_e)
+
+        predict = guided(predict_from(reading), predict_from(uncond_reading), guidance_scale)
+        if self.has_text_diffusion:
+            scale = self.signal_scale
+            yield from denoise(lambda e_t, t_e: predict(e_t.to(self.dtype), t_e), scheduler, e_T, num_steps, scale)
+        else:
+            e_0_hat = predict(None, None)
+            yield DenoisingStep(0, torch.zeros_like(e_0_hat), F.normalize(e_0_hat, dim=-1))
+
+    def _read_one_way(self, unet: UNet2DConditionModel, z: Tensor) -> tuple[Tensor, ...]:
+        """Compute keys and values of the image at every transformer block and head layer, which no query changes.
+
+        Source: ours.
+        Shapes: z (b, ch, h, w) -> keys, values (b, heads, n, d) of the first block, of the second, ...
+        """
 
         def visit(site: int, transformer: Transformer2DModel, tokens: Tensor, context: Tensor, carry: Carry):  # type: ignore[no-untyped-def]
             for block in transformer.transformer_blocks:
@@ -215,26 +269,23 @@ class QueryStream(StrictModel):
         t_zero = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         mid, carry = unet_encoder(unet, z, t_zero, self._no_text(unet, z), visit)
         tokens = self.image_into_head(mid.flatten(2).transpose(1, 2))  # (b, ch, h, w) -> (b, h*w, head_width)
-        head_layers = []
         for layer in self.head_layers:
             keys, values = keys_values(layer.attention, layer.attention_norm(tokens))
-            head_layers.append((keys, values))
-            if layer is not self.head_layers[-1]:  # nobody reads the image's tokens after the last layer
+            carry = (*carry, keys, values)
+            if layer is not self.head_layers[-1]:  # the last layer's output at the image's tokens is not used
                 tokens = layer(tokens, keys, values)
-        sites = tuple(zip(carry[::2], carry[1::2], strict=True))
-        return ImageReading(sites, tuple(head_layers), tuple(z.shape[1:]))
+        return carry
 
-    def forward(
-        self, unet: UNet2DConditionModel, reading: ImageReading, e_t: Tensor | None, t_e: Tensor | None
+    def _predict_one_way(
+        self, unet: UNet2DConditionModel, tensors: tuple[Tensor, ...], drive: Tensor, t_e: Tensor | None
     ) -> Tensor:
-        """Predict the clean query from a reading: one token through every site and the head.
+        """Run the query through every site and the head; it attends to the image and not the reverse.
 
-        Source: DiffDis §3.2, Fig. 3, with `one_way` fusion.
-        Shapes: e_t (b, d_e); t_e (b,) int64; both None with `text_chain: none` -> e_0_hat (b, d_e) float32, unit.
-        Raises: ValueError if a shape does not fit the reading.
+        Source: DiffDis Fig. 3.
+        Shapes: tensors as `_read_one_way` gives them; drive (b, d_e) -> (b, head_width).
+        Departs: the image's tokens do not see the query, so one reading serves every step and every query.
         """
-        drive = self._drive(e_t, t_e, len(reading), reading.head_layers[0][0].device)
-        h, pairs = torch.zeros_like(drive), iter(reading.site_blocks)
+        h, pairs = torch.zeros_like(drive), zip(tensors[::2], tensors[1::2], strict=True)
         for site, transformer in zip(self.site_queries, attention_sites(unet), strict=True):
             q = site.into(h + drive)[:, None]  # (b, d_e) -> (b, 1, ch)
             for number, block in enumerate(transformer.transformer_blocks):
@@ -244,33 +295,23 @@ class QueryStream(StrictModel):
                 q = self._ffn(site, block, number, q)
             h = site.out(q[:, 0])  # (b, 1, ch) -> (b, d_e)
         q = self.query_into_head(h)[:, None]
-        for layer, (keys, values) in zip(self.head_layers, reading.head_layers, strict=True):
+        for layer, (keys, values) in zip(self.head_layers, pairs, strict=True):
             own_keys, own_values = keys_values(layer.attention, layer.attention_norm(q))
             q = layer(q, _join(own_keys, keys), _join(own_values, values))
-        return self._predict(q[:, 0])
+        return q[:, 0]
 
-    def predict(self, unet: UNet2DConditionModel, z: Tensor, e_t: Tensor | None, t_e: Tensor | None) -> Tensor:
-        """Predict the clean query from a clean latent, in the fusion that the weights were made for.
-
-        Shapes: z (b, ch, h, w); e_t (b, d_e); t_e (b,) int64 -> e_0_hat (b, d_e) float32, unit length.
-        """
-        if self.config.fusion == "one_way":
-            return self.forward(unet, self.read_image(unet, z), e_t, t_e)
-        return self.joint(unet, z, e_t, t_e)[0]
-
-    def joint(
-        self, unet: UNet2DConditionModel, z: Tensor, e_t: Tensor | None, t_e: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Walk the encoder half with query and image attending to each other.
+    def _predict_joint(
+        self, unet: UNet2DConditionModel, tensors: tuple[Tensor, ...], drive: Tensor, t_e: Tensor | None
+    ) -> Tensor:
+        """Run the encoder half with query and image attending to each other.
 
         Source: DiffDis Fig. 3.
-        Shapes: z (b, ch, h, w); e_t (b, d_e); t_e (b,) int64 -> e_0_hat (b, d_e), mid features (b, ch, h, w).
+        Shapes: tensors: z (b, ch, h, w) alone; drive (b, d_e); t_e (b,) int64 -> (b, head_width).
         Departs: own LayerNorms for the query (decisions row 13).
         """
-        drive = self._drive(e_t, t_e, len(z), z.device)
+        (z,) = tensors
 
         def visit(site: int, transformer: Transformer2DModel, tokens: Tensor, context: Tensor, carry: Carry):  # type: ignore[no-untyped-def]
-            """Run a site with the query among its tokens."""
             own, (h,) = self.site_queries[site], carry
             q = own.into(h + drive)[:, None]  # (b, d_e) -> (b, 1, ch)
             for number, block in enumerate(transformer.transformer_blocks):
@@ -288,11 +329,11 @@ class QueryStream(StrictModel):
         tokens = torch.cat([self.query_into_head(h)[:, None], image], dim=1)
         for layer in self.head_layers:
             tokens = layer(tokens, *keys_values(layer.attention, layer.attention_norm(tokens)))
-        return self._predict(tokens[:, 0]), mid
+        return tokens[:, 0]
 
     def _drive(self, e_t: Tensor | None, t_e: Tensor | None, b: int, device: torch.device) -> Tensor:
-        """e_t + τ(t_e), the part of every site's input that is the same at all sites; zero without a text diffusion."""
-        if self.config.text_chain == "none":
+        """e_t + τ(t_e), the part of the input that all sites share; zero without text diffusion."""
+        if not self.has_text_diffusion:
             return torch.zeros(b, self.config.d_e, device=device, dtype=self.dtype)
         if e_t is None or t_e is None or e_t.shape != (b, self.config.d_e) or t_e.shape != (b,):
             found = [None if tensor is None else tuple(tensor.shape) for tensor in (e_t, t_e)]
@@ -304,7 +345,7 @@ class QueryStream(StrictModel):
         return e_t + self.time_embedding(time)
 
     def _no_text(self, unet: UNet2DConditionModel, z: Tensor) -> Tensor:
-        """The masked condition: one zero token (decisions row 8)."""
+        """The text condition while an image is named: one zero token (decisions row 8)."""
         return z.new_zeros(len(z), 1, unet.config.cross_attention_dim)
 
     def _normed(self, site: SiteQuery, block: BasicTransformerBlock, number: int, q: Tensor) -> Tensor:
@@ -314,13 +355,24 @@ class QueryStream(StrictModel):
         normed = site.ffn_norms[number](q) if self.config.query_norms == "own" else block.norm3(q)
         return q + site.ffns[number](normed)
 
-    def _predict(self, q: Tensor) -> Tensor:
-        return F.normalize(self.predictor(self.head_norm(q)).float(), dim=-1)
-
     def _copy_image_ffns(self, transformers: list[Transformer2DModel]) -> None:
         for site, transformer in zip(self.site_queries, transformers, strict=True):
             for ffn, block in zip(site.ffns, transformer.transformer_blocks, strict=True):
                 ffn.load_state_dict(block.ff.state_dict())
+
+
+class Fusion(NamedTuple):
+    """How image and query attend to each other: what is read of an image, and the query predicted from it."""
+
+    read: Callable[[QueryStream, UNet2DConditionModel, Tensor], tuple[Tensor, ...]]
+    predict: Callable[[QueryStream, UNet2DConditionModel, tuple[Tensor, ...], Tensor, Tensor | None], Tensor]
+    image_sees_query: bool
+
+
+FUSIONS = {
+    "one_way": Fusion(QueryStream._read_one_way, QueryStream._predict_one_way, image_sees_query=False),
+    "joint": Fusion(lambda stream, unet, z: (z,), QueryStream._predict_joint, image_sees_query=True),
+}
 
 
 def _join(own: Tensor, image: Tensor) -> Tensor:
@@ -328,20 +380,23 @@ def _join(own: Tensor, image: Tensor) -> Tensor:
 
 
 def _check_config(config) -> None:  # type: ignore[no-untyped-def]
-    """Refuse what cannot work, also where it comes from a file."""
+    """Refuse settings that cannot work, from a file or a caller.
+
+    Raises: ValueError.
+    """
     chosen = {name: config[name] for name in QueryStreamConfig.model_fields if name != "query_ffn"}
     try:
         QueryStreamConfig.model_validate(chosen, strict=True)
     except ValidationError as error:
-        told = [f"`{'.'.join(map(str, e['loc']))}` is {e['input']!r} ({e['msg'].lower()})" for e in error.errors()]
+        found = [f"`{'.'.join(map(str, e['loc']))}` is {e['input']!r} ({e['msg'].lower()})" for e in error.errors()]
         raise ValueError(
-            f"In a query stream {', '.join(told)}. Expected settings that `QueryStreamConfig` allows. "
-            "Correct them, in the model's config.json if it was loaded."
+            f"In a query stream {', '.join(found)}. Expected settings that `QueryStreamConfig` allows. "
+            "Fix them, in the model's config.json if it was loaded."
         ) from error
-    if config.image_timestep == "query" and config.fusion != "joint":
+    if config.image_timestep == "query" and not FUSIONS[config.fusion].image_sees_query:
         raise ValueError(
-            f"`image_timestep` is 'query' with `fusion` = '{config.fusion}' in a query stream. Expected 'zero': a "
-            "image that is read once cannot be told the query's step. Set `fusion: joint` or `image_timestep: zero`."
+            f"`image_timestep` is 'query' with `fusion` = '{config.fusion}' in a query stream. Expected 'zero': an "
+            "image that is read once cannot depend on the query's step. Set `fusion: joint` or `image_timestep: zero`."
         )
     if config.head_width % config.head_dim:
         raise ValueError(
