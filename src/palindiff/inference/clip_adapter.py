@@ -46,8 +46,8 @@ class ClipAdapter(nn.Module):
     """The interface that CLIP_benchmark and open_clip expect of a model, on top of a pipeline.
 
     Embeddings equal those of `PalindiffPipeline.encode_image` and `encode_text`, up to rounding if the batch differs.
-    They have unit length whatever `normalize` says, and no gradient. The components are shared with the pipeline: `to`, `half`
-    or `eval` change them for both. Create a new adapter after replacing a component of the pipeline.
+    They have unit length whatever `normalize` says, and no gradient. The components are shared with the pipeline:
+    `to`, `half` or `eval` change them for both. Create a new adapter after replacing a component of the pipeline.
 
     Source: open_clip's `CLIP` for the names; DiffDis Algorithm 3 for what `encode_image` does.
     """

@@ -49,7 +49,7 @@ class PalindiffPipeline(HubMixin):
     more sub-folders, `query_stream/` and `query_scheduler/`.
 
     Naming works with `enable_model_cpu_offload()`: it moves the components it uses to the device; U-Net and query
-    stream stay there until generation or `maybe_free_model_hooks()`. `enable_sequential_cpu_offload()` is not supported.
+    stream stay there until generation or `maybe_free_model_hooks()`. It refuses `enable_sequential_cpu_offload()`.
 
     Source: DiffDis (arXiv 2308.09306), Algorithms 2 and 3.
     """
@@ -163,8 +163,8 @@ class PalindiffPipeline(HubMixin):
         """Denoise each image's text query to an embedding in the space of `encode_text`.
 
         Every image starts from the same noise, drawn from `seed`, so an answer does not depend on the batch. Images
-        are read one at a time: memory does not grow with their number. `progress(what, done, total)` is called after every
-        batch.
+        are read one at a time: memory does not grow with their number. `progress(what, done, total)` is called after
+        every batch.
 
         Source: DiffDis Algorithm 3; guidance_scale = 1 + w (1 turns guidance off).
         Shapes: b images, their latents z (b, ch, h, w), or their reading -> e_0_hat (b, d_e) float32, unit length.

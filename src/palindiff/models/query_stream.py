@@ -37,15 +37,13 @@ MAX_LOGIT_SCALE = 100.0  # CLIP's clamp
 
 
 class QueryStreamConfig(BaseModel, frozen=True, extra="forbid"):
-    """Settings of the second stream that a recipe may choose; the others follow from the U-Net and the text encoder."""
+    """Settings of the query stream that a recipe may choose; the others follow from U-Net and text encoder."""
 
     fusion: Literal["one_way", "joint"] = "one_way"  # a key of FUSIONS; "joint": the image attends to the query too
     text_chain: Literal["diffusion", "none"] = "diffusion"  # "none": regression, without noise or time, in one pass
     gamma: float = Field(0.01, gt=0, le=1)  # the paper's γ: scale of e_0 in the text diffusion
     query_scale: Literal["unit", "sqrt_d"] = "unit"  # length of e_0 before γ: 1, or √d for an image's signal-to-noise
-    image_timestep: Literal["zero", "query"] = (
-        "zero"  # the U-Net's step for a clean image; "query": t_e, `joint` only
-    )
+    image_timestep: Literal["zero", "query"] = "zero"  # U-Net's step for the clean image; "query": t_e, `joint` only
     query_norms: Literal["own", "shared"] = "own"  # LayerNorms of the query's stream: its own, or the image's
     query_ffn: Literal["random", "copy"] = "random"  # initial FFN of the query: random, or a copy of the image's
     num_head_layers: int = Field(6, gt=0)
