@@ -75,7 +75,7 @@ def test_a_part_offloaded_weight_by_weight_is_refused(towers, part, name_it):
     expected = name_it(pipeline)
     cpu_offload(getattr(pipeline, part), torch.device("cpu"))  # as `enable_sequential_cpu_offload()` does
     with pytest.raises(
-        ValueError, match=rf"`{part}` are on the device `meta`.* Call `enable_model_cpu_offload\(\)` ins"
+        ValueError, match=rf"`{part}` are on the device `meta`.* Use `enable_model_cpu_offload\(\)` ins"
     ):
         name_it(pipeline)
     remove_hook_from_module(getattr(pipeline, part), recurse=True)

@@ -110,7 +110,7 @@ class CountedImages:
     """Images that are read one at a time; counts how many are alive at once."""
 
     def __init__(self, number):
-        self.images, self.alive, self.most = toy_images(number), weakref.WeakSet(), 0
+        self.images, self.alive, self.most = toy_images(number), 0, 0
 
     def __len__(self):
         return len(self.images)
@@ -118,10 +118,14 @@ class CountedImages:
     def __iter__(self):
         for image in self.images:
             copy = image.copy()
-            self.alive.add(copy)
-            self.most = max(self.most, len(self.alive))
+            self.alive += 1
+            weakref.finalize(copy, self.count_down)
+            self.most = max(self.most, self.alive)
             yield copy
             del copy
+
+    def count_down(self):
+        self.alive -= 1
 
 
 def test_images_are_read_one_at_a_time_and_counted_by_batch(pipeline):

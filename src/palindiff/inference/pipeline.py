@@ -205,11 +205,11 @@ class PalindiffPipeline(HubMixin):
         Raises: as `encode_image`.
         """
         self.check_options(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, seed=seed, fit=fit)
-        reading = images if isinstance(images, ImageReading) else self.read_image(images, fit)
+        given = self._encoded(images, fit)
         device = self._bring("unet", "query_stream")
-        reading = uncond_reading = reading.to(device, self.unet.dtype)
+        reading = uncond_reading = self._read(given, device)
         if guidance_scale != 1:
-            uncond_reading = self.read_image(torch.zeros(1, *reading.latent_shape)).repeat(len(reading))
+            uncond_reading = self._read(torch.zeros(1, *reading.latent_shape), device).repeat(len(reading))
         e_T = first_noise([seed], self.query_stream.config.d_e).repeat(len(reading), 1).to(device)
         yield from self.query_stream.denoise(
             self.unet, reading, uncond_reading, self.query_scheduler, e_T, num_inference_steps, guidance_scale
@@ -224,10 +224,7 @@ class PalindiffPipeline(HubMixin):
 
         Raises: as `encode_latents`.
         """
-        images = as_images(images, self.unet)
-        z = images if isinstance(images, Tensor) else self.encode_latents(images, fit)
-        device = self._bring("unet", "query_stream")
-        return self.query_stream.read_image(self.unet, z.to(device, self.unet.dtype))
+        return self._read(self._encoded(images, fit), self._bring("unet", "query_stream"))
 
     @torch.no_grad()
     def encode_latents(self, images: ManyImages | ImageInput, fit: Fit = "crop") -> Tensor:
@@ -268,6 +265,15 @@ class PalindiffPipeline(HubMixin):
         squares = (self._read_pixels(image, fit) for image in images)
         while part := list(islice(squares, batch_size)):
             yield self.encode_pixels(torch.stack(part))
+
+    def _encoded(self, images: ManyImages | ImageInput | Tensor | ImageReading, fit: Fit) -> Tensor | ImageReading:
+        """Encode images; return latents and readings unchanged."""
+        given = as_images(images, self.unet)
+        return given if isinstance(given, Tensor | ImageReading) else self.encode_latents(given, fit)
+
+    def _read(self, given: Tensor | ImageReading, device: torch.device) -> ImageReading:
+        given = given.to(device, self.unet.dtype)
+        return given if isinstance(given, ImageReading) else self.query_stream.read_image(self.unet, given)
 
     def _read_pixels(self, image: ImageInput, fit: Fit) -> Tensor:
         """Shapes: one image -> x (3, H, W) float in [-1, 1]."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ImageReading:
-    """Tensors of b images, as the fusion packs them: keys and values with `one_way`, the latents with `joint`."""
+    """Tensors of b images, as the fusion's `read_image` returns them."""
 
     tensors: tuple[Tensor, ...]  # (b, ...) each
     latent_shape: tuple[int, ...]  # (ch, h, w) of the latents that were read

@@ -1,38 +1,30 @@
 """The second stream: a text query that passes through the U-Net's down and mid blocks as an extra token; its head.
 
-Here: the query's own weights and the fusions, each of which reads images and predicts queries. Not here: the image's
-stream (`unet_encoder.py`), noise (`text_diffusion.py`), losses.
+Here: its configuration and weights, and the choice of a fusion: how image and query attend to each other. Not here:
+the fusions (`one_way.py`, `joint.py`), the image's stream (`unet_encoder.py`), noise (`text_diffusion.py`), losses.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Iterator
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from diffusers import SchedulerMixin, UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.attention import BasicTransformerBlock, FeedForward
-from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 
+from palindiff.models import joint, one_way
 from palindiff.models.clip_tail import ClipTail
 from palindiff.models.image_reading import ImageReading
+from palindiff.models.query_layers import HeadLayer, QueryLayers, SiteQuery
 from palindiff.models.strict_model import StrictModel
 from palindiff.models.text_diffusion import DenoisingStep, Predict, denoise, guided
-from palindiff.models.unet_encoder import (
-    Carry,
-    attend,
-    attention_sites,
-    check_unet,
-    image_block,
-    keys_values,
-    unet_encoder,
-)
+from palindiff.models.unet_encoder import attention_sites, check_unet
 
+FUSIONS = {"one_way": one_way, "joint": joint}
 MAX_LOGIT_SCALE = 100.0  # CLIP's clamp
 
 
@@ -53,33 +45,6 @@ class QueryStreamConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 DEFAULTS = QueryStreamConfig()
-
-
-class SiteQuery(nn.Module):
-    """The query's layers at one attention site: a projection to its width, norms and an FFN per block, and back."""
-
-    def __init__(self, d_e: int, ch: int, num_blocks: int, has_own_norms: bool) -> None:
-        super().__init__()
-        self.into = nn.Linear(d_e, ch)
-        norms = [nn.LayerNorm(ch) if has_own_norms else nn.Identity() for _ in range(2 * num_blocks)]
-        self.attention_norms, self.ffn_norms = nn.ModuleList(norms[:num_blocks]), nn.ModuleList(norms[num_blocks:])
-        self.ffns = nn.ModuleList(FeedForward(ch, activation_fn="geglu") for _ in range(num_blocks))
-        self.out = nn.Linear(ch, d_e)
-
-
-class HeadLayer(nn.Module):
-    """One pre-norm transformer block of the query head; image tokens and the query share its weights."""
-
-    def __init__(self, width: int, head_dim: int) -> None:
-        super().__init__()
-        self.attention_norm, self.ffn_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = Attention(width, heads=width // head_dim, dim_head=head_dim)
-        self.ffn = FeedForward(width, activation_fn="geglu")
-
-    def forward(self, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Shapes: tokens (b, m, width), which attend; keys, values (b, heads, n, head_dim) -> (b, m, width)."""
-        tokens = tokens + attend(self.attention, self.attention_norm(tokens), keys, values)
-        return tokens + self.ffn(self.ffn_norm(tokens))
 
 
 class QueryStream(StrictModel):
@@ -164,18 +129,15 @@ class QueryStream(StrictModel):
         if clip_tail is not None:
             stream.clip_tail.load_state_dict(clip_tail.state_dict())
         if config.query_ffn == "copy":
-            stream._copy_image_ffns(transformers)
+            for site, transformer in zip(stream.layers.sites, transformers, strict=True):
+                site.copy_image_ffns(transformer)
         return stream
 
     @property
-    def site_queries(self) -> list[SiteQuery]:
-        """The query's layers of every attention site, in the order in which the U-Net runs them."""
-        return cast("list[SiteQuery]", list(self.sites))
-
-    @property
-    def head_layers(self) -> list[HeadLayer]:
-        """The layers of the query head."""
-        return cast("list[HeadLayer]", list(self.head))
+    def layers(self) -> QueryLayers:
+        """The layers that a fusion runs: of every attention site, in the order of the U-Net, and of the head."""
+        sites, head = cast("list[SiteQuery]", list(self.sites)), cast("list[HeadLayer]", list(self.head))
+        return QueryLayers(sites, self.image_into_head, self.query_into_head, head)
 
     @property
     def logit_scale(self) -> Tensor:
@@ -207,7 +169,8 @@ class QueryStream(StrictModel):
         Source: ours.
         Shapes: z (b, ch, h, w), clean -> a reading of b images.
         """
-        return ImageReading(FUSIONS[self.config.fusion].read(self, unet, z), tuple(z.shape[1:]))
+        tensors = FUSIONS[self.config.fusion].read_image(self.layers, unet, z)
+        return ImageReading(tensors, tuple(z.shape[1:]))
 
     def forward(
         self, unet: UNet2DConditionModel, reading: ImageReading, e_t: Tensor | None, t_e: Tensor | None
@@ -219,7 +182,8 @@ class QueryStream(StrictModel):
         Raises: ValueError if a shape does not fit the reading.
         """
         drive = self._drive(e_t, t_e, len(reading), reading.tensors[0].device)
-        q = FUSIONS[self.config.fusion].predict(self, unet, reading.tensors, drive, t_e)
+        t_image = t_e if self.config.image_timestep == "query" else None
+        q = FUSIONS[self.config.fusion].predict(self.layers, unet, reading.tensors, drive, t_image)
         return F.normalize(self.predictor(self.head_norm(q)).float(), dim=-1)
 
     def denoise(
@@ -249,86 +213,6 @@ class QueryStream(StrictModel):
             e_0_hat = predict(None, None)
             yield DenoisingStep(0, torch.zeros_like(e_0_hat), F.normalize(e_0_hat, dim=-1))
 
-    def _read_one_way(self, unet: UNet2DConditionModel, z: Tensor) -> tuple[Tensor, ...]:
-        """Compute keys and values of the image at every transformer block and head layer, which no query changes.
-
-        Source: ours.
-        Shapes: z (b, ch, h, w) -> keys, values (b, heads, n, d) of the first block, of the second, ...
-        """
-
-        def visit(site: int, transformer: Transformer2DModel, tokens: Tensor, context: Tensor, carry: Carry):  # type: ignore[no-untyped-def]
-            for block in transformer.transformer_blocks:
-                normed = block.norm1(tokens)
-                keys, values = keys_values(block.attn1, normed)
-                tokens = image_block(block, tokens, attend(block.attn1, normed, keys, values), context)
-                carry = (*carry, keys, values)
-            return tokens, carry
-
-        t_zero = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        mid, carry = unet_encoder(unet, z, t_zero, self._no_text(unet, z), visit)
-        tokens = self.image_into_head(mid.flatten(2).transpose(1, 2))  # (b, ch, h, w) -> (b, h*w, head_width)
-        for layer in self.head_layers:
-            keys, values = keys_values(layer.attention, layer.attention_norm(tokens))
-            carry = (*carry, keys, values)
-            if layer is not self.head_layers[-1]:  # the last layer's output at the image's tokens is not used
-                tokens = layer(tokens, keys, values)
-        return carry
-
-    def _predict_one_way(
-        self, unet: UNet2DConditionModel, tensors: tuple[Tensor, ...], drive: Tensor, t_e: Tensor | None
-    ) -> Tensor:
-        """Run the query through every site and the head; it attends to the image and not the reverse.
-
-        Source: DiffDis Fig. 3.
-        Shapes: tensors as `_read_one_way` gives them; drive (b, d_e) -> (b, head_width).
-        Departs: the image's tokens do not see the query, so one reading serves every step and every query.
-        """
-        h, pairs = torch.zeros_like(drive), zip(tensors[::2], tensors[1::2], strict=True)
-        for site, transformer in zip(self.site_queries, attention_sites(unet), strict=True):
-            q = site.into(h + drive)[:, None]  # (b, d_e) -> (b, 1, ch)
-            for number, block in enumerate(transformer.transformer_blocks):
-                normed, (keys, values) = self._normed(site, block, number, q), next(pairs)
-                own_keys, own_values = keys_values(block.attn1, normed)
-                q = q + attend(block.attn1, normed, _join(own_keys, keys), _join(own_values, values))
-                q = self._ffn(site, block, number, q)
-            h = site.out(q[:, 0])  # (b, 1, ch) -> (b, d_e)
-        q = self.query_into_head(h)[:, None]
-        for layer, (keys, values) in zip(self.head_layers, pairs, strict=True):
-            own_keys, own_values = keys_values(layer.attention, layer.attention_norm(q))
-            q = layer(q, _join(own_keys, keys), _join(own_values, values))
-        return q[:, 0]
-
-    def _predict_joint(
-        self, unet: UNet2DConditionModel, tensors: tuple[Tensor, ...], drive: Tensor, t_e: Tensor | None
-    ) -> Tensor:
-        """Run the encoder half with query and image attending to each other.
-
-        Source: DiffDis Fig. 3.
-        Shapes: tensors: z (b, ch, h, w) alone; drive (b, d_e); t_e (b,) int64 -> (b, head_width).
-        Departs: own LayerNorms for the query (decisions row 13).
-        """
-        (z,) = tensors
-
-        def visit(site: int, transformer: Transformer2DModel, tokens: Tensor, context: Tensor, carry: Carry):  # type: ignore[no-untyped-def]
-            own, (h,) = self.site_queries[site], carry
-            q = own.into(h + drive)[:, None]  # (b, d_e) -> (b, 1, ch)
-            for number, block in enumerate(transformer.transformer_blocks):
-                normed = torch.cat([self._normed(own, block, number, q), block.norm1(tokens)], dim=1)  # (b, 1 + n, ch)
-                attended = attend(block.attn1, normed, *keys_values(block.attn1, normed))
-                q = self._ffn(own, block, number, q + attended[:, :1])
-                tokens = image_block(block, tokens, attended[:, 1:], context)
-            return tokens, (own.out(q[:, 0]),)
-
-        t = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        if self.config.image_timestep == "query" and t_e is not None:
-            t = t_e
-        mid, (h,) = unet_encoder(unet, z, t, self._no_text(unet, z), visit, (torch.zeros_like(drive),))
-        image = self.image_into_head(mid.flatten(2).transpose(1, 2))  # (b, ch, h, w) -> (b, h*w, head_width)
-        tokens = torch.cat([self.query_into_head(h)[:, None], image], dim=1)
-        for layer in self.head_layers:
-            tokens = layer(tokens, *keys_values(layer.attention, layer.attention_norm(tokens)))
-        return tokens[:, 0]
-
     def _drive(self, e_t: Tensor | None, t_e: Tensor | None, b: int, device: torch.device) -> Tensor:
         """e_t + τ(t_e), the part of the input that all sites share; zero without text diffusion."""
         if not self.has_text_diffusion:
@@ -341,40 +225,6 @@ class QueryStream(StrictModel):
             )
         time = self.time_features(t_e).to(e_t.dtype)
         return e_t + self.time_embedding(time)
-
-    def _no_text(self, unet: UNet2DConditionModel, z: Tensor) -> Tensor:
-        """The text condition while an image is named: one zero token (decisions row 8)."""
-        return z.new_zeros(len(z), 1, unet.config.cross_attention_dim)
-
-    def _normed(self, site: SiteQuery, block: BasicTransformerBlock, number: int, q: Tensor) -> Tensor:
-        return site.attention_norms[number](q) if self.config.query_norms == "own" else block.norm1(q)
-
-    def _ffn(self, site: SiteQuery, block: BasicTransformerBlock, number: int, q: Tensor) -> Tensor:
-        normed = site.ffn_norms[number](q) if self.config.query_norms == "own" else block.norm3(q)
-        return q + site.ffns[number](normed)
-
-    def _copy_image_ffns(self, transformers: list[Transformer2DModel]) -> None:
-        for site, transformer in zip(self.site_queries, transformers, strict=True):
-            for ffn, block in zip(site.ffns, transformer.transformer_blocks, strict=True):
-                ffn.load_state_dict(block.ff.state_dict())
-
-
-class Fusion(NamedTuple):
-    """How image and query attend to each other: what is read of an image, and the query predicted from it."""
-
-    read: Callable[[QueryStream, UNet2DConditionModel, Tensor], tuple[Tensor, ...]]
-    predict: Callable[[QueryStream, UNet2DConditionModel, tuple[Tensor, ...], Tensor, Tensor | None], Tensor]
-    image_sees_query: bool
-
-
-FUSIONS = {
-    "one_way": Fusion(QueryStream._read_one_way, QueryStream._predict_one_way, image_sees_query=False),
-    "joint": Fusion(lambda stream, unet, z: (z,), QueryStream._predict_joint, image_sees_query=True),
-}
-
-
-def _join(own: Tensor, image: Tensor) -> Tensor:
-    return torch.cat([own, image.to(own.dtype)], dim=2)  # (b, heads, 1, d), (b, heads, n, d) -> (b, heads, 1 + n, d)
 
 
 def _check_config(config) -> None:  # type: ignore[no-untyped-def]
@@ -391,7 +241,7 @@ def _check_config(config) -> None:  # type: ignore[no-untyped-def]
             f"In a query stream {', '.join(found)}. Expected settings that `QueryStreamConfig` allows. "
             "Fix them, in the model's config.json if it was loaded."
         ) from error
-    if config.image_timestep == "query" and not FUSIONS[config.fusion].image_sees_query:
+    if config.image_timestep == "query" and not FUSIONS[config.fusion].IMAGE_SEES_QUERY:
         raise ValueError(
             f"`image_timestep` is 'query' with `fusion` = '{config.fusion}' in a query stream. Expected 'zero': an "
             "image that is read once cannot depend on the query's step. Set `fusion: joint` or `image_timestep: zero`."

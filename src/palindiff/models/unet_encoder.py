@@ -19,6 +19,19 @@ Carry = tuple[Tensor, ...]
 VisitSite = Callable[[int, Transformer2DModel, Tensor, Tensor, Carry], tuple[Tensor, Carry]]
 """(site number, its layers, image tokens (b, n, ch), context, carry) -> tokens after the site, carry for the next"""
 
+PLAIN_SETTINGS = {
+    "addition_embed_type": None,
+    "attention_type": "default",
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "dual_cross_attention": False,
+    "encoder_hid_dim_type": None,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "time_embedding_act_fn": None,
+}
+"""Settings that the encoder half below supports; they may also be None or missing."""
+
 
 def unet_encoder(
     unet: UNet2DConditionModel, z: Tensor, t: Tensor, context: Tensor, visit: VisitSite, carry: Carry = ()
@@ -99,22 +112,11 @@ def check_unet(unet: UNet2DConditionModel) -> None:
 
     Raises: ValueError.
     """
-    config = unet.config
     found = [
-        f"`{name}` = {config[name]!r}"
-        for name in (
-            "addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type",
-            "time_embedding_act_fn",
-        )
-        if config.get(name) is not None
-    ]  # fmt: skip
-    found += [
-        f"`{name}` = True"
-        for name in ("only_cross_attention", "dual_cross_attention", "center_input_sample")
-        if config.get(name) is True
+        f"`{name}` = {unet.config[name]!r}"
+        for name, plain in PLAIN_SETTINGS.items()
+        if unet.config.get(name) not in (None, plain) and not isinstance(unet.config[name], list | tuple)
     ]
-    if config.get("attention_type", "default") != "default":
-        found.append(f"`attention_type` = {config.attention_type!r}")
     kinds = {type(block).__name__ for block in unet.down_blocks} | {type(unet.mid_block).__name__}
     found += sorted(kinds - {"CrossAttnDownBlock2D", "DownBlock2D", "UNetMidBlock2DCrossAttn"})
     if found:
