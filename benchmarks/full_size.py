@@ -1,7 +1,7 @@
-"""The model at its real size, once through everything, with random weights of Stable Diffusion v1 and CLIP ViT-L/14.
+"""All stages of the full-size model: init, training, naming, generation, with random weights of Stable Diffusion v1.
 
-Each stage runs in a process of its own, so that its peak of memory is its own. Nothing generated or named here means
-anything; sizes, times and memory do.
+Each stage runs in a separate process, so that its peak of memory can be measured. Only sizes, times and memory are
+meaningful; the images and names are not.
 
 Run: python -m benchmarks.full_size WORK [--results results/full_size.json] [--set KEY=VALUE ...]
 """
@@ -43,15 +43,15 @@ TOY_RECIPE = ("query_stream.num_head_layers=1", "query_stream.head_width=64")
 
 @dataclass(frozen=True)
 class Trial:
-    """Where everything is written, what is changed of the recipe, and whether the shapes are small ones."""
+    """Where everything is written, changes of the recipe, and whether the models are small."""
 
-    work: Path  # for some 20 GB of weights and states; not removed
+    work: Path  # some 20 GB of weights and states; not removed
     overrides: Sequence[str] = ()
-    is_toy: bool = False  # shows that every stage runs, in seconds
+    is_toy: bool = False  # small models, to check in seconds that every stage runs
 
 
 def write_layouts(trial: Trial) -> dict[str, Any]:
-    """Write both folders with the libraries' own `save_pretrained`, and a few captioned images."""
+    """Write Stable Diffusion and CLIP with `save_pretrained`, and a few captioned images."""
     import torch
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from PIL import Image
@@ -89,7 +89,7 @@ def write_layouts(trial: Trial) -> dict[str, Any]:
 
 
 def write_tokenizer(folder: Path) -> Any:
-    """Write a CLIP tokenizer of letters; its first and last token have CLIP's ids."""
+    """Write a CLIP tokenizer of letters, whose start and end token have CLIP's ids."""
     from transformers import CLIPTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def write_tokenizer(folder: Path) -> Any:
 
 
 def init(trial: Trial) -> dict[str, Any]:
-    """`palindiff init` with the paper's query stream; counts what is new, by place."""
+    """`palindiff init` with the paper's query stream; counts its parameters by place."""
     from palindiff.inference.pipeline import PalindiffPipeline
     from palindiff.training.recipes.yaml_files import load_recipe
     from palindiff.training.train_diffdis import Recipe
@@ -120,7 +120,7 @@ def init(trial: Trial) -> dict[str, Any]:
 
 
 def place_of(name: str) -> str:
-    """Say where a weight of the query stream stands."""
+    """Return the place of a weight in the query stream."""
     first, _, rest = name.partition(".")
     names = {"head": "query head", "time_embedding": "time embedding", "predictor": "query head"}
     return (
@@ -129,7 +129,7 @@ def place_of(name: str) -> str:
 
 
 def train(trial: Trial) -> dict[str, Any]:
-    """`palindiff train`: features, one step of both tasks, the state saved, the checkpoint written."""
+    """`palindiff train`: features, one step of both tasks, saved state and checkpoint."""
     from palindiff.training.loop.run_log import read_log
     from palindiff.training.recipes.yaml_files import load_recipe
     from palindiff.training.train_diffdis import Recipe, train_recipe
@@ -150,7 +150,7 @@ def name(trial: Trial, fusion: str) -> dict[str, Any]:
     image = trial.work / "data" / "validation" / "0.png"
     began = time.perf_counter()
     scores = pipeline.rank([image], [CAPTION.format(number) for number in range(NUM_IMAGES)])
-    assert scores.isfinite().all(), "a trained checkpoint names with finite numbers"
+    assert scores.isfinite().all(), "scores of a trained checkpoint must be finite"
     return {"loading_s": loading_s, "own_s": time.perf_counter() - began}
 
 
@@ -170,7 +170,7 @@ def generate(trial: Trial) -> dict[str, Any]:
 
 
 def load(work: Path, fusion: str) -> tuple[Any, float]:
-    """Load the trained checkpoint; both fusions have the same weights."""
+    """Load the trained checkpoint with a fusion; both fusions have the same weights."""
     from palindiff.inference.pipeline import PalindiffPipeline
     from palindiff.models.query_stream import QueryStream
 
@@ -195,11 +195,11 @@ STAGES: dict[str, Callable[[Trial], dict[str, Any]]] = {
 
 
 def run_stage(stage: str, trial: Trial) -> dict[str, Any]:
-    """Run a stage in this process: what it says, its seconds, and the process's peak of memory."""
+    """Run a stage in this process -> its results, its seconds, and the process's peak of memory."""
     began = time.perf_counter()
-    said = STAGES[stage](trial)
+    results = STAGES[stage](trial)
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB  # kibibytes on Linux
-    return {"stage": stage, "seconds": time.perf_counter() - began, "peak_gib": peak_gib} | said
+    return {"stage": stage, "seconds": time.perf_counter() - began, "peak_gib": peak_gib} | results
 
 
 def _changes(trial: Trial) -> list[str]:
@@ -207,7 +207,7 @@ def _changes(trial: Trial) -> list[str]:
 
 
 def measure(trial: Trial) -> list[Row]:
-    """Run every stage in a process of its own.
+    """Run every stage in a separate process.
 
     Returns: rows of a stage (seconds, peak_gib) and rows of parameters (place, parameters).
     """
@@ -216,9 +216,11 @@ def measure(trial: Trial) -> list[Row]:
         arguments = [sys.executable, "-m", "benchmarks.full_size", str(trial.work), "--stage", stage]
         arguments += [*(f"--set={each}" for each in trial.overrides), *(["--toy"] if trial.is_toy else [])]
         done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True)
-        said = json.loads(done.stdout.splitlines()[-1])
-        parameters = said.pop("parameters", {})
-        rows.append({"kind": "stage"} | {key: round(v, 2) if isinstance(v, float) else v for key, v in said.items()})
+        results = json.loads(done.stdout.splitlines()[-1])
+        parameters = results.pop("parameters", {})
+        rows.append(
+            {"kind": "stage"} | {key: round(v, 2) if isinstance(v, float) else v for key, v in results.items()}
+        )
         rows += [{"kind": "parameters", "place": place, "parameters": n} for place, n in parameters.items()]
         print(json.dumps(rows[-1 - len(parameters)]), file=sys.stderr, flush=True)
     return rows
@@ -227,11 +229,13 @@ def measure(trial: Trial) -> list[Row]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure all stages and write the results, or run one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path, help="folder for some 20 GB of weights and states; not removed")
-    parser.add_argument("--results", type=Path, help="file to write; none writes none")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], help="change the recipe")
-    parser.add_argument("--stage", choices=STAGES, help="run this one here, and print what it says as JSON")
-    parser.add_argument("--toy", action="store_true", help="small shapes: shows that every stage runs")
+    parser.add_argument("work", type=Path, help="folder for some 20 GB of weights and states, which are not removed")
+    parser.add_argument("--results", type=Path, help="file to write the results to")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], help="KEY=VALUE to change in the recipe; repeatable"
+    )
+    parser.add_argument("--stage", choices=STAGES, help="run only this stage, and print its results as JSON")
+    parser.add_argument("--toy", action="store_true", help="use small models, to check that every stage runs")
     args = parser.parse_args(arguments)
     trial = Trial(args.work, args.overrides, args.toy)
     if args.stage:
