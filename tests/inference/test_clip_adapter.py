@@ -247,7 +247,7 @@ def test_an_adapter_moves_to_an_accelerator(towers):
     ("change", "error", "sentence"),
     [
         (lambda x: (x + 1) * 127.5, ValueError, r"ranges from .* to 25\d.*Expected pixels in \[-1, 1\], not 0 to 255"),
-        (lambda x: 2.6 * x, ValueError, r"ranges from -2\.\d.*nor what another CLIP's preprocess makes"),
+        (lambda x: 2.6 * x, ValueError, r"ranges from -2\.\d.*nor another CLIP's normalisation"),
         (lambda x: x * float("nan"), ValueError, r"ranges from nan to nan.*Use this model's own `preprocess`"),
         (lambda x: x[0], ValueError, r"shape \(3, 8, 8\).*Expected \(b, 3, 8, 8\).* pass `image\[None\]`"),
         (lambda x: x[..., :7], ValueError, r"shape \(3, 3, 8, 7\).*Expected \(b, 3, 8, 8\)"),
