@@ -16,12 +16,16 @@ from torch import Tensor
 
 from palindiff.data.images import Fit, ImageSource
 from palindiff.inference.defaults import IMAGES_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
+from palindiff.models.image_reading import ImageReading
 
 ImageInput = Image.Image | ImageSource | Path | str | bytes
 
 
 class ManyImages(Sized, Iterable[ImageInput], Protocol):
     """A list of images, or an object that reads them one at a time."""
+
+
+Images = ManyImages | ImageInput | Tensor | ImageReading
 
 
 def as_images(images: Any, unet: UNet2DConditionModel) -> Any:

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from palindiff.data.images import Fit, read_pixels
 from palindiff.inference.adapters import without_adapters
-from palindiff.inference.arguments import ImageInput, ManyImages, as_images, check_image, check_options, square_side
+from palindiff.inference.arguments import (
+    ImageInput,
+    Images,
+    ManyImages,
+    as_images,
+    check_image,
+    check_options,
+    square_side,
+)
 from palindiff.inference.clip_adapter import ClipAdapter
 from palindiff.inference.defaults import CAPTIONS_AT_ONCE, IMAGES_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templates
@@ -152,7 +160,7 @@ class PalindiffPipeline(HubMixin):
     @torch.no_grad()
     def encode_image(
         self,
-        images: ManyImages | ImageInput | Tensor | ImageReading,
+        images: Images,
         num_inference_steps: int = NAMING_STEPS,
         guidance_scale: float = NAMING_GUIDANCE_SCALE,
         seed: int = 0,
@@ -171,13 +179,7 @@ class PalindiffPipeline(HubMixin):
         Raises: ValueError or TypeError if there are no images or an option cannot work; ImageFileError if an image
                 cannot be read.
         """
-        self.check_options(
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            batch_size=batch_size,
-            fit=fit,
-        )
+        self.check_options(num_inference_steps, guidance_scale, seed, batch_size, fit)
         given, found, done = as_images(images, self.unet), [], 0
         for part in self._batches(given, batch_size, fit):
             *_, last = self.denoise_query(part, num_inference_steps, guidance_scale, seed)
@@ -191,7 +193,7 @@ class PalindiffPipeline(HubMixin):
     @without_adapters
     def denoise_query(
         self,
-        images: ManyImages | ImageInput | Tensor | ImageReading,
+        images: Images,
         num_inference_steps: int = NAMING_STEPS,
         guidance_scale: float = NAMING_GUIDANCE_SCALE,
         seed: int = 0,
@@ -204,7 +206,7 @@ class PalindiffPipeline(HubMixin):
         Shapes: b images, their latents z (b, ch, h, w), or their reading.
         Raises: as `encode_image`.
         """
-        self.check_options(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, seed=seed, fit=fit)
+        self.check_options(num_inference_steps, guidance_scale, seed, fit=fit)
         given = self._encoded(images, fit)
         device = self._bring("unet", "query_stream")
         reading = uncond_reading = self._read(given, device)
@@ -238,13 +240,13 @@ class PalindiffPipeline(HubMixin):
         squares = [self._read_pixels(image, fit) for image in as_images(images, self.unet)]
         return self.encode_pixels(torch.stack(squares))  # b x (3, H, W) -> (b, 3, H, W)
 
-    def check_options(self, **options: Any) -> None:
-        """Refuse options of `encode_image` that cannot work.
+    def check_options(self, *options: Any, **named: Any) -> None:
+        """Refuse options of `encode_image` that cannot work, given in its order or by name.
 
         Raises: TypeError, ValueError.
         """
         num_train_timesteps = self.query_scheduler.config.num_train_timesteps
-        check_options(num_train_timesteps if self.query_stream.has_text_diffusion else None, **options)
+        check_options(num_train_timesteps if self.query_stream.has_text_diffusion else None, *options, **named)
 
     @property
     def image_size_px(self) -> int:
@@ -266,7 +268,7 @@ class PalindiffPipeline(HubMixin):
         while part := list(islice(squares, batch_size)):
             yield self.encode_pixels(torch.stack(part))
 
-    def _encoded(self, images: ManyImages | ImageInput | Tensor | ImageReading, fit: Fit) -> Tensor | ImageReading:
+    def _encoded(self, images: Images, fit: Fit) -> Tensor | ImageReading:
         """Encode images; return latents and readings unchanged."""
         given = as_images(images, self.unet)
         return given if isinstance(given, Tensor | ImageReading) else self.encode_latents(given, fit)
@@ -303,7 +305,7 @@ class PalindiffPipeline(HubMixin):
 
     def classify(
         self,
-        images: ManyImages | ImageInput | Tensor | ImageReading,
+        images: Images,
         labels: Sequence[str],
         templates: Sequence[str] = LABEL_TEMPLATES,
         **naming_options: Any,
@@ -317,12 +319,7 @@ class PalindiffPipeline(HubMixin):
         e_0_hat = self.encode_image(images, **naming_options)
         return (self.query_stream.logit_scale.detach() * e_0_hat @ e.T).softmax(dim=-1)
 
-    def rank(
-        self,
-        images: ManyImages | ImageInput | Tensor | ImageReading,
-        captions: Sequence[str],
-        **naming_options: Any,
-    ) -> Tensor:
+    def rank(self, images: Images, captions: Sequence[str], **naming_options: Any) -> Tensor:
         """Image-text retrieval: score every caption for every image; options as in `encode_image`.
 
         Shapes: b images, m captions -> (b, m) float32, cosine in [-1, 1].

@@ -20,11 +20,7 @@ def read_image(layers: QueryLayers, unet: UNet2DConditionModel, z: Tensor) -> tu
 
 
 def predict(
-    layers: QueryLayers,
-    unet: UNet2DConditionModel,
-    tensors: tuple[Tensor, ...],
-    drive: Tensor,
-    t_image: Tensor | None,
+    layers: QueryLayers, unet: UNet2DConditionModel, tensors: tuple[Tensor, ...], drive: Tensor, t_image: Tensor | None
 ) -> Tensor:
     """Run the encoder half with query and image attending to each other.
 

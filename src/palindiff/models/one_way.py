@@ -41,11 +41,7 @@ def read_image(layers: QueryLayers, unet: UNet2DConditionModel, z: Tensor) -> tu
 
 
 def predict(
-    layers: QueryLayers,
-    unet: UNet2DConditionModel,
-    tensors: tuple[Tensor, ...],
-    drive: Tensor,
-    t_image: Tensor | None,
+    layers: QueryLayers, unet: UNet2DConditionModel, tensors: tuple[Tensor, ...], drive: Tensor, t_image: Tensor | None
 ) -> Tensor:
     """Run the query through every site and the head; it attends to the image and not the reverse.
 
