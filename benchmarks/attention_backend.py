@@ -1,7 +1,7 @@
-"""Which attention kernel trains faster in bf16: torch's own choice against the plain one, forward and backward.
+"""Time of attention in bf16, forward and backward: torch's choice of a kernel against the plain kernel.
 
-Run: python benchmarks/attention_backend.py [--rounds 15] [--threads 0]. The two take turns, so that a slower moment of
-the machine hits both; medians and their ratio are printed as JSON. `training/attention.py` follows what it shows.
+Run: python benchmarks/attention_backend.py [--rounds 15] [--threads 0]. The two alternate, so that a slow phase of the
+machine affects both; medians and their ratio are printed as JSON. `training/loop/attention.py` follows the result.
 """
 
 import argparse
@@ -20,7 +20,7 @@ BACKENDS = {"torch's choice": nullcontext, "plain": lambda: sdpa_kernel(SDPBacke
 
 
 def time_once(shape: tuple[int, ...], backend: str, device: str) -> float:
-    """Seconds of one forward and backward of self-attention in bf16."""
+    """Measure the seconds of one forward and backward pass of self-attention in bf16."""
     q, k, v = (torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
     wait(device)
     began = time.perf_counter()
@@ -31,13 +31,13 @@ def time_once(shape: tuple[int, ...], backend: str, device: str) -> float:
 
 
 def wait(device: str) -> None:
-    """Let an accelerator finish what it was given."""
+    """Wait for an accelerator to finish."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def measure(shape: tuple[int, ...], rounds: int, device: str) -> dict[str, float]:
-    """Medians of both in milliseconds, after one round that is not counted, and their ratio."""
+    """Return both medians in milliseconds, after one warm-up round, and their ratio."""
     times: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
     for round_ in range(rounds + 1):
         order = list(BACKENDS) if round_ % 2 else list(BACKENDS)[::-1]
@@ -51,8 +51,8 @@ def measure(shape: tuple[int, ...], rounds: int, device: str) -> dict[str, float
 def main() -> None:
     """Measure every site and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="measurements of each (default: 15)")
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves torch's choice (default: 0)")
+    parser.add_argument("--rounds", type=int, default=15, help="measurements of each kernel (default: 15)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is torch's default (default: 0)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="(default: cpu)")
     args = parser.parse_args()
     if args.threads:

@@ -1,8 +1,8 @@
-"""What a training step of the paper's full-size model takes on a GPU: time, images a second, memory, share of peak.
+"""Time, images per second, memory and share of peak FLOP/s of a training step of the full-size model on a GPU.
 
-Random weights in Stable Diffusion v1's shapes, latents of 256 px and text features as the encoders would give them;
-both tasks, bf16, AdamW. Every pair of batch size and compilation is timed after a warm-up, and the median of its steps
-counts; what does not fit is told so. `--toy` takes a small model, to see on any machine that the script runs.
+Random weights in the shapes of Stable Diffusion v1, latents of 256 px images, text features; both tasks, bf16,
+AdamW. Every pair of batch size and compilation is timed after a warm-up; the median of its steps is reported, or that
+it does not fit into memory. `--toy` uses a small model, to check on any machine that the script runs.
 
 Run: python benchmarks/full_size_step.py [--results results/full_size_step.json] [--batch-sizes 8,32,64,128,256]
 """
@@ -36,7 +36,7 @@ TOY = {
 
 
 def build(recipe_name: str, is_toy: bool, is_checkpointed: bool, device: str) -> DiffDisObjective:
-    """The objective of a recipe with random weights."""
+    """Build the objective of a recipe with random weights."""
     torch.manual_seed(0)
     settings = {name: value for name, value in CONFIGS_1["unet"].items() if name[0] != "_"} | {"sample_size": 32}
     unet = UNet2DConditionModel(**(TOY | {"sample_size": 32} if is_toy else settings))
@@ -54,7 +54,7 @@ def build(recipe_name: str, is_toy: bool, is_checkpointed: bool, device: str) ->
 
 
 def make_batch(b: int, device: str) -> dict[str, torch.Tensor]:
-    """A batch as the features' readers give it."""
+    """Make a batch of random features."""
     e_0 = torch.nn.functional.normalize(torch.randn(b, D_E, device=device), dim=-1)
     z = torch.randn(b, 4, 32, 32, device=device)
     c = torch.randn(b, NUM_TOKENS, D_C, device=device)
@@ -68,7 +68,7 @@ def make_batch(b: int, device: str) -> dict[str, torch.Tensor]:
 
 
 def time_steps(objective: DiffDisObjective, call, b: int, num_steps: int, device: str) -> tuple[float, float]:
-    """Median seconds of a step after two that are not counted, and TFLOP of one."""
+    """Return the median seconds of a step after two warm-up steps, and the TFLOP of one."""
     optimizer = torch.optim.AdamW(
         (w for w in objective.parameters() if w.requires_grad), lr=1e-6, fused=device != "cpu"
     )
@@ -98,13 +98,13 @@ def time_steps(objective: DiffDisObjective, call, b: int, num_steps: int, device
 
 
 def wait(device: str) -> None:
-    """Let an accelerator finish what it was given."""
+    """Wait for an accelerator to finish."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def measure(args: argparse.Namespace, b: int, is_compiled: bool) -> Row:
-    """One row: what a batch of b takes, or that it does not fit."""
+    """Return one row: time and memory of a batch of b, or that it does not fit."""
     device = args.device
     row: Row = {"batch_size": b, "compiled": is_compiled, "checkpointing": args.gradient_checkpointing}
     if device == "cuda":
@@ -134,19 +134,17 @@ def measure(args: argparse.Namespace, b: int, is_compiled: bool) -> Row:
 
 
 def main() -> None:
-    """Measure every pair and print, or write, the rows."""
+    """Measure every pair, print the rows and write them if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="diffdis-cc3m", help="whose query stream to train (default: %(default)s)")
+    parser.add_argument("--recipe", default="diffdis-cc3m", help="recipe of the query stream (default: %(default)s)")
     parser.add_argument("--batch-sizes", default="8,32,64,128,256", help="(default: %(default)s)")
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each pair (default: %(default)s)")
     parser.add_argument("--compile", default="off,on", help="off, on or both (default: %(default)s)")
-    parser.add_argument(
-        "--gradient-checkpointing", action="store_true", help="compute activations twice, for less memory"
-    )
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations, to save memory")
     parser.add_argument("--peak-tflops", type=float, help="of the device in bf16 (default: by its name, if known)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--toy", action="store_true", help="a small model: shows that the script runs")
-    parser.add_argument("--results", type=Path, help="file to write; none prints the rows alone")
+    parser.add_argument("--toy", action="store_true", help="use a small model, to check that the script runs")
+    parser.add_argument("--results", type=Path, help="file to write; without it the rows are only printed")
     args = parser.parse_args()
     began = time.perf_counter()
     batch_sizes = [int(b) for b in args.batch_sizes.split(",")]

@@ -1,4 +1,4 @@
-"""What each preset is estimated to take on its card, for the paper's model at its real size.
+"""Estimated memory and computation of each preset on its GPU, for the full-size model of the paper.
 
 Run: python benchmarks/presets.py [--recipe diffdis-cc3m] [--results results/presets.json]. Nothing is measured: the
 rows are those of `palindiff estimate --recipe RECIPE --preset PRESET`, on one GPU.
@@ -17,7 +17,7 @@ COLUMNS = ("preset", "card_gb:.1f", "peak_gb:.1f", "activations_gb:.1f", "step_t
 
 
 def rows_of(recipe_name: str) -> list[Row]:
-    """One row a preset, smallest card first; 1 GB = 10^9 bytes, cards have as many GiB as they are called after."""
+    """Return one row per preset, smallest GPU first; 1 GB = 10^9 bytes, and a GPU's name gives its memory in GiB."""
     rows: list[Row] = []
     for preset in sorted(preset_names(), key=card_gib):
         recipe = load_recipe(Recipe, recipe_name, preset=preset)
@@ -38,7 +38,7 @@ def rows_of(recipe_name: str) -> list[Row]:
 
 
 def card_gib(preset: str) -> int:
-    """Read the memory of a preset's card from its name."""
+    """Read the memory of a preset's GPU from its name."""
     return int(preset.removesuffix("gb"))
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     """Print the table, and write it if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="diffdis-cc3m", help="(default: %(default)s)")
-    parser.add_argument("--results", type=Path, help="file to write; none prints the table alone")
+    parser.add_argument("--results", type=Path, help="file to write; without it the table is only printed")
     args = parser.parse_args()
     began = time.perf_counter()
     rows = rows_of(args.recipe)

@@ -1,11 +1,11 @@
-"""How much memory training takes at its worst moment, beside what `palindiff estimate` tells beforehand.
+"""Peak memory of training, measured, and compared with what `palindiff estimate` predicts.
 
 Run: python benchmarks/training_memory.py --recipe NAME|FILE.yaml [--set KEY=VALUE ...] [--results FILE.json]
 
-The real loop trains the recipe's own models for some steps, from random weights on random features, in a process of
-its own: neither data nor weights are needed, and of the frozen parts the configs alone. On CUDA the measure is what
-torch's allocator had given out at once. On a CPU (Linux) it is the process's largest resident set, less what it was
-after a warm-up, once with glibc told to hand freed memory back at once, and once with glibc as it comes.
+The training loop trains the recipe's models for some steps, with random weights and random features, in a separate
+process: it needs neither data nor weights, only the configs of frozen models. On CUDA the result is the peak of the
+allocator of torch. On a CPU (Linux) it is the peak resident set minus the resident set after a warm-up, once with
+glibc set to return freed memory at once, and once with glibc's defaults.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 MEGABYTE = 1e6
-HAND_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # bytes, from which glibc maps a block of its own and unmaps it
+HAND_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # bytes; glibc maps and unmaps larger blocks separately
 FP32, CHECKPOINTING = "machine.precision=fp32", "machine.gradient_checkpointing=true"
 COMPARED = (
     (),
@@ -34,7 +34,7 @@ COMPARED = (
 
 
 def measure(recipe_name: str, overrides: list[str], num_steps: int) -> dict[str, float | str]:
-    """Train in this process and tell the most bytes at once."""
+    """Train in this process and measure the peak of memory, in bytes."""
     import torch
 
     from palindiff.training.recipes.yaml_files import load_recipe
@@ -53,7 +53,7 @@ def measure(recipe_name: str, overrides: list[str], num_steps: int) -> dict[str,
 
 
 def warm_up_of(recipe):
-    """Make a recipe small: its models, or its rows where a base brings the models."""
+    """Shrink a recipe: its models, or its batch if a base model determines the models."""
     from palindiff.training.recipes.build_models import UNetConfig
 
     if recipe.base is not None:
@@ -65,7 +65,7 @@ def warm_up_of(recipe):
 
 
 def train_on_random_numbers(recipe, num_steps: int) -> None:
-    """Run the loop of a recipe from random weights, on random features, without looking on."""
+    """Run the training loop of a recipe with random weights and features, without evaluation."""
     import torch
 
     from palindiff.training.cost.skeleton import build_skeleton
@@ -95,7 +95,7 @@ def train_on_random_numbers(recipe, num_steps: int) -> None:
 def resident_bytes(name: str) -> int:
     """Read the resident set of this process from Linux: VmRSS now, VmHWM at most so far.
 
-    `getrusage` would not do: its maximum is handed down from the parent process.
+    `getrusage` cannot be used: its maximum is inherited from the parent process.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
@@ -110,21 +110,21 @@ def measure_apart(recipe: str, overrides: list[str], num_steps: int, environment
 
 
 def compare(recipe_name: str, overrides: list[str], num_steps: int) -> dict[str, object]:
-    """One row: what was estimated, what was measured."""
+    """Return one row: the estimate and the measurement."""
     from palindiff.training.cost.estimate import Hardware, estimate
     from palindiff.training.recipes.yaml_files import load_recipe
     from palindiff.training.train_diffdis import Recipe
 
     measured = measure_apart(recipe_name, overrides, num_steps, HAND_BACK)
     recipe = load_recipe(Recipe, recipe_name, overrides)
-    told = estimate(recipe, Hardware(device=measured["device"])).memory_bytes
+    estimated = estimate(recipe, Hardware(device=measured["device"])).memory_bytes
     row = {
         "setting": " ".join(overrides) or "as it is",
         "precision": recipe.machine.precision,
         "batch_size": recipe.loop.batch_size,
-        "estimated_mb": round(told.peak / MEGABYTE, 1),
+        "estimated_mb": round(estimated.peak / MEGABYTE, 1),
         "measured_mb": round(measured["bytes"] / MEGABYTE, 1),
-        "estimated_over_measured": round(told.peak / measured["bytes"], 3),
+        "estimated_over_measured": round(estimated.peak / measured["bytes"], 3),
     }
     if measured["device"] == "cpu":
         as_usual = measure_apart(recipe_name, overrides, num_steps, {})["bytes"]
@@ -133,14 +133,16 @@ def compare(recipe_name: str, overrides: list[str], num_steps: int) -> dict[str,
 
 
 def main() -> None:
-    """Measure the recipe, with --compare its variants too, and print one JSON line each."""
+    """Measure the recipe and, with --compare, variants of it; print one JSON line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="bundled recipe or a file")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="KEY=VALUE of it; repeatable")
     parser.add_argument(
-        "--steps", type=int, default=2, help="training steps; moments come with the first (default: 2)"
+        "--steps", type=int, default=2, help="training steps; the first allocates the optimizer's moments (default: 2)"
     )
-    parser.add_argument("--compare", action="store_true", help="also with changes that cost or save memory")
+    parser.add_argument(
+        "--compare", action="store_true", help="also measure changes of the recipe that cost or save memory"
+    )
     parser.add_argument("--results", type=Path, help="write the rows to this file")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the process that trains
     args = parser.parse_args()

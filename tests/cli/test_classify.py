@@ -2,8 +2,10 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
+from PIL import ImageFile
 
 from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE
 from palindiff.inference.pipeline import PalindiffPipeline
@@ -63,7 +65,7 @@ def test_answers_are_the_pipeline_s_best(classify, pipeline, files):
     assert told.items() >= settings.items()
 
 
-def test_templates_steps_guidance_and_seed_are_the_walk_s(classify, pipeline, files):
+def test_templates_steps_guidance_and_seed_reach_the_pipeline(classify, pipeline, files):
     templates = ["a {}", "the {} or {}"]
     walk = {"num_inference_steps": 2, "guidance_scale": 1.5, "seed": 3}
     flags = ("--steps", 2, "--guidance-scale", 1.5, "--seed", 3)
@@ -98,7 +100,7 @@ def test_people_get_a_table(palindiff, model, files):
     assert sum(shares) == pytest.approx(100, abs=0.11)  # one decimal each
 
 
-def test_a_dry_run_tells_what_would_be_named(palindiff, files):
+def test_a_dry_run_prints_what_would_be_named(palindiff, files):
     arguments = ("classify", "a.png", "more", "--labels", "b,fire", "--template", "a {}", "--dry-run")
     code, out, _ = palindiff(*arguments)
     assert code == 0
@@ -110,20 +112,23 @@ def test_a_dry_run_tells_what_would_be_named(palindiff, files):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("a.png",), "No label was given. Expected one or more, different ones, none of them empty. Give them with"),
+        (
+            ("a.png",),
+            "No label was given. Expected a list of different, non-empty labels. Use --labels or --labels-file.",
+        ),
         (("a.png", "--labels", "b,,c"), "A label is empty."),
         (("a.png", "--labels", "b,c, b"), "The label 'b' is repeated."),
         (("a.png", "--labels", ""), "A label is empty."),
         (("a.png", "--labels-file", "none.txt"), "`none.txt` is no file."),
         (
             ("a.png", "--labels-file", "b,c"),
-            "`b,c` is no file. Expected a text file with one text on each line. Give a text itself with --labels.",
+            "`b,c` is no file. Expected a text file with one text on each line. Pass a text itself with --labels.",
         ),
         (("a.png", "--labels", 'b,"c'), "--labels cannot be split (unexpected end of data)."),
         (("a.png", "--labels", '"b" c'), "--labels cannot be split (',' expected after '\"')."),
         (
             ("a.png", "--labels", "b", "--template", "a photo"),
-            "To name an image, the template 'a photo' has no `{}`.",
+            "The template 'a photo' has no `{}`. Expected",
         ),
         (("none.png", "--labels", "b"), "`none.png` does not exist. Expected an image file or a folder"),
         (("empty", "--labels", "b"), "The folder `empty` holds no image."),
@@ -154,14 +159,14 @@ def bad(files, tmp_path):
     return [f"  `{name}` {fault}" for name, fault in zip(contents, faults, strict=True)]
 
 
-def test_all_images_that_cannot_be_read_are_told_before_the_model_is_sought(palindiff, bad):
+def test_all_images_that_cannot_be_read_are_listed_before_the_model_is_loaded(palindiff, bad):
     code, out, err = palindiff(
         "classify", "0.png", "a.png", "1.png", "2.png", "--labels", "b,c", "--model", "not a model"
     )
     first, *listed = err.splitlines()
     assert (code, out) == (2, "")
     assert first.startswith("palindiff: 3 of 4 images cannot be used. Expected whole PNG")
-    assert first.endswith("Mend them, or leave them out with --on-bad skip.")
+    assert first.endswith("Fix them, or use --on-bad skip.")
     assert [line[: len(told)] for line, told in zip(listed, bad, strict=True)] == bad
 
 
@@ -176,9 +181,58 @@ def test_images_that_cannot_be_read_are_skipped_when_asked_to(palindiff, classif
     assert err.startswith("palindiff: 1 of 1 images cannot be used, and none is left. Expected one or more.")
 
 
+@pytest.fixture
+def decoded(monkeypatch):
+    """The names of all files that PIL decodes, one after another."""
+    names, load = [], ImageFile.ImageFile.load
+
+    def counted(image):
+        if image.tile:  # not decoded yet
+            names.append(Path(image.fp.name).name)
+        return load(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", counted)
+    return names
+
+
+def test_every_image_is_decoded_once(classify, files, bad, decoded):
+    arguments = ("--labels", "b,c", "--steps", 1)
+    classify(*files, *arguments)
+    assert decoded == ["a.png", "[b].png", "c.png"]
+    decoded.clear()
+    classify("0.png", *files, "2.png", *arguments, "--on-bad", "skip")
+    assert decoded == ["a.png", "[b].png", "c.png", "2.png"]
+
+
+def test_images_cut_short_are_found_while_decoding_and_all_listed(palindiff, model, files, bad, decoded, tmp_path):
+    (tmp_path / "3.png").write_bytes((tmp_path / "2.png").read_bytes())
+    arguments = ("a.png", "2.png", "[b].png", "3.png", "--labels", "b,c", "--steps", 1)
+    assert "No model" in palindiff("classify", *arguments, "--model", "not a model")[2]
+    assert decoded == []  # headers alone were read
+    code, out, err = palindiff("classify", *arguments, "--model", model)
+    assert (code, out) == (2, "")
+    first, *listed = err.splitlines()
+    assert first.startswith("palindiff: 2 of 4 images cannot be used. Expected whole PNG")
+    assert [line.split()[0] for line in listed] == ["`2.png`", "`3.png`"]
+    assert decoded == ["a.png", "2.png", "[b].png", "3.png"]
+
+
+def test_images_cut_short_are_skipped_when_asked_to(palindiff, classify, model, files, bad):
+    arguments = ("--labels", "b,c", "--steps", 1)
+    code, out, err = palindiff(
+        "classify", "2.png", "a.png", "2.png", "[b].png", *arguments, "--model", model, "--on-bad", "skip", "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out) == classify("a.png", "[b].png", *arguments)
+    assert "2 of 4 images cannot be used and were left out:\n  `2.png` cannot be decoded" in err
+    code, out, err = palindiff("classify", "2.png", *arguments, "--model", model, "--on-bad", "skip")
+    assert (code, out) == (2, "")
+    assert err.startswith("palindiff: 1 of 1 images cannot be used, and none is left.")
+
+
 def test_images_are_counted_while_they_are_checked_and_named(palindiff, model, files, monkeypatch):
-    monkeypatch.setattr("palindiff.cli.classify.IMAGES_AT_ONCE", 2)
-    monkeypatch.setattr("palindiff.cli.inputs.IMAGES_AT_ONCE", 2)
+    monkeypatch.setattr("palindiff.cli.classify.IMAGES_PER_COUNT", 2)
+    monkeypatch.setattr("palindiff.cli.inputs.IMAGES_PER_COUNT", 2)
     arguments = ("--labels", "b,c", "--steps", 1, "--model", model)
     code, _, err = palindiff("classify", *files, *arguments)
     assert code == 0
@@ -214,9 +268,9 @@ def test_a_long_file_name_comes_out_whole(palindiff, model, files, tmp_path, cel
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("--top", 0), ("--steps", 0), ("--guidance-scale", 0), ("--seed", -1), ("--on-bad", "mend")]
+    ("flag", "value"), [("--top", 0), ("--steps", 0), ("--guidance-scale", 0), ("--seed", -1), ("--on-bad", "fix")]
 )
-def test_numbers_out_of_range_are_refused(palindiff, files, flag, value):
+def test_values_out_of_range_are_refused(palindiff, files, flag, value):
     code, out, err = palindiff("classify", "a.png", "--labels", "b", flag, value)
     assert (code, out) == (2, "")
     assert f"Invalid value for '{flag}'" in err

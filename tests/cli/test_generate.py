@@ -21,7 +21,7 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def generate_images(palindiff, model, tmp_path):
+def generate(palindiff, model, tmp_path):
     """Run the command with --json -> pixels by file name, what was told."""
 
     def run(*arguments, folder="out"):
@@ -36,7 +36,7 @@ def generate_images(palindiff, model, tmp_path):
 
 
 def test_each_image_is_stock_generation_from_its_own_seed(generate, model):
-    pixels, told = generate_images("a red apple", "b", "--num", 2, "--seed", 5, "--guidance-scale", 2.5)
+    pixels, told = generate("a red apple", "b", "--num", 2, "--seed", 5, "--guidance-scale", 2.5)
     assert told["images"] == [
         {"path": told["images"][i]["path"], "prompt": prompt, "seed": seed}
         for i, (prompt, seed) in enumerate([("a red apple", 5), ("a red apple", 6), ("b", 5), ("b", 6)])
@@ -51,19 +51,19 @@ def test_each_image_is_stock_generation_from_its_own_seed(generate, model):
 
 def test_the_batch_size_changes_no_image_and_steps_guidance_and_seed_do(generate):
     arguments = ("a red apple", "b", "--num", 2)
-    one, _ = generate_images(*arguments, "--batch-size", 1, folder="one")
-    three, _ = generate_images(*arguments, "--batch-size", 3, folder="three")
+    one, _ = generate(*arguments, "--batch-size", 1, folder="one")
+    three, _ = generate(*arguments, "--batch-size", 3, folder="three")
     assert list(one) == list(three)
     assert all(np.array_equal(one[name], three[name]) for name in one)
     for flag, value in (("--steps", 3), ("--guidance-scale", 1)):
-        other, _ = generate_images("a red apple", flag, value, folder=f"other{flag}")
+        other, _ = generate("a red apple", flag, value, folder=f"other{flag}")
         assert not np.array_equal(other["a-red-apple-0.png"], one["a-red-apple-0.png"])
-    later, _ = generate_images("a red apple", "--seed", 1, folder="later")
+    later, _ = generate("a red apple", "--seed", 1, folder="later")
     assert np.array_equal(later["a-red-apple-1.png"], one["a-red-apple-1.png"])
 
 
 def test_a_file_says_how_it_was_made(generate, model):
-    _, told = generate_images("🍎 red", "--guidance-scale", 2.5, "--seed", 3)
+    _, told = generate("🍎 red", "--guidance-scale", 2.5, "--seed", 3)
     path = told["images"][0]["path"]
     assert path.endswith("/red-3.png")
     expected = {"prompt": "🍎 red", "seed": "3", "guidance_scale": "2.5", "num_inference_steps": "2"}
@@ -73,7 +73,7 @@ def test_a_file_says_how_it_was_made(generate, model):
 
 
 def test_a_second_run_replaces_nothing_and_people_get_a_table(palindiff, generate, model, tmp_path):
-    first, _ = generate_images("b", "--num", 1)
+    first, _ = generate("b", "--num", 1)
     code, out, err = palindiff("generate", *FAST, "[b]", "--seed", 0, "--model", model, "--output", tmp_path / "out")
     assert code == 0, err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"b-0.png", "b-0 (2).png"}
@@ -84,11 +84,11 @@ def test_a_second_run_replaces_nothing_and_people_get_a_table(palindiff, generat
 
 def test_prompts_come_from_a_file_too(generate, tmp_path):
     (tmp_path / "prompts.txt").write_text("\ufeffa red apple\n\n  b \n", encoding="utf-8")
-    _, told = generate_images("c", "--prompts", tmp_path / "prompts.txt")
+    _, told = generate("c", "--prompts", tmp_path / "prompts.txt")
     assert [each["prompt"] for each in told["images"]] == ["c", "a red apple", "b"]
 
 
-def test_a_dry_run_tells_what_would_be_generated_and_writes_nothing(palindiff, tmp_path):
+def test_a_dry_run_prints_what_would_be_generated_and_writes_nothing(palindiff, tmp_path):
     arguments = ("generate", "b", "[c]", "--num", 3, "--seed", 4, "--output", tmp_path / "out", "--dry-run")
     code, out, _ = palindiff(*arguments)
     assert code == 0
@@ -103,7 +103,7 @@ def test_a_dry_run_tells_what_would_be_generated_and_writes_nothing(palindiff, t
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "No prompt was given. Expected one or more, none of them empty. Give them with PROMPT or --prompts."),
+        ((), "No prompt was given. Expected a list of non-empty prompts. Use PROMPT or --prompts."),
         (("b", " "), "A prompt is empty."),
         (("--prompts", "none.txt"), "`none.txt` is no file."),
         (("--prompts", "blank.txt"), "`blank.txt` has no line with text."),
@@ -112,12 +112,12 @@ def test_a_dry_run_tells_what_would_be_generated_and_writes_nothing(palindiff, t
         (
             ("b", "--output", "binary.txt/below", "--model", "not a model"),
             "`binary.txt/below` cannot be written (Not a "
-            "directory). Expected a folder that takes new files. Name another with --output.",
+            "directory). Expected a folder that takes new files. Pass another with --output.",
         ),
         (
             ("--prompts", "a red apple"),
             "`a red apple` is no file. Expected a text file with one text on each line. "
-            "Give a text itself with PROMPT.",
+            "Pass a text itself with PROMPT.",
         ),
         (("b", "--model", "emojy"), "No model `emojy`: it is no folder. Expected"),
         (("b", "--model", "a/b/c"), "No model `a/b/c`: it is no folder. Expected"),
@@ -137,7 +137,7 @@ def test_what_cannot_be_generated_is_one_sentence(palindiff, tmp_path, monkeypat
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_takes_no_files_is_refused_before_the_model_is_sought(palindiff, tmp_path):
+def test_a_folder_that_takes_no_files_is_refused_before_the_model_is_loaded(palindiff, tmp_path):
     (tmp_path / "kept").mkdir(mode=0o555)
     code, _, err = palindiff("generate", "b", "--output", tmp_path / "kept" / "new", "--model", "not a model")
     assert code == 2
@@ -148,7 +148,7 @@ def test_a_folder_that_takes_no_files_is_refused_before_the_model_is_sought(pali
 def test_more_steps_than_the_scheduler_has_are_refused_before_anything_is_generated(palindiff, model, tmp_path, steps):
     code, out, err = palindiff("generate", "b", "--steps", steps, "--model", model, "--output", tmp_path / "out")
     assert (code, out) == (2, "")
-    assert err.startswith(f"palindiff: --steps is {steps}. Expected 1 to 1000: the model's scheduler")
+    assert err.startswith(f"palindiff: `num_inference_steps` is {steps}. Expected 1 to 1000")
     assert not (tmp_path / "out").exists()
 
 

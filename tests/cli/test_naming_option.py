@@ -1,4 +1,4 @@
-"""walk_option.py: what a range lets through is refused, by every verb that takes the option."""
+"""naming_option.py: values that a range without a maximum accepts are refused by every verb that has the option."""
 
 import pytest
 

@@ -67,7 +67,7 @@ def test_both_directions_are_the_pipeline_s_cosines(rank, pipeline, files):
     ]
 
 
-def test_steps_guidance_and_seed_are_the_walk_s(rank, pipeline, files):
+def test_steps_guidance_and_seed_reach_the_pipeline(rank, pipeline, files):
     walk = {"num_inference_steps": 2, "guidance_scale": 1.5, "seed": 3}
     flags = ("--steps", 2, "--guidance-scale", 1.5, "--seed", 3)
     told = rank(*flags)
@@ -101,7 +101,7 @@ def test_long_names_and_captions_come_out_whole(palindiff, model, files, tmp_pat
     assert cells(out)[:2] == ([name, caption] if by == "image" else [caption, name])
 
 
-def test_bad_images_are_all_told_or_skipped_and_good_ones_counted(palindiff, model, files, tmp_path):
+def test_bad_images_are_all_listed_or_skipped_and_good_ones_counted(palindiff, model, files, tmp_path):
     for number in range(2):
         (tmp_path / f"{number}.png").write_bytes(b"")
     arguments = ("rank", "0.png", "more", "1.png", "--caption", "b", "--steps", 1)
@@ -116,7 +116,7 @@ def test_bad_images_are_all_told_or_skipped_and_good_ones_counted(palindiff, mod
     assert err.endswith("\n2 of 2 images\n")
 
 
-def test_a_dry_run_tells_what_would_be_ranked(palindiff, files):
+def test_a_dry_run_prints_what_would_be_ranked(palindiff, files):
     arguments = ("rank", "more", "--caption", "b", "--by", "caption", "--dry-run")
     code, out, _ = palindiff(*arguments)
     assert code == 0
@@ -128,14 +128,17 @@ def test_a_dry_run_tells_what_would_be_ranked(palindiff, files):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("a.png",), "No caption was given. Expected one or more, different ones, none of them empty. Give them with"),
+        (
+            ("a.png",),
+            "No caption was given. Expected a list of different, non-empty captions. Use --caption or --captions.",
+        ),
         (("a.png", "--caption", ""), "A caption is empty."),
         (("a.png", "--caption", "b", "--captions", "captions.txt"), "The caption 'b' is repeated."),
         (("a.png", "--captions", "more"), "`more` is no file."),
         (
             ("a.png", "--captions", "a cat,a dog"),
             "`a cat,a dog` is no file. Expected a text file with one text on each "
-            "line. Give a text itself with --caption.",
+            "line. Pass a text itself with --caption.",
         ),
         (("a.png", "--captions", "a cat, " * 99), "`a cat, a cat, "),
         (("more", "none.png", "--caption", "b"), "`none.png` does not exist."),

@@ -1,4 +1,4 @@
-"""naming_request.py through the pipeline: each request that cannot be met is one sentence, before anything is read."""
+"""arguments.py through the pipeline: every argument that cannot work is refused in one sentence, before any work."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from toys.models import toy_images
 
 
 def refusals(pipeline, error, images=("missing.png",), **options):
-    """What every way to name says, each the same."""
+    """The message of every method that names images, each the same."""
     told = set()
     for name in (
         lambda: pipeline.encode_image(images, **options),
@@ -40,7 +40,7 @@ def test_a_seed_that_is_no_whole_number_is_refused(pipeline, seed):
 
 
 @pytest.mark.parametrize("num_steps", [0, -1, 1001])
-def test_steps_outside_the_chain_are_refused(pipeline, num_steps):
+def test_steps_that_the_scheduler_does_not_have_are_refused(pipeline, num_steps):
     told = refusals(pipeline, ValueError, num_inference_steps=num_steps)
     assert told.startswith(f"`num_inference_steps` is {num_steps}. Expected 1 to 1000")
 
@@ -66,7 +66,7 @@ def test_a_fit_that_there_is_not_is_refused(pipeline, fit):
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.0, None])
-def test_no_images_at_a_time_are_refused(pipeline, batch_size):
+def test_a_batch_size_below_one_is_refused(pipeline, batch_size):
     for method, others in ((pipeline.encode_image, ()), (pipeline.classify, (["red"],)), (pipeline.rank, (["red"],))):
         with pytest.raises(ValueError, match=f"`batch_size` is {batch_size}. Expected a whole number from 1 on"):
             method(toy_images(), *others, batch_size=batch_size)

@@ -1,4 +1,4 @@
-"""clip_face.py: the pipeline's own numbers under CLIP's names, and what is neither its images nor its captions."""
+"""clip_adapter.py: the pipeline's own numbers under CLIP's names, and what is neither its images nor its captions."""
 
 import multiprocessing
 import pickle
@@ -26,45 +26,45 @@ def images_of_every_shape():
     return [square, big.resize((8, 8)), wide.crop((0, 0, 24, 10)), see_through.convert("RGBA")]
 
 
-def preprocessed(face, images):
-    return torch.stack([face.preprocess(image) for image in images])
+def preprocessed(clip, images):
+    return torch.stack([clip.preprocess(image) for image in images])
 
 
 @pytest.fixture(scope="module")
-def face(pipeline):
+def clip(pipeline):
     return pipeline.as_clip(num_inference_steps=2)
 
 
 @pytest.mark.parametrize("tower", ["sentence", "clip"])
 @pytest.mark.parametrize("fusion", ["one_way", "joint"])
 @pytest.mark.parametrize("text_chain", ["diffusion", "none"])
-def test_a_face_gives_the_pipeline_s_numbers_to_the_bit(towers, tower, fusion, text_chain):
+def test_an_adapter_gives_the_pipeline_s_numbers_to_the_bit(towers, tower, fusion, text_chain):
     pipeline, images = toy_pipeline(towers, tower, fusion=fusion, text_chain=text_chain), images_of_every_shape()
-    face = pipeline.as_clip(**WALK)
-    embedded = face.encode_image(preprocessed(face, images))
+    clip = pipeline.as_clip(**WALK)
+    embedded = clip.encode_image(preprocessed(clip, images))
     assert torch.equal(embedded, pipeline.encode_image(images, **WALK))
     assert (embedded[0] - embedded[1]).abs().max() > 1e-3
-    assert torch.equal(face.encode_text(face.tokenizer(CAPTIONS)), pipeline.encode_text(CAPTIONS))
-    assert torch.equal(face.encode_text(face.tokenizer("fire")), pipeline.encode_text(["fire"]))
+    assert torch.equal(clip.encode_text(clip.tokenizer(CAPTIONS)), pipeline.encode_text(CAPTIONS))
+    assert torch.equal(clip.encode_text(clip.tokenizer("fire")), pipeline.encode_text(["fire"]))
 
 
 def test_images_and_captions_are_taken_as_many_at_a_time_as_the_pipeline_does(pipeline, monkeypatch):
-    images, face = toy_images(5), pipeline.as_clip(**WALK, batch_size=2)
+    images, clip = toy_images(5), pipeline.as_clip(**WALK, batch_size=2)
     assert torch.equal(
-        face.encode_image(preprocessed(face, images)), pipeline.encode_image(images, **WALK | {"batch_size": 2})
+        clip.encode_image(preprocessed(clip, images)), pipeline.encode_image(images, **WALK | {"batch_size": 2})
     )
-    for module in ("pipeline", "clip_face"):
+    for module in ("pipeline", "clip_adapter"):
         monkeypatch.setattr(f"palindiff.inference.{module}.CAPTIONS_AT_ONCE", 3)
-    assert torch.equal(face.encode_text(face.tokenizer(CAPTIONS)), pipeline.encode_text(CAPTIONS))
+    assert torch.equal(clip.encode_text(clip.tokenizer(CAPTIONS)), pipeline.encode_text(CAPTIONS))
 
 
 @pytest.mark.parametrize("fusion", ["one_way", "joint"])
 def test_neither_batch_nor_order_changes_an_embedding(towers, fusion):
-    face = toy_pipeline(towers, fusion=fusion).as_clip(num_inference_steps=3)
+    clip = toy_pipeline(towers, fusion=fusion).as_clip(num_inference_steps=3)
     order = [3, 1, 4, 0, 2]
     for encode, batch in (
-        (face.encode_image, preprocessed(face, toy_images(5))),
-        (face.encode_text, face.tokenizer([*CAPTIONS, "red"])),
+        (clip.encode_image, preprocessed(clip, toy_images(5))),
+        (clip.encode_text, clip.tokenizer([*CAPTIONS, "red"])),
     ):
         together = encode(batch)
         alone = torch.cat([encode(each[None]) for each in batch])
@@ -82,29 +82,29 @@ def test_a_fit_reaches_the_preprocess(pipeline):
 @pytest.mark.parametrize("kappa", [7.5, 99.0])
 def test_logit_scale_is_the_log_of_kappa(towers, kappa):
     pipeline = toy_pipeline(towers, logit_scale=kappa)
-    face = pipeline.as_clip()
-    assert torch.equal(face.logit_scale.exp(), pipeline.query_stream.logit_scale)
-    assert face.logit_scale.exp().item() == pytest.approx(kappa, rel=1e-6)  # float32
+    clip = pipeline.as_clip()
+    assert torch.equal(clip.logit_scale.exp(), pipeline.query_stream.logit_scale)
+    assert clip.logit_scale.exp().item() == pytest.approx(kappa, rel=1e-6)  # float32
     with torch.no_grad():
         pipeline.query_stream.log_logit_scale += 1  # past the bound of 100 in one of the two
-    assert torch.equal(face.logit_scale.exp(), pipeline.query_stream.logit_scale)
-    assert not face.logit_scale.requires_grad
+    assert torch.equal(clip.logit_scale.exp(), pipeline.query_stream.logit_scale)
+    assert not clip.logit_scale.requires_grad
 
 
-def test_a_call_gives_features_of_what_is_given_and_kappa(face):
-    image, text = preprocessed(face, toy_images(2)), face.tokenizer(CAPTIONS)
-    image_features, text_features, scale = face(image, text)
-    assert torch.equal(image_features, face.encode_image(image))
-    assert torch.equal(text_features, face.encode_text(text))
-    assert torch.equal(scale, face.logit_scale.exp())
-    assert face(image=image)[1] is None
-    assert face(text=text)[0] is None
+def test_a_call_gives_features_of_what_is_given_and_kappa(clip):
+    image, text = preprocessed(clip, toy_images(2)), clip.tokenizer(CAPTIONS)
+    image_features, text_features, scale = clip(image, text)
+    assert torch.equal(image_features, clip.encode_image(image))
+    assert torch.equal(text_features, clip.encode_text(text))
+    assert torch.equal(scale, clip.logit_scale.exp())
+    assert clip(image=image)[1] is None
+    assert clip(text=text)[0] is None
 
 
-def test_embeddings_have_unit_length_normalized_or_not_and_no_gradient(face):
+def test_embeddings_have_unit_length_normalized_or_not_and_no_gradient(clip):
     for encode, batch in (
-        (face.encode_image, preprocessed(face, toy_images(2)).requires_grad_()),
-        (face.encode_text, face.tokenizer(CAPTIONS)),
+        (clip.encode_image, preprocessed(clip, toy_images(2)).requires_grad_()),
+        (clip.encode_text, clip.tokenizer(CAPTIONS)),
     ):
         embedded = encode(batch)
         assert embedded.norm(dim=-1).tolist() == pytest.approx([1.0] * len(batch), abs=1e-6)  # float32
@@ -114,53 +114,53 @@ def test_embeddings_have_unit_length_normalized_or_not_and_no_gradient(face):
             assert torch.equal(encode(batch), embedded)
 
 
-def test_mixed_precision_changes_an_embedding_by_rounding_alone(face):
-    image, text = preprocessed(face, toy_images()), face.tokenizer(CAPTIONS)
-    expected = face(image, text)
+def test_mixed_precision_changes_an_embedding_by_rounding_alone(clip):
+    image, text = preprocessed(clip, toy_images()), clip.tokenizer(CAPTIONS)
+    expected = clip(image, text)
     with torch.autocast("cpu"):
-        found = face(image, text)
+        found = clip(image, text)
     for e_hat, e in zip(found[:2], expected[:2], strict=True):
         assert e_hat.dtype == torch.float32
         assert (e_hat * e).sum(dim=-1).min() > 0.99  # bf16 has 8 bits
 
 
-def test_preprocess_gives_one_image_in_minus_1_to_1(face, tmp_path):
+def test_preprocess_gives_one_image_in_minus_1_to_1(clip, tmp_path):
     image = toy_images(1, size_px=16)[0]
     image.save(tmp_path / "a.png")
-    x = face.preprocess(image)
+    x = clip.preprocess(image)
     assert (x.shape, x.dtype) == ((3, 8, 8), torch.float32)
     assert -1 <= x.min() < -0.5 < 0.5 < x.max() <= 1
-    assert torch.equal(face.preprocess(tmp_path / "a.png"), x)
+    assert torch.equal(clip.preprocess(tmp_path / "a.png"), x)
     with pytest.raises(ImageFileError, match=r"none\.png` does not exist"):
-        face.preprocess(tmp_path / "none.png")
+        clip.preprocess(tmp_path / "none.png")
 
 
-def test_preprocess_works_in_the_spawned_workers_of_a_data_loader(face):
+def test_preprocess_works_in_the_spawned_workers_of_a_data_loader(clip):
     images = toy_images()
     loader = DataLoader(
-        images, batch_size=None, collate_fn=face.preprocess, num_workers=1,
+        images, batch_size=None, collate_fn=clip.preprocess, num_workers=1,
         multiprocessing_context=multiprocessing.get_context("spawn"),
     )  # fmt: skip
-    assert torch.equal(torch.stack(list(loader)), preprocessed(face, images))
+    assert torch.equal(torch.stack(list(loader)), preprocessed(clip, images))
 
 
-def test_a_tokenizer_is_pickled_without_its_tower(face):
-    pickled = pickle.dumps(face.tokenizer)
+def test_a_tokenizer_is_pickled_without_its_text_encoder(clip):
+    pickled = pickle.dumps(clip.tokenizer)
     assert b"BertModel" not in pickled
-    assert torch.equal(pickle.loads(pickled)(CAPTIONS), face.tokenizer(CAPTIONS))
+    assert torch.equal(pickle.loads(pickled)(CAPTIONS), clip.tokenizer(CAPTIONS))
 
 
-def test_a_tokenizer_pads_and_cuts_to_one_length(face):
-    ids = face.tokenizer(CAPTIONS)
+def test_a_tokenizer_pads_and_cuts_to_one_length(clip):
+    ids = clip.tokenizer(CAPTIONS)
     assert (ids.shape, ids.dtype) == ((len(CAPTIONS), LENGTH), torch.int64)
-    assert torch.equal(face.tokenizer(tuple(CAPTIONS)), ids)
-    assert torch.equal(face.tokenizer(CAPTIONS[0]), ids[:1])
+    assert torch.equal(clip.tokenizer(tuple(CAPTIONS)), ids)
+    assert torch.equal(clip.tokenizer(CAPTIONS[0]), ids[:1])
     with pytest.raises(TypeError, match=r"`captions\[1\]` is a `NoneType`"):
-        face.tokenizer(["red", None])
+        clip.tokenizer(["red", None])
 
 
 @pytest.mark.parametrize("tower", ["sentence", "clip", "clip_2"])
-def test_real_tokens_are_told_from_padding_by_their_ids(towers, tower):
+def test_tokens_are_distinguished_from_padding_by_their_ids(towers, tower):
     """The three pad with a token of their own, with the end token, and with a token that captions have too."""
     tokenizer = load_text_tower(str(towers / tower)).tokenizer
     padding = tokenizer.pad_token if tower != "clip" else "c"
@@ -173,28 +173,28 @@ def test_real_tokens_are_told_from_padding_by_their_ids(towers, tower):
 @pytest.mark.parametrize("tower", ["sentence", "clip"])
 def test_ids_may_be_padded_to_another_length_and_be_int32(towers, tower, length):
     pipeline = toy_pipeline(towers, tower)
-    face, captions = pipeline.as_clip(), ["a red", ""]
+    clip, captions = pipeline.as_clip(), ["a red", ""]
     ids = pipeline.tokenizer(captions, padding="max_length", max_length=length, return_tensors="pt").input_ids
-    e = face.encode_text(ids.int())
+    e = clip.encode_text(ids.int())
     assert (e - pipeline.encode_text(captions)).abs().max() <= 1e-5  # attention sums over more or fewer zeros
 
 
 def test_parts_are_the_pipeline_s_own(towers):
     pipeline = toy_pipeline(towers)
-    face, images = pipeline.as_clip(num_inference_steps=2), toy_images()
-    assert not face.training
-    assert face.device == torch.device("cpu")
-    assert face.to(torch.bfloat16) is face
+    clip, images = pipeline.as_clip(num_inference_steps=2), toy_images()
+    assert not clip.training
+    assert clip.device == torch.device("cpu")
+    assert clip.to(torch.bfloat16) is clip
     assert {part.dtype for part in (pipeline.unet, pipeline.vae, pipeline.query_stream, pipeline.text_encoder)} == {
         torch.bfloat16
     }
-    embedded = face.encode_image(preprocessed(face, images).bfloat16())
+    embedded = clip.encode_image(preprocessed(clip, images).bfloat16())
     assert embedded.dtype == torch.float32
     assert torch.equal(embedded, pipeline.encode_image(images, 2))
-    assert face.train().training
+    assert clip.train().training
     assert pipeline.unet.training
     assert pipeline.as_clip().training
-    assert not any(part.training for part in face.eval().modules())
+    assert not any(part.training for part in clip.eval().modules())
 
 
 def offload(pipeline, device):
@@ -208,10 +208,10 @@ def offload(pipeline, device):
 def test_offloaded_parts_are_brought_before_they_are_used(towers, monkeypatch, fusion):
     images = toy_images()
     plain = toy_pipeline(towers, fusion=fusion, text_chain="none").as_clip()
-    face = offload(toy_pipeline(towers, fusion=fusion, text_chain="none"), "cpu").as_clip()
-    image, text = preprocessed(face, images), face.tokenizer(CAPTIONS)
-    assert torch.equal(face.encode_image(image), plain.encode_image(image))
-    assert torch.equal(face.encode_text(text), plain.encode_text(text))
+    clip = offload(toy_pipeline(towers, fusion=fusion, text_chain="none"), "cpu").as_clip()
+    image, text = preprocessed(clip, images), clip.tokenizer(CAPTIONS)
+    assert torch.equal(clip.encode_image(image), plain.encode_image(image))
+    assert torch.equal(clip.encode_text(text), plain.encode_text(text))
     monkeypatch.setattr(torch, "autocast", lambda *device, **options: nullcontext())  # which knows no device `meta`
     elsewhere = offload(toy_pipeline(towers, "clip", fusion=fusion, text_chain="none"), "meta").as_clip()
     assert elsewhere.device.type == "meta"
@@ -222,22 +222,22 @@ def test_offloaded_parts_are_brought_before_they_are_used(towers, monkeypatch, f
 def test_parts_offloaded_weight_by_weight_are_refused(towers):
     for name, encode in (("text_encoder", "encode_text"), ("vae", "encode_image")):
         pipeline = toy_pipeline(towers)
-        face = pipeline.as_clip()
-        given = face.tokenizer("red") if name == "text_encoder" else preprocessed(face, toy_images(1))
+        clip = pipeline.as_clip()
+        given = clip.tokenizer("red") if name == "text_encoder" else preprocessed(clip, toy_images(1))
         cpu_offload(getattr(pipeline, name), torch.device("cpu"))
         with pytest.raises(ValueError, match=rf"`{name}` are on the device `meta`.*enable_model_cpu_offload"):
-            getattr(face, encode)(given)
+            getattr(clip, encode)(given)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
-def test_a_face_moves_to_an_accelerator(towers):
-    face, images = toy_pipeline(towers).as_clip(), toy_images()
-    image, text = preprocessed(face, images), face.tokenizer(CAPTIONS)
-    expected = face(image, text)
+def test_an_adapter_moves_to_an_accelerator(towers):
+    clip, images = toy_pipeline(towers).as_clip(), toy_images()
+    image, text = preprocessed(clip, images), clip.tokenizer(CAPTIONS)
+    expected = clip(image, text)
     for batch in ((image, text), (image.cuda(), text.cuda())):
-        found = face.to("cuda")(*batch)
-        assert face.device.type == "cuda"
+        found = clip.to("cuda")(*batch)
+        assert clip.device.type == "cuda"
         for each, on_cpu in zip(found, expected, strict=True):
             assert each.is_cuda
             assert (each.cpu() - on_cpu).abs().max() <= 1e-3  # another device rounds otherwise
@@ -246,9 +246,9 @@ def test_a_face_moves_to_an_accelerator(towers):
 @pytest.mark.parametrize(
     ("change", "error", "sentence"),
     [
-        (lambda x: (x + 1) * 127.5, ValueError, r"runs from .* to 25\d.*Expected pixels in \[-1, 1\], not 0 to 255"),
-        (lambda x: 2.6 * x, ValueError, r"runs from -2\.\d.*nor what another CLIP's preprocess makes"),
-        (lambda x: x * float("nan"), ValueError, r"runs from nan to nan.*Use this model's own `preprocess`"),
+        (lambda x: (x + 1) * 127.5, ValueError, r"ranges from .* to 25\d.*Expected pixels in \[-1, 1\], not 0 to 255"),
+        (lambda x: 2.6 * x, ValueError, r"ranges from -2\.\d.*nor another CLIP's normalisation"),
+        (lambda x: x * float("nan"), ValueError, r"ranges from nan to nan.*Use this model's own `preprocess`"),
         (lambda x: x[0], ValueError, r"shape \(3, 8, 8\).*Expected \(b, 3, 8, 8\).* pass `image\[None\]`"),
         (lambda x: x[..., :7], ValueError, r"shape \(3, 3, 8, 7\).*Expected \(b, 3, 8, 8\)"),
         (lambda x: x[:, :1], ValueError, r"shape \(3, 1, 8, 8\)"),
@@ -257,9 +257,9 @@ def test_a_face_moves_to_an_accelerator(towers):
         (lambda x: list(x), TypeError, r"`image` is a `list` in `encode_image`. Expected a floating-point tensor"),
     ],
 )
-def test_what_preprocess_never_makes_is_refused(face, change, error, sentence):
+def test_what_preprocess_never_makes_is_refused(clip, change, error, sentence):
     with pytest.raises(error, match=sentence):
-        face.encode_image(change(preprocessed(face, toy_images())))
+        clip.encode_image(change(preprocessed(clip, toy_images())))
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_what_preprocess_never_makes_is_refused(face, change, error, sentence):
     [
         (lambda ids: ids.float(), TypeError, r"`text` is torch\.float32 in `encode_text`. Expected int64 token ids"),
         (lambda ids: CAPTIONS, TypeError, r"`text` is a `list` in `encode_text`.*Pass `tokenizer\(captions\)`"),
-        (lambda ids: ids[0], ValueError, r"shape \(12,\) in `encode_text`. Expected \(b, l\), a row of ids"),
+        (lambda ids: ids[0], ValueError, r"shape \(12,\) in `encode_text`. Expected \(b, l\), one row of ids"),
         (lambda ids: ids[:0], ValueError, r"shape \(0, 12\)"),
         (lambda ids: ids.repeat(1, 2), ValueError, r"shape \(4, 24\).*l at most 16, the text encoder's positions"),
         (lambda ids: ids + 49_000, ValueError, r"ids from 49\d+ to 49\d+.*Expected 0 to \d\d, the vocabulary"),
@@ -275,15 +275,15 @@ def test_what_preprocess_never_makes_is_refused(face, change, error, sentence):
         (lambda ids: ids * 0, ValueError, r"A caption became no token at all"),
     ],
 )  # fmt: skip
-def test_what_the_tokenizer_never_makes_is_refused(face, change, error, sentence):
+def test_what_the_tokenizer_never_makes_is_refused(clip, change, error, sentence):
     with pytest.raises(error, match=sentence):
-        face.encode_text(change(face.tokenizer(CAPTIONS)))
+        clip.encode_text(change(clip.tokenizer(CAPTIONS)))
 
 
 def test_ids_of_clip_without_an_end_are_refused(towers):
-    face = toy_pipeline(towers, "clip").as_clip()
+    clip = toy_pipeline(towers, "clip").as_clip()
     with pytest.raises(ValueError, match="The place where CLIP pools does not hold the tokenizer's end token"):
-        face.encode_text(face.tokenizer("a b c")[:, :3])
+        clip.encode_text(clip.tokenizer("a b c")[:, :3])
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_options_that_cannot_be_are_refused_at_once(pipeline, options, error, se
         pipeline.as_clip(**options)
 
 
-def test_a_pipeline_that_a_face_cannot_be_made_of_is_refused(towers):
+def test_a_pipeline_that_cannot_be_adapted_is_refused(towers):
     pipeline = toy_pipeline(towers)
     pipeline.tokenizer.padding_side = "left"
     with pytest.raises(ValueError, match=r"pads on the left with `\[PAD\]`.*Expected padding on the right"):

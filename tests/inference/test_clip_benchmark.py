@@ -1,4 +1,4 @@
-"""clip_face.py in the hands of code written for CLIP: CLIP_benchmark's metrics and open_clip's classifier builder."""
+"""clip_adapter.py used by code written for CLIP: CLIP_benchmark's metrics and open_clip's classifier builder."""
 
 import importlib
 import importlib.util
@@ -67,11 +67,11 @@ def labels_at_every_rank(scores):
 
 
 def check_classification(pipeline, images, classes, templates, labels, **options):
-    """CLIP_benchmark's figures from the face are palindiff's own, from the pipeline."""
-    face = pipeline.as_clip(**options)
-    loader = DataLoader(Labelled(images, labels.tolist(), classes, face.preprocess), batch_size=4)
+    """CLIP_benchmark's figures from the adapter are palindiff's own, from the pipeline."""
+    clip = pipeline.as_clip(**options)
+    loader = DataLoader(Labelled(images, labels.tolist(), classes, clip.preprocess), batch_size=4)
     found = metric("zeroshot_classification").evaluate(
-        face, loader, face.tokenizer, classes, with_c(templates), device="cpu", amp=False
+        clip, loader, clip.tokenizer, classes, with_c(templates), device="cpu", amp=False
     )
     scores = pipeline.classify(images, classes, templates, batch_size=4, **options)
     accuracy = top_k_accuracy(scores, labels, [1, 5])
@@ -95,30 +95,30 @@ def test_clip_benchmark_s_classification_gives_palindiff_s_figures(towers, tower
 
 def test_clip_benchmark_s_scores_are_a_hundred_cosines(pipeline):
     """It scales by 100 where palindiff takes the learned κ; a rank does not change by it."""
-    classification, face, images = metric("zeroshot_classification"), pipeline.as_clip(**WALK), toy_images(5)
-    classifier = classification.zero_shot_classifier(face, face.tokenizer, LABELS, with_c(TEMPLATES), "cpu", amp=False)
-    loader = DataLoader(Labelled(images, [0] * 5, LABELS, face.preprocess), batch_size=5)
-    scores, _ = classification.run_classification(face, classifier, loader, "cpu", amp=False)
+    classification, clip, images = metric("zeroshot_classification"), pipeline.as_clip(**WALK), toy_images(5)
+    classifier = classification.zero_shot_classifier(clip, clip.tokenizer, LABELS, with_c(TEMPLATES), "cpu", amp=False)
+    loader = DataLoader(Labelled(images, [0] * 5, LABELS, clip.preprocess), batch_size=5)
+    scores, _ = classification.run_classification(clip, classifier, loader, "cpu", amp=False)
     cosines = pipeline.encode_image(images, **WALK) @ pipeline.encode_labels(LABELS, TEMPLATES).T
     assert (scores - 100 * cosines).abs().max() <= 1e-3  # float32 sums in another order, times 100
 
 
 def test_below_five_classes_clip_benchmark_leaves_top_5_out_and_palindiff_refuses_it(pipeline):
-    face, images, classes = pipeline.as_clip(**WALK), toy_images(4), LABELS[:3]
-    loader = DataLoader(Labelled(images, [0, 1, 2, 0], classes, face.preprocess), batch_size=4)
+    clip, images, classes = pipeline.as_clip(**WALK), toy_images(4), LABELS[:3]
+    loader = DataLoader(Labelled(images, [0, 1, 2, 0], classes, clip.preprocess), batch_size=4)
     evaluate = metric("zeroshot_classification").evaluate
-    assert math.isnan(evaluate(face, loader, face.tokenizer, classes, ["{c}"], "cpu", amp=False)["acc5"])
+    assert math.isnan(evaluate(clip, loader, clip.tokenizer, classes, ["{c}"], "cpu", amp=False)["acc5"])
     with pytest.raises(ValueError, match="k is 5 with 3 candidates"):
         top_k_accuracy(pipeline.classify(images, classes, **WALK), torch.tensor([0, 1, 2, 0]), [5])
 
 
-def captioned_batches(images, captions, face, batch_size):
+def captioned_batches(images, captions, clip, batch_size):
     """What CLIP_benchmark retrieves from: images, and of each a list of captions."""
 
     def collate(batch):
         return default_collate([x for x, _ in batch]), [texts for _, texts in batch]
 
-    return DataLoader(Labelled(images, captions, None, face.preprocess), batch_size=batch_size, collate_fn=collate)
+    return DataLoader(Labelled(images, captions, None, clip.preprocess), batch_size=batch_size, collate_fn=collate)
 
 
 @pytest.mark.parametrize(("tower", "fusion"), [("sentence", "one_way"), ("clip", "joint")])
@@ -126,9 +126,9 @@ def test_clip_benchmark_s_retrieval_gives_palindiff_s_figures(towers, tower, fus
     pipeline, images = toy_pipeline(towers, tower, fusion=fusion), toy_images(9)
     words = iter(f"{first} {second}" for first in "abcdef" for second in "ghij")
     captions = [[next(words) for _ in range(1 + i % 3)] for i in range(9)]  # one to three of an image
-    face, ks = pipeline.as_clip(**WALK), [1, 3, 6]
+    clip, ks = pipeline.as_clip(**WALK), [1, 3, 6]
     found = metric("zeroshot_retrieval").evaluate(
-        face, captioned_batches(images, captions, face, 4), face.tokenizer, "cpu", amp=False, recall_k_list=ks
+        clip, captioned_batches(images, captions, clip, 4), clip.tokenizer, "cpu", amp=False, recall_k_list=ks
     )
     scores = pipeline.rank(images, [text for texts in captions for text in texts], **WALK)
     of_image = torch.tensor([i for i, texts in enumerate(captions) for _ in texts])
@@ -141,9 +141,9 @@ def test_clip_benchmark_s_retrieval_gives_palindiff_s_figures(towers, tower, fus
 
 def test_clip_benchmark_s_caption_selection_runs(pipeline):
     """Two captions of one image, the first of which is right (as SugarCrepe has them)."""
-    face, images, pairs = pipeline.as_clip(**WALK), toy_images(6), [["red", f"apple {x}"] for x in "abcdef"]
-    loader = captioned_batches(images, pairs, face, 3)
-    found = metric("image_caption_selection").evaluate(face, loader, face.tokenizer, "cpu", amp=False)
+    clip, images, pairs = pipeline.as_clip(**WALK), toy_images(6), [["red", f"apple {x}"] for x in "abcdef"]
+    loader = captioned_batches(images, pairs, clip, 3)
+    found = metric("image_caption_selection").evaluate(clip, loader, clip.tokenizer, "cpu", amp=False)
     is_right = [
         bool(pipeline.rank([image], pair, **WALK).argmax() == 0) for image, pair in zip(images, pairs, strict=True)
     ]
@@ -154,12 +154,12 @@ def test_clip_benchmark_s_caption_selection_runs(pipeline):
 @pytest.mark.parametrize("name", ["build_zero_shot_classifier", "build_zero_shot_classifier_legacy"])
 def test_open_clip_s_builder_gives_the_labels_embeddings(towers, tower, name):
     pipeline = toy_pipeline(towers, tower)
-    build, face = getattr(open_clip_builder(), name), pipeline.as_clip()
+    build, clip = getattr(open_clip_builder(), name), pipeline.as_clip()
     expected = pipeline.encode_labels(LABELS, TEMPLATES).T
     callables = [lambda c, template=template: template.replace("{}", c) for template in TEMPLATES]
-    assert (build(face, face.tokenizer, LABELS, callables) - expected).abs().max() <= 1e-5  # batches of another size
+    assert (build(clip, clip.tokenizer, LABELS, callables) - expected).abs().max() <= 1e-5  # batches of another size
     plain = pipeline.encode_labels(LABELS, ["a {}"]).T
-    assert (build(face, face.tokenizer, LABELS, ["a {}"]) - plain).abs().max() <= 1e-5
+    assert (build(clip, clip.tokenizer, LABELS, ["a {}"]) - plain).abs().max() <= 1e-5
 
 
 @pytest.fixture(scope="module")

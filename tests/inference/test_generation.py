@@ -1,4 +1,4 @@
-"""generation.py: a batch changes no image, and each has its own seed."""
+"""generation.py: the batch size changes no image, and each has its own seed."""
 
 import numpy as np
 import pytest
@@ -16,8 +16,13 @@ def pipeline(tmp_path_factory):
 
 def test_a_batch_changes_no_image(pipeline):
     prompts, seeds, heard = ["a red apple"] * 3 + ["b"] * 2, [0, 1, 2, 0, 1], []
+
+    def heard_done(what, done, total):
+        assert (what, total) == ("images", 5)
+        heard.append(done)
+
     one, three, five = (
-        [np.asarray(image) for image in generate_images(pipeline, prompts, seeds, 4.0, 3, size, heard.append)]
+        [np.asarray(image) for image in generate_images(pipeline, prompts, seeds, 4.0, 3, size, heard_done)]
         for size in (1, 3, 5)
     )
     for i in range(5):  # the same bytes: at this size no product is large enough to be summed in another order
@@ -39,5 +44,5 @@ def test_an_image_is_the_pipeline_s_own_for_its_seed(pipeline):
 
 
 def test_as_many_seeds_as_prompts_are_wanted(pipeline):
-    with pytest.raises(ValueError, match="2 prompts and 1 seeds were given to `generate`"):
+    with pytest.raises(ValueError, match="2 prompts and 1 seeds were given to `generate_images`"):
         generate_images(pipeline, ["a", "b"], [0])

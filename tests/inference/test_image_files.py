@@ -1,4 +1,4 @@
-"""generated_files.py: what a file is called, what it says, and that it replaces none."""
+"""image_files.py: names and metadata of files, and that none is replaced."""
 
 import pytest
 from PIL import Image

@@ -12,5 +12,5 @@ def test_templates_are_filled_label_by_label():
     ]
 
 
-def test_labels_that_only_look_alike_pass():
+def test_labels_that_differ_in_case_alone_pass():
     check_labels(["cat", "Cat", "cats"], ["a {}"])

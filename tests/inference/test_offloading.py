@@ -37,7 +37,7 @@ def test_offloaded_parts_are_brought_before_they_are_used_and_change_no_answer(t
     assert list(dict.fromkeys(told)) == ["text_encoder", "vae", "unet", "query_stream"]
 
 
-def test_a_walk_from_latents_brings_unet_and_stream(towers):
+def test_denoising_from_latents_brings_unet_and_stream(towers):
     for fusion in ("one_way", "joint"):
         told = []
         pipeline = offload(toy_pipeline(towers, fusion=fusion), "cpu", told)
@@ -47,14 +47,14 @@ def test_a_walk_from_latents_brings_unet_and_stream(towers):
 
 def test_inputs_go_where_the_hooks_run_a_part(towers):
     """The device `meta` stands for an accelerator: weights and inputs go there, and a mixture of both would raise."""
-    reading = offload(toy_pipeline(towers), "meta", []).read_image(toy_images())
-    assert {keys.device.type for keys, _ in (*reading.site_blocks, *reading.head_layers)} == {"meta"}
     for fusion in ("one_way", "joint"):
+        reading = offload(toy_pipeline(towers, fusion=fusion), "meta", []).read_image(toy_images())
+        assert {tensor.device.type for tensor in reading.tensors} == {"meta"}
         pipeline = offload(toy_pipeline(towers, fusion=fusion, text_chain="none"), "meta", [])
         assert next(pipeline.denoise_query(toy_images(), guidance_scale=4)).e_0_hat.device.type == "meta"
 
 
-def test_captions_are_told_where_their_tower_ran(towers, monkeypatch):
+def test_captions_are_encoded_where_the_text_encoder_runs(towers, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *device, **options: nullcontext())  # which knows no device `meta`
     pipeline = offload(toy_pipeline(towers, "clip"), "meta", [])
     encoded = encode_captions(["red"], pipeline.caption_encoder)
@@ -75,7 +75,7 @@ def test_a_part_offloaded_weight_by_weight_is_refused(towers, part, name_it):
     expected = name_it(pipeline)
     cpu_offload(getattr(pipeline, part), torch.device("cpu"))  # as `enable_sequential_cpu_offload()` does
     with pytest.raises(
-        ValueError, match=rf"`{part}` are on the device `meta`.* Call `enable_model_cpu_offload\(\)` ins"
+        ValueError, match=rf"`{part}` are on the device `meta`.* Use `enable_model_cpu_offload\(\)` ins"
     ):
         name_it(pipeline)
     remove_hook_from_module(getattr(pipeline, part), recurse=True)

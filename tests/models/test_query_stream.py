@@ -1,13 +1,17 @@
 """query_stream.py against a plain re-statement of Fig. 3, the two fusions against each other, and what it refuses."""
 
+import inspect
+import json
 import math
+from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from palindiff.models.image_reading import ImageReading
-from palindiff.models.query_stream import QueryStream
+from palindiff.models.query_stream import FUSIONS, QueryStream, QueryStreamConfig
+from palindiff.models.text_diffusion import text_diffusion_scheduler
 from palindiff.models.unet_encoder import unet_encoder_parameters
 from toys.models import D_E, toy_inputs, toy_stream, toy_unet
 
@@ -80,6 +84,26 @@ def fig_3_by_hand(unet, stream, z, e_t, t_e, image_sees_query, t_image=0):
     return e_0_hat / e_0_hat.norm(dim=-1, keepdim=True), x
 
 
+def predict(stream, unet, z, e_t, t_e):
+    """Read the images, and predict one query of each."""
+    return stream(unet, stream.read_image(unet, z), e_t, t_e)
+
+
+def predict_with_features(stream, unet, z, e_t, t_e):
+    """Predict, and see what the mid block gives the query head: -> e_0_hat, tokens (b, h*w, ch)."""
+    seen = []
+    hook = stream.image_into_head.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    e_0_hat = predict(stream, unet, z, e_t, t_e)
+    hook.remove()
+    (mid,) = seen
+    return e_0_hat, mid
+
+
+def as_tokens(mid):
+    """Shapes: (b, ch, h, w) -> (b, h*w, ch)."""
+    return mid.flatten(2).transpose(1, 2)
+
+
 def gradients(unet, stream, value):
     """Gradients of a fixed weighted sum, by parameter name; unused parameters are left out."""
     parameters = dict(unet.named_parameters()) | {f"stream.{n}": w for n, w in stream.named_parameters()}
@@ -89,13 +113,13 @@ def gradients(unet, stream, value):
 
 
 @pytest.mark.parametrize("use_linear_projection", [False, True])
-@pytest.mark.parametrize("fusion", ["joint", "one_way"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_both_fusions_equal_fig_3_by_hand_in_values_and_gradients(fusion, use_linear_projection):
     unet = toy_unet(use_linear_projection)
     stream = toy_stream(unet, fusion=fusion)
     z, e_t, t_e = toy_inputs()
     by_hand, _ = fig_3_by_hand(unet, stream, z, e_t, t_e, image_sees_query=fusion == "joint")
-    predicted = stream.predict(unet, z, e_t, t_e)
+    predicted = predict(stream, unet, z, e_t, t_e)
     assert (predicted - by_hand).abs().max() <= 1e-5  # fp32, some twenty layers
     expected, found = gradients(unet, stream, by_hand), gradients(unet, stream, predicted)
     assert found.keys() == expected.keys()
@@ -116,10 +140,15 @@ def test_image_features_change_with_the_query_in_joint_alone():
     unet = toy_unet()
     z, e_t, t_e = toy_inputs()
     joint = toy_stream(unet, fusion="joint")
-    _, mid = joint.joint(unet, z, e_t, t_e)
-    _, mid_other = joint.joint(unet, z, e_t + 1, t_e)
+    _, mid = predict_with_features(joint, unet, z, e_t, t_e)
+    _, mid_other = predict_with_features(joint, unet, z, e_t + 1, t_e)
     assert (mid - mid_other).abs().max() > 1e-4
     one_way = toy_stream(unet, fusion="one_way")
+    _, mid = predict_with_features(one_way, unet, z, e_t, t_e)
+    _, mid_other = predict_with_features(one_way, unet, z, e_t + 1, t_e)
+    assert torch.equal(mid, mid_other)
+    _, mid_by_hand = fig_3_by_hand(unet, one_way, z, e_t, t_e, image_sees_query=False)
+    assert (mid - as_tokens(mid_by_hand)).abs().max() <= 1e-5
     _, mid = fig_3_by_hand(unet, one_way, z, e_t, t_e, image_sees_query=False)
     _, mid_other = fig_3_by_hand(unet, one_way, z, e_t + 1, t_e, image_sees_query=False)
     assert torch.equal(mid, mid_other)
@@ -130,19 +159,20 @@ def test_image_features_change_with_the_query_in_joint_alone():
     assert (mid - stock["mid"]).abs().max() <= 1e-5  # the image's stream is the bare U-Net's
 
 
-@pytest.mark.parametrize("fusion", ["joint", "one_way"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_a_batch_changes_no_answer(fusion):
     unet = toy_unet()
     stream = toy_stream(unet, fusion=fusion)
     z, e_t, t_e = toy_inputs(b=4)
-    together = stream.predict(unet, z, e_t, t_e)
-    alone = torch.cat([stream.predict(unet, z[i : i + 1], e_t[i : i + 1], t_e[i : i + 1]) for i in range(4)])
+    together = predict(stream, unet, z, e_t, t_e)
+    alone = torch.cat([predict(stream, unet, z[i : i + 1], e_t[i : i + 1], t_e[i : i + 1]) for i in range(4)])
     assert (together - alone).abs().max() <= 1e-5  # sums in another order
 
 
-def test_a_reading_can_be_repeated_joined_cut_and_moved():
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_reading_can_be_repeated_concatenated_cut_and_moved(fusion):
     unet = toy_unet()
-    stream = toy_stream(unet)
+    stream = toy_stream(unet, fusion=fusion)
     z, e_t, t_e = toy_inputs(b=3)
     reading = stream.read_image(unet, z)
     whole = stream(unet, reading, e_t, t_e)
@@ -152,14 +182,15 @@ def test_a_reading_can_be_repeated_joined_cut_and_moved():
     assert len(repeated) == 6
     twice = stream(unet, repeated, e_t.repeat_interleave(2, 0), t_e.repeat_interleave(2, 0))
     assert (twice[::2] - whole).abs().max() <= 1e-5
-    assert reading.to(dtype=torch.float16).head_layers[0][0].dtype == torch.float16
+    assert {tensor.dtype for tensor in reading.to(dtype=torch.float16).tensors} == {torch.float16}
     with pytest.raises(ValueError, match="got no readings"):
         ImageReading.cat([])
 
 
-def test_a_reading_keeps_the_shape_of_what_was_read():
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_reading_keeps_the_shape_of_the_latents(fusion):
     unet = toy_unet()
-    stream = toy_stream(unet)
+    stream = toy_stream(unet, fusion=fusion)
     square, wide = (stream.read_image(unet, torch.zeros(2, 3, *sides)) for sides in ((4, 4), (2, 8)))
     assert (square.latent_shape, wide.latent_shape) == ((3, 4, 4), (3, 2, 8))
     for same in (wide[:1], wide.repeat(2), wide.to(dtype=torch.float16), ImageReading.cat([wide, wide])):
@@ -174,30 +205,33 @@ def test_gradient_checkpointing_changes_no_gradient():
         stream = toy_stream(unet, fusion=fusion)
         z, e_t, t_e = toy_inputs()
         unet.disable_gradient_checkpointing()
-        plain = gradients(unet, stream, stream.predict(unet, z, e_t, t_e))
+        plain = gradients(unet, stream, predict(stream, unet, z, e_t, t_e))
         unet.enable_gradient_checkpointing()
         unet.train()
-        checkpointed = gradients(unet, stream, stream.predict(unet, z, e_t, t_e))
+        checkpointed = gradients(unet, stream, predict(stream, unet, z, e_t, t_e))
         assert max(float((plain[n] - checkpointed[n]).abs().max()) for n in plain) <= 1e-6
 
 
-def test_no_text_chain_means_no_noise_and_no_time():
+def test_regression_uses_no_noise_and_no_time():
     unet = toy_unet()
+    assert toy_stream(unet).has_text_diffusion
     stream = toy_stream(unet, text_chain="none")
+    assert not stream.has_text_diffusion
     z, e_t, t_e = toy_inputs()
-    assert torch.equal(stream.predict(unet, z, e_t, t_e), stream.predict(unet, z, None, None))
+    assert torch.equal(predict(stream, unet, z, e_t, t_e), predict(stream, unet, z, None, None))
     assert not any("time" in name for name, _ in stream.named_parameters())
 
 
-def test_image_timestep_query_tells_the_image_the_step():
+def test_image_timestep_query_gives_the_image_the_query_s_step():
     unet = toy_unet()
     stream = toy_stream(unet, fusion="joint", image_timestep="query")
     z, e_t, t_e = toy_inputs()
-    e_0_hat, mid = stream.joint(unet, z, e_t, t_e)
+    e_0_hat, mid = predict_with_features(stream, unet, z, e_t, t_e)
     by_hand, mid_by_hand = fig_3_by_hand(unet, stream, z, e_t, t_e, image_sees_query=True, t_image=t_e)
+    mid_by_hand = as_tokens(mid_by_hand)
     assert max((e_0_hat - by_hand).abs().max(), (mid - mid_by_hand).abs().max()) <= 1e-5  # fp32, some twenty layers
     _, mid_at_zero = fig_3_by_hand(unet, stream, z, e_t, t_e, image_sees_query=True)
-    assert (mid - mid_at_zero).abs().max() > 1e-4
+    assert (mid - as_tokens(mid_at_zero)).abs().max() > 1e-4
 
 
 def test_query_ffn_can_start_as_a_copy_of_the_image_s():
@@ -208,7 +242,7 @@ def test_query_ffn_can_start_as_a_copy_of_the_image_s():
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("fusion", ["joint", "one_way"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_shared_norms_are_the_image_s(fusion):
     unet = toy_unet()
     generator = torch.Generator().manual_seed(0)
@@ -219,7 +253,7 @@ def test_shared_norms_are_the_image_s(fusion):
     assert not any("sites" in name and "norm" in name for name, _ in stream.named_parameters())
     z, e_t, t_e = toy_inputs()
     by_hand, _ = fig_3_by_hand(unet, stream, z, e_t, t_e, image_sees_query=fusion == "joint")
-    assert (stream.predict(unet, z, e_t, t_e) - by_hand).abs().max() <= 1e-5  # fp32, some twenty layers
+    assert (predict(stream, unet, z, e_t, t_e) - by_hand).abs().max() <= 1e-5  # fp32, some twenty layers
 
 
 def test_encoder_half_parameters_leave_out_the_decoder():
@@ -239,13 +273,35 @@ def test_saved_stream_is_the_same_stream(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
     assert all(torch.equal(loaded.state_dict()[n], tensor) for n, tensor in stream.state_dict().items())
     z, e_t, t_e = toy_inputs()
-    assert torch.equal(loaded.predict(unet, z, e_t, t_e), stream.eval().predict(unet, z, e_t, t_e))
+    assert torch.equal(predict(loaded, unet, z, e_t, t_e), predict(stream.eval(), unet, z, e_t, t_e))
 
 
 def toy_config():
-    from palindiff.models.query_stream import QueryStreamConfig
-
     return QueryStreamConfig(num_head_layers=1, head_width=16, head_dim=8)
+
+
+def test_defaults_are_those_of_the_config_and_a_saved_config_states_every_setting(tmp_path):
+    settings = QueryStreamConfig().model_dump(exclude={"query_ffn"})
+    defaults = {name: p.default for name, p in inspect.signature(QueryStream).parameters.items()}
+    assert {name: defaults[name] for name in settings} == settings
+    assert get_args(QueryStreamConfig.model_fields["fusion"].annotation) == tuple(FUSIONS)
+    toy_stream(toy_unet()).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()).keys() >= defaults.keys()
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+@pytest.mark.parametrize("text_chain", ["diffusion", "none"])
+def test_denoise_yields_every_step_of_the_text_diffusion_or_the_one_of_a_regression(text_chain, num_steps):
+    unet = toy_unet()
+    stream = toy_stream(unet, text_chain=text_chain)
+    z, e_T, _ = toy_inputs()
+    seen, unseen = stream.read_image(unet, z), stream.read_image(unet, torch.zeros_like(z))
+    steps = list(stream.denoise(unet, seen, unseen, text_diffusion_scheduler(), e_T, num_steps, 4.0))
+    assert len(steps) == (num_steps if text_chain == "diffusion" else 1)
+    query = (steps[0].e_t, torch.full((2,), steps[0].t_e)) if text_chain == "diffusion" else (None, None)
+    expected = F.normalize(4 * stream(unet, seen, *query) - 3 * stream(unet, unseen, *query), dim=-1)
+    assert (steps[0].e_0_hat - expected).abs().max() <= 1e-6
+    assert torch.equal(steps[0].e_t, e_T) == (text_chain == "diffusion")
 
 
 @pytest.mark.parametrize("gamma", [0.0, -0.1, 1.5, float("nan")])
@@ -261,17 +317,15 @@ def test_stream_refuses_what_cannot_work():
     with pytest.raises(ValueError, match=r"`head_width` is 20 and `head_dim` 8"):
         toy_stream(unet, head_width=20)
     z, e_t, t_e = toy_inputs()
-    with pytest.raises(ValueError, match=r"Expected 'one_way'.*Call `predict` instead"):
-        toy_stream(unet, fusion="joint").read_image(unet, z)
     stream = toy_stream(unet)
     with pytest.raises(ValueError, match=r"`e_t` has shape \(1, 12\) and `t_e` \(2,\).*Expected \(2, 12\) and \(2,\)"):
-        stream.predict(unet, z, e_t[:1], t_e)
+        predict(stream, unet, z, e_t[:1], t_e)
     with pytest.raises(ValueError, match=r"`e_t` has shape None"):
-        stream.predict(unet, z, None, None)
+        predict(stream, unet, z, None, None)
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "found"),
     [
         ({"addition_embed_type": "text_time"}, "`addition_embed_type` = 'text_time'"),
         ({"num_class_embeds": 10}, "`num_class_embeds` = 10"),
@@ -279,11 +333,11 @@ def test_stream_refuses_what_cannot_work():
         ({"attention_type": "gated"}, "`attention_type` = 'gated'"),
     ],
 )
-def test_stream_refuses_other_unets(settings, told):
+def test_stream_refuses_other_unets(settings, found):
     unet = toy_unet()
     unet.register_to_config(**settings)
     with pytest.raises(
-        ValueError, match=rf"The U-Net has {told}\. Expected the layout of Stable Diffusion 1.x or 2.x"
+        ValueError, match=rf"The U-Net has {found}\. Expected the layout of Stable Diffusion 1.x or 2.x"
     ):
         toy_stream(unet)
 
@@ -318,5 +372,5 @@ def test_signal_scale_is_gamma_or_gamma_root_d():
 
 def test_prediction_has_unit_length():
     unet = toy_unet()
-    predicted = toy_stream(unet).predict(unet, *toy_inputs())
+    predicted = predict(toy_stream(unet), unet, *toy_inputs())
     assert torch.allclose(predicted, F.normalize(predicted, dim=-1), atol=1e-6)  # float32 rounding

@@ -1,4 +1,4 @@
-"""text_chain.py against Algorithm 3 and eq. 5 by hand, and the leak formula on Stable Diffusion's schedule."""
+"""text_diffusion.py against Algorithm 3 and eq. 5 by hand, and the leak formula on Stable Diffusion's schedule."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
-from palindiff.models.text_diffusion import first_noise, leak, noisy_query, text_diffusion_scheduler, walk
+from palindiff.models.text_diffusion import denoise, first_noise, guided, leak, noisy_query, text_diffusion_scheduler
 
 
 def alphas_by_hand():
@@ -47,39 +47,39 @@ def algorithm_3_by_hand(predict, predict_uncond, e_t, steps, w, gamma):
 
 
 @pytest.mark.parametrize(("steps", "w", "gamma"), [(8, 3.0, 0.01), (8, 0.0, 1.0), (1, 3.0, 0.1), (20, 1.0, 1.0)])
-def test_walk_equals_algorithm_3_by_hand(steps, w, gamma):
+def test_denoise_equals_algorithm_3_by_hand(steps, w, gamma):
     e_t = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
     predict, predict_uncond = toy_predictor(1), toy_predictor(2)
-    *_, last = walk(predict, predict_uncond, text_diffusion_scheduler(), e_t, steps, 1 + w, gamma)
+    *_, last = denoise(guided(predict, predict_uncond, 1 + w), text_diffusion_scheduler(), e_t, steps, gamma)
     by_hand = algorithm_3_by_hand(predict, predict_uncond, e_t, steps, w, gamma)
     assert (last.e_0_hat - by_hand).abs().max() <= 2e-5  # the schedule is float32 there and float64 here
 
 
-def test_walk_starts_at_the_last_step_and_changes_no_scheduler():
+def test_denoising_starts_at_the_last_step_and_changes_no_scheduler():
     scheduler = text_diffusion_scheduler()
     before = scheduler.timesteps.clone()
-    one_step = next(iter(walk(toy_predictor(1), toy_predictor(2), scheduler, torch.randn(1, 6), 1, 1.0, 1.0)))
+    one_step = next(denoise(toy_predictor(1), scheduler, torch.randn(1, 6), 1, 1.0))
     assert one_step.t_e == 999
     assert torch.equal(scheduler.timesteps, before)
 
 
-def test_walk_with_leading_spacing_would_start_at_almost_no_noise():
-    """Design §3 row 12: with "leading" spacing a single step is told t = 0 or 1 and given pure noise."""
+def test_denoising_with_leading_spacing_would_start_at_almost_no_noise():
+    """Design §3 row 12: with "leading" spacing a single step would have t = 0 or 1 and pure noise."""
     scheduler = text_diffusion_scheduler()
     scheduler.register_to_config(timestep_spacing="leading")
-    one_step = next(iter(walk(toy_predictor(1), toy_predictor(2), scheduler, torch.randn(1, 6), 1, 1.0, 1.0)))
+    one_step = next(denoise(toy_predictor(1), scheduler, torch.randn(1, 6), 1, 1.0))
     assert one_step.t_e <= 1
 
 
 @pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, EulerDiscreteScheduler])
-def test_walk_takes_another_scheduler_and_comes_to_the_same_answer(kind):
+def test_denoise_works_with_another_scheduler_and_gives_the_same_answer(kind):
     """Three solvers of one equation agree once their steps are small."""
     ddim = text_diffusion_scheduler()
     other = kind.from_config(ddim.config)
     e_t = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
     answers = []
     for scheduler in (ddim, other):
-        *_, last = walk(slow_predictor(1), slow_predictor(2), scheduler, e_t, 200, 2.0, 1.0)
+        *_, last = denoise(guided(slow_predictor(1), slow_predictor(2), 2.0), scheduler, e_t, 200, 1.0)
         answers.append(last.e_0_hat)
     assert F.cosine_similarity(*answers).min() > 0.995
     assert F.cosine_similarity(answers[0], F.normalize(slow_predictor(1)(e_t, torch.full((3,), 999)))).min() < 0.98

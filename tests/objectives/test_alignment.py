@@ -46,8 +46,8 @@ def test_loss_ignores_the_order_of_the_batch():
     assert shuffled.item() == pytest.approx(alignment_loss(e_0_hat, e_0, scale, positives).item(), abs=1e-6)
 
 
-def test_twins_are_no_negatives():
-    """Each twin's query is the other's embedding, which is as right: as a negative it would cost twice as much."""
+def test_equal_captions_are_no_negatives():
+    """Each of two equal captions predicts the other's embedding, which is right: as a negative it would cost twice."""
     e_0, scale = torch.eye(4), torch.tensor(50.0)
     shared = alignment_loss(e_0[[1, 0, 2, 3]], e_0, scale, same_caption(torch.tensor([7, 7, 8, 9])))
     assert shared.item() == pytest.approx(12.5, abs=1e-5)  # half the rows pay half of 50
@@ -55,7 +55,7 @@ def test_twins_are_no_negatives():
     assert apart.item() == pytest.approx(25, abs=1e-5)
 
 
-def test_twins_of_one_embedding_cost_what_telling_them_apart_would():
+def test_equal_captions_of_one_embedding_cost_as_much_as_different_ones():
     """Two images of one caption, predicted perfectly."""
     e_0 = F.normalize(torch.eye(4)[[0, 0, 1, 2]], dim=-1)
     shared = alignment_loss(e_0, e_0, torch.tensor(50.0), same_caption(torch.tensor([7, 7, 8, 9])))

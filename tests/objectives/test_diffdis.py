@@ -61,7 +61,7 @@ def test_generation_loss_equals_eq_4_by_hand(prediction_type):
 def test_alignment_equals_eq_5_to_8_by_hand(fusion):
     """Algorithm 1's second half, image by image, with rows 0 and 2 of one caption and images 1 and 2 dropped.
 
-    The twins' embeddings differ, or sharing the weight would change nothing: their logits would be equal.
+    The embeddings of rows 0 and 2 differ, or sharing the weight would change nothing: their logits would be equal.
     """
     settings = {"fusion": fusion, "gamma": 0.5, "query_scale": "sqrt_d"}
     objective = toy_objective(stream_settings=settings, image_drop_rate=0.5, text_drop_rate=0.5)
@@ -75,9 +75,8 @@ def test_alignment_equals_eq_5_to_8_by_hand(fusion):
         e_t = 0.5 * math.sqrt(D_E) * alpha.sqrt() * e_0[i] + (1 - alpha).sqrt() * draws["eps_e"][i]
         z = batch["z_mean"][i].float() + batch["z_std"][i].float() * draws["eps_posterior"][i]
         z = torch.zeros_like(z) if is_dropped else z
-        predicted.append(
-            objective.query_stream.predict(objective.unet, z[None], e_t[None], draws["t_e"][i : i + 1])[0]
-        )
+        reading = objective.query_stream.read_image(objective.unet, z[None])
+        predicted.append(objective.query_stream(objective.unet, reading, e_t[None], draws["t_e"][i : i + 1])[0])
     s = [[float(e_0_hat @ e) / 0.07 for e in e_0] for e_0_hat in predicted]
     total = 0.0
     for i, positives in enumerate([(0, 2), (1,), (0, 2), (3,)]):
@@ -167,7 +166,7 @@ def test_a_logit_scale_above_its_bound_comes_back_and_goes_on_learning():
     torch.nn.init.constant_(weight, 9.0)
     objective.eval()
     objective(toy_batch(), toy_draws(objective))
-    assert weight.item() == 9  # looking at a loss changes no weight
+    assert weight.item() == 9  # evaluating a loss changes no weight
     objective.train()
     objective(toy_batch(), toy_draws(objective))["loss"].backward()
     assert weight.item() == pytest.approx(math.log(100), rel=1e-6)
@@ -230,7 +229,7 @@ def test_drop_rates_are_met_on_average():
     assert both == pytest.approx(0.08, abs=0.03)  # drawn apart
 
 
-def test_no_text_chain_needs_no_noise():
+def test_regression_needs_no_noise():
     objective = toy_objective(stream_settings={"text_chain": "none"})
     batch, draws = toy_batch(), toy_draws(objective)
     other = draws | {"eps_e": draws["eps_e"] + 1, "t_e": 999 - draws["t_e"]}
@@ -258,7 +257,7 @@ def loss_and_gradient_norm(accelerator):
     """One backward pass on this process's rows of a batch of 4, as the loop does it."""
     objective = toy_objective()
     batch, draws = toy_batch(), toy_draws(objective)
-    batch["caption_id"] = torch.tensor([0, 1, 0, 2])  # a twin on the other process
+    batch["caption_id"] = torch.tensor([0, 1, 0, 2])  # an equal caption on the other process
     size = 4 // accelerator.num_processes
     share = slice(size * accelerator.process_index, size * (accelerator.process_index + 1))
     prepared = accelerator.prepare(objective)

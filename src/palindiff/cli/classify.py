@@ -1,30 +1,17 @@
-"""`palindiff classify`: name images among given labels."""
+"""`palindiff classify`: zero-shot classification of images among given labels."""
 
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from palindiff.cli.inputs import (
-    IMAGES_AT_ONCE,
-    ImagesArgument,
-    OnBadOption,
-    check_texts,
-    find_images,
-    read_lines,
-    readable_images,
-)
+from palindiff.cli.inputs import ImageFiles, ImagesArgument, OnBadOption, find_images, read_lines
 from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_model
-from palindiff.cli.naming_option import GuidanceOption, SeedOption, StepsOption, TopOption
+from palindiff.cli.naming_option import GuidanceOption, SeedOption, StepsOption, TopOption, best_answers
 from palindiff.cli.output_option import DryRunOption, JsonOption, folded_table, print_count, print_json, print_plan
-from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
+from palindiff.inference.defaults import IMAGES_PER_COUNT, NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Ranked = list[dict[str, str | float]]
 
 
 def classify(
@@ -32,18 +19,20 @@ def classify(
     labels: Annotated[
         str | None,
         typer.Option(
-            "--labels", metavar="A,B,...", help='Names to choose from, with commas between; "A, B" in quotes is one.'
+            "--labels",
+            metavar="A,B,...",
+            help='Labels to choose from, separated by commas; quote "A, B" if it is one.',
         ),
     ] = None,
     labels_file: Annotated[
-        Path | None, typer.Option("--labels-file", metavar="FILE", help="Text file with more names, one a line.")
+        Path | None, typer.Option("--labels-file", metavar="FILE", help="Text file with more labels, one per line.")
     ] = None,
     templates: Annotated[
         list[str] | None,
         typer.Option(
             "--template",
-            help="Caption with {} where the name goes; the mean of several counts. Repeatable.",
-            show_default="the name alone",
+            help="Caption with {} in place of the label; the mean of several is used. Repeatable.",
+            show_default="the label alone",
         ),
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
@@ -56,7 +45,7 @@ def classify(
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Name images: how probable is each label for each image, among the labels given?
+    """Classify images: the probability of each label for each image, among the given labels.
 
     \b
     Examples:
@@ -66,31 +55,34 @@ def classify(
     """  # fmt: skip
     names = [*_split(labels), *read_lines(labels_file, "--labels")]
     chosen = templates or list(LABEL_TEMPLATES)
-    check_texts(names, "label", "--labels or --labels-file")
-    check_labels(names, chosen)
+    check_labels(names, chosen, "Use --labels or --labels-file.")
     files = find_images(images)
-    walk = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
-    settings = {"model": model, **walk}
+    options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
+    settings = {"model": model, **options}
     if dry_run:
         plan = {"templates": chosen, "labels": names, "images": [str(file) for file in files]}
         print_plan(settings | plan, as_json)
         return
-    files = readable_images(files, on_bad)
+    given = ImageFiles(files, on_bad)
     pipeline = open_model(model, device)
-    counted = {"batch_size": IMAGES_AT_ONCE, "tell": lambda done: print_count(done, len(files))}
-    probabilities = pipeline.classify(files, names, chosen, **walk, **counted)
-    answers = _best(probabilities, names, top)
+    probabilities = pipeline.classify(
+        given, names, chosen, **options, batch_size=IMAGES_PER_COUNT, progress=lambda _, *counts: print_count(*counts)
+    )
+    answers = list(zip(map(str, given.files), best_answers(probabilities, names, top), strict=True))
     if as_json:
-        told = [{"image": str(file), "labels": ranked} for file, ranked in zip(files, answers, strict=True)]
-        print_json(settings | {"templates": chosen, "images": told})
+        results = [
+            {"image": file, "labels": [{"label": label, "probability": share} for label, share in ranked]}
+            for file, ranked in answers
+        ]
+        print_json(settings | {"templates": chosen, "images": results})
     else:
-        _print(files, answers)
+        _print(answers)
 
 
 def _split(labels: str | None) -> list[str]:
-    """Split at commas, as a row of a CSV file is: a label in quotes may hold some.
+    """Split labels like a row of a CSV file: a label in quotes may have commas.
 
-    Raises: ValueError if a quote is not closed, or text follows one.
+    Raises: ValueError if a quote is not closed, or is followed by text.
     """
     if labels is None:
         return []
@@ -98,27 +90,18 @@ def _split(labels: str | None) -> list[str]:
         rows = list(csv.reader(labels.splitlines(), skipinitialspace=True, strict=True)) or [[""]]
     except csv.Error as error:
         raise ValueError(
-            f'--labels cannot be split ({error}). Expected commas between names, and " around a whole name alone. '
-            "Give such names with --labels-file, one a line."
+            f'--labels cannot be split ({error}). Expected commas between labels, and " only around a whole label. '
+            "Use --labels-file for such labels, one per line."
         ) from error
     return [label.strip() for row in rows for label in row]
 
 
-def _best(probabilities: "Tensor", names: list[str], top: int) -> list[Ranked]:
-    best = probabilities.topk(min(top, len(names)))
-    return [
-        [{"label": names[i], "probability": share} for i, share in zip(places, shares, strict=True)]
-        for places, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
-
-
-def _print(files: list[Path], answers: list[Ranked]) -> None:
+def _print(answers: list[tuple[str, list[tuple[str, float]]]]) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    table = folded_table("names, with probability", "image", *(str(place + 1) for place in range(len(answers[0]))))
-    for file, ranked in zip(files, answers, strict=True):
-        table.add_row(
-            escape(str(file)), *(f"{escape(str(each['label']))} {each['probability']:.1%}" for each in ranked)
-        )
+    places = range(1, len(answers[0][1]) + 1)
+    table = folded_table("labels, with probability", "image", *map(str, places))
+    for file, ranked in answers:
+        table.add_row(escape(file), *(f"{escape(label)} {share:.1%}" for label, share in ranked))
     Console().print(table)

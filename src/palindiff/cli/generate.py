@@ -1,4 +1,4 @@
-"""`palindiff generate`: generate images from words."""
+"""`palindiff generate`: generate images from prompts."""
 
 import tempfile
 from dataclasses import asdict
@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from palindiff.cli.inputs import check_texts, read_lines
+from palindiff.cli.inputs import read_lines
 from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_model
 from palindiff.cli.naming_option import GuidanceOption
 from palindiff.cli.output_option import DryRunOption, JsonOption, folded_table, print_count, print_json, print_plan
-from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, GENERATION_STEPS
+from palindiff.inference.defaults import GENERATED_FILES_BATCH_SIZE, GENERATION_GUIDANCE_SCALE, GENERATION_STEPS
+from palindiff.inference.labels import check_texts
 
 if TYPE_CHECKING:
     from palindiff.inference.image_files import GeneratedFile
@@ -22,30 +23,30 @@ MAX_SEED = 2**62
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to generate.")] = None,
     prompts_file: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="Text file with more prompts, one a line.")
+        Path | None, typer.Option("--prompts", metavar="FILE", help="Text file with more prompts, one per line.")
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Folder of the PNG files; no file there is replaced.")
+        Path, typer.Option("--output", metavar="DIR", help="Folder for the PNG files; existing files are kept.")
     ] = Path("generations"),
     num_images: Annotated[int, typer.Option("--num", min=1, help="Images of each prompt.")] = 1,
     seed: Annotated[
         int,
-        typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of each prompt's first image; the rest count on."),
+        typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of each prompt's first image; the next adds 1."),
     ] = 0,
     guidance_scale: GuidanceOption = GENERATION_GUIDANCE_SCALE,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps from noise to an image.")] = GENERATION_STEPS,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = GENERATION_STEPS,
     batch_size: Annotated[
         int,
-        typer.Option("--batch-size", min=1, help="Images generated at once; changes them by float rounding alone."),
-    ] = 8,
+        typer.Option("--batch-size", min=1, help="Images generated together; changes images only by rounding."),
+    ] = GENERATED_FILES_BATCH_SIZE,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Generate images from words, each from its own seed.
+    """Generate images from prompts, each from its own seed.
 
-    Every PNG says in its metadata how it was made: prompt, seed, guidance scale, steps, model, version.
+    The metadata of every PNG holds prompt, seed, guidance scale, steps, model and version.
 
     \b
     Examples:
@@ -54,9 +55,9 @@ def generate(
       palindiff generate --prompts prompts.txt --model runs/first/checkpoint --json
     """
     wanted = [*(prompts or []), *read_lines(prompts_file, "PROMPT")]
-    check_texts(wanted, "prompt", "PROMPT or --prompts", may_repeat=True)
+    check_texts(wanted, "prompt", "Use PROMPT or --prompts.", may_repeat=True)
     if output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"`{output}` is a file. Expected a folder. Name another with --output.")
+        raise NotADirectoryError(f"`{output}` is a file. Expected a folder. Pass another with --output.")
     settings = {"model": model, "num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
     if dry_run:
         plan = {"output": str(output), "images_of_each_prompt": num_images, "prompts": wanted}
@@ -64,7 +65,6 @@ def generate(
         return
     _check_writable(output)
     pipeline = open_model(model, device)
-    _check_steps(steps, pipeline.scheduler.config.num_train_timesteps)
     from palindiff.inference.image_files import GenerationOptions, generate_files
 
     options = GenerationOptions(num_images, seed, guidance_scale, steps, batch_size)
@@ -79,7 +79,7 @@ def generate(
 
 
 def _check_writable(output: Path) -> None:
-    """Try to write below a folder, or where it will be, before time goes into what is written there.
+    """Try to write into a folder, or where it will be created, before time is spent on images.
 
     Raises: PermissionError.
     """
@@ -89,16 +89,9 @@ def _check_writable(output: Path) -> None:
             pass
     except OSError as error:
         raise PermissionError(
-            f"`{output}` cannot be written ({error.strerror}). Expected a folder that takes new files. Name another "
+            f"`{output}` cannot be written ({error.strerror}). Expected a folder that takes new files. Pass another "
             "with --output."
         ) from error
-
-
-def _check_steps(steps: int, num_train_timesteps: int) -> None:
-    if steps > num_train_timesteps:
-        raise ValueError(
-            f"--steps is {steps}. Expected 1 to {num_train_timesteps}: the model's scheduler has no more. Give fewer."
-        )
 
 
 def _print(generated: "list[GeneratedFile]", output: Path) -> None:

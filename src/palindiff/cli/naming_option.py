@@ -1,16 +1,16 @@
-"""What the verbs that read images share: how the text query of each is walked, and how many answers are told.
-
-The guidance scale is generation's too.
-"""
+"""Options and answers that the verbs share which encode images; the guidance scale is also an option of generation."""
 
 import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def check_finite(value: float) -> float:
-    """Refuse what a range without a top lets through.
+    """Refuse infinity, which a range without a maximum accepts.
 
     Raises: BadParameter, which names the option.
     """
@@ -20,15 +20,22 @@ def check_finite(value: float) -> float:
 
 
 StepsOption = Annotated[
-    int, typer.Option("--steps", min=1, help="Steps from noise to an embedding; a model without noise ignores them.")
+    int, typer.Option("--steps", min=1, help="Denoising steps; a model without text diffusion ignores them.")
 ]
 GuidanceOption = Annotated[
-    float,
-    typer.Option(
-        "--guidance-scale", min=1, callback=check_finite, help="1 + w of the paper's guidance; 1 turns it off."
-    ),
+    float, typer.Option("--guidance-scale", min=1, callback=check_finite, help="1 + w of the paper; 1 turns it off.")
 ]
-SeedOption = Annotated[
-    int, typer.Option("--seed", min=0, help="Seed of the noise that every image's walk starts from.")
-]
-TopOption = Annotated[int, typer.Option("--top", min=1, help="How many answers are told, best first.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise that every query starts from.")]
+TopOption = Annotated[int, typer.Option("--top", min=1, help="Number of answers, best first.")]
+
+
+def best_answers(scores: "Tensor", offered: list[str], top: int) -> list[list[tuple[str, float]]]:
+    """List the best answers of each row, best first, with their scores.
+
+    Shapes: scores (b, k) for k offered answers.
+    """
+    best = scores.topk(min(top, len(offered)))
+    return [
+        [(offered[place], score) for place, score in zip(places, row, strict=True)]
+        for places, row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]

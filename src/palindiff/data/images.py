@@ -5,6 +5,8 @@ Here: a single image. Not here: where images come from (`sources.py`).
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -60,6 +62,23 @@ def decode_image(source: ImageSource | Path | str | bytes | Image.Image) -> Imag
     """
     if isinstance(source, Image.Image):
         return _plain_rgb(source)
+    with _open_image(source) as image:
+        image.load()
+        return _plain_rgb(ImageOps.exif_transpose(image))
+
+
+def check_header(source: ImageSource | Path | str | bytes) -> None:
+    """Refuse a file by its header alone, which is much faster than decoding it.
+
+    Raises: ImageFileError if the file is missing, empty, not an image, or larger than MAX_PIXELS.
+    """
+    with _open_image(source):
+        pass
+
+
+@contextmanager
+def _open_image(source: ImageSource | Path | str | bytes) -> Iterator[Image.Image]:
+    """Open an image whose header is acceptable; errors while it is open become ImageFileError."""
     if isinstance(source, bytes):
         source = ImageSource("image", data=source)
     elif not isinstance(source, ImageSource):
@@ -68,9 +87,8 @@ def decode_image(source: ImageSource | Path | str | bytes | Image.Image) -> Imag
         with warnings.catch_warnings(), source.open() as stream:
             warnings.simplefilter("ignore")  # PIL warns about sizes (MAX_PIXELS is the limit) and damaged metadata
             with Image.open(stream) as image:
-                _check_header(source, image)
-                image.load()
-                return _plain_rgb(ImageOps.exif_transpose(image))
+                _check_format(source, image)
+                yield image
     except ImageFileError:
         raise
     except FileNotFoundError as error:
@@ -134,7 +152,7 @@ def to_image(x: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())  # (3, H, W) -> (H, W, 3)
 
 
-def _check_header(source: ImageSource, image: Image.Image) -> None:
+def _check_format(source: ImageSource, image: Image.Image) -> None:
     """Check the format and size in the header, before pixels are decoded."""
     if image.format not in FORMATS:
         raise _refusal(source, f"is a file of format {image.format}", f"one of {', '.join(FORMATS)}")

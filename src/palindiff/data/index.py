@@ -9,16 +9,15 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from palindiff.data.entries import Entry, RowFault
 from palindiff.data.images import ImageFileError, decode_image
+from palindiff.data.on_bad import OnBad
 from palindiff.data.rows import DAMAGED, ImageSet, image_source
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
-
-OnBad = Literal["refuse", "skip"]
 
 INDEX_VERSION = 2  # increase when entries change their meaning, so that no older index on disk is used
 NUM_NAMED_FAULTS = 10

@@ -13,7 +13,8 @@ from pydantic import BaseModel, field_validator
 
 from palindiff.data.folder import METADATA_NAME, has_class_folders, scan_classes, scan_folder
 from palindiff.data.images import Fit
-from palindiff.data.index import OnBad, check_rows, index_in_memory
+from palindiff.data.index import check_rows, index_in_memory
+from palindiff.data.on_bad import OnBad
 from palindiff.data.rows import ImageSet
 from palindiff.data.shards import ShardReading, expand_pattern, index_tars, is_pattern, read_class_names
 from palindiff.data.tables import find_columns, index_table, is_saved_to_disk, load_hub, load_parquet

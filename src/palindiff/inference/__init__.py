@@ -1,7 +1,7 @@
-"""Naming, finding and generation with a trained model.
+"""Zero-shot classification, image-text retrieval and generation with a trained model.
 
-Here: one thing done before any file of this room imports diffusers' pipelines, which would have transformers advise to
-install torchvision: palindiff needs none, and has to be without it.
+Here: a log filter that must be installed before a module imports diffusers' pipelines, which make transformers advise
+installing torchvision. palindiff works without it, and must not have it.
 """
 
 import logging

@@ -1,6 +1,6 @@
-"""Adapters (LoRA) change generation alone: while an image or caption is read, they are switched off.
+"""Adapters (LoRA) change only generation: they are disabled while an image or a caption is encoded.
 
-Here: switching off and back on. Not here: loading adapters, their scales, fusing them; that is diffusers and peft.
+Here: disabling and enabling them. Not here: loading, scaling and fusing adapters, which diffusers and peft do.
 """
 
 import functools
@@ -17,12 +17,12 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 @contextmanager
 def adapters_off(*models: nn.Module) -> Iterator[None]:
-    """Compute with the weights below adapters, and leave the adapters behind as they were found, errors or not.
+    """Compute without adapters, then restore their state, also after an error.
 
-    Adapters that were off stay off. Fused weights are the model's own, and are used. Adapters belong to a model, not
-    to a thread: nothing else may compute with it meanwhile.
+    Disabled adapters stay disabled. Fused adapters are part of the model's weights and take effect. Adapters belong to
+    a model and not to a thread: no other thread may use the model meanwhile.
     """
-    layers = [layer for model in models if has_adapters(model) for layer in _switched_on(model)]
+    layers = [layer for model in models if has_adapters(model) for layer in _enabled_layers(model)]
     trained = [(weight, weight.requires_grad) for layer in layers for weight in layer.parameters()]
     try:
         for layer in layers:
@@ -31,21 +31,21 @@ def adapters_off(*models: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
-        for weight, requires_grad in trained:  # which peft sets anew whenever it switches
+        for weight, requires_grad in trained:  # peft changes it when it enables an adapter
             weight.requires_grad_(requires_grad)
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Progress whether adapters were loaded into a model: then peft has left their configuration there."""
+    """Whether adapters were loaded into a model: peft then stores their configuration in it."""
     return hasattr(model, "peft_config")
 
 
 def without_adapters(method: Method) -> Method:
-    """Make a pipeline's method compute without adapters of U-Net and text encoder; a generator, each of its steps."""
+    """Disable the adapters of U-Net and text encoder in a pipeline's method, or in each step of a generator."""
     if inspect.isgeneratorfunction(method):
 
         @functools.wraps(method)
-        def _step_by_step(self: StableDiffusionPipeline, *arguments: Any, **options: Any) -> Iterator[Any]:
+        def generate_steps(self: StableDiffusionPipeline, *arguments: Any, **options: Any) -> Iterator[Any]:
             steps = method(self, *arguments, **options)
             while True:
                 with adapters_off(self.unet, self.text_encoder):
@@ -53,20 +53,20 @@ def without_adapters(method: Method) -> Method:
                         step = next(steps)
                     except StopIteration:
                         return
-                yield step  # the adapters are back: the caller may generate between two steps
+                yield step  # with adapters enabled: the caller may generate an image between two steps
 
-        return cast("Method", _step_by_step)
+        return cast("Method", generate_steps)
 
     @functools.wraps(method)
-    def _whole(self: StableDiffusionPipeline, *arguments: Any, **options: Any) -> Any:
+    def call(self: StableDiffusionPipeline, *arguments: Any, **options: Any) -> Any:
         with adapters_off(self.unet, self.text_encoder):
             return method(self, *arguments, **options)
 
-    return cast("Method", _whole)
+    return cast("Method", call)
 
 
-def _switched_on(model: nn.Module) -> list[Any]:
-    """The adapter layers that take part now and are not merged, which peft would undo."""
+def _enabled_layers(model: nn.Module) -> list[Any]:
+    """List the enabled adapter layers, except merged ones, which peft would unmerge."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]

@@ -1,4 +1,4 @@
-"""Generations as PNG files that say how they were made, and never replace another file.
+"""Generated images as PNG files with metadata that says how each was made; no file is replaced.
 
 Here: names, metadata, writing. Not here: generation (`generation.py`).
 """
@@ -15,26 +15,27 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import palindiff
-from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, GENERATION_STEPS
+from palindiff.inference.arguments import check_steps
+from palindiff.inference.defaults import GENERATED_FILES_BATCH_SIZE, GENERATION_GUIDANCE_SCALE, GENERATION_STEPS
 from palindiff.inference.generation import generate_images
 
-MAX_NAME_LETTERS = 48  # of a prompt, in a file's name: 192 bytes at most
+MAX_NAME_LETTERS = 48  # letters of the prompt in a file's name: 192 bytes at most
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How many images of each prompt, and how they are generated."""
+    """Options of `generate_files`."""
 
-    num_images: int = 1
-    seed: int = 0  # of the first image of each prompt; the next ones count on
+    num_images: int = 1  # of each prompt
+    seed: int = 0  # of each prompt's first image; the second has seed + 1, ...
     guidance_scale: float = GENERATION_GUIDANCE_SCALE  # 1 + w; 1 turns guidance off
     num_inference_steps: int = GENERATION_STEPS
-    batch_size: int = 8
+    batch_size: int = GENERATED_FILES_BATCH_SIZE
 
 
 @dataclass(frozen=True)
 class GeneratedFile:
-    """An image that was generated and written."""
+    """An image that was generated and saved."""
 
     path: Path
     prompt: str
@@ -44,24 +45,24 @@ class GeneratedFile:
 def generate_files(
     pipeline: StableDiffusionPipeline, prompts: Sequence[str], options: GenerationOptions, output: Path, model: str
 ) -> Iterator[GeneratedFile]:
-    """Generate every prompt and write each batch as soon as it is done.
+    """Generate images of every prompt and write each batch as soon as it is done.
 
-    Image i of a prompt is drawn from the seed `options.seed + i` whatever else is generated. So neither the other
-    prompts nor the batch size change it, but for rounding: sums over another batch may add up in another order, which
-    moves a few values by one of 255.
+    Image i of a prompt has the seed `options.seed + i`. Neither the other prompts nor the batch size change it, except
+    for rounding: sums in another order move a few values by one of 255.
 
-    Raises: OSError if a file cannot be written.
+    Raises: ValueError if the scheduler has fewer steps; OSError if a file cannot be written.
     """
+    check_steps(options.num_inference_steps, pipeline.scheduler.config.num_train_timesteps)
     wanted = [(prompt, options.seed + i) for prompt in prompts for i in range(options.num_images)]
     output.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(wanted), options.batch_size):
         part = wanted[start : start + options.batch_size]
-        of_part, seeds = [prompt for prompt, _ in part], [seed for _, seed in part]
+        texts, seeds = zip(*part, strict=True)
         generated = generate_images(
-            pipeline, of_part, seeds, options.guidance_scale, options.num_inference_steps, options.batch_size
+            pipeline, texts, seeds, options.guidance_scale, options.num_inference_steps, options.batch_size
         )
-        for image, prompt, seed in zip(generated, of_part, seeds, strict=True):
-            told = {
+        for image, (prompt, seed) in zip(generated, part, strict=True):
+            metadata = {
                 "prompt": prompt,
                 "seed": str(seed),
                 "guidance_scale": f"{options.guidance_scale:g}",
@@ -69,21 +70,21 @@ def generate_files(
                 "model": model,
                 "palindiff": palindiff.__version__,
             }
-            yield GeneratedFile(write_png(image, output, f"{file_stem(prompt)}-{seed}", told), prompt, seed)
+            yield GeneratedFile(write_png(image, output, f"{file_stem(prompt)}-{seed}", metadata), prompt, seed)
 
 
 def file_stem(prompt: str) -> str:
-    """Shorten a prompt to what every file system takes: letters and digits of any language, joined by hyphens."""
+    """Make a file name of a prompt: letters and digits of any language, joined by hyphens."""
     return re.sub(r"\W+", "-", prompt.lower())[:MAX_NAME_LETTERS].strip("-") or "image"
 
 
-def write_png(image: Image.Image, folder: Path, stem: str, told: Mapping[str, str]) -> Path:
+def write_png(image: Image.Image, folder: Path, stem: str, metadata: Mapping[str, str]) -> Path:
     """Write a PNG with text metadata under the first free name: `stem.png`, `stem (2).png`, ...
 
-    Returns: the path that was free.
+    Returns: the path.
     """
     info = PngInfo()
-    for key, text in told.items():
+    for key, text in metadata.items():
         info.add_itxt(key, text)
     data = io.BytesIO()
     image.save(data, "PNG", pnginfo=info)

@@ -1,4 +1,4 @@
-"""Labels to choose from and the templates that make captions of them. Light: the command line checks them first."""
+"""Labels to choose from, and the templates that make captions of them. Light: the command line imports it."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,44 +6,43 @@ from collections.abc import Sequence
 LABEL_TEMPLATES = ("{}",)
 
 
-def check_labels(labels: Sequence[str], templates: Sequence[str] = LABEL_TEMPLATES) -> None:
-    """Refuse labels among which nothing can be chosen, and templates without a place for them.
+def check_labels(
+    labels: Sequence[str],
+    templates: Sequence[str] = LABEL_TEMPLATES,
+    remedy: str = "Pass a list such as ['red apple', 'fire'].",
+) -> None:
+    """Refuse labels and templates that cannot be used.
 
-    Raises: ValueError if labels are none, blank or repeated, if a template has no `{}`, or if either is one string or
-            holds what is no string.
+    Raises: ValueError as `check_texts`, or if a template has no `{}`.
     """
-    if found := _fault_of_labels(labels) or _fault_of_templates(templates):
-        raise ValueError(
-            f"To name an image, {found}. Expected a list of different, non-empty labels, and a list of templates "
-            "with `{}` where the label goes, such as 'a photo of a {}'."
-        )
+    check_texts(labels, "label", remedy)
+    example = "Use templates such as 'a photo of a {}'."
+    check_texts(templates, "template", example, may_repeat=True)
+    if without := [template for template in templates if "{}" not in template]:
+        raise ValueError(f"The template '{without[0]}' has no `{{}}`. Expected `{{}}` where the label goes. {example}")
+
+
+def check_texts(texts: Sequence[str], what: str, remedy: str, may_repeat: bool = False) -> None:
+    """Refuse texts unless there are some, all of them strings, none of them blank, and (unless allowed) none repeated.
+
+    Raises: ValueError; `what` names one of the texts ("label"), `remedy` says how to pass them.
+    """
+    if isinstance(texts, str):
+        found = f"`{what}s` is one string, '{texts}'"
+    elif not texts:
+        found = f"No {what} was given"
+    elif strange := [text for text in texts if not isinstance(text, str)]:
+        found = f"A {what} is a `{type(strange[0]).__name__}`"
+    else:
+        counts = Counter(text.strip() for text in texts)
+        repeated = [] if may_repeat else [text for text, count in counts.items() if count > 1]
+        if "" not in counts and not repeated:
+            return
+        found = f"A {what} is empty" if "" in counts else f"The {what} '{repeated[0]}' is repeated"
+    different = "" if may_repeat else "different, "
+    raise ValueError(f"{found}. Expected a list of {different}non-empty {what}s. {remedy}")
 
 
 def fill_templates(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Make a caption of each label with each template: k labels, p templates -> k*p captions, a label's together."""
     return [template.replace("{}", label) for label in labels for template in templates]
-
-
-def _fault_of_labels(labels: Sequence[str]) -> str | None:
-    if isinstance(labels, str):
-        return f"labels are one string, '{labels}'"
-    if not labels:
-        return "no labels were given"
-    if strange := [label for label in labels if not isinstance(label, str)]:
-        return f"a label is a `{type(strange[0]).__name__}`"
-    counts = Counter(label.strip() for label in labels)
-    if "" in counts:
-        return "a label is empty"
-    repeated = [label for label, count in counts.items() if count > 1]
-    return f"the label '{repeated[0]}' is repeated" if repeated else None
-
-
-def _fault_of_templates(templates: Sequence[str]) -> str | None:
-    if isinstance(templates, str):
-        return f"templates are one string, '{templates}'"
-    if not templates:
-        return "no templates were given"
-    if strange := [template for template in templates if not isinstance(template, str)]:
-        return f"a template is a `{type(strange[0]).__name__}`"
-    without = [template for template in templates if "{}" not in template]
-    return f"the template '{without[0]}' has no `{{}}`" if without else None

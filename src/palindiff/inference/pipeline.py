@@ -1,10 +1,11 @@
-"""The pipeline: stock Stable Diffusion for generation, and beside it naming and finding.
+"""The pipeline: Stable Diffusion that also does zero-shot classification and image-text retrieval.
 
-Here: images and captions in, embeddings, scores and rankings out. Not here: generation, which is diffusers' `__call__`
-untouched, saving (`sharing.py`), and the networks (`models/`).
+Here: images and captions in, embeddings, scores and rankings out. Not here: generation, which is diffusers' unchanged
+`__call__`, saving (`pretrained/saving.py`), and the networks (`models/`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,12 +19,11 @@ from palindiff.data.images import Fit, read_pixels
 from palindiff.inference.adapters import without_adapters
 from palindiff.inference.arguments import (
     ImageInput,
-    as_many,
-    as_readable,
-    check_batch_size,
-    check_fit_name,
-    check_guidance,
-    check_steps,
+    Images,
+    ManyImages,
+    as_images,
+    check_image,
+    check_options,
     square_side,
 )
 from palindiff.inference.clip_adapter import ClipAdapter
@@ -31,7 +31,7 @@ from palindiff.inference.defaults import CAPTIONS_AT_ONCE, IMAGES_AT_ONCE, NAMIN
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templates
 from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
-from palindiff.models.text_diffusion import DenoisingStep, first_noise, walk
+from palindiff.models.text_diffusion import DenoisingStep, first_noise
 from palindiff.models.text_encoder import encode_captions
 from palindiff.pretrained.checkpoint_folder import (
     check_fit,
@@ -51,13 +51,13 @@ ALL_IMPORTABLE_CLASSES.update(LOADABLE_CLASSES["palindiff"])
 
 
 class PalindiffPipeline(HubMixin):
-    """A Stable Diffusion pipeline whose U-Net also names images, through a query stream.
+    """A Stable Diffusion pipeline whose U-Net also names images, by means of a query stream.
 
-    `pipeline(prompt)` generates exactly as `StableDiffusionPipeline` does. The folder it saves is a Stable Diffusion
-    folder with two more sub-folders, `query_stream/` and `query_scheduler/`.
+    `pipeline(prompt)` generates exactly as `StableDiffusionPipeline` does. It saves a Stable Diffusion folder with two
+    more sub-folders, `query_stream/` and `query_scheduler/`.
 
-    Naming works under `enable_model_cpu_offload()`: the parts it uses are brought to the device, where U-Net and query
-    stream stay until generation or `maybe_free_model_hooks()`. Under `enable_sequential_cpu_offload()` it is refused.
+    Naming works with `enable_model_cpu_offload()`: it moves the components it uses to the device; U-Net and query
+    stream stay there until generation or `maybe_free_model_hooks()`. It refuses `enable_sequential_cpu_offload()`.
 
     Source: DiffDis (arXiv 2308.09306), Algorithms 2 and 3.
     """
@@ -92,9 +92,10 @@ class PalindiffPipeline(HubMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
         """Load a checkpoint folder, or a Hub name, with the options of `StableDiffusionPipeline.from_pretrained`.
 
-        Whole or not at all, and from safetensors alone, whatever `use_safetensors` says: no pickle is opened.
+        Loads safetensors only, whatever `use_safetensors` says: no pickle is opened.
 
-        Raises: FileNotFoundError, OSError or ValueError if a part or one of its weights is missing or does not fit.
+        Raises: FileNotFoundError, OSError or ValueError if a component or one of its weights is missing or does not
+                fit.
         """
         source = pretrained_model_name_or_path
         folder = Path(source) if Path(source).is_dir() else Path(cls.download(str(source), **options))
@@ -120,10 +121,10 @@ class PalindiffPipeline(HubMixin):
         query_stream: QueryStreamConfig = QueryStreamConfig(),  # noqa: B008  # frozen
         **options: Any,
     ) -> Self:
-        """Start from a Stable Diffusion 1.x or 2.x (folder, Hub name or .safetensors file) and its CLIP.
+        """Build a pipeline from Stable Diffusion 1.x or 2.x (folder, Hub name or .safetensors file) and its CLIP.
 
-        Generation stays that model's; the query stream is new, and names nothing before it is trained. Options: `seed`,
-        `variant`, `config` (what a single file needs) and those of `StableDiffusionPipeline.from_pretrained`.
+        Generation does not change; the query stream has new weights and must be trained. Options: `seed`, `variant`,
+        `config` (for a single file) and those of `StableDiffusionPipeline.from_pretrained`.
 
         Raises: FileNotFoundError or ValueError as `stable_diffusion_parts`.
         """
@@ -139,13 +140,13 @@ class PalindiffPipeline(HubMixin):
         return TextEncoder(*parts, "text_encoder", stream.clip_tail)
 
     def as_clip(self, **options: Any) -> ClipAdapter:
-        """Show what code written for CLIP expects; the options are those of `ClipAdapter`."""
+        """Wrap the pipeline for code written for CLIP; the options are those of `ClipAdapter`."""
         return ClipAdapter(self, **options)
 
     @torch.no_grad()
     @without_adapters
     def encode_text(self, captions: Sequence[str]) -> Tensor:
-        """Embed captions as the text encoder was trained to: what images' queries are compared with.
+        """Embed captions as the text encoder was trained to; the queries of images are compared with these.
 
         Shapes: b captions -> e (b, d_e) float32, unit length.
         Raises: TypeError or ValueError if there are no captions, or they are one string.
@@ -159,174 +160,177 @@ class PalindiffPipeline(HubMixin):
     @torch.no_grad()
     def encode_image(
         self,
-        images: Sequence[ImageInput] | Tensor | ImageReading,
+        images: Images,
         num_inference_steps: int = NAMING_STEPS,
         guidance_scale: float = NAMING_GUIDANCE_SCALE,
         seed: int = 0,
         batch_size: int = IMAGES_AT_ONCE,
         fit: Fit = "crop",
-        tell: Callable[[int], None] | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
     ) -> Tensor:
-        """Walk each image's text query from noise to an embedding in the space of `encode_text`.
+        """Denoise each image's text query to an embedding in the space of `encode_text`.
 
-        Every image starts from the same noise, drawn from `seed`, so no batch changes an answer. `tell` hears how
-        many are done.
+        Every image starts from the same noise, drawn from `seed`, so an answer does not depend on the batch. Images
+        are read one at a time: memory does not grow with their number. `progress(what, done, total)` is called after
+        every batch.
 
         Source: DiffDis Algorithm 3; guidance_scale = 1 + w (1 turns guidance off).
         Shapes: b images, their latents z (b, ch, h, w), or their reading -> e_0_hat (b, d_e) float32, unit length.
-        Raises: ValueError or TypeError if there are no images or an option cannot be; ImageFileError if an image
+        Raises: ValueError or TypeError if there are no images or an option cannot work; ImageFileError if an image
                 cannot be read.
         """
-        check_batch_size(batch_size)
-        images, found = as_many(images, self.unet), []
-        for start in range(0, len(images), batch_size):
-            part = images[start : start + batch_size]
-            *_, last = self.denoise_query(part, num_inference_steps, guidance_scale, seed, fit)
+        self.check_options(num_inference_steps, guidance_scale, seed, batch_size, fit)
+        given, found, done = as_images(images, self.unet), [], 0
+        for part in self._batches(given, batch_size, fit):
+            *_, last = self.denoise_query(part, num_inference_steps, guidance_scale, seed)
             found.append(last.e_0_hat)
-            if tell is not None:
-                tell(start + len(part))
+            done += len(part)
+            if progress is not None:
+                progress("images", done, len(given))
         return torch.cat(found)
 
     @torch.no_grad()
     @without_adapters
     def denoise_query(
         self,
-        images: Sequence[ImageInput] | Tensor | ImageReading,
+        images: Images,
         num_inference_steps: int = NAMING_STEPS,
         guidance_scale: float = NAMING_GUIDANCE_SCALE,
         seed: int = 0,
         fit: Fit = "crop",
     ) -> Iterator[DenoisingStep]:
-        """Yield every step of the walk that `encode_image` takes; the last one's `e_0_hat` is the answer.
+        """Yield every denoising step of `encode_image` for one batch; the last one's `e_0_hat` is the answer.
+
+        Guidance steers away from latents of zeros, as many and as large as the images' (decisions row 11).
 
         Shapes: b images, their latents z (b, ch, h, w), or their reading.
-        Raises: ValueError or TypeError if there are no images or an option cannot be; ImageFileError if an image
-                cannot be read.
+        Raises: as `encode_image`.
         """
-        stream, unet = self.query_stream, self.unet
-        is_one_way, has_chain = stream.config.fusion == "one_way", stream.config.text_chain == "diffusion"
-        check_guidance(guidance_scale, seed)
-        if has_chain:
-            check_steps(num_inference_steps, self.query_scheduler.config.num_train_timesteps)
-        images = as_many(images, self.unet)
-        if not isinstance(images, Tensor | ImageReading):
-            images = self.encode_latents(images, fit)
+        self.check_options(num_inference_steps, guidance_scale, seed, fit=fit)
+        given = self._encoded(images, fit)
         device = self._bring("unet", "query_stream")
-        if isinstance(images, Tensor):
-            z = images.to(device, unet.dtype)
-            images = stream.read_image(unet, z) if is_one_way else z
-        images, b = images.to(device), len(images)
-        no_image = self._no_image(images) if guidance_scale != 1 else images  # unguided walks don't look at it
-        if not has_chain:
-            yield self._single_pass(images, no_image, guidance_scale)
-            return
-
-        def predict_from(seen: Tensor | ImageReading, e_t: Tensor, t_e: Tensor) -> Tensor:
-            e_t = e_t.to(stream.dtype)
-            return stream(unet, seen, e_t, t_e) if is_one_way else stream.predict(unet, seen, e_t, t_e)
-
-        yield from walk(
-            lambda e_t, t_e: predict_from(images, e_t, t_e),
-            lambda e_t, t_e: predict_from(no_image, e_t, t_e),
-            self.query_scheduler,
-            first_noise([seed] * b, stream.config.d_e).to(device),
-            num_inference_steps,
-            guidance_scale,
-            stream.signal_scale,
+        reading = uncond_reading = self._read(given, device)
+        if guidance_scale != 1:
+            uncond_reading = self._read(torch.zeros(1, *reading.latent_shape), device).repeat(len(reading))
+        e_T = first_noise([seed], self.query_stream.config.d_e).repeat(len(reading), 1).to(device)
+        yield from self.query_stream.denoise(
+            self.unet, reading, uncond_reading, self.query_scheduler, e_T, num_inference_steps, guidance_scale
         )
 
     @torch.no_grad()
     @without_adapters
-    def read_image(self, images: Sequence[ImageInput], fit: Fit = "crop") -> ImageReading:
-        """Read images once; the reading serves `encode_image` any number of times (`one_way` only)."""
-        z = self.encode_latents(images, fit)
-        self._bring("unet", "query_stream")
-        return self.query_stream.read_image(self.unet, z)
+    def read_image(self, images: ManyImages | ImageInput | Tensor, fit: Fit = "crop") -> ImageReading:
+        """Read images or latents once; `encode_image` accepts the reading any number of times.
+
+        With `fusion: joint` a reading holds the latents and saves only the VAE.
+
+        Raises: as `encode_latents`.
+        """
+        return self._read(self._encoded(images, fit), self._bring("unet", "query_stream"))
 
     @torch.no_grad()
-    def encode_latents(self, images: Sequence[ImageInput], fit: Fit = "crop") -> Tensor:
+    def encode_latents(self, images: ManyImages | ImageInput, fit: Fit = "crop") -> Tensor:
         """Decode, fit and encode images: the posterior's mean times the VAE's factor (decisions row 16).
 
         Shapes: b images -> z (b, ch, h, w).
-        Raises: ValueError or TypeError if there are no images, or what is given are none, or for a `fit` that there
-                is not; ImageFileError if an image cannot be read.
+        Raises: ValueError or TypeError if there are no images, one is not an image, or `fit` is unknown;
+                ImageFileError if an image cannot be read.
         """
-        check_fit_name(fit)
-        size_px = square_side(self.unet.config.sample_size) * self.vae_scale_factor
-        squares = [read_pixels(image, size_px, fit) for image in as_readable(images, self.unet)]
+        self.check_options(fit=fit)
+        squares = [self._read_pixels(image, fit) for image in as_images(images, self.unet)]
         return self.encode_pixels(torch.stack(squares))  # b x (3, H, W) -> (b, 3, H, W)
+
+    def check_options(self, *options: Any, **named: Any) -> None:
+        """Refuse options of `encode_image` that cannot work, given in its order or by name.
+
+        Raises: TypeError, ValueError.
+        """
+        num_train_timesteps = self.query_scheduler.config.num_train_timesteps
+        check_options(num_train_timesteps if self.query_stream.has_text_diffusion else None, *options, **named)
+
+    @property
+    def image_size_px(self) -> int:
+        """Side of the squares that images are fitted to.
+
+        Raises: ValueError if the U-Net was made for latents that are not square.
+        """
+        return square_side(self.unet.config.sample_size) * int(self.vae_scale_factor)
+
+    def _batches(
+        self, images: ManyImages | Tensor | ImageReading, batch_size: int, fit: Fit
+    ) -> Iterator[Tensor | ImageReading]:
+        """Split latents or a reading, or decode and encode images, a batch at a time."""
+        if isinstance(images, Tensor | ImageReading):
+            for start in range(0, len(images), batch_size):
+                yield images[start : start + batch_size]
+            return
+        squares = (self._read_pixels(image, fit) for image in images)
+        while part := list(islice(squares, batch_size)):
+            yield self.encode_pixels(torch.stack(part))
+
+    def _encoded(self, images: Images, fit: Fit) -> Tensor | ImageReading:
+        """Encode images; return latents and readings unchanged."""
+        given = as_images(images, self.unet)
+        return given if isinstance(given, Tensor | ImageReading) else self.encode_latents(given, fit)
+
+    def _read(self, given: Tensor | ImageReading, device: torch.device) -> ImageReading:
+        given = given.to(device, self.unet.dtype)
+        return given if isinstance(given, ImageReading) else self.query_stream.read_image(self.unet, given)
+
+    def _read_pixels(self, image: ImageInput, fit: Fit) -> Tensor:
+        """Shapes: one image -> x (3, H, W) float in [-1, 1]."""
+        check_image(image)
+        return read_pixels(image, self.image_size_px, fit)
 
     @torch.no_grad()
     def encode_pixels(self, x: Tensor) -> Tensor:
-        """Shapes: x (b, 3, H, W) float in [-1, 1] -> z (b, ch, h, w), as `encode_latents`."""
+        """Shapes: x (b, 3, H, W) float in [-1, 1] -> z (b, ch, h, w), as `encode_latents` returns."""
         device = self._bring("vae")
-        encoded = self.vae.encode(x.to(device, self.vae.dtype))  # of an AutoencoderTiny no distribution
+        encoded = self.vae.encode(x.to(device, self.vae.dtype))  # an AutoencoderTiny gives no distribution
         z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return z * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def encode_labels(self, labels: Sequence[str], templates: Sequence[str] = LABEL_TEMPLATES) -> Tensor:
-        """Embed each label as the mean over prompt templates, brought to unit length again.
+        """Embed each label as the mean over prompt templates, normalised to unit length.
 
         Source: prompt ensembling of CLIP, as DiffDis evaluates.
         Shapes: k labels, p templates with `{}` -> (k, d_e) float32.
-        Raises: ValueError if labels are none, blank, repeated or no strings, or a template has no `{}`.
+        Raises: ValueError as `check_labels`.
         """
         check_labels(labels, templates)
-        e = self.encode_text(fill_templates(labels, templates)).unflatten(
-            0, (len(labels), len(templates))
-        )  # (k*p, d) -> (k, p, d)
+        e = self.encode_text(fill_templates(labels, templates))
+        e = e.unflatten(0, (len(labels), len(templates)))  # (k*p, d) -> (k, p, d)
         return F.normalize(e.mean(dim=1), dim=-1)
 
     def classify(
         self,
-        images: Sequence[ImageInput],
+        images: Images,
         labels: Sequence[str],
         templates: Sequence[str] = LABEL_TEMPLATES,
         **naming_options: Any,
     ) -> Tensor:
-        """How probable each label is for each image, among these labels.
+        """Zero-shot classification: the probability of each label for each image; options as in `encode_image`.
 
         Shapes: b images, k labels -> (b, k) float32, rows sum to 1: softmax of κ times the cosine.
-        Raises: ValueError as `encode_labels`; ImageFileError if an image cannot be read.
+        Raises: ValueError as `encode_labels`; what `encode_image` raises.
         """
         e = self.encode_labels(labels, templates)
         e_0_hat = self.encode_image(images, **naming_options)
         return (self.query_stream.logit_scale.detach() * e_0_hat @ e.T).softmax(dim=-1)
 
-    def rank(self, images: Sequence[ImageInput], captions: Sequence[str], **naming_options: Any) -> Tensor:
-        """Score every caption for every image.
+    def rank(self, images: Images, captions: Sequence[str], **naming_options: Any) -> Tensor:
+        """Image-text retrieval: score every caption for every image; options as in `encode_image`.
 
         Shapes: b images, m captions -> (b, m) float32, cosine in [-1, 1].
+        Raises: what `encode_image` and `encode_text` raise.
         """
         return self.encode_image(images, **naming_options) @ self.encode_text(captions).T
 
-    def _single_pass(
-        self, images: Tensor | ImageReading, no_image: Tensor | ImageReading, guidance_scale: float
-    ) -> DenoisingStep:
-        """One pass without noise or time, for `text_chain: none`."""
-        stream, unet = self.query_stream, self.unet
-
-        def predict(seen: Tensor | ImageReading) -> Tensor:
-            if isinstance(seen, ImageReading):
-                return stream(unet, seen, None, None)
-            return stream.predict(unet, seen, None, None)
-
-        e_0_hat = predict(images)
-        if guidance_scale != 1:
-            e_0_hat = guidance_scale * e_0_hat + (1 - guidance_scale) * predict(no_image)
-        return DenoisingStep(0, torch.zeros_like(e_0_hat), F.normalize(e_0_hat, dim=-1))
-
-    def _no_image(self, images: Tensor | ImageReading) -> Tensor | ImageReading:
-        """The zero latents that guidance walks away from, or their reading, of the images' own size (row 11)."""
-        if isinstance(images, Tensor):
-            return torch.zeros_like(images)
-        zero = torch.zeros(1, *images.latent_shape, device=self._execution_device, dtype=self.unet.dtype)
-        return self.query_stream.read_image(self.unet, zero).repeat(len(images))
-
     def _bring(self, *names: str) -> torch.device:
-        """Bring offloaded parts to the device where they run, which by itself only `forward` does, and tell it.
+        """Move offloaded components to the device where they run, as only their `forward` does otherwise.
 
+        Returns: the device.
         Raises: ValueError if they are offloaded weight by weight.
         """
         for name in names:
@@ -334,7 +338,7 @@ class PalindiffPipeline(HubMixin):
             if any(weight.is_meta for weight in part.parameters()):
                 raise ValueError(
                     f"The weights of `{name}` are on the device `meta`, as `enable_sequential_cpu_offload()` leaves "
-                    "them. Expected whole parts, for naming. Call `enable_model_cpu_offload()` instead."
+                    "them. Expected whole components, for naming. Use `enable_model_cpu_offload()` instead."
                 )
             if hasattr(part, "_hf_hook"):
                 part._hf_hook.pre_forward(part)

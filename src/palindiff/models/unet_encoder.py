@@ -1,6 +1,6 @@
-"""The one place that walks a U-Net's encoder half: conv, down blocks, mid block, site by site.
+"""The encoder half of a U-Net, with access to its attention sites: conv_in, down blocks, mid block.
 
-Here: the image's own stream, exactly as diffusers computes it, and the attention that both streams share.
+Here: the image's stream, exactly as diffusers computes it, and the attention that both streams share.
 Not here: the second stream (`query_stream.py`), which takes part through `visit`.
 """
 
@@ -19,15 +19,28 @@ Carry = tuple[Tensor, ...]
 VisitSite = Callable[[int, Transformer2DModel, Tensor, Tensor, Carry], tuple[Tensor, Carry]]
 """(site number, its layers, image tokens (b, n, ch), context, carry) -> tokens after the site, carry for the next"""
 
+PLAIN_SETTINGS = {
+    "addition_embed_type": None,
+    "attention_type": "default",
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "dual_cross_attention": False,
+    "encoder_hid_dim_type": None,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "time_embedding_act_fn": None,
+}
+"""Settings that the encoder half below supports; they may also be None or missing."""
+
 
 def unet_encoder(
     unet: UNet2DConditionModel, z: Tensor, t: Tensor, context: Tensor, visit: VisitSite, carry: Carry = ()
 ) -> tuple[Tensor, Carry]:
-    """Walk conv_in, the down blocks and the mid block; at every attention site `visit` runs its transformer blocks.
+    """Run conv_in, the down blocks and the mid block; `visit` runs the transformer blocks of every attention site.
 
     Source: DiffDis Fig. 2; the image's stream is `UNet2DConditionModel.forward` up to the mid block.
     Shapes: z (b, ch, h, w); t (b,) int64; context (b, l, d_c) -> mid features (b, ch_mid, h_mid, w_mid), last carry.
-    Departs: resnet and site are checkpointed together when the U-Net's gradient checkpointing is on.
+    Departs: with the U-Net's gradient checkpointing, a resnet and its site are checkpointed together.
     """
     time = unet.time_embedding(unet.get_time_embed(sample=z, timestep=t))
     hidden, site = unet.conv_in(z), 0
@@ -46,21 +59,21 @@ def unet_encoder(
 
 
 def attention_sites(unet: UNet2DConditionModel) -> Iterator[Transformer2DModel]:
-    """Yield the transformers of the encoder half in the order of the walk."""
+    """Yield the transformers of the encoder half in the order in which they run."""
     for block in (*unet.down_blocks, unet.mid_block):
         yield from getattr(block, "attentions", ())
 
 
 def unet_encoder_parameters(unet: UNet2DConditionModel) -> Iterator[torch.nn.Parameter]:
-    """Yield the weights that the walk uses; the rest is the decoder half, which generation alone trains."""
+    """Yield the weights of the encoder half; only generation uses and trains the others, the decoder half."""
     for part in (unet.time_embedding, unet.conv_in, unet.down_blocks, unet.mid_block):
         yield from part.parameters()
 
 
 def cross_attention_without_text(unet: UNet2DConditionModel) -> Iterator[torch.nn.Parameter]:
-    """Yield the encoder half's weights that one zero token as context leaves without a gradient.
+    """Yield the weights of the encoder half that get no gradient if the context is one zero token.
 
-    Cross-attention then adds its output bias and nothing else, so the bias is not among them.
+    Cross-attention then adds only its output bias, which does get a gradient and is not among them.
     """
     for transformer in attention_sites(unet):
         for block in transformer.transformer_blocks:
@@ -70,7 +83,7 @@ def cross_attention_without_text(unet: UNet2DConditionModel) -> Iterator[torch.n
 
 
 def image_block(block: BasicTransformerBlock, tokens: Tensor, attended: Tensor, context: Tensor) -> Tensor:
-    """Finish a transformer block of the image's stream after its self-attention: cross-attention and FFN.
+    """Run the rest of a transformer block of the image's stream after self-attention: cross-attention and FFN.
 
     Shapes: tokens, attended (b, n, ch); context (b, l, d_c) -> (b, n, ch).
     """
@@ -85,7 +98,7 @@ def keys_values(attention: Attention, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attend(attention: Attention, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attend from tokens to given keys and values with a layer's own weights.
+    """Attend from tokens to given keys and values with the query and output weights of a layer.
 
     Shapes: tokens (b, m, ch), normed; keys, values (b, heads, n, ch / heads) -> (b, m, ch).
     """
@@ -95,38 +108,27 @@ def attend(attention: Attention, tokens: Tensor, keys: Tensor, values: Tensor) -
 
 
 def check_unet(unet: UNet2DConditionModel) -> None:
-    """Refuse a U-Net whose encoder half holds what Stable Diffusion's does not.
+    """Refuse a U-Net whose encoder half has layers that Stable Diffusion's does not have.
 
     Raises: ValueError.
     """
-    config = unet.config
     found = [
-        f"`{name}` = {config[name]!r}"
-        for name in (
-            "addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type",
-            "time_embedding_act_fn",
-        )
-        if config.get(name) is not None
-    ]  # fmt: skip
-    found += [
-        f"`{name}` = True"
-        for name in ("only_cross_attention", "dual_cross_attention", "center_input_sample")
-        if config.get(name) is True
+        f"`{name}` = {unet.config[name]!r}"
+        for name, plain in PLAIN_SETTINGS.items()
+        if unet.config.get(name) not in (None, plain) and not isinstance(unet.config[name], list | tuple)
     ]
-    if config.get("attention_type", "default") != "default":
-        found.append(f"`attention_type` = {config.attention_type!r}")
     kinds = {type(block).__name__ for block in unet.down_blocks} | {type(unet.mid_block).__name__}
     found += sorted(kinds - {"CrossAttnDownBlock2D", "DownBlock2D", "UNetMidBlock2DCrossAttn"})
     if found:
         raise ValueError(
             f"The U-Net has {', '.join(found)}. Expected the layout of Stable Diffusion 1.x or 2.x: "
-            "CrossAttnDownBlock2D and DownBlock2D, UNetMidBlock2DCrossAttn, no added embeddings, latents as they "
-            "come. Start from such a U-Net."
+            "CrossAttnDownBlock2D and DownBlock2D, UNetMidBlock2DCrossAttn, no added embeddings, uncentered "
+            "latents. Use such a U-Net."
         )
 
 
 def _visit(unet, resnet, transformer, site, hidden, time, context, visit, carry):  # type: ignore[no-untyped-def]
-    """Run a resnet and, where there is one, the transformer behind it."""
+    """Run a resnet and the transformer after it, either of which may be missing."""
 
     def run(hidden: Tensor, time: Tensor, context: Tensor, *carry: Tensor) -> tuple[Tensor, Carry]:
         if resnet is not None:

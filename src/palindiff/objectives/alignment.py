@@ -1,7 +1,7 @@
 """Alignment of predicted text queries with their captions.
 
-Here: which captions count as positives, the loss, and the global batch across processes. Not here: how a query is
-predicted (`models/query_stream.py`) or noised (`models/text_chain.py`).
+Here: which captions count as positives, the loss, and the global batch across processes. Not here: prediction of
+queries (`models/query_stream.py`) and their noise (`models/text_diffusion.py`).
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def same_caption(caption_id: Tensor) -> Tensor:
-    """Mark equal captions, so that a twin is never a negative.
+    """Mark equal captions, so that a caption is never a negative of itself.
 
     Source: ours; the paper does not say what happens to repeated captions (decisions row 17).
     Shapes: caption_id (b,) int64, equal for equal captions -> (b, b) bool, symmetric, True on the diagonal.
@@ -40,29 +40,29 @@ def alignment_loss(e_0_hat: Tensor, e_0: Tensor, logit_scale: Tensor, positives:
 
 
 def global_batch(tensor: Tensor) -> Tensor:
-    """Join the rows of all processes, in the order of their ranks; gradients flow back to the rows' owners.
+    """Gather the rows of all processes in the order of their ranks; gradients flow back to the process of each row.
 
-    Every process computes the same global loss, so an owner receives its gradient once from each of them; averaging
-    over processes, as data-parallel training does, brings the sum back to one.
+    Every process computes the same global loss and sends the gradient of each row to its process; data-parallel
+    training averages over processes, so the gradient counts once.
 
     Source: ours (decisions row 18).
     Shapes: (b, ...) on each of W processes -> (W * b, ...); with one process, or without gradients, the tensor itself.
     """
-    is_looked_at_alone = not torch.is_grad_enabled()  # one process evaluates while the others wait: nothing to join
-    if is_looked_at_alone or not dist.is_initialized() or dist.get_world_size() == 1:
+    is_evaluation = not torch.is_grad_enabled()  # one process evaluates while the others wait: nothing to gather
+    if is_evaluation or not dist.is_initialized() or dist.get_world_size() == 1:
         return tensor
     return torch.cat(dist_nn.all_gather(tensor.contiguous()))
 
 
 def _check_shapes(e_0_hat: Tensor, e_0: Tensor, positives: Tensor) -> None:
-    """Shapes only: a look at the values would make a GPU wait in every step."""
+    """Check shapes only: reading values would synchronise with the GPU in every step."""
     if e_0_hat.shape != e_0.shape:
         raise ValueError(
             f"`e_0_hat` has shape {tuple(e_0_hat.shape)} and `e_0` {tuple(e_0.shape)} in `alignment_loss`. "
-            "Expected the same (b, d): one predicted query for each caption of the batch."
+            "Expected the same (b, d). Pass one predicted query for each caption of the batch."
         )
     if positives.shape != (len(e_0), len(e_0)):
         raise ValueError(
             f"`positives` has shape {tuple(positives.shape)} in `alignment_loss`. "
-            f"Expected ({len(e_0)}, {len(e_0)}); `same_caption(caption_id)` builds it."
+            f"Expected ({len(e_0)}, {len(e_0)}). Pass `same_caption(caption_id)`."
         )

@@ -22,16 +22,16 @@ Task = Literal["both", "generation", "alignment"]
 
 
 class DiffDisConfig(BaseModel, frozen=True, extra="forbid"):
-    """Which of the two tasks, their weight, and what guidance needs."""
+    """The tasks, their weight, and the drop rates that classifier-free guidance needs."""
 
-    task: Task = "both"  # "generation", "alignment": one task alone, the paper's Table 4
+    task: Task = "both"  # "generation" or "alignment" trains one task alone, the paper's Table 4
     alignment_weight: float = Field(1.0, ge=0)  # λ of eq. 9; 0 turns the alignment loss off
     text_drop_rate: float = Field(0.1, ge=0, le=1)  # share of captions replaced by the empty one; 0 turns it off
-    image_drop_rate: float = Field(0.1, ge=0, le=1)  # share of images zeroed when named; 0 turns it off
+    image_drop_rate: float = Field(0.1, ge=0, le=1)  # share of latents zeroed for alignment; 0 turns it off
 
 
 class DiffDisObjective(nn.Module):
-    """U-Net and query stream under both losses; each step the same batch goes through both (Algorithm 1)."""
+    """Both losses of U-Net and query stream on the same batch (Algorithm 1)."""
 
     c_empty: Tensor | None
 
@@ -57,7 +57,7 @@ class DiffDisObjective(nn.Module):
         self._freeze_what_the_task_leaves_out()
 
     def draw(self, b: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Draw a batch's random numbers: both chains' noise and steps, the posterior's noise, and who is dropped."""
+        """Draw a batch's random numbers: noise and steps of both diffusions, the posterior's noise, and the drops."""
         config = self.unet.config
         size = (b, config.in_channels, config.sample_size, config.sample_size)
         return {
@@ -75,8 +75,8 @@ class DiffDisObjective(nn.Module):
 
         Source: DiffDis eq. 9, Algorithm 1.
         Shapes: batch: z_mean, z_std (b, ch, h, w), scaled by the VAE's factor; z_named_mean, z_named_std, the same of
-                what naming sees, if that is another view of the image; c (b, l, d_c) and e_0 (b, d_e) unit, or
-                ids (b, l) int64 and mask (b, l) bool, which the text encoder makes them of; caption_id (b,) int64.
+                the view of the image that alignment uses, if it is another; c (b, l, d_c) and e_0 (b, d_e) unit, or
+                ids (b, l) int64 and mask (b, l) bool, which the text encoder encodes; caption_id (b,) int64.
                 draws: as `draw` gives, this process's rows. -> () float32 each.
         """
         z_0 = z_named = _posterior_draw(batch["z_mean"], batch["z_std"], draws)
@@ -93,7 +93,7 @@ class DiffDisObjective(nn.Module):
         return {"loss": total} | {name: loss.detach() for name, loss in losses.items()}
 
     def generation_loss(self, z_0: Tensor, c: Tensor, c_empty: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
-        """L_IG = E‖ε_z − Φ_u(z_t, t_z, c)‖², or the scheduler's prediction type; the second stream does not run.
+        """L_IG = E‖ε_z − Φ_u(z_t, t_z, c)‖², or the scheduler's prediction type; the query stream does not run.
 
         Source:  DiffDis eq. 4.
         Shapes:  z_0 (b, ch, h, w); c (b, l, d_c); c_empty (1, l, d_c) -> () float32, mean over all numbers.
@@ -106,7 +106,7 @@ class DiffDisObjective(nn.Module):
         return F.mse_loss(predicted.float(), self._generation_target(z_0, draws["eps_z"], draws["t_z"]))
 
     def alignment(self, z_0: Tensor, e_0: Tensor, caption_id: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
-        """L_ITA at the sampled step of the text diffusion, over the global batch; the image is clean, its text masked.
+        """L_ITA at the sampled step of the text diffusion, over the global batch; image clean, text condition masked.
 
         Source:  DiffDis eq. 5 to 8.
         Shapes:  z_0 (b, ch, h, w); e_0 (b, d_e); caption_id (b,) int64 -> () float32.
@@ -114,17 +114,17 @@ class DiffDisObjective(nn.Module):
         is_dropped = draws["image_uniform"] < self.config.image_drop_rate
         z = torch.where(is_dropped[:, None, None, None], torch.zeros_like(z_0), z_0)
         e_t = t_e = None
-        if self.query_stream.config.text_chain == "diffusion":
+        if self.query_stream.has_text_diffusion:
             t_e = draws["t_e"]
             e_t = noisy_query(self.query_scheduler, e_0, draws["eps_e"], t_e, self.query_stream.signal_scale)
-        e_0_hat = self.query_stream.predict(self.unet, z, e_t, t_e)
+        e_0_hat = self.query_stream(self.unet, self.query_stream.read_image(self.unet, z), e_t, t_e)
         if self.training:
             self.query_stream.clamp_logit_scale()
-        everyone_hat, everyone, ids = global_batch(e_0_hat), global_batch(e_0.float()), global_batch(caption_id)
-        return alignment_loss(everyone_hat, everyone, self.query_stream.logit_scale, same_caption(ids))
+        e_0_hat, e_0, caption_id = (global_batch(rows) for rows in (e_0_hat, e_0.float(), caption_id))
+        return alignment_loss(e_0_hat, e_0, self.query_stream.logit_scale, same_caption(caption_id))
 
     def parameter_groups(self, learning_rate: float, new_learning_rate: float) -> list[dict[str, object]]:
-        """The paper's two learning rates: the U-Net's and the text encoder's, and the second stream's, which is new."""
+        """The paper's two learning rates: one of the U-Net and text encoder, one of the new query stream."""
         parts: list[tuple[nn.Module, float]] = [(self.unet, learning_rate), (self.query_stream, new_learning_rate)]
         if self.caption_encoder is not None:
             parts.append((self.caption_encoder, learning_rate))
@@ -150,13 +150,13 @@ class DiffDisObjective(nn.Module):
             return self.scheduler.get_velocity(z_0, eps_z, t_z)
         raise ValueError(
             f"The scheduler has `prediction_type` = '{prediction_type}'. Expected 'epsilon' or 'v_prediction'. "
-            "Choose one of them in the scheduler's configuration."
+            "Set one of them in the scheduler's configuration."
         )
 
     def _freeze_what_the_task_leaves_out(self) -> None:
-        """A task alone trains only the weights it uses, so that weight decay and EMA leave the others untouched.
+        """A single task trains only the weights it uses, so that weight decay and EMA do not change the others.
 
-        Naming uses the encoder half without its cross-attention, of which no text leaves the output bias alone.
+        Alignment uses the encoder half; with the text masked, cross-attention contributes only its output bias.
         """
         if self.config.task == "generation":
             self.query_stream.requires_grad_(False)

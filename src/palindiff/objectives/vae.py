@@ -1,4 +1,4 @@
-"""The VAE's objective: each image's log error plus a small price for the latent's information."""
+"""The VAE's objective: log squared error of each image plus a weighted KL term."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ class VaeObjectiveConfig(BaseModel, frozen=True, extra="forbid"):
     """Weights of the VAE's losses."""
 
     kl_weight: float = Field(2e-3, ge=0)  # of the mean nats per latent number; 0 turns it off
-    error_floor: float = Field(5e-4, gt=0)  # squared error below which an image is good enough (5e-4 is 33 dB)
+    error_floor: float = Field(5e-4, gt=0)  # squared error below which an image counts little (5e-4 is 33 dB)
 
 
 class VaeObjective(nn.Module):
@@ -28,12 +28,12 @@ class VaeObjective(nn.Module):
         return {"eps": torch.randn(b, self.vae.config.latent_channels, size, size, generator=generator)}
 
     def forward(self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gaussian likelihood whose variance is each image's own error, which is the mean of the images' PSNR.
+        """Gaussian likelihood with the optimal variance of each image: up to sign and scale, the images' mean PSNR.
 
         Source: sigma-VAE (Rybkin et al., ICML 2021, eq. 5), with the variance per image and a weighted KL term.
         Shapes: batch["x"] (b, 3, H, W) in [-1, 1]; draws["eps"] (b, ch, h, w) -> () float32 each.
         Units:  psnr_db in decibel on images in [0, 1]; kl_nats per latent number.
-        Departs: `error_floor` keeps images that are already good from ruling the gradient.
+        Departs: `error_floor` keeps images with small errors from dominating the gradient.
         """
         x = batch["x"]
         posterior = self.vae.encode(x).latent_dist

@@ -110,7 +110,7 @@ def count_parameters(models: Skeleton) -> Parameters:
     stream = objective.query_stream
     new = {
         f"site {number}, {site.into.out_features} wide": _count(site)
-        for number, site in enumerate(stream.site_queries, 1)
+        for number, site in enumerate(stream.layers.sites, 1)
     }
     new |= {name: _count(child) for name, child in stream.named_children() if name not in ("sites", "clip_tail")}
     new["logit_scale"] = stream.log_logit_scale.numel()

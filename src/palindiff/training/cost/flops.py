@@ -74,18 +74,16 @@ def naming_tflop(models: Skeleton, evaluation: EvaluationConfig) -> dict[str, fl
     unet, stream = models.objective.unet.eval(), models.objective.query_stream.eval()
     x = torch.zeros(1, 3, models.image_size_px, models.image_size_px)
     z = torch.zeros(1, *models.features.latent_shape)
-    has_chain = stream.config.text_chain == "diffusion"
-    query = (torch.zeros(1, stream.config.d_e), torch.zeros(1, dtype=torch.int64)) if has_chain else (None, None)
-    num_passes = (evaluation.naming_steps if has_chain else 1) * (1 if evaluation.naming_guidance_scale == 1 else 2)
-    if stream.config.fusion == "one_way":
-        reading = stream.read_image(unet, z)
-        read, step = (
-            count_tflop(lambda: stream.read_image(unet, z)),
-            count_tflop(lambda: stream(unet, reading, *query)),
-        )
-    else:
-        read, step = 0.0, count_tflop(lambda: stream.predict(unet, z, *query))
-    return {"VAE": count_tflop(lambda: models.vae.encode(x)), "reading": read, "walk": num_passes * step}
+    query = (torch.zeros(1, stream.config.d_e), torch.zeros(1, dtype=torch.int64))
+    num_steps = evaluation.naming_steps if stream.has_text_diffusion else 1
+    num_passes = num_steps * (1 if evaluation.naming_guidance_scale == 1 else 2)
+    reading = stream.read_image(unet, z)
+    step = count_tflop(lambda: stream(unet, reading, *query))
+    return {
+        "VAE": count_tflop(lambda: models.vae.encode(x)),
+        "reading": count_tflop(lambda: stream.read_image(unet, z)),
+        "walk": num_passes * step,
+    }
 
 
 def count_tflop(run: Callable[[], object]) -> float:

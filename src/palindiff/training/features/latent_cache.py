@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from palindiff.data.images import Fit, ImageFileError, crop_square, decode_image, fit_image, to_pixels, to_tensor
-from palindiff.data.index import OnBad
+from palindiff.data.on_bad import OnBad
 from palindiff.data.sources import ImageSet
 from palindiff.training.features.dataset import ImageFeatures, Progress, ViewConfig, fingerprint, key_of, progress_from
 from palindiff.training.features.memmap import map_arrays, write_arrays

@@ -1,5 +1,7 @@
 """pipeline.py: images, their latents and their readings going in; whatever the VAE, the fit and the types."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ def test_latents_carry_the_vae_s_factor(towers):
     assert (embedded - pipeline.encode_image(plain, 2)).abs().max() > 1e-3
 
 
-def test_an_autoencoder_tiny_serves_as_vae(towers):
+def test_a_tiny_vae_serves_as_vae(towers):
     torch.manual_seed(0)
     pipeline = toy_pipeline(towers)
     vae = AutoencoderTiny(
@@ -48,14 +50,17 @@ def test_a_fit_reaches_every_image(pipeline, fit):
     assert (crop - pad).abs().max() > 1e-2
 
 
-def test_a_reading_and_latents_give_what_images_give(pipeline, towers):
-    images = toy_images()
+@pytest.mark.parametrize("fusion", ["one_way", "joint"])
+def test_a_reading_and_latents_give_what_images_give(towers, fusion):
+    pipeline, images = toy_pipeline(towers, fusion=fusion), toy_images()
     embedded = pipeline.encode_image(images)
     assert torch.equal(pipeline.encode_image(pipeline.read_image(images)), embedded)
     assert torch.equal(pipeline.encode_image(pipeline.encode_latents(images)), embedded)
     assert (pipeline.encode_image(pipeline.read_image(images), batch_size=2) - embedded).abs().max() <= 1e-5
-    with pytest.raises(ValueError, match="Expected 'one_way'"):
-        toy_pipeline(towers, fusion="joint").read_image(images)
+    assert torch.equal(pipeline.encode_image(pipeline.read_image(pipeline.encode_latents(images))), embedded)
+    half = pipeline.read_image(images).to(dtype=torch.float16)
+    assert (pipeline.encode_image(half) - embedded).abs().max() <= 0.05  # fp16 has 11 bits
+    assert pipeline.encode_image(half).dtype == torch.float32
 
 
 def test_an_image_may_be_a_file_bytes_or_one_alone(pipeline, tmp_path):
@@ -99,3 +104,33 @@ def test_images_that_cannot_be_used_are_refused(pipeline, tmp_path):
             method([good, cut])
         with pytest.raises(ImageFileError, match=r"none\.png` does not exist"):
             method([good, tmp_path / "none.png"])
+
+
+class CountedImages:
+    """Images that are read one at a time; counts how many are alive at once."""
+
+    def __init__(self, number):
+        self.images, self.alive, self.most = toy_images(number), 0, 0
+
+    def __len__(self):
+        return len(self.images)
+
+    def __iter__(self):
+        for image in self.images:
+            copy = image.copy()
+            self.alive += 1
+            weakref.finalize(copy, self.count_down)
+            self.most = max(self.most, self.alive)
+            yield copy
+            del copy
+
+    def count_down(self):
+        self.alive -= 1
+
+
+def test_images_are_read_one_at_a_time_and_counted_by_batch(pipeline):
+    counted, heard = CountedImages(5), []
+    found = pipeline.encode_image(counted, 2, batch_size=2, progress=lambda *counts: heard.append(counts))
+    assert torch.equal(found, pipeline.encode_image(toy_images(5), 2, batch_size=2))
+    assert counted.most <= 2  # the one being fitted and the next
+    assert heard == [("images", 2, 5), ("images", 4, 5), ("images", 5, 5)]

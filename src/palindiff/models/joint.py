@@ -1,0 +1,49 @@
+"""Fusion `joint`, the paper's: image and query attend to each other, so every query runs the encoder half again.
+
+Here: the query predicted from latents. Not here: the layers (`query_layers.py`).
+"""
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor
+
+from palindiff.models.query_layers import QueryLayers, masked_text
+from palindiff.models.unet_encoder import Carry, attend, image_block, keys_values, unet_encoder
+
+IMAGE_SEES_QUERY = True
+
+
+def read_image(layers: QueryLayers, unet: UNet2DConditionModel, z: Tensor) -> tuple[Tensor, ...]:
+    """Keep the latents: everything else depends on the query."""
+    return (z,)
+
+
+def predict(
+    layers: QueryLayers, unet: UNet2DConditionModel, tensors: tuple[Tensor, ...], drive: Tensor, t_image: Tensor | None
+) -> Tensor:
+    """Run the encoder half with query and image attending to each other.
+
+    Source: DiffDis Fig. 3.
+    Shapes: tensors: z (b, ch, h, w) alone; drive (b, d_e); t_image (b,) int64, None for 0 -> (b, head_width).
+    Departs: own LayerNorms for the query (decisions row 13).
+    """
+    (z,) = tensors
+
+    def visit(site: int, transformer: Transformer2DModel, tokens: Tensor, context: Tensor, carry: Carry):  # type: ignore[no-untyped-def]
+        own, (h,) = layers.sites[site], carry
+        q = own.into(h + drive)[:, None]  # (b, d_e) -> (b, 1, ch)
+        for number, block in enumerate(transformer.transformer_blocks):
+            normed = torch.cat([own.normed(block, number, q), block.norm1(tokens)], dim=1)  # (b, 1 + n, ch)
+            attended = attend(block.attn1, normed, *keys_values(block.attn1, normed))
+            q = own.feed_forward(block, number, q + attended[:, :1])
+            tokens = image_block(block, tokens, attended[:, 1:], context)
+        return tokens, (own.out(q[:, 0]),)
+
+    t = torch.zeros(len(z), dtype=torch.int64, device=z.device) if t_image is None else t_image
+    mid, (h,) = unet_encoder(unet, z, t, masked_text(unet, z), visit, (torch.zeros_like(drive),))
+    image = layers.image_into_head(mid.flatten(2).transpose(1, 2))  # (b, ch, h, w) -> (b, h*w, head_width)
+    tokens = torch.cat([layers.query_into_head(h)[:, None], image], dim=1)
+    for layer in layers.head:
+        tokens = layer(tokens, *keys_values(layer.attention, layer.attention_norm(tokens)))
+    return tokens[:, 0]

@@ -1,0 +1,73 @@
+"""Layers of the query stream, which every fusion uses: at the U-Net's attention sites, and in the query head.
+
+Not here: how image and query attend to each other (`one_way.py`, `joint.py`).
+"""
+
+from typing import NamedTuple
+
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock, FeedForward
+from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor, nn
+
+from palindiff.models.unet_encoder import attend
+
+
+class SiteQuery(nn.Module):
+    """The query's layers at one attention site: a projection to its width, norms and an FFN per block, and back."""
+
+    def __init__(self, d_e: int, ch: int, num_blocks: int, has_own_norms: bool) -> None:
+        super().__init__()
+        self.has_own_norms = has_own_norms
+        self.into = nn.Linear(d_e, ch)
+        norms = [nn.LayerNorm(ch) if has_own_norms else nn.Identity() for _ in range(2 * num_blocks)]
+        self.attention_norms, self.ffn_norms = nn.ModuleList(norms[:num_blocks]), nn.ModuleList(norms[num_blocks:])
+        self.ffns = nn.ModuleList(FeedForward(ch, activation_fn="geglu") for _ in range(num_blocks))
+        self.out = nn.Linear(ch, d_e)
+
+    def normed(self, block: BasicTransformerBlock, number: int, q: Tensor) -> Tensor:
+        """Normalise the query before self-attention, with its own or the image's norm; `number` is the block's."""
+        return self.attention_norms[number](q) if self.has_own_norms else block.norm1(q)
+
+    def feed_forward(self, block: BasicTransformerBlock, number: int, q: Tensor) -> Tensor:
+        """Add the query's FFN; `number` is the block's."""
+        normed = self.ffn_norms[number](q) if self.has_own_norms else block.norm3(q)
+        return q + self.ffns[number](normed)
+
+    def copy_image_ffns(self, transformer: Transformer2DModel) -> None:
+        """Start the query's FFNs from the image's weights."""
+        for ffn, block in zip(self.ffns, transformer.transformer_blocks, strict=True):
+            ffn.load_state_dict(block.ff.state_dict())
+
+
+class HeadLayer(nn.Module):
+    """One pre-norm transformer block of the query head; image tokens and the query share its weights."""
+
+    def __init__(self, width: int, head_dim: int) -> None:
+        super().__init__()
+        self.attention_norm, self.ffn_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads=width // head_dim, dim_head=head_dim)
+        self.ffn = FeedForward(width, activation_fn="geglu")
+
+    def forward(self, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Shapes: tokens (b, m, width), which attend; keys, values (b, heads, n, head_dim) -> (b, m, width)."""
+        tokens = tokens + attend(self.attention, self.attention_norm(tokens), keys, values)
+        return tokens + self.ffn(self.ffn_norm(tokens))
+
+
+class QueryLayers(NamedTuple):
+    """The layers that a fusion runs; the image's are those of the U-Net."""
+
+    sites: list[SiteQuery]
+    image_into_head: nn.Linear
+    query_into_head: nn.Linear
+    head: list[HeadLayer]
+
+
+def masked_text(unet: UNet2DConditionModel, z: Tensor) -> Tensor:
+    """Make the text condition while an image is named: one zero token (decisions row 8).
+
+    Shapes: z (b, ch, h, w) -> (b, 1, d_c).
+    """
+    return z.new_zeros(len(z), 1, unet.config.cross_attention_dim)
