@@ -1,4 +1,4 @@
-"""`palindiff train-vae`: train the VAE of a recipe."""
+"""`palindiff train-vae`: train a VAE by a recipe."""
 
 from palindiff.cli.recipe_option import (
     DryRunOption,
@@ -18,10 +18,10 @@ def train_vae(
     output: OutputOption = None,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Train the VAE of a recipe.
+    """Train a VAE by a recipe, or resume a run.
 
-    It turns images into latents and back. Writes DIR/vae in fp16, DIR/log.jsonl, DIR/recipe.yaml and the states
-    that a stopped run goes on from.
+    A VAE encodes images as latents and decodes them. Writes DIR/vae in fp16, DIR/latest (the same at the last
+    evaluation), DIR/log.jsonl, DIR/recipe.yaml, and DIR/state for resuming.
 
     \b
     Examples:
@@ -29,11 +29,6 @@ def train_vae(
       palindiff train-vae --output runs/vae
       palindiff train-vae --set loop.num_steps=200 --set data.path=images --output runs/short
     """
-    from palindiff.training.cost.weights_memory import describe_vae
-    from palindiff.training.train_vae import VaeRecipe
-    from palindiff.training.train_vae import train_vae as train
+    from palindiff.training.recipes.schema import VaeRecipe
 
-    def describe(chosen: VaeRecipe) -> dict[str, int]:
-        return describe_vae(chosen) | {"steps": chosen.loop.num_steps}
-
-    run_recipe(RecipeOptions(recipe, overrides or [], seed, output, dry_run), VaeRecipe, describe, train)
+    run_recipe(RecipeOptions(recipe, overrides, seed, output, dry_run), VaeRecipe)

@@ -19,13 +19,12 @@ from palindiff.experiments.curves import Line
 from palindiff.experiments.demo_page import page
 from palindiff.experiments.demo_sections import chains, generations, named, search, training_curves
 from palindiff.experiments.emoji_protocol import Embedded, Trained, embed_unseen, measure_generation, naming_rows
-from palindiff.experiments.evaluators import evaluators
 from palindiff.inference.bundled import bundled_folder, load
-from palindiff.training.loop.device import make_accelerator
-from palindiff.training.loop.loop import Run, backward_step
+from palindiff.training.loop.loop import backward_step
 from palindiff.training.loop.run_log import RunLog, read_log
+from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe, prepare_run_dir
-from palindiff.training.train_diffdis import Recipe, prepare, train_recipe
+from palindiff.training.trainer import make_trainer, train_recipe
 
 TRAINED_RECIPE = "emoji-quick"  # what `--train` trains; only its number of steps is set here
 SHARE_OF_TIME_FOR_STEPS = 0.93  # of the minutes asked for; the rest goes to the looks on the way
@@ -103,35 +102,31 @@ def train_now(options: DemoOptions, tell: Progress) -> tuple[Trained, list[Line]
     told = f"{TRAINED_RECIPE}, loop.num_steps={recipe.loop.num_steps} for {options.minutes:g} minutes"
     prepare_run_dir(recipe, run, told)
     tell(f"training {recipe.loop.num_steps} steps")
-    pipeline = train_recipe(recipe, run, evaluators)
+    pipeline = train_recipe(recipe, run)
     log = read_log(run / "log.jsonl")
     return Trained("trained", pipeline, *_cost(log)), log
 
 
-def timed_recipe(options: DemoOptions, run: Path, tell: Progress) -> Recipe:
+def timed_recipe(options: DemoOptions, run: Path, tell: Progress) -> DiffDisRecipe:
     """Choose the number of steps that fit the minutes, from the time of some steps on this machine.
 
     A run that was begun keeps the number it was begun with.
     """
     fixed = [f"data.path={json.dumps(str(options.data_dir))}", f"loop.seed={options.seed}"]
     if (run / "recipe.yaml").exists():
-        begun = load_recipe(Recipe, str(run / "recipe.yaml"))
-        return load_recipe(Recipe, TRAINED_RECIPE, [*fixed, *_steps(begun.loop.num_steps)])
-    recipe = load_recipe(Recipe, TRAINED_RECIPE, fixed)
+        begun = load_recipe(DiffDisRecipe, str(run / "recipe.yaml"))
+        return load_recipe(DiffDisRecipe, TRAINED_RECIPE, [*fixed, *_steps(begun.loop.num_steps)])
+    recipe = load_recipe(DiffDisRecipe, TRAINED_RECIPE, fixed)
     tell("computing features, and timing some steps")
     num_steps = int(60 * (options.minutes or 0) * SHARE_OF_TIME_FOR_STEPS / seconds_per_step(recipe, run))
-    return load_recipe(Recipe, TRAINED_RECIPE, [*fixed, *_steps(max(num_steps, 1))])
+    return load_recipe(DiffDisRecipe, TRAINED_RECIPE, [*fixed, *_steps(max(num_steps, 1))])
 
 
-def seconds_per_step(recipe: Recipe, run: Path) -> float:
+def seconds_per_step(recipe: DiffDisRecipe, run: Path) -> float:
     """Time some steps of a recipe, the first left out; nothing is kept but the cached features."""
-    accelerator = make_accelerator(recipe.machine)
-    parts = prepare(recipe, run, accelerator, lambda *_: None)
-    objective = accelerator.prepare(parts.objective.to(accelerator.device).train())
-    timed = Run(
-        objective=parts.objective, parameter_groups=[], training_set=parts.training_set, loop=recipe.loop,
-        optimizer=recipe.optimizer, machine=recipe.machine, run_log=RunLog(run), state_dir=str(run),
-    )  # fmt: skip
+    trainer = make_trainer(recipe, run).prepare()
+    accelerator, timed = trainer.accelerator, trainer.make_run(RunLog(run))
+    objective = accelerator.prepare(trainer.objective.to(accelerator.device).train())
     taken = []
     for step in range(TIMED_STEPS + 1):
         started = time.perf_counter()

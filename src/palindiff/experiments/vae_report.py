@@ -6,19 +6,21 @@ Here: which images, the rows of `results/vae.json`. Not here: the error itself (
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers import AutoencoderKL
 
 from palindiff.data.images import decode_image, fit_image, to_image, to_pixels, to_tensor
 from palindiff.data.sources import DataConfig, open_images
+from palindiff.evaluation.evaluators import reconstruction
 from palindiff.evaluation.results import write_results
 from palindiff.evaluation.retrieval import Row
 from palindiff.evaluation.sheets import pairs_sheet
 from palindiff.experiments.emoji_protocol import evenly
 from palindiff.inference.bundled import bundled_folder
+from palindiff.training.features.images_in_memory import decode_images
 from palindiff.training.loop.run_log import read_log
-from palindiff.training.train_vae import decode_images, vae_error
 
 NUM_SHOWN = 32  # pairs on the sheet, evenly spread over the split
 SPLITS = ("train", "test")
@@ -51,8 +53,7 @@ def report_vae(options: VaeReportOptions, command: str) -> list[Row]:
         images = decode_images(
             open_images(DataConfig(path=str(options.data_dir), split=split)), vae.config.sample_size
         )
-        error = vae_error(vae, images)
-        measured = {name.removeprefix("validation_"): round(value, 3) for name, value in error.items()}
+        measured = {str(row["metric"]): round(cast("float", row["value"]), 3) for row in reconstruction(vae, images)}
         rows.append({"split": split, "n": len(images), **measured, **cost})
     if options.results is not None:  # before the sheet, which would make a clean working tree dirty
         settings = {"parameters": vae.num_parameters(), "latent_channels": vae.config.latent_channels}

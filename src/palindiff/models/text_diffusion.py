@@ -5,7 +5,6 @@ the scheduler's, and the network (`query_stream.py`).
 """
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,10 +13,13 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, SchedulerMixin
 from torch import Tensor
 
+from palindiff.seeds import seeded_generator
+
+TRAIN_STEPS = 1000  # of the noise schedules of image and text, as in Stable Diffusion
 STABLE_DIFFUSION_NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # of both chains
 
 
-def text_diffusion_scheduler(num_train_timesteps: int = 1000) -> DDIMScheduler:
+def text_diffusion_scheduler(num_train_timesteps: int = TRAIN_STEPS) -> DDIMScheduler:
     """Build the scheduler of the text diffusion: Stable Diffusion's noise, clean sample predicted, first step at T - 1.
 
     Source: DiffDis Algorithm 3 as `DDIMScheduler.step`; "trailing" is decisions row 12.
@@ -56,12 +58,7 @@ def first_noise(seeds: list[int], d_e: int) -> Tensor:
 
     Shapes: -> (b, d_e) float32 on the CPU.
     """
-    draws = []
-    for seed in seeds:
-        digest = hashlib.sha256(f"e_T/{seed}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        draws.append(torch.randn(d_e, generator=generator))
-    return torch.stack(draws)
+    return torch.stack([torch.randn(d_e, generator=seeded_generator("e_T", seed)) for seed in seeds])
 
 
 @dataclass(frozen=True)
