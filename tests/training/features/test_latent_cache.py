@@ -12,7 +12,7 @@ import torch
 
 from palindiff.data.images import ImageFileError
 from palindiff.data.sources import DataConfig, open_images
-from palindiff.training import latent_cache
+from palindiff.training.features import latent_cache
 from palindiff.training.features.dataset import ViewConfig
 from palindiff.training.features.latent_cache import LatentCache
 from toys.cc3m import write_downloads
@@ -123,7 +123,7 @@ def test_a_killed_process_loses_no_finished_part_and_its_rest_is_cleared_away(ro
         sys.path[:0] = {sys.path!r}
         import datasets, pathlib
         datasets.config.HF_DATASETS_CACHE = pathlib.Path({str(tmp_path / "datasets")!r})
-        from palindiff.training import latent_cache
+        from palindiff.training.features import latent_cache
         from palindiff.data.sources import DataConfig, open_images
         from test_image_store import store_of
         latent_cache.ENCODE_BATCH, latent_cache.PART_ROWS = 2, 4
