@@ -12,8 +12,8 @@ from benchmarks.full_size import BATCH_SIZE, GENERATION_STEPS, STAGES, Trial, me
 
 from palindiff.evaluation.results import read_results
 from palindiff.training.cost.estimate import Hardware, estimate
+from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe
-from palindiff.training.train_diffdis import Recipe
 from toys.run import one_thread
 
 
@@ -41,7 +41,7 @@ def test_the_estimate_is_that_of_the_measured_full_size_run():
     results = read_results(Path(__file__).parents[2] / "results" / "full_size.json")
     (measured,) = [row["peak_gib"] for row in results.rows if row.get("stage") == "train one step"]
     overrides = [*results.settings["overrides"], f"loop.batch_size={results.settings['batch_size']}"]
-    recipe = load_recipe(Recipe, results.settings["recipe"], overrides)
+    recipe = load_recipe(DiffDisRecipe, results.settings["recipe"], overrides)
     told = estimate(recipe, Hardware(device="cpu"))
     assert told.memory_bytes.peak / 2**30 == pytest.approx(measured, rel=0.15)
     parameters = {row["place"]: row["parameters"] for row in results.rows if row["kind"] == "parameters"}

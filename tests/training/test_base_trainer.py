@@ -1,4 +1,4 @@
-"""base_trainer.py: evaluation under fixed draws, chosen by recipe and task, which changes nothing of what is learned."""
+"""base_trainer.py: evaluation under fixed draws, chosen by recipe and task, without effect on training."""
 
 import pytest
 import torch

@@ -1,8 +1,8 @@
 """footprint.py against the tensors that a run really holds."""
 
 from palindiff.training.cost.weights_memory import describe_vae, training_bytes
+from palindiff.training.recipes.schema import VaeRecipe
 from palindiff.training.recipes.yaml_files import load_recipe
-from palindiff.training.train_vae import VaeRecipe
 from toys.run import make_run, train_toy
 
 

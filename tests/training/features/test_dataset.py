@@ -1,4 +1,4 @@
-"""dataset.py and latent_cache.py: cached equals computed anew, what a key holds, mirror images, drawing by number, nothing by halves."""
+"""dataset.py, latent_cache.py: cached equals computed anew, keys, mirror images, reading by number, no half files."""
 
 import hashlib
 import math
