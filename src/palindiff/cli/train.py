@@ -1,24 +1,15 @@
 """`palindiff train`: train a model by a recipe of any objective."""
 
-from palindiff.cli.recipe_option import (
-    DryRunOption,
-    OutputOption,
-    PresetOption,
-    RecipeOption,
-    RecipeOptions,
-    SeedOption,
-    SetOption,
-    run_recipe,
-)
+from palindiff.cli import recipe_option as option
 
 
 def train(
-    recipe: RecipeOption,
-    preset: PresetOption = None,
-    overrides: SetOption = None,
-    seed: SeedOption = None,
-    output: OutputOption = None,
-    dry_run: DryRunOption = False,
+    recipe: option.RecipeOption,
+    preset: option.PresetOption = None,
+    overrides: option.SetOption = None,
+    seed: option.SeedOption = None,
+    output: option.OutputOption = None,
+    dry_run: option.DryRunOption = False,
 ) -> None:
     """Train a model by a recipe, or resume a run.
 
@@ -37,4 +28,4 @@ def train(
     """
     from palindiff.training.trainer import recipe_classes
 
-    run_recipe(RecipeOptions(recipe, overrides, seed, output, dry_run, preset), recipe_classes())
+    option.run_recipe(option.RecipeOptions(recipe, overrides, seed, output, dry_run, preset), recipe_classes())

@@ -1,22 +1,14 @@
 """`palindiff train-vae`: train a VAE by a recipe."""
 
-from palindiff.cli.recipe_option import (
-    DryRunOption,
-    OutputOption,
-    RecipeOption,
-    RecipeOptions,
-    SeedOption,
-    SetOption,
-    run_recipe,
-)
+from palindiff.cli import recipe_option as option
 
 
 def train_vae(
-    recipe: RecipeOption = "vae-emoji",
-    overrides: SetOption = None,
-    seed: SeedOption = None,
-    output: OutputOption = None,
-    dry_run: DryRunOption = False,
+    recipe: option.RecipeOption = "vae-emoji",
+    overrides: option.SetOption = None,
+    seed: option.SeedOption = None,
+    output: option.OutputOption = None,
+    dry_run: option.DryRunOption = False,
 ) -> None:
     """Train a VAE by a recipe, or resume a run.
 
@@ -31,4 +23,4 @@ def train_vae(
     """
     from palindiff.training.recipes.schema import VaeRecipe
 
-    run_recipe(RecipeOptions(recipe, overrides, seed, output, dry_run), VaeRecipe)
+    option.run_recipe(option.RecipeOptions(recipe, overrides, seed, output, dry_run), VaeRecipe)

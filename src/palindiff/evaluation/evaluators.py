@@ -1,8 +1,8 @@
 """Evaluators: what is measured of a pipeline on a set of images, while it trains and afterwards.
 
-An evaluator is a function `(pipeline, data, options) -> rows`. A row is a plain dict: `metric`, `value`, and where they
-apply `n` (queries or images) and `chance`. Here: what is measured, and its options. Not here: the metrics themselves
-(`retrieval.py`, `zero_shot.py`), when they are taken and where they are logged (`training/`).
+An evaluator is a function `(pipeline, data, options) -> rows`. A row is a plain dict: `metric`, `value`, and, if they
+apply, `n` (queries or images) and `chance`. Here: what is measured, and its options. Not here: the metrics themselves
+(`retrieval.py`, `zero_shot.py`), when they are computed and where they are logged (`training/`).
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,7 @@ from palindiff.models.text_diffusion import TRAIN_STEPS
 from palindiff.objectives.vae import psnr_db, squared_error
 
 KS = (1, 5, 10)
+Name = Literal["retrieval", "classification", "samples"]
 
 
 class EvaluationSection(BaseModel, frozen=True, extra="forbid"):
@@ -39,11 +40,7 @@ class EvaluationSection(BaseModel, frozen=True, extra="forbid"):
 class EvaluationConfig(EvaluationSection, frozen=True, extra="forbid"):
     """Which evaluators run on a model that generates and names, and their options."""
 
-    evaluators: tuple[Literal["retrieval", "classification", "samples"], ...] = (
-        "retrieval",
-        "classification",
-        "samples",
-    )
+    evaluators: tuple[Name, ...] = ("retrieval", "classification", "samples")
     num_images: int = Field(500, gt=0)  # validation images at most, evenly spread
     templates: tuple[str, ...] = ("{}",)  # prompt templates for class names, in zero-shot classification
     naming_steps: int = Field(8, gt=0, le=TRAIN_STEPS)  # DDIM steps of the text diffusion

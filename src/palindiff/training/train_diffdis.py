@@ -11,14 +11,7 @@ import numpy as np
 import torch
 
 from palindiff.data.sources import ImageSet
-from palindiff.evaluation.evaluators import (
-    EvaluationImages,
-    SampleSheet,
-    classification,
-    image_queries,
-    retrieval,
-    samples,
-)
+from palindiff.evaluation import evaluators
 from palindiff.evaluation.results import Row
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.caption_encoder import CaptionEncoder
@@ -109,15 +102,17 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
     def evaluation_rows(self, step: int) -> list[Row]:
         """Run the recipe's evaluators that the trained task allows, on cached latents."""
         options, task = self.recipe.evaluation, self.recipe.objective.task
-        naming = [each for each in (retrieval, classification) if each.__name__ in options.evaluators]
+        naming = [
+            each for each in (evaluators.retrieval, evaluators.classification) if each.__name__ in options.evaluators
+        ]
         rows: list[Row] = []
         if task != "generation" and naming:
             data = self._evaluation_images()
-            data = replace(data, e_0_hat=image_queries(self.pipeline, data, options))
-            rows = [row for evaluator in naming for row in evaluator(self.pipeline, data, options)]
+            data = replace(data, e_0_hat=evaluators.image_queries(self.pipeline, data, options))
+            rows = [row for measure in naming for row in measure(self.pipeline, data, options)]
         if task != "alignment" and "samples" in options.evaluators:
-            sheet = SampleSheet(self.output / "samples" / f"step-{step:08d}.png", f"step {step}")
-            rows += samples(self.pipeline, sheet, options)
+            sheet = evaluators.SampleSheet(self.output / "samples" / f"step-{step:08d}.png", f"step {step}")
+            rows += evaluators.samples(self.pipeline, sheet, options)
         return rows
 
     def save(self, folder: Path) -> None:
@@ -156,10 +151,10 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
         features = caption_features([""], self.text_encoder, self.cache_dir, self.progress)
         return torch.from_numpy(features.c.astype(np.float32))
 
-    def _evaluation_images(self) -> EvaluationImages:
+    def _evaluation_images(self) -> evaluators.EvaluationImages:
         """The evaluated validation images: latents without augmentation, first captions, labels."""
         rows = self.validation_rows
         z, _ = self.validation_set.images.read(rows, torch.zeros(len(rows), dtype=torch.bool))
         images = [self.validation_images[int(row)] for row in rows]
         captions, labels = [image.captions[0] for image in images], [image.label for image in images]
-        return EvaluationImages(z.to(self.pipeline.unet.device, torch.float32), captions, labels)
+        return evaluators.EvaluationImages(z.to(self.pipeline.unet.device, torch.float32), captions, labels)

@@ -117,7 +117,7 @@ class LatentCache:
     def _encoded(
         self, batches: Iterable[tuple[range, tuple[Tensor, Sequence[str]]]], unreadable: dict[int, str]
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Moments of each batch; unreadable images are added to `unreadable`, and their rows are those of a black image."""
+        """Moments of each batch; unreadable images are added to `unreadable` and encoded as black images."""
         for numbers, (images, faults) in batches:
             found = {number: fault for number, fault in zip(numbers, faults, strict=True) if fault}
             if found and self.on_bad == "refuse":

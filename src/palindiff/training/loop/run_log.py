@@ -1,6 +1,7 @@
 """What a run reports: `log.jsonl`, accelerate's trackers, a progress bar, and an error at the first NaN."""
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +9,8 @@ from typing import TextIO
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
+from tqdm import tqdm
 
 from palindiff.atomic import atomic_text
 from palindiff.training.loop.loop_config import LoopConfig
@@ -26,12 +26,13 @@ class RunLog:
         self.run_dir, self.show_progress = run_dir, show_progress
         self._sums: dict[str, Tensor] = {}
         self._log: TextIO | None = None
-        self._progress: Progress | None = None
 
     def start(self, step: int, loop: LoopConfig, accelerator: Accelerator) -> None:
         """Open log and trackers; lines of steps after `step`, written by a run that was killed, are dropped."""
         self._loop, self._accelerator, self._last_step = loop, accelerator, step
         self._sums, self._elapsed_s, self._since = {}, 0.0, time.perf_counter()
+        is_shown = self.show_progress and accelerator.is_main_process
+        self._bar = tqdm(desc="training", total=loop.num_steps, initial=step, unit="step", disable=not is_shown)
         if not accelerator.is_main_process:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -47,7 +48,6 @@ class RunLog:
                 "wandb": {"name": self.run_dir.absolute().name, "dir": str(self.run_dir)},
             },
         )
-        self._start_bar(step)
 
     def check_finite(self, step: int, losses: dict[str, Tensor], norm: Tensor) -> None:
         """Stop a run that diverged before its weights are changed.
@@ -65,8 +65,7 @@ class RunLog:
         """Add one step's numbers; every `log_every` steps their means over steps and processes are written."""
         for name, number in numbers.items():
             self._sums[name] = self._sums.get(name, 0) + number.detach().float().to(self._accelerator.device)
-        if self._progress is not None:
-            self._progress.update(self._bar, completed=step)
+        self._bar.update()
         if step % self._loop.log_every and step != self._loop.num_steps:
             return
         num_steps, elapsed_s = step - self._last_step, time.perf_counter() - self._since
@@ -75,8 +74,7 @@ class RunLog:
         rate = num_steps * self._loop.batch_size / elapsed_s
         self._elapsed_s += elapsed_s
         self._write(step, means | {"images_per_s": round(rate, 2), "elapsed_s": round(self._elapsed_s, 1)})
-        if self._progress is not None:
-            self._progress.update(self._bar, status=f"loss {means['loss']:.4f}, {rate:.0f} images/s")
+        self._bar.set_postfix_str(f"loss {means['loss']:.4f}, {rate:.0f} images/s")
         self._sums, self._last_step, self._since = {}, step, time.perf_counter()
 
     def evaluation(self, step: int, numbers: Mapping[str, float], elapsed_s: float) -> None:
@@ -84,33 +82,17 @@ class RunLog:
         self._since += elapsed_s
         rounded = {name: round(value, 6) for name, value in numbers.items()}
         self._write(step, rounded | {"evaluation_s": round(elapsed_s, 1)})
-        if self._progress is not None and self.show_progress:
+        if not self._bar.disable:
             shown = "  ".join(f"{name} {value:.3f}" for name, value in numbers.items())
-            self._progress.console.print(f"step {step}: {shown}")
+            self._bar.write(f"step {step}: {shown}", file=sys.stderr)
 
     def finish(self) -> None:
         """Close what was opened."""
-        if self._progress is not None:
-            self._progress.stop()
+        self._bar.close()
         if self._log is not None:
             self._log.close()
             while self._accelerator.trackers:  # `end_training` would also leave the process group
                 self._accelerator.trackers.pop().finish()
-
-    def _start_bar(self, step: int) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[status]}"),
-            console=Console(stderr=True),
-            disable=not self.show_progress,
-        )
-        self._progress.start()
-        self._bar = self._progress.add_task("training", total=self._loop.num_steps, completed=step, status="")
 
     def _write(self, step: int, numbers: Mapping[str, float]) -> None:
         if self._log is not None:

@@ -1,6 +1,6 @@
 """What a recipe holds: the sections common to all objectives, and the recipes of DiffDis and of the VAE.
 
-Here: which sections there are. Not here: what stands in them (each config lies beside what it configures), reading and
+Here: which sections there are. Not here: their keys (each config is defined next to what it configures), reading and
 writing YAML (`yaml_files.py`).
 """
 
