@@ -21,8 +21,9 @@ from palindiff.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, chance_
 from palindiff.evaluation.sheets import contact_sheet
 from palindiff.evaluation.zero_shot import mean_class_recall, top_k_accuracy
 from palindiff.inference.arguments import ImageInput
+from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.generation import generate_images
-from palindiff.inference.labels import check_labels
+from palindiff.inference.labels import LABEL_TEMPLATES, check_labels
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.text_diffusion import TRAIN_STEPS
 from palindiff.objectives.vae import psnr_db, squared_error
@@ -42,11 +43,11 @@ class EvaluationConfig(EvaluationSection, frozen=True, extra="forbid"):
 
     evaluators: tuple[Name, ...] = ("retrieval", "classification", "samples")
     num_images: int = Field(500, gt=0)  # validation images at most, evenly spread
-    templates: tuple[str, ...] = ("{}",)  # prompt templates for class names, in zero-shot classification
-    naming_steps: int = Field(8, gt=0, le=TRAIN_STEPS)  # DDIM steps of the text diffusion
-    naming_guidance_scale: float = Field(1.0, ge=1)  # 1 + w of Algorithm 3; 1 turns guidance off
+    templates: tuple[str, ...] = LABEL_TEMPLATES  # prompt templates for class names, in zero-shot classification
+    naming_steps: int = Field(NAMING_STEPS, gt=0, le=TRAIN_STEPS)  # DDIM steps of the text diffusion
+    naming_guidance_scale: float = Field(NAMING_GUIDANCE_SCALE, ge=1)  # 1 + w of Algorithm 3; 1 turns guidance off
     prompts: tuple[str, ...] = ()  # captions of the sample sheet; [] turns it off
-    guidance_scale: float = Field(4.0, ge=1)  # of the sample sheet; 1 turns guidance off
+    guidance_scale: float = Field(GENERATION_GUIDANCE_SCALE, ge=1)  # of the sample sheet; 1 turns guidance off
     num_inference_steps: int = Field(20, gt=0, le=TRAIN_STEPS)  # of the sample sheet
 
     @field_validator("templates")

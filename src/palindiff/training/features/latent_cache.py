@@ -23,10 +23,16 @@ from palindiff.data.images import Fit, ImageFileError, crop_square, decode_image
 from palindiff.data.index import OnBad
 from palindiff.data.sources import ImageSet
 from palindiff.seeds import seeded_generator
-from palindiff.training.features.dataset import ImageFeatures, Progress, ViewConfig, fingerprint, key_of
+from palindiff.training.features.dataset import (
+    ENCODE_BATCH,
+    ImageFeatures,
+    Progress,
+    ViewConfig,
+    fingerprint,
+    key_of,
+)
 from palindiff.training.features.memmap import map_arrays, write_arrays
 
-ENCODE_BATCH = 64
 PART_ROWS = 32_768  # images of one part; a killed run loses less than one part of each process
 MOMENTS_FILE, UNREADABLE = "moments.npy", "unreadable"
 

@@ -9,6 +9,7 @@ import importlib.resources
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -204,10 +205,7 @@ def _read_with_bases(recipe: str, problems: list[str]) -> Tree:
         seen.append(path)
         trees.append(_parse(path, problems))
         base = trees[-1].pop("extends", None)
-    merged: Tree = {}
-    for tree in reversed(trees):
-        merged = _merge(merged, tree)
-    return merged
+    return reduce(_merge, reversed(trees))
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
