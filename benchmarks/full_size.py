@@ -106,11 +106,11 @@ def write_tokenizer(folder: Path) -> Any:
 def init(trial: Trial) -> dict[str, Any]:
     """Do what `palindiff init` does, with the paper's query stream; count the new parameters by place."""
     from palindiff.inference.pipeline import PalindiffPipeline
+    from palindiff.training.recipes.schema import DiffDisRecipe
     from palindiff.training.recipes.yaml_files import load_recipe
-    from palindiff.training.train_diffdis import Recipe
 
     work = trial.work
-    query_stream = load_recipe(Recipe, RECIPE, _changes(trial)).query_stream
+    query_stream = load_recipe(DiffDisRecipe, RECIPE, _changes(trial)).query_stream
     pipeline = PalindiffPipeline.from_stable_diffusion(work / "stable-diffusion", work / "clip", query_stream)
     pipeline.save_pretrained(work / "start")
     new = Counter[str]()
@@ -131,16 +131,18 @@ def place_of(name: str) -> str:
 def train(trial: Trial) -> dict[str, Any]:
     """Do what `palindiff train` does: features, one step of both tasks, the saved state, the checkpoint."""
     from palindiff.training.loop.run_log import read_log
+    from palindiff.training.recipes.schema import DiffDisRecipe
     from palindiff.training.recipes.yaml_files import load_recipe
-    from palindiff.training.train_diffdis import Recipe, train_recipe
+    from palindiff.training.trainer import train_recipe
 
     work = trial.work
     own = [
         f"base.source={work / 'start'}", f"data.path={work / 'data'}", f"machine.cache_dir={work / 'cache'}",
         f"loop.batch_size={BATCH_SIZE}", "loop.num_steps=1", "loop.log_every=1", "machine.num_workers=0",
+        "evaluation.evaluators=[]", "evaluation.num_images=1",
     ]  # fmt: skip
-    recipe = load_recipe(Recipe, RECIPE, [*own, *_changes(trial)])
-    train_recipe(recipe, work / "run", lambda parts: [], show_progress=False)
+    recipe = load_recipe(DiffDisRecipe, RECIPE, [*own, *_changes(trial)])
+    train_recipe(recipe, work / "run", show_progress=False)
     return {"step_s": read_log(work / "run" / "log.jsonl")[-1]["elapsed_s"]}
 
 

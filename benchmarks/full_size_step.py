@@ -22,8 +22,8 @@ from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_diffusion import text_diffusion_scheduler
 from palindiff.objectives.diffdis import DiffDisConfig, DiffDisObjective
 from palindiff.pretrained.single_file import CONFIGS_1
+from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe
-from palindiff.training.train_diffdis import Recipe
 
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40": 181.0, "4090": 165.0}  # dense bf16, by their makers
 NUM_TOKENS, D_C, D_E = 77, 768, 768
@@ -45,7 +45,7 @@ def build(recipe_name: str, is_toy: bool, is_checkpointed: bool, device: str) ->
     config = (
         QueryStreamConfig(num_head_layers=1, head_width=64)
         if is_toy
-        else load_recipe(Recipe, recipe_name).query_stream
+        else load_recipe(DiffDisRecipe, recipe_name).query_stream
     )
     stream = QueryStream.for_unet(unet, D_E, config, "mean")
     c_empty = torch.zeros(1, NUM_TOKENS, D_C)

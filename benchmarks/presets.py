@@ -10,8 +10,8 @@ from pathlib import Path
 
 from palindiff.evaluation.results import Row, render_table, write_results
 from palindiff.training.cost.estimate import Hardware, estimate
+from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe, preset_names
-from palindiff.training.train_diffdis import Recipe
 
 COLUMNS = ("preset", "card_gb:.1f", "peak_gb:.1f", "activations_gb:.1f", "step_tflop:.0f")
 
@@ -20,7 +20,7 @@ def rows_of(recipe_name: str) -> list[Row]:
     """Return one row per preset, smallest GPU first; 1 GB = 10^9 bytes, and a GPU's name gives its memory in GiB."""
     rows: list[Row] = []
     for preset in sorted(preset_names(), key=card_gib):
-        recipe = load_recipe(Recipe, recipe_name, preset=preset)
+        recipe = load_recipe(DiffDisRecipe, recipe_name, preset=preset)
         found = estimate(recipe, Hardware())
         memory = found.memory_bytes
         rows.append(

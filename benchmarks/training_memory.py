@@ -37,10 +37,10 @@ def measure(recipe_name: str, overrides: list[str], num_steps: int) -> dict[str,
     """Train in this process and measure the peak of memory, in bytes."""
     import torch
 
+    from palindiff.training.recipes.schema import DiffDisRecipe
     from palindiff.training.recipes.yaml_files import load_recipe
-    from palindiff.training.train_diffdis import Recipe
 
-    recipe = load_recipe(Recipe, recipe_name, overrides)
+    recipe = load_recipe(DiffDisRecipe, recipe_name, overrides)
     train_on_random_numbers(warm_up_of(recipe), num_steps)  # imports, thread pools, kernels' caches
     gc.collect()
     has_cuda = torch.cuda.is_available()
@@ -85,8 +85,8 @@ def train_on_random_numbers(recipe, num_steps: int) -> None:
             loop=recipe.loop.model_copy(update={"num_steps": num_steps, "evaluate_every": 0, "save_every": 0}),
             optimizer=recipe.optimizer,
             machine=recipe.machine,
-            run_log=RunLog(Path(folder), use_tensorboard=False, show_progress=False),
-            state_dir=str(Path(folder) / "state"),
+            run_log=RunLog(Path(folder), show_progress=False),
+            state_dir=Path(folder) / "state",
         )
         train(run, accelerator)
     del frozen
@@ -112,11 +112,11 @@ def measure_apart(recipe: str, overrides: list[str], num_steps: int, environment
 def compare(recipe_name: str, overrides: list[str], num_steps: int) -> dict[str, object]:
     """Return one row: the estimate and the measurement."""
     from palindiff.training.cost.estimate import Hardware, estimate
+    from palindiff.training.recipes.schema import DiffDisRecipe
     from palindiff.training.recipes.yaml_files import load_recipe
-    from palindiff.training.train_diffdis import Recipe
 
     measured = measure_apart(recipe_name, overrides, num_steps, HAND_BACK)
-    recipe = load_recipe(Recipe, recipe_name, overrides)
+    recipe = load_recipe(DiffDisRecipe, recipe_name, overrides)
     estimated = estimate(recipe, Hardware(device=measured["device"])).memory_bytes
     row = {
         "setting": " ".join(overrides) or "as it is",

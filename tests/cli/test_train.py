@@ -5,7 +5,7 @@ import yaml
 from diffusers import StableDiffusionPipeline
 
 from palindiff.training.loop.checkpoint import saved_states
-from palindiff.training.loop.loop import MachineConfig
+from palindiff.training.loop.device import MachineConfig
 from palindiff.training.loop.run_log import read_log
 from toys.models import toy_vae
 from toys.run import write_images
@@ -33,7 +33,7 @@ def recipe(tmp_path):
     return str(path)
 
 
-def test_a_dry_run_tells_the_recipe_its_size_and_writes_nothing(palindiff, recipe, tmp_path):
+def test_a_dry_run_prints_the_recipe_and_its_size_and_writes_nothing(palindiff, recipe, tmp_path):
     code, out, err = palindiff("train", "--recipe", recipe, "--seed", 7, "--dry-run", "--output", tmp_path / "run")
     assert code == 0, err
     assert yaml.safe_load(out.split("\n\n")[0])["loop"]["seed"] == 7
@@ -43,22 +43,21 @@ def test_a_dry_run_tells_the_recipe_its_size_and_writes_nothing(palindiff, recip
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_preset_is_laid_over_the_recipe_and_told(palindiff, recipe):
+def test_a_preset_is_merged_into_the_recipe_and_named(palindiff, recipe):
     options = ("train", "--recipe", recipe, "--set", "loop.batch_size=64", "--preset")
     code, out, err = palindiff(*options, "24gb", "--set", "machine.precision=fp32", "--dry-run")
     assert code == 0, err
     assert "--preset 24gb" in out.splitlines()[0]
     resolved = yaml.safe_load(out.split("\n\n")[0])
-    assert (
-        resolved["machine"] | {"cache_dir": None}
-        == MachineConfig(gradient_checkpointing=True, ema_device="cpu").model_dump()
-    )
+    assert resolved["machine"] | {"cache_dir": None} == MachineConfig(
+        gradient_checkpointing=True, ema_device="cpu"
+    ).model_dump(mode="json")
     code, _, err = palindiff(*options, "23gb", "--dry-run")
     assert code == 2
     assert "No preset is called `23gb`. The nearest is `24gb`." in err
 
 
-def test_training_writes_a_stable_diffusion_folder_and_goes_on(palindiff, recipe, tmp_path):
+def test_training_writes_a_stable_diffusion_folder_and_resumes(palindiff, recipe, tmp_path):
     output = tmp_path / "run"
     code, out, err = palindiff("train", "--recipe", recipe, "--output", output)
     assert code == 0, err

@@ -19,7 +19,7 @@ def recipe(tmp_path):
     return str(path)
 
 
-def test_a_dry_run_tells_the_recipe_its_size_and_writes_nothing(palindiff, recipe, tmp_path):
+def test_a_dry_run_prints_the_recipe_and_its_size_and_writes_nothing(palindiff, recipe, tmp_path):
     code, out, _ = palindiff("train-vae", "--recipe", recipe, "--seed", 7, "--dry-run", "--output", tmp_path / "run")
     assert code == 0
     assert yaml.safe_load(out.split("\n\n")[0])["loop"]["seed"] == 7
@@ -29,17 +29,35 @@ def test_a_dry_run_tells_the_recipe_its_size_and_writes_nothing(palindiff, recip
     assert not (tmp_path / "run").exists()
 
 
-def test_training_writes_a_stock_autoencoder_and_the_resolved_recipe(palindiff, recipe, tmp_path):
+def test_train_runs_the_recipe_of_a_vae_too(palindiff, recipe, tmp_path):
+    command = ("train", "--recipe", recipe, "--set", "objective.name=vae")
+    code, out, _ = palindiff(*command, "--dry-run")
+    assert code == 0
+    assert "trained: 14,113\n" in out
+    assert "steps: 2\n" in out
+    code, out, err = palindiff(*command, "--output", tmp_path / "run")
+    assert code == 0, err
+    assert "validation_psnr_db" in out
+    assert AutoencoderKL.from_pretrained(tmp_path / "run" / "vae").config.latent_channels == 2
+
+
+def test_a_recipe_of_another_objective_is_refused(palindiff):
+    code, _, err = palindiff("train-vae", "--recipe", "emoji", "--dry-run")
+    assert code == 2
+    assert "`objective.name`: found 'diffdis'. Expected 'vae'." in err
+
+
+def test_training_writes_a_stock_vae_and_the_resolved_recipe(palindiff, recipe, tmp_path):
     output = tmp_path / "run"
     code, out, err = palindiff("train-vae", "--recipe", recipe, "--set", "objective.kl_weight=0.5", "--output", output)
     assert code == 0, err
     assert AutoencoderKL.from_pretrained(output / "vae").config.latent_channels == 2
     assert yaml.safe_load((output / "recipe.yaml").read_text())["objective"]["kl_weight"] == 0.5
     assert "validation_psnr_db" in out
-    assert f"written below {output}" in out
+    assert f"written to {output}" in out
 
 
-def test_the_same_command_goes_on_and_another_recipe_is_refused(palindiff, recipe, tmp_path):
+def test_the_same_command_resumes_and_another_recipe_is_refused(palindiff, recipe, tmp_path):
     output = tmp_path / "run"
     palindiff("train-vae", "--recipe", recipe, "--output", output)
     before = [(state.name, state.stat().st_mtime_ns) for state in saved_states(output / "state")]
@@ -53,13 +71,13 @@ def test_the_same_command_goes_on_and_another_recipe_is_refused(palindiff, recip
     assert max(line["step"] for line in read_log(output / "log.jsonl")) == 3  # a longer run goes on
 
 
-def test_a_run_goes_below_runs_unless_told_otherwise(palindiff, recipe, tmp_path, monkeypatch):
+def test_a_run_is_written_to_runs_by_default(palindiff, recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert palindiff("train-vae", "--recipe", recipe)[0] == 0
     assert (tmp_path / "runs" / "toy" / "vae" / "config.json").exists()
 
 
-def test_missing_images_are_one_line_and_can_be_mended_in_the_same_folder(palindiff, recipe, tmp_path):
+def test_missing_images_are_one_line_and_can_be_fixed_in_the_same_folder(palindiff, recipe, tmp_path):
     output = tmp_path / "run"
     code, _, err = palindiff(
         "train-vae", "--recipe", recipe, "--set", f"data.path={tmp_path}/nowhere", "--output", output

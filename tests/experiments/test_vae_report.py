@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 from palindiff.data.sources import DataConfig, open_images
+from palindiff.evaluation.evaluators import reconstruction
 from palindiff.experiments.vae_report import report_vae
-from palindiff.training.train_vae import decode_images, vae_error
+from palindiff.training.features.images_in_memory import decode_images
 from toys.models import toy_vae
 
 
@@ -36,7 +37,7 @@ def test_report_measures_both_splits_and_writes_what_is_asked_for(tmp_path, data
         ("train", 3, 9, 61), ("test", 2, 9, 61),
     ]  # fmt: skip
     images = decode_images(open_images(DataConfig(path=str(data_dir), split="test")), 8)
-    expected = vae_error(toy_vae().to(torch.float32), images)["validation_psnr_db"]
+    expected = reconstruction(toy_vae().to(torch.float32), images)[0]["value"]
     assert rows[1]["psnr_db"] == pytest.approx(expected, abs=1e-3)  # rounded to three places
     written = json.loads((tmp_path / "vae.json").read_text())
     assert (written["rows"][1]["n"], written["seed"]) == (2, 7)

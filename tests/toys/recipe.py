@@ -7,7 +7,9 @@ from accelerate.state import AcceleratorState
 from PIL import Image, ImageDraw
 
 from palindiff.models.vae import VaeConfig, build_vae
-from palindiff.training.train_diffdis import Recipe, prepare, train_recipe
+from palindiff.training.recipes.schema import DiffDisRecipe
+from palindiff.training.train_diffdis import DiffDisTrainer
+from palindiff.training.trainer import train_recipe
 from toys.run import cpu_accelerator
 from toys.text_encoders import write_sentence_encoder
 
@@ -85,23 +87,18 @@ def recipe_tree(root, **sections):
 
 
 def toy_recipe(root, **sections):
-    return Recipe.model_validate(recipe_tree(root, **sections))
+    return DiffDisRecipe.model_validate(recipe_tree(root, **sections))
 
 
-def nobody(parts):
-    """No evaluators."""
-    return ()
-
-
-def train_toy_recipe(recipe, output, make_evaluators=nobody):
+def train_toy_recipe(recipe, output):
     """Train, whatever accelerator an earlier test left behind."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    return train_recipe(recipe, output, make_evaluators, show_progress=False)
+    return train_recipe(recipe, output, show_progress=False)
 
 
-def prepare_toy(recipe, output):
-    """The models and features of a recipe, before any training."""
-    return prepare(recipe, output, cpu_accelerator(), lambda what, done, total: None)
+def prepare_toy(recipe, output, progress=None):
+    """A trainer with the models and features of a recipe, before any training."""
+    return DiffDisTrainer(recipe, output, cpu_accelerator(), progress).prepare()
 
 
 def weights_of(pipeline):

@@ -10,9 +10,12 @@ from PIL import Image
 
 from palindiff.models.vae import VaeConfig, build_vae
 from palindiff.objectives.vae import VaeObjective, VaeObjectiveConfig
-from palindiff.training.loop.loop import LoopConfig, MachineConfig, OptimizerConfig, Run, train
+from palindiff.training.features.images_in_memory import ImagesInMemory
+from palindiff.training.loop.device import MachineConfig
+from palindiff.training.loop.loop import Run, train
+from palindiff.training.loop.loop_config import LoopConfig
+from palindiff.training.loop.optimizer import OptimizerConfig
 from palindiff.training.loop.run_log import RunLog
-from palindiff.training.train_vae import ImagesInMemory
 
 TOY_VAE = VaeConfig(widths=(8, 8), latent_channels=2, norm_groups=4, image_size_px=8)
 OPTIMIZER = OptimizerConfig(new_learning_rate=1e-2, warmup_steps=2, decay="cosine", decay_steps=2)
@@ -30,8 +33,8 @@ def make_run(run_dir, vae=TOY_VAE, optimizer=OPTIMIZER, machine=MachineConfig(),
         loop=LoopConfig(**{"num_steps": 4, "batch_size": 4, "log_every": 1, "ema_decay": 0.9, "save_every": 2} | loop),
         optimizer=optimizer,
         machine=machine,
-        run_log=RunLog(run_dir, use_tensorboard=False, show_progress=False),
-        state_dir=str(run_dir / "state"),
+        run_log=RunLog(run_dir, show_progress=False),
+        state_dir=run_dir / "state",
     )
 
 
@@ -53,7 +56,7 @@ def one_thread():
 
 
 def train_toy(run_dir, **settings):
-    """Train a toy run until its last step, going on from what `run_dir` holds."""
+    """Train a toy run until its last step, resuming from what `run_dir` holds."""
     run = make_run(run_dir, **settings)
     return run, train(run, cpu_accelerator())
 

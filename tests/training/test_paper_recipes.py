@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe, recipe_names
-from palindiff.training.train_diffdis import Recipe
 
 MAIN = "diffdis-cc3m"
 PAPER = {  # what the paper states, in palindiff's keys; guidance_scale is 1 + w
@@ -57,7 +57,7 @@ def flat(tree, prefix=""):
 
 
 def numbers_of(name):
-    return flat(load_recipe(Recipe, name).model_dump(mode="json"))
+    return flat(load_recipe(DiffDisRecipe, name).model_dump(mode="json"))
 
 
 def head_of(name, recipes_dir):

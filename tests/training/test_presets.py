@@ -6,8 +6,8 @@ import pytest
 
 from palindiff.evaluation.results import read_results
 from palindiff.training.cost.estimate import Hardware, estimate
+from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe, preset_names
-from palindiff.training.train_diffdis import Recipe
 
 ROWS = {row["preset"]: row for row in read_results(Path(__file__).parents[2] / "results" / "presets.json").rows}
 
@@ -22,6 +22,6 @@ def test_every_preset_is_estimated_and_leaves_a_tenth_of_its_card_free():
 
 @pytest.mark.slow
 def test_the_rows_are_what_is_estimated_now():
-    found = estimate(load_recipe(Recipe, "diffdis-cc3m", preset="12gb"), Hardware())
+    found = estimate(load_recipe(DiffDisRecipe, "diffdis-cc3m", preset="12gb"), Hardware())
     assert found.memory_bytes.peak / 1e9 == pytest.approx(ROWS["12gb"]["peak_gb"], rel=1e-3)
     assert found.tflop.whole_step == pytest.approx(ROWS["12gb"]["step_tflop"], rel=1e-3)

@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.pretrained.model_card import card_head, public_name
-from palindiff.training.recipes.yaml_files import identity
+from palindiff.training.recipes.yaml_files import config_hash
 from palindiff.training.run_facts import run_facts
 from toys.recipe import toy_recipe, train_toy_recipe
 
@@ -30,7 +30,7 @@ def test_training_writes_a_card_beside_its_checkpoint(parts, tmp_path):
     assert card_head(card).startswith("library_name: diffusers\nlicense: mit\n")
     for line in (
         "# first run", "- `images`", "- steps: 2", "- batch size: 4", "- images: 16 px", "Not measured.",
-        f"identity {identity(recipe)[:16]}", "- Text encoder, from `tower`: mit.", "- VAE, from `vae`: mit.",
+        f"identity {config_hash(recipe)[:16]}", "- Text encoder, from `tower`: mit.", "- VAE, from `vae`: mit.",
         f"Parameters: U-Net {pipeline.unet.num_parameters():,}, query stream",
     ):  # fmt: skip
         assert line in card

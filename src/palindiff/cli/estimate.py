@@ -61,11 +61,11 @@ def estimate(
     """
     from palindiff.training.cost.estimate import Hardware
     from palindiff.training.cost.estimate import estimate as estimate_run
+    from palindiff.training.recipes.schema import DiffDisRecipe
     from palindiff.training.recipes.yaml_files import load_recipe
-    from palindiff.training.train_diffdis import Recipe
 
     hardware = Hardware(device=device, processes=processes, device_tflops=device_tflops)
-    found = estimate_run(load_recipe(Recipe, recipe, overrides or [], preset), hardware, images)
+    found = estimate_run(load_recipe(DiffDisRecipe, recipe, overrides or [], preset), hardware, images)
     settings = {"recipe": recipe, "preset": preset, "set": overrides or [], "images": images, **hardware.model_dump()}
     if as_json:
         print_json(settings | found.model_dump())

@@ -56,11 +56,11 @@ def init(
       palindiff init --from model.safetensors --text clip-vit-large-patch14 --recipe diffdis-cc3m --output start
       palindiff train --recipe diffdis-cc3m --set base.source=start --set data.path=cc3m
     """
+    from palindiff.training.recipes.schema import DiffDisRecipe
     from palindiff.training.recipes.yaml_files import load_recipe
-    from palindiff.training.train_diffdis import Recipe
 
     check_is_free(output)
-    query_stream = load_recipe(Recipe, recipe, overrides or []).query_stream
+    query_stream = load_recipe(DiffDisRecipe, recipe, overrides or []).query_stream
     settings = {"from": source, "text": text, "output": str(output), "seed": seed}
     if dry_run:
         print_plan(settings | {"query_stream": str(query_stream)}, as_json)

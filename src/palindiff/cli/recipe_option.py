@@ -1,19 +1,20 @@
 """What every verb that runs a recipe shares: its options, and what happens before and after the training itself."""
 
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
+    from palindiff.training.recipes.schema import Recipe
 
-R = TypeVar("R", bound="BaseModel")
-
-RecipeOption = Annotated[str, typer.Option("--recipe", metavar="NAME|FILE.yaml", help="Bundled recipe or a file.")]
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", metavar="NAME|FILE.yaml", help="Name of a bundled recipe, or a file.")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -25,7 +26,7 @@ PresetOption = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
-        help="What a card must have on to hold the full-size model: 12gb, 24gb, 40gb or 80gb. Lies below --set.",
+        help="Use settings that fit the full-size model into a GPU: 12gb, 24gb, 40gb or 80gb. --set overrides them.",
         show_default="none",
     ),
 ]
@@ -37,7 +38,7 @@ OutputOption = Annotated[
     typer.Option(
         "--output",
         metavar="DIR",
-        help="Folder of the run. The same command goes on where a run was stopped.",
+        help="Folder of the run. Rerun the same command to resume.",
         show_default="runs/ and the recipe's name",
     ),
 ]
@@ -48,50 +49,56 @@ DryRunOption = Annotated[
 
 @dataclass(frozen=True)
 class RecipeOptions:
-    """What the user gave on the command line."""
+    """The options of the command line."""
 
     recipe: str
-    overrides: list[str]
+    overrides: list[str] | None
     seed: int | None
     output: Path | None
     dry_run: bool
     preset: str | None = None
 
 
-def run_recipe(
-    options: RecipeOptions,
-    model: "type[R]",
-    describe: "Callable[[R], Mapping[str, int]]",
-    train: "Callable[[R, Path], Mapping[str, float]]",
-) -> None:
-    """Resolve a recipe and print it; then tell its size, or train it below the output folder and print its numbers."""
-    from palindiff.training.recipes.yaml_files import dump_recipe, load_recipe, prepare_run_dir
+def run_recipe(options: RecipeOptions, models: "type[Recipe] | Mapping[str, type[Recipe]]") -> None:
+    """Resolve a recipe and print it; then print its size, or train it and print the last numbers of its log.
 
-    seed = [] if options.seed is None else [f"loop.seed={options.seed}"]
-    overrides = [*options.overrides, *seed]
-    recipe = load_recipe(model, options.recipe, overrides, options.preset)
+    models: the recipe's class, or the classes to choose from by `objective.name`.
+    """
+    from palindiff.training.loop.run_log import LOG_FILE, read_log
+    from palindiff.training.recipes.yaml_files import dump_recipe, load_recipe, prepare_run_dir
+    from palindiff.training.trainer import describe, train_recipe
+
+    overrides = [*(options.overrides or []), *([] if options.seed is None else [f"loop.seed={options.seed}"])]
+    recipe: Recipe = load_recipe(models, options.recipe, overrides, options.preset)
     preset = [] if options.preset is None else [f"--preset {options.preset}"]
-    told = " ".join([options.recipe, *preset, *(f"--set {override}" for override in overrides)])
+    origin = " ".join([options.recipe, *preset, *(f"--set {override}" for override in overrides)])
     if options.dry_run:
-        typer.echo(dump_recipe(recipe, told))
+        typer.echo(dump_recipe(recipe, origin))
         _print_size(describe(recipe))
         return
     output = options.output or Path("runs") / Path(options.recipe).stem
-    prepare_run_dir(recipe, output, told)
-    _print_once(dump_recipe(recipe, told))
-    numbers = train(recipe, output)
-    _print_once("".join(f"{name} {value:.4g}\n" for name, value in numbers.items()) + f"written below {output}")
+    prepare_run_dir(recipe, output, origin)
+    _print_once(dump_recipe(recipe, origin))
+    train_recipe(recipe, output, progress=_show_progress)
+    numbers = read_log(output / LOG_FILE)[-1]
+    _print_once("".join(f"{name} {value:.4g}\n" for name, value in numbers.items()) + f"written to {output}")
 
 
-def _print_size(size: "Mapping[str, int]") -> None:
+def _print_size(size: Mapping[str, int]) -> None:
     for name, count in size.items():
         if name == "training_bytes":
-            typer.echo(f"memory: {count / 1e6:,.0f} MB for weights, gradients, Adam and EMA; activations come on top")
+            typer.echo(f"memory: {count / 1e6:,.0f} MB for weights, gradients, Adam and EMA, without activations")
         else:
             typer.echo(f"{name}: {count:,}")
 
 
 def _print_once(text: str) -> None:
-    """Print on the first of several processes; the launchers of torch and accelerate number them."""
+    """Print on the first of several processes, by the number that the launchers of torch and accelerate set."""
     if os.environ.get("RANK", "0") == "0":
         typer.echo(text)
+
+
+def _show_progress(what: str, done: int, total: int) -> None:
+    """Count what is computed before the first step: one line that changes on a terminal, one at the end elsewhere."""
+    if done == total or sys.stderr.isatty():
+        print(f"{what}: {done:,} of {total:,}", end="\n" if done == total else "\r", file=sys.stderr, flush=True)

@@ -1,27 +1,19 @@
-"""`palindiff train-vae`: train the VAE of a recipe."""
+"""`palindiff train-vae`: train a VAE by a recipe."""
 
-from palindiff.cli.recipe_option import (
-    DryRunOption,
-    OutputOption,
-    RecipeOption,
-    RecipeOptions,
-    SeedOption,
-    SetOption,
-    run_recipe,
-)
+from palindiff.cli import recipe_option as option
 
 
 def train_vae(
-    recipe: RecipeOption = "vae-emoji",
-    overrides: SetOption = None,
-    seed: SeedOption = None,
-    output: OutputOption = None,
-    dry_run: DryRunOption = False,
+    recipe: option.RecipeOption = "vae-emoji",
+    overrides: option.SetOption = None,
+    seed: option.SeedOption = None,
+    output: option.OutputOption = None,
+    dry_run: option.DryRunOption = False,
 ) -> None:
-    """Train the VAE of a recipe.
+    """Train a VAE by a recipe, or resume a run.
 
-    It turns images into latents and back. Writes DIR/vae in fp16, DIR/log.jsonl, DIR/recipe.yaml and the states
-    that a stopped run goes on from.
+    A VAE encodes images as latents and decodes them. Writes DIR/vae in fp16, DIR/latest (the same at the last
+    evaluation), DIR/log.jsonl, DIR/recipe.yaml, and DIR/state for resuming.
 
     \b
     Examples:
@@ -29,11 +21,6 @@ def train_vae(
       palindiff train-vae --output runs/vae
       palindiff train-vae --set loop.num_steps=200 --set data.path=images --output runs/short
     """
-    from palindiff.training.cost.weights_memory import describe_vae
-    from palindiff.training.train_vae import VaeRecipe
-    from palindiff.training.train_vae import train_vae as train
+    from palindiff.training.recipes.schema import VaeRecipe
 
-    def describe(chosen: VaeRecipe) -> dict[str, int]:
-        return describe_vae(chosen) | {"steps": chosen.loop.num_steps}
-
-    run_recipe(RecipeOptions(recipe, overrides or [], seed, output, dry_run), VaeRecipe, describe, train)
+    option.run_recipe(option.RecipeOptions(recipe, overrides, seed, output, dry_run), VaeRecipe)

@@ -4,11 +4,12 @@ Here: the order of these. Not here: what is measured (`emoji_protocol.py`) and s
 """
 
 import json
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+
+import torch
 
 from palindiff.atomic import atomic_text
 from palindiff.data.emoji import STYLES, build_emoji_set
@@ -18,14 +19,15 @@ from palindiff.experiments import demo_sections as sections
 from palindiff.experiments import emoji_protocol as protocol
 from palindiff.experiments.demo_page import page
 from palindiff.experiments.emoji_protocol import EmbeddedConcepts, EvaluatedModel, Report
-from palindiff.experiments.evaluators import evaluators
 from palindiff.experiments.plots import Line
 from palindiff.inference.bundled import bundled_folder, load
 from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, GENERATION_STEPS
 from palindiff.inference.pipeline import PalindiffPipeline
-from palindiff.training.loop.run_log import read_log
+from palindiff.training.loop.loop import backward_step
+from palindiff.training.loop.run_log import RunLog, read_log
+from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe, prepare_run_dir
-from palindiff.training.train_diffdis import Recipe, train_recipe
+from palindiff.training.trainer import make_trainer, train_recipe
 
 TRAINED_RECIPE = "emoji-quick"  # what `--train` trains; only its number of steps is set here
 SHARE_OF_TIME_FOR_STEPS = 0.93  # of the minutes asked for; the rest goes to evaluation
@@ -99,33 +101,38 @@ def train_now(options: DemoOptions, report: Report) -> tuple[EvaluatedModel, lis
     num_steps = recipe.loop.num_steps
     prepare_run_dir(recipe, run, f"{TRAINED_RECIPE}, loop.num_steps={num_steps} for {options.minutes:g} minutes")
     report(f"training {num_steps} steps")
-    return _with_log("trained", train_recipe(recipe, run, evaluators), run)
+    return _with_log("trained", train_recipe(recipe, run), run)
 
 
-def timed_recipe(options: DemoOptions, run: Path, report: Report) -> Recipe:
+def timed_recipe(options: DemoOptions, run: Path, report: Report) -> DiffDisRecipe:
     """Choose the number of steps that fit the minutes, from the time of some steps on this machine.
 
     A run that was begun keeps its number.
     """
     fixed = [f"data.path={json.dumps(str(options.data_dir))}", f"loop.seed={options.seed}"]
     if (run / "recipe.yaml").exists():
-        num_steps = load_recipe(Recipe, str(run / "recipe.yaml")).loop.num_steps
+        num_steps = load_recipe(DiffDisRecipe, str(run / "recipe.yaml")).loop.num_steps
     else:
         report("computing features, and timing some steps")
         seconds = 60 * (options.minutes or 0) * SHARE_OF_TIME_FOR_STEPS
-        num_steps = max(int(seconds / seconds_per_step(fixed)), 1)
+        num_steps = max(int(seconds / seconds_per_step(load_recipe(DiffDisRecipe, TRAINED_RECIPE, fixed), run)), 1)
     steps = [f"loop.num_steps={num_steps}", f"optimizer.decay_steps={max(num_steps // 3, 1)}"]
-    return load_recipe(Recipe, TRAINED_RECIPE, [*fixed, *steps])
+    return load_recipe(DiffDisRecipe, TRAINED_RECIPE, [*fixed, *steps])
 
 
-def seconds_per_step(overrides: list[str]) -> float:
-    """Train some steps into a folder that is removed; only the cached features stay."""
-    steps = [f"loop.num_steps={TIMED_STEPS}", "loop.log_every=1", "loop.evaluate_every=0", "loop.save_every=0"]
-    recipe = load_recipe(Recipe, TRAINED_RECIPE, [*overrides, *steps])
-    with tempfile.TemporaryDirectory() as folder:
-        train_recipe(recipe, Path(folder), lambda parts: (), show_progress=False)
-        log = read_log(Path(folder) / "log.jsonl")
-    return recipe.loop.batch_size / median(line["images_per_s"] for line in log[1:])
+def seconds_per_step(recipe: DiffDisRecipe, run: Path) -> float:
+    """Time some steps of a recipe, the first left out; only the cached features stay."""
+    trainer = make_trainer(recipe, run).prepare()
+    accelerator, timed = trainer.accelerator, trainer.make_run(RunLog(run))
+    objective = accelerator.prepare(trainer.objective.to(accelerator.device).train())
+    seconds = []
+    for step in range(TIMED_STEPS):
+        started = time.perf_counter()
+        backward_step(timed, objective, accelerator, step)
+        if accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return median(seconds[1:])
 
 
 def write_rows(options: DemoOptions, rows: list[Row], command: str, elapsed_s: float) -> None:

@@ -5,19 +5,21 @@ Here: which images, and the rows of `results/vae.json`. Not here: the error itse
 
 import time
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers import AutoencoderKL
 
 from palindiff.data.images import decode_image, fit_image, to_image
 from palindiff.data.sources import DataConfig, open_images
+from palindiff.evaluation.evaluators import reconstruction
 from palindiff.evaluation.results import write_results
 from palindiff.evaluation.retrieval import Row
 from palindiff.evaluation.sheets import pairs_sheet
 from palindiff.experiments.emoji_protocol import as_pixels, evenly
 from palindiff.inference.bundled import bundled_folder
+from palindiff.training.features.images_in_memory import decode_images
 from palindiff.training.loop.run_log import read_log
-from palindiff.training.train_vae import decode_images, vae_error
 
 NUM_SHOWN = 32  # pairs on the sheet, evenly spread over the split
 SPLITS = ("train", "test")
@@ -40,9 +42,8 @@ def report_vae(
     steps, seconds = max(line["step"] for line in log), round(max(line.get("elapsed_s", 0) for line in log))
     rows: list[Row] = []
     for split in SPLITS:
-        images = open_images(DataConfig(path=str(data_dir), split=split))
-        error = vae_error(vae, decode_images(images, vae.config.sample_size))
-        measured = {name.removeprefix("validation_"): round(value, 3) for name, value in error.items()}
+        images = decode_images(open_images(DataConfig(path=str(data_dir), split=split)), vae.config.sample_size)
+        measured = {str(row["metric"]): round(cast("float", row["value"]), 3) for row in reconstruction(vae, images)}
         rows.append({"split": split, "n": len(images), **measured, "steps": steps, "seconds": seconds})
     if results is not None:  # before the sheet: a new file would make the git tree dirty
         settings = {"parameters": vae.num_parameters(), "latent_channels": vae.config.latent_channels}

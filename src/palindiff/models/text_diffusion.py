@@ -5,7 +5,6 @@ the scheduler's, and the network (`query_stream.py`).
 """
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,9 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, SchedulerMixin
 from torch import Tensor
 
+from palindiff.seeds import seeded_generator
+
+TRAIN_STEPS = 1000  # of the text diffusion and of the image diffusion, as in Stable Diffusion
 STABLE_DIFFUSION_NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 """Of the text diffusion and of the image diffusion."""
 
@@ -22,7 +24,7 @@ Predict = Callable[[Any, Any], Tensor]
 """(e_t (b, d), t_e (b,)) -> e_0_hat (b, d); both None in a regression"""
 
 
-def text_diffusion_scheduler(num_train_timesteps: int = 1000) -> DDIMScheduler:
+def text_diffusion_scheduler(num_train_timesteps: int = TRAIN_STEPS) -> DDIMScheduler:
     """Build the scheduler: Stable Diffusion's noise schedule, prediction of the clean sample, first step at T - 1.
 
     Source: DiffDis Algorithm 3 as `DDIMScheduler.step`; "trailing" is decisions row 12.
@@ -61,12 +63,7 @@ def first_noise(seeds: list[int], d_e: int) -> Tensor:
 
     Shapes: -> (b, d_e) float32 on the CPU.
     """
-    draws = []
-    for seed in seeds:
-        digest = hashlib.sha256(f"e_T/{seed}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        draws.append(torch.randn(d_e, generator=generator))
-    return torch.stack(draws)
+    return torch.stack([torch.randn(d_e, generator=seeded_generator("e_T", seed)) for seed in seeds])
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ Task = Literal["both", "generation", "alignment"]
 class DiffDisConfig(BaseModel, frozen=True, extra="forbid"):
     """The tasks, their weight, and the drop rates that classifier-free guidance needs."""
 
+    name: Literal["diffdis"] = "diffdis"  # chooses the trainer
     task: Task = "both"  # "generation" or "alignment" trains one task alone, the paper's Table 4
     alignment_weight: float = Field(1.0, ge=0)  # λ of eq. 9; 0 turns the alignment loss off
     text_drop_rate: float = Field(0.1, ge=0, le=1)  # share of captions replaced by the empty one; 0 turns it off

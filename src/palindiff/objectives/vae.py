@@ -1,6 +1,7 @@
 """The VAE's objective: log squared error of each image plus a weighted KL term."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 class VaeObjectiveConfig(BaseModel, frozen=True, extra="forbid"):
     """Weights of the VAE's losses."""
 
+    name: Literal["vae"] = "vae"  # chooses the trainer
     kl_weight: float = Field(2e-3, ge=0)  # of the mean nats per latent number; 0 turns it off
     error_floor: float = Field(5e-4, gt=0)  # squared error below which an image counts little (5e-4 is 33 dB)
 

@@ -6,14 +6,14 @@ import palindiff
 from palindiff.inference.bundled import BUNDLED_LICENSE, BUNDLED_VAE
 from palindiff.pretrained.model_card import BaseWeights, CardFacts, License, public_name
 from palindiff.pretrained.stable_diffusion import base_license
-from palindiff.training.recipes.yaml_files import identity
+from palindiff.training.recipes.yaml_files import config_hash
 
 if TYPE_CHECKING:
     from palindiff.inference.pipeline import PalindiffPipeline
-    from palindiff.training.train_diffdis import Recipe
+    from palindiff.training.recipes.schema import DiffDisRecipe
 
 
-def run_facts(recipe: "Recipe", pipeline: "PalindiffPipeline", name: str) -> CardFacts:
+def run_facts(recipe: "DiffDisRecipe", pipeline: "PalindiffPipeline", name: str) -> CardFacts:
     """Gather the facts of a finished run; results are measured later, so there are none."""
     parts = {"U-Net": pipeline.unet, "query stream": pipeline.query_stream}
     return CardFacts(
@@ -31,12 +31,12 @@ def run_facts(recipe: "Recipe", pipeline: "PalindiffPipeline", name: str) -> Car
             "learning rates": f"{recipe.optimizer.learning_rate:g} (U-Net), {recipe.optimizer.new_learning_rate:g}",
             "average of the weights": recipe.loop.ema_decay,
             "seed": recipe.loop.seed,
-            "recipe": f"identity {identity(recipe)[:16]}, palindiff {palindiff.__version__}",
+            "recipe": f"identity {config_hash(recipe)[:16]}, palindiff {palindiff.__version__}",
         },
     )
 
 
-def _bases(recipe: "Recipe") -> tuple[BaseWeights, ...]:
+def _bases(recipe: "DiffDisRecipe") -> tuple[BaseWeights, ...]:
     """What a run began from; a base's own text encoder has no name of its own."""
     text, base = recipe.text.source, recipe.base
     parts = []

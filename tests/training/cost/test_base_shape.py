@@ -9,8 +9,8 @@ from palindiff.training.cost.estimate import Hardware, count_disk, estimate
 from palindiff.training.cost.flops import count_work
 from palindiff.training.cost.skeleton import build_skeleton, fake_skeleton
 from palindiff.training.recipes.build_models import BaseConfig, TextConfig
+from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe
-from palindiff.training.train_diffdis import Recipe
 from toys.recipe import prepare_toy, toy_recipe
 from toys.stable_diffusion import write_clip_of, write_sd1, write_sd2
 
@@ -102,7 +102,7 @@ def test_the_kept_layer_of_a_2_x_is_no_new_weight(bases, toy_parts):
 def test_the_paper_s_recipe_is_estimated_without_a_file():
     shape = read_base_shape(BaseConfig(source=PAPER_BASE), TextConfig(source="openai/clip-vit-large-patch14"))
     assert shape.unet["cross_attention_dim"] == shape.tower.d_c == shape.tower.d_e == 768
-    recipe = load_recipe(Recipe, "diffdis-cc3m", ["loop.batch_size=1"])
+    recipe = load_recipe(DiffDisRecipe, "diffdis-cc3m", ["loop.batch_size=1"])
     with fake_skeleton(recipe) as models:
         assert sum(weight.numel() for weight in models.objective.unet.parameters()) == 859_520_964
         assert models.image_size_px == 256

@@ -22,7 +22,7 @@ from palindiff.training.cost.estimate import (
 )
 from palindiff.training.cost.flops import Work
 from palindiff.training.cost.skeleton import fake_skeleton
-from palindiff.training.train_diffdis import Recipe
+from palindiff.training.recipes.schema import DiffDisRecipe
 from toys.recipe import prepare_toy, recipe_tree, toy_recipe
 from toys.text_encoders import write_clip
 
@@ -73,7 +73,7 @@ def test_memory_is_that_of_a_measured_run(changes, middling):
         section, _, name = key.partition(".")
         tree[section][name] = value
     assert measured > 150e6
-    assert estimate(Recipe.model_validate(tree), CPU).memory_bytes.peak == pytest.approx(measured, rel=0.15)
+    assert estimate(DiffDisRecipe.model_validate(tree), CPU).memory_bytes.peak == pytest.approx(measured, rel=0.15)
 
 
 @pytest.mark.parametrize("task", ["both", "generation", "alignment"])
@@ -113,7 +113,7 @@ def narrow(middling):
 
 
 def memory_of(tree, processes=1, loop=None, **sections):
-    recipe = Recipe.model_validate(tree | sections | {"loop": {"num_steps": 2, "batch_size": 4} | (loop or {})})
+    recipe = DiffDisRecipe.model_validate(tree | sections | {"loop": {"num_steps": 2, "batch_size": 4} | (loop or {})})
     with fake_skeleton(recipe) as models:
         return count_memory(models, recipe, Hardware(device="cpu", processes=processes))
 

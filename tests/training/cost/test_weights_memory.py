@@ -1,8 +1,8 @@
 """footprint.py against the tensors that a run really holds."""
 
 from palindiff.training.cost.weights_memory import describe_vae, training_bytes
+from palindiff.training.recipes.schema import VaeRecipe
 from palindiff.training.recipes.yaml_files import load_recipe
-from palindiff.training.train_vae import VaeRecipe
 from toys.run import make_run, train_toy
 
 
@@ -10,7 +10,7 @@ def test_training_bytes_count_what_a_run_holds(tmp_path):
     run, state = train_toy(tmp_path, num_steps=1)
     weights = list(run.objective.parameters())
     held = weights + weights + list(state.ema.shadow_params)  # the gradients are as large as the weights
-    held += [state.optimizer.state[weight][key] for weight in weights for key in ("exp_avg", "exp_avg_sq")]
+    held += [state.distributed.optimizer.state[weight][key] for weight in weights for key in ("exp_avg", "exp_avg_sq")]
     num_trained = sum(weight.numel() for weight in weights)
     assert training_bytes(num_trained) == sum(tensor.numel() * tensor.element_size() for tensor in held)
 

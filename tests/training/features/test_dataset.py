@@ -1,4 +1,4 @@
-"""features.py: cached equals computed anew, what a key holds, mirror images, drawing by number, nothing by halves."""
+"""dataset.py, latent_cache.py: cached equals computed anew, keys, mirror images, reading by number, no half files."""
 
 import hashlib
 import math
@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from palindiff.data.images import ImageFileError, decode_image, to_tensor
 from palindiff.data.sources import DataConfig, open_images
 from palindiff.models.text_encoder import encode_captions, load_text_tower
-from palindiff.training import latent_cache
+from palindiff.training.features import latent_cache
 from palindiff.training.features.dataset import (
     CaptionFeatures,
     FeatureSet,
@@ -33,7 +33,7 @@ BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
 def silent(what, done, total):
-    """Progress nobody."""
+    """Report nothing."""
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def tower(toy_parts):
     return load_text_tower(str(toy_parts / "tower"))
 
 
-def encode_images(rows, cache_dir, vae=None, size_px=SIDE_PX, fit="crop", views=PLAIN, num_workers=0, tell=silent):
+def encode_images(rows, cache_dir, vae=None, size_px=SIDE_PX, fit="crop", views=PLAIN, num_workers=0, progress=silent):
     store = LatentCache(rows, vae or toy_vae(), size_px, fit, views, cache_dir, num_workers)
-    store.encode(tell)
+    store.encode(progress)
     return store.read()
 
 
@@ -93,7 +93,7 @@ def test_the_second_orientation_is_the_mirrored_image_to_the_bit(rows):
 
 def test_images_are_encoded_once_and_then_read(rows, tmp_path):
     vae, told = toy_vae(), []
-    first = encode_images(rows, tmp_path / "one", vae, tell=lambda *progress: told.append(progress))
+    first = encode_images(rows, tmp_path / "one", vae, progress=lambda *progress: told.append(progress))
     anew = encode_images(rows, tmp_path / "two", vae)
     calls = count_calls(vae.encoder)
     again = encode_images(rows, tmp_path / "one", vae)
@@ -312,7 +312,7 @@ def test_a_damaged_image_is_named_and_nothing_is_left_half_written(tmp_path, mon
     rows, broken = damaged(tmp_path)
     told = []
     with pytest.raises(ImageFileError, match=f"`{broken}` is not an image"):
-        encode_images(rows, tmp_path / "cache", tell=lambda what, done, total: told.append(done))
+        encode_images(rows, tmp_path / "cache", progress=lambda what, done, total: told.append(done))
     assert told == [1, 2]
     assert folders(tmp_path / "cache") == []
 
@@ -332,7 +332,7 @@ def test_a_full_disk_is_an_error_and_nothing_is_left_half_written(rows, tmp_path
 def test_two_runs_may_compute_the_same_at_once(rows, tmp_path):
     """The second run starts and ends while the first one is at it."""
     others = []
-    first = encode_images(rows, tmp_path, tell=lambda *_: others.append(encode_images(rows, tmp_path)))
+    first = encode_images(rows, tmp_path, progress=lambda *_: others.append(encode_images(rows, tmp_path)))
     assert np.array_equal(first.moments, others[0].moments)
     assert len(folders(tmp_path)) == 1
 

@@ -12,7 +12,7 @@ import torch
 
 from palindiff.data.images import ImageFileError
 from palindiff.data.sources import DataConfig, open_images
-from palindiff.training import latent_cache
+from palindiff.training.features import latent_cache
 from palindiff.training.features.dataset import ViewConfig
 from palindiff.training.features.latent_cache import LatentCache
 from toys.cc3m import write_downloads
@@ -103,7 +103,7 @@ def test_a_set_kept_in_one_file_before_there_were_parts_is_read(rows, tmp_path, 
     assert np.array_equal(encoded(store_of(rows, tmp_path / "cache", vae)).moments, whole)
 
 
-def test_an_encoding_stopped_between_and_within_parts_goes_on(rows, tmp_path):
+def test_an_encoding_stopped_between_and_within_parts_resumes(rows, tmp_path):
     store = store_of(rows, tmp_path / "cache")
     expected = content(encoded(store_of(rows, tmp_path / "whole")))
     for last, kept in ((6, 1), (8, 1), (10, 2)):  # a part counts when it is whole and told
@@ -116,16 +116,16 @@ def test_an_encoding_stopped_between_and_within_parts_goes_on(rows, tmp_path):
     assert np.array_equal(content(found), expected)
 
 
-def test_a_killed_process_loses_no_finished_part_and_its_rest_is_cleared_away(rows, tmp_path):
+def test_a_killed_process_loses_no_finished_part_and_its_rest_is_removed(rows, tmp_path):
     """SIGKILL while the third part is written, which leaves a hidden folder."""
     code = f"""
         import os, signal, sys
         sys.path[:0] = {sys.path!r}
         import datasets, pathlib
         datasets.config.HF_DATASETS_CACHE = pathlib.Path({str(tmp_path / "datasets")!r})
-        from palindiff.training import latent_cache
+        from palindiff.training.features import latent_cache
         from palindiff.data.sources import DataConfig, open_images
-        from test_image_store import store_of
+        from test_latent_cache import store_of
         latent_cache.ENCODE_BATCH, latent_cache.PART_ROWS = 2, 4
         rows = open_images(DataConfig(path={str(tmp_path / "cc3m")!r}))
         tell = lambda what, done, total: done >= 10 and os.kill(os.getpid(), signal.SIGKILL)
@@ -188,7 +188,7 @@ def test_no_more_than_a_batch_is_held(rows, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_unreadable_image_is_skipped_and_told_and_the_others_are_what_they_were(
+def test_an_unreadable_image_is_skipped_and_reported_and_the_others_are_unchanged(
     num_workers, rows, damaged, tmp_path
 ):
     found = encoded(store_of(damaged, tmp_path / "cache", on_bad="skip", num_workers=num_workers))

@@ -1,4 +1,4 @@
-"""state.py: what is saved comes back bit for bit, a failing save harms nothing, and a bad state is told clearly."""
+"""checkpoint.py: a saved state resumes bit for bit, a failing save harms nothing, a bad state is reported clearly."""
 
 import json
 import resource
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from palindiff.training.loop.checkpoint import TrainState, saved_states
-from palindiff.training.loop.distributed import trained_weights
+from palindiff.training.loop.distributed import Distributed, trained_weights
 from palindiff.training.loop.ema import EMA
 from toys.run import cpu_accelerator
 
@@ -26,19 +26,24 @@ def make_state(state_dir, width=3, num_steps=0, seed=0):
     for _ in range(num_steps):
         for weight in module.parameters():
             weight.grad = torch.randn(weight.shape, generator=generator)
-        state.optimizer.step()
+        state.distributed.optimizer.step()
         state.advance()
     return state
 
 
 def state_of(module, optimizer, state_dir):
-    return TrainState(module, optimizer, EMA(trained_weights(module).values(), 0.9), str(state_dir))
+    distributed = Distributed(module, module, module, optimizer)
+    return TrainState(distributed, EMA(trained_weights(module).values(), 0.9), state_dir)
 
 
 def all_tensors(state):
     """Weights, average and moments, in a fixed order."""
-    weights = list(state.module.parameters())
-    moments = [state.optimizer.state[weight][key] for weight in weights for key in ("exp_avg", "exp_avg_sq", "step")]
+    weights = list(state.distributed.full_model.parameters())
+    moments = [
+        state.distributed.optimizer.state[weight][key]
+        for weight in weights
+        for key in ("exp_avg", "exp_avg_sq", "step")
+    ]
     return [*weights, *state.ema.shadow_params, *moments]
 
 
@@ -65,10 +70,10 @@ def test_a_saved_state_comes_back_bit_for_bit(tmp_path):
 
 def test_resuming_nothing_changes_nothing(tmp_path):
     state = make_state(tmp_path)
-    before = [weight.clone() for weight in state.module.parameters()]
+    before = [weight.clone() for weight in state.distributed.full_model.parameters()]
     state.resume()
     assert state.step == 0
-    assert all(torch.equal(a, b) for a, b in zip(before, state.module.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, state.distributed.full_model.parameters(), strict=True))
 
 
 def test_only_trained_weights_are_kept(tmp_path):
@@ -93,14 +98,14 @@ def test_the_two_newest_states_are_kept(tmp_path):
 
 def test_ema_weights_are_the_average_for_a_while(tmp_path):
     state = make_state(tmp_path, num_steps=3)
-    before = [weight.clone() for weight in state.module.parameters()]
+    before = [weight.clone() for weight in state.distributed.full_model.parameters()]
     with state.ema_weights():
-        assert not state.module.training
-        for weight, average in zip(state.module.parameters(), state.ema.shadow_params, strict=True):
+        assert not state.distributed.full_model.training
+        for weight, average in zip(state.distributed.full_model.parameters(), state.ema.shadow_params, strict=True):
             assert torch.equal(weight, average)
             assert not any(torch.equal(weight, own) for own in before)
-    assert state.module.training
-    assert all(torch.equal(a, b) for a, b in zip(before, state.module.parameters(), strict=True))
+    assert state.distributed.full_model.training
+    assert all(torch.equal(a, b) for a, b in zip(before, state.distributed.full_model.parameters(), strict=True))
 
 
 def test_a_full_disk_leaves_the_last_good_state(tmp_path):
@@ -110,7 +115,7 @@ def test_a_full_disk_leaves_the_last_good_state(tmp_path):
     state.step = 2
     with (
         disk_with_room_for(20_000),
-        pytest.raises(OSError, match=r"Step 2 could not be saved.*goes on from the state"),
+        pytest.raises(OSError, match=r"Step 2 could not be saved.*resumes from the state"),
     ):
         state.save(cpu_accelerator())  # the weights take 24,008 bytes
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
@@ -137,7 +142,7 @@ def test_what_a_killed_save_left_is_no_state_and_is_removed(tmp_path):
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["truncated", "empty"])
-def test_a_damaged_state_is_told_with_the_way_out(tmp_path, name, damage):
+def test_a_damaged_state_is_reported_with_the_remedy(tmp_path, name, damage):
     state = make_state(tmp_path, num_steps=1)
     state.save(cpu_accelerator())
     state.step = 2
@@ -148,10 +153,10 @@ def test_a_damaged_state_is_told_with_the_way_out(tmp_path, name, damage):
         make_state(tmp_path).resume()
 
 
-def test_a_missing_file_of_the_only_state_is_told(tmp_path):
+def test_a_missing_file_of_the_only_state_is_reported(tmp_path):
     make_state(tmp_path).save(cpu_accelerator())
     (tmp_path / "step-00000000" / "ema.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"step-00000000` cannot be read .*goes on from the start"):
+    with pytest.raises(ValueError, match=r"step-00000000` cannot be read .*resumes from the start"):
         make_state(tmp_path).resume()
 
 

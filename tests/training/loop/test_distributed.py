@@ -1,4 +1,4 @@
-"""placement.py: weights shared out over two processes learn, save, go on and are shown as those of one process."""
+"""distributed.py: weights sharded over two processes train, save, resume and are evaluated as those of one process."""
 
 import importlib.resources
 import json
@@ -14,10 +14,14 @@ from safetensors.torch import load_file
 
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.training.loop.checkpoint import saved_states
-from palindiff.training.loop.distributed import check_launch, is_sharded
-from palindiff.training.loop.loop import MachineConfig, OptimizerConfig, train
+from palindiff.training.loop.device import MachineConfig, check_launch
+from palindiff.training.loop.distributed import is_sharded
+from palindiff.training.loop.loop import train
+from palindiff.training.loop.optimizer import OptimizerConfig
 from palindiff.training.loop.run_log import read_log
 from palindiff.training.recipes.yaml_files import dump_recipe
+from palindiff.training.train_diffdis import DiffDisTrainer
+from palindiff.training.trainer import TRAINERS
 from toys.recipe import toy_recipe, train_toy_recipe
 from toys.run import cpu_accelerator, make_run, one_thread, train_toy
 
@@ -72,9 +76,9 @@ def train_vaes_as_one_of_two(root):
     for name, num_steps in (("two_first", 2), ("one_first", 4)):
         run = make_run(root / name, optimizer=STEADY, machine=SHARDED, num_steps=num_steps)
         state = train(run, cpu_accelerator())
-    kept = state.optimizer.state.values()
+    kept = state.distributed.optimizer.state.values()
     told = {
-        "weights": sum(weight.to_local().numel() for weight in state.module.parameters()),
+        "weights": sum(weight.to_local().numel() for weight in state.distributed.sharded_model.parameters()),
         "average": sum(tensor.numel() for tensor in state.ema.shadow_params),
         "first moments": sum(each["exp_avg"].to_local().numel() for each in kept),
         "second moments": sum(each["exp_avg_sq"].to_local().numel() for each in kept),
@@ -97,7 +101,7 @@ def vaes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["two_first", "one_first"])
-def test_a_run_goes_on_with_another_number_of_processes(vaes, name):
+def test_a_run_resumes_with_another_number_of_processes(vaes, name):
     assert [line["step"] for line in losses(vaes / name)] == [1, 2, 3, 4]
     for there, here in zip(losses(vaes / "whole"), losses(vaes / name), strict=True):
         for key in ("loss", "gradient_norm"):
@@ -105,7 +109,7 @@ def test_a_run_goes_on_with_another_number_of_processes(vaes, name):
     assert_same_state(vaes / "whole", vaes / name)
 
 
-def test_each_process_holds_half_of_weights_average_and_moments_and_shows_the_whole(vaes):
+def test_each_process_holds_half_of_weights_average_and_moments_and_the_full_model(vaes):
     told = [json.loads((vaes / f"held-{rank}.json").read_text()) for rank in (0, 1)]
     (kind, whole), same = told[0]["shown"], told[1]["shown"]
     assert [kind, whole] == same
@@ -116,12 +120,12 @@ def test_each_process_holds_half_of_weights_average_and_moments_and_shows_the_wh
     assert sum(held["own"]["weights"] for held in told) == whole
 
 
-def test_one_process_has_nothing_to_share_out(tmp_path):
+def test_one_process_shards_nothing(tmp_path):
     assert not is_sharded(SHARDED, num_processes=1)
     assert is_sharded(SHARDED, num_processes=2)
     assert not is_sharded(MachineConfig(), num_processes=2)
     run, state = train_toy(tmp_path, machine=SHARDED, num_steps=1)
-    assert state.module is run.objective
+    assert state.distributed.sharded_model is run.objective
 
 
 # --- DiffDis: checkpointing, both fusions, accumulation, frozen weights, a scalar
@@ -136,25 +140,22 @@ def recipe_of(name, root, sharding):
     return toy_recipe(root, **sections)
 
 
-def shown_weights(path):
-    """An evaluator that keeps a weight it sees."""
+class WeightKeeper(DiffDisTrainer):
+    """Writes a weight that its evaluators see beside the run."""
 
-    def make(parts):
-        def evaluator(step):
-            weight = parts.pipeline.unet.conv_in.weight
-            path.write_text(json.dumps([type(weight.data).__name__, weight.flatten().tolist()]))
-            return {"told": float(step)}
-
-        return [evaluator]
-
-    return make
+    def evaluation_rows(self, step):
+        weight = self.pipeline.unet.conv_in.weight
+        seen = [type(weight.data).__name__, weight.flatten().tolist()]
+        self.output.with_suffix(".json").write_text(json.dumps(seen))
+        return []
 
 
 def train_recipes(root, output, sharding):
     """Runs in one process, and in each of two forked ones."""
-    with one_thread():
+    with one_thread(), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TRAINERS, "diffdis", WeightKeeper)
         for name in RECIPES:
-            train_toy_recipe(recipe_of(name, root, sharding), output / name, shown_weights(output / f"{name}.json"))
+            train_toy_recipe(recipe_of(name, root, sharding), output / name)
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +218,7 @@ BUNDLED = importlib.resources.files("palindiff.training") / "launch" / "fsdp.yam
 
 
 @pytest.mark.slow
-def test_accelerate_launch_with_the_bundled_configuration_shares_out_the_same(both, toy_parts, tmp_path):
+def test_accelerate_launch_with_the_bundled_configuration_shards_the_same(both, toy_parts, tmp_path):
     """The real command, which knows of FSDP by the configuration alone; the port is any free one."""
     recipe = recipe_of("one_way", toy_parts, "none")
     (tmp_path / "toy.yaml").write_text(dump_recipe(recipe, "toy"))
@@ -232,7 +233,7 @@ def test_accelerate_launch_with_the_bundled_configuration_shares_out_the_same(bo
         assert there == here
 
 
-def test_accelerate_s_own_configuration_asks_for_shares(monkeypatch):
+def test_accelerate_s_own_configuration_asks_for_sharding(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert is_sharded(MachineConfig(), num_processes=2)
 

@@ -1,4 +1,4 @@
-"""average.py: diffusers' average at every step, the same time constant at longer strides, and going on from a load."""
+"""ema.py: diffusers' average at every step, the same time constant at longer intervals, and resuming from a load."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def followed(weights, make):
     for step, value in enumerate(weights[1:], start=1):
         weight.data.copy_(value)
         if isinstance(average, EMA):
-            average.follow([weight], step)
+            average.update([weight], step)
         else:
             average.step([weight])
         seen.append(average.shadow_params[0].detach().clone())
@@ -61,7 +61,7 @@ def test_the_decay_of_a_stride_is_the_product_by_hand():
 
 def test_on_the_cpu_the_average_is_the_same():
     weights = walk(10, every=1)
-    on_cpu = followed(weights, lambda weight: EMA([weight], DECAY, place="cpu"))
+    on_cpu = followed(weights, lambda weight: EMA([weight], DECAY, device="cpu"))
     assert all(torch.equal(a, b) for a, b in zip(on_cpu, followed(weights, lambda w: EMA([w], DECAY)), strict=True))
 
 
@@ -76,7 +76,7 @@ def test_a_loaded_average_goes_on_as_if_never_stopped():
 
     average = loaded(nn.Parameter(weights[5].clone()))
     for step in range(6, 10):
-        average.follow([nn.Parameter(weights[step].clone())], step)
+        average.update([nn.Parameter(weights[step].clone())], step)
         assert torch.equal(average.shadow_params[0], whole[step - 1])
 
 

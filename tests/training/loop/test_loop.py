@@ -15,7 +15,9 @@ from accelerate import debug_launcher
 from safetensors.torch import load_file
 
 from palindiff.training.loop.checkpoint import saved_states
-from palindiff.training.loop.loop import LoopConfig, OptimizerConfig, backward_step, check_shares, train
+from palindiff.training.loop.loop import backward_step, train
+from palindiff.training.loop.loop_config import LoopConfig, check_shares
+from palindiff.training.loop.optimizer import OptimizerConfig
 from palindiff.training.loop.run_log import read_log
 from toys.run import cpu_accelerator, make_run, one_thread, train_toy
 

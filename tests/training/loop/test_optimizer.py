@@ -6,10 +6,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from palindiff.models.vae import VaeConfig
-from palindiff.training import optimizer as optimizer_module
+from palindiff.training.loop import optimizer as optimizer_module
 from palindiff.training.loop.checkpoint import saved_states
-from palindiff.training.loop.loop import OptimizerConfig, train
-from palindiff.training.loop.optimizer import check_optimizer, make_optimizer
+from palindiff.training.loop.loop import train
+from palindiff.training.loop.optimizer import OptimizerConfig, check_optimizer, make_optimizer
 from toys.recipe import toy_recipe, train_toy_recipe
 from toys.run import cpu_accelerator, make_run, one_thread, train_toy
 
@@ -90,7 +90,7 @@ def test_eight_bit_moments_are_saved_and_resumed_to_the_bit(bitsandbytes, tmp_pa
     kept = load_file(saved_states(tmp_path / "whole" / "state")[-1] / "optimizer.safetensors")
     dtypes = {value.dtype for key, value in kept.items() if key.endswith("/state1")}
     assert dtypes == {torch.uint8, torch.float32}  # small tensors stay in 32 bits
-    assert {type(each["step"]) for each in state.optimizer.state.values()} == {int}
+    assert {type(each["step"]) for each in state.distributed.optimizer.state.values()} == {int}
 
 
 def test_without_its_package_a_run_stops_before_any_feature_is_computed(toy_parts, tmp_path, monkeypatch):
@@ -104,7 +104,7 @@ def test_without_its_package_a_run_stops_before_any_feature_is_computed(toy_part
     assert not cache.exists()
 
 
-def test_eight_bit_moments_are_not_shared_out():
-    with pytest.raises(ValueError, match=r"'adamw_8bit' and the weights are shared out.*`machine\.sharding: none`"):
+def test_eight_bit_moments_are_not_sharded():
+    with pytest.raises(ValueError, match=r"'adamw_8bit' and the weights are sharded.*`machine\.sharding: none`"):
         check_optimizer(EIGHT_BIT, is_sharded=True)
     check_optimizer(OptimizerConfig(), is_sharded=True)

@@ -4,18 +4,26 @@ import json
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
-from palindiff.training.loop.loop import LoopConfig
+from palindiff.training.loop.device import MachineConfig, check_trackers, make_accelerator
+from palindiff.training.loop.loop_config import LoopConfig
 from palindiff.training.loop.run_log import RunLog, read_log
 from toys.run import cpu_accelerator
 
 LOOP = LoopConfig(num_steps=5, batch_size=4, log_every=2)
 
 
-def started(run_dir, step=0, **options):
-    run_log = RunLog(run_dir, **{"use_tensorboard": False, "show_progress": False} | options)
-    run_log.start(step, LOOP, cpu_accelerator())
+def started(run_dir, step=0, show_progress=False, accelerator=None):
+    run_log = RunLog(run_dir, show_progress)
+    run_log.start(step, LOOP, accelerator or cpu_accelerator())
     return run_log
+
+
+def with_trackers(run_dir, *names):
+    """An accelerator with these trackers, whatever an earlier test left behind."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return make_accelerator(MachineConfig(log_with=names), run_dir)
 
 
 def take_steps(run_log, first, last):
@@ -46,7 +54,7 @@ def test_a_resumed_log_drops_what_the_cut_off_run_wrote_too_much(tmp_path):
     assert lines[1]["elapsed_s"] >= lines[0]["elapsed_s"]
 
 
-def test_elapsed_time_goes_on_where_it_stopped(tmp_path):
+def test_elapsed_time_resumes_where_it_stopped(tmp_path):
     (tmp_path / "log.jsonl").write_text(json.dumps({"step": 2, "loss": 1.0, "elapsed_s": 500.0}) + "\n")
     run_log = started(tmp_path, step=2)
     take_steps(run_log, 3, 4)
@@ -65,18 +73,47 @@ def test_evaluations_have_lines_of_their_own_and_cost_no_training_time(tmp_path)
     assert read_log(tmp_path / "log.jsonl")[2]["elapsed_s"] < -900  # 1,000 s that never passed are taken off
 
 
-def test_tensorboard_gets_the_same_numbers(tmp_path):
-    run_log = started(tmp_path, use_tensorboard=True)
-    take_steps(run_log, 1, 2)
-    run_log.finish()
+def tensorboard_losses(run_dir):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events = EventAccumulator(str(run_dir / "tensorboard" / "palindiff"))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(2, 1.5)]
+    return [(event.step, event.value) for event in events.Scalars("loss")]
 
 
-def test_progress_is_told_on_stderr_or_not_at_all(tmp_path, capsys):
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    run_log = started(tmp_path, accelerator=with_trackers(tmp_path, "tensorboard"))
+    take_steps(run_log, 1, 2)
+    run_log.finish()
+    assert tensorboard_losses(tmp_path) == [(2, 1.5)]
+
+
+def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path):
+    for first, last in ((1, 5), (3, 5)):  # killed after step 5, of which 2 are saved
+        run_log = started(tmp_path, first - 1, accelerator=with_trackers(tmp_path, "tensorboard"))
+        take_steps(run_log, first, last)
+        run_log.finish()
+    assert tensorboard_losses(tmp_path) == [(2, 1.5), (4, 3.5), (5, 5.0)]
+    assert len(list((tmp_path / "tensorboard" / "palindiff").iterdir())) == 2
+
+
+def test_without_trackers_only_the_log_is_written(tmp_path):
+    run_log = started(tmp_path, accelerator=with_trackers(tmp_path))
+    take_steps(run_log, 1, 5)
+    run_log.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+def test_an_unknown_tracker_or_a_missing_package_is_reported(monkeypatch):
+    monkeypatch.setattr("palindiff.training.loop.device.get_available_trackers", lambda: ["tensorboard"])
+    check_trackers(("tensorboard",))
+    with pytest.raises(ValueError, match=r"names 'wandbb'\. Expected trackers of accelerate: aim, .*tensorboard"):
+        check_trackers(("wandbb",))
+    with pytest.raises(ModuleNotFoundError, match=r"names 'wandb', whose package is not installed.*pip install wandb"):
+        check_trackers(("tensorboard", "wandb"))
+
+
+def test_progress_is_shown_on_stderr_or_not_at_all(tmp_path, capsys):
     for show_progress in (True, False):
         run_log = started(tmp_path / str(show_progress), show_progress=show_progress)
         take_steps(run_log, 1, 2)

@@ -1,4 +1,4 @@
-"""recipe_file.py: finding, extending, overriding, telling every problem at once, identity, and claiming a folder."""
+"""yaml_files.py: finding, extending, overriding, reporting every problem at once, config hash, and a run's folder."""
 
 from typing import Literal
 
@@ -6,17 +6,19 @@ import pytest
 import yaml
 from pydantic import BaseModel, Field, model_validator
 
-from palindiff.training.loop.loop import LoopConfig, MachineConfig, OptimizerConfig
+from palindiff.training.loop.device import MachineConfig
+from palindiff.training.loop.loop_config import LoopConfig
+from palindiff.training.loop.optimizer import OptimizerConfig
+from palindiff.training.recipes.schema import DiffDisRecipe, VaeRecipe
 from palindiff.training.recipes.yaml_files import (
+    config_hash,
     dump_recipe,
-    identity,
     load_recipe,
     prepare_run_dir,
     preset_names,
     recipe_names,
 )
-from palindiff.training.train_diffdis import Recipe
-from palindiff.training.train_vae import VaeRecipe
+from palindiff.training.trainer import recipe_classes
 
 
 class Inner(BaseModel, frozen=True, extra="forbid"):
@@ -79,8 +81,9 @@ def problems_of(recipe, overrides=(), model=Toy):
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_bundled_recipe_is_valid(name):
-    model = VaeRecipe if name.startswith("vae-") else Recipe
-    assert load_recipe(model, name).loop.num_steps > 0
+    recipe = load_recipe(recipe_classes(), name)
+    assert recipe.loop.num_steps > 0
+    assert type(recipe) is (VaeRecipe if name.startswith("vae-") else DiffDisRecipe)
 
 
 def test_a_bundled_recipe_states_what_its_file_states():
@@ -95,9 +98,28 @@ def test_an_unknown_name_lists_the_nearest_and_all():
     assert "nearest" not in problems_of("qqqqqq")
 
 
-def test_a_missing_file_is_told():
+def test_a_missing_file_is_reported():
     with pytest.raises(FileNotFoundError, match=r"`nowhere\.yaml` is no file\. Expected FILE\.yaml or one of"):
         load_recipe(Toy, "nowhere.yaml")
+
+
+# --- choosing the class by objective
+
+
+def test_the_objective_s_name_chooses_the_class_and_diffdis_is_the_default(write):
+    vae = "data: {path: x}\nloop: {num_steps: 1}\nobjective: {name: vae, kl_weight: 0.5}"
+    assert load_recipe(recipe_classes(), write(vae)).objective.kl_weight == 0.5
+    diffdis = "data: {path: x}\ntext: {source: y}\nloop: {num_steps: 1}"
+    recipe = load_recipe(recipe_classes(), write(diffdis))
+    assert (type(recipe), recipe.objective_name) == (DiffDisRecipe, "diffdis")
+    assert type(load_recipe(recipe_classes(), write(diffdis), ["objective.name=diffdis"])) is DiffDisRecipe
+
+
+def test_an_unknown_objective_is_reported_with_the_nearest(write):
+    path = write("objective: {name: difdis}\nloop: {num_steps: 1}")
+    told = problems_of(path, model=recipe_classes())
+    assert "`objective.name` is 'difdis'. The nearest is `diffdis`. Expected one of diffdis, vae." in told
+    assert "Expected 'vae'" in problems_of(path, model=VaeRecipe)
 
 
 # --- merging
@@ -161,14 +183,14 @@ def test_an_override_may_hold_an_equals_sign(write):
         ("section.inner.width=0", "`section.inner.width` (from --set): found 0. Expected a number greater than 0."),
     ],
 )
-def test_a_wrong_override_is_told(write, override, sentence):
+def test_a_wrong_override_is_reported(write, override, sentence):
     assert sentence in problems_of(write("name: toy\nsection: {rate: 1}"), [override])
 
 
 # --- problems
 
 
-def test_all_problems_are_told_at_once(write):
+def test_all_problems_are_reported_at_once(write):
     path = write(
         """
         nam: x
@@ -177,7 +199,7 @@ def test_all_problems_are_told_at_once(write):
         """
     )
     assert problems_of(path, ["machine.workers=many", "nothing"]).splitlines() == [
-        f"Recipe `{path}` has 10 problems. Mend the file or the --set options.",
+        f"Recipe `{path}` has 10 problems. Fix the file or the --set options.",
         "  --set nothing: found no `=`. Expected dotted.key=value.",
         "  `machine.qqqq`: found an unknown key. Expected one of workers.",
         "  `machine.workers` (from --set): found 'many'. Expected a valid integer.",
@@ -191,22 +213,22 @@ def test_all_problems_are_told_at_once(write):
     ]
 
 
-def test_a_missing_section_is_told_with_its_keys(write):
+def test_a_missing_section_is_reported_with_its_keys(write):
     assert "`section`: missing. Expected a section of keys (rate, inner, second)." in problems_of(write("name: x"))
 
 
 @pytest.mark.parametrize(("value", "found"), [("3", "3"), ("", "nothing"), ("[1]", "[1]")])
-def test_a_section_that_is_none_is_told(write, value, found):
+def test_a_section_that_is_none_is_reported(write, value, found):
     told = problems_of(write(f"section: {value}"))
     assert f"`section`: found {found}. Expected a section of keys (rate, inner, second)." in told
 
 
-def test_a_section_where_a_value_belongs_is_told(write):
+def test_a_section_where_a_value_belongs_is_reported(write):
     told = problems_of(write("section: {rate: {a: 1, b: 2}}"))
     assert "`section.rate`: found a section of keys. Expected a valid number." in told
 
 
-def test_what_a_model_itself_says_is_passed_on(write):
+def test_the_message_of_a_model_is_passed_on(write):
     assert "`section`: `rate` is 13. Expected another number. Take 12." in problems_of(write("section: {rate: 13}"))
 
 
@@ -224,7 +246,7 @@ def test_a_file_that_is_no_section_is_refused(write, text, found):
     assert f"{found}. Expected sections of `key: value`." in problems_of(write(text))
 
 
-def test_broken_yaml_is_told_with_its_line(write):
+def test_broken_yaml_is_reported_with_its_line(write):
     told = problems_of(write("name: x\nsection: {rate: 1"))
     assert "is no valid YAML" in told
     assert "line 2" in told
@@ -246,18 +268,18 @@ def test_yaml_cannot_build_python_objects(write):
 def test_every_preset_fits_every_recipe_of_both_tasks(preset):
     for name in recipe_names():
         if not name.startswith("vae-"):
-            recipe = load_recipe(Recipe, name, preset=preset)
+            recipe = load_recipe(DiffDisRecipe, name, preset=preset)
             assert recipe.machine.precision == "bf16"
             assert recipe.machine.gradient_checkpointing
             assert recipe.model_copy(update={"loop": None, "machine": None, "optimizer": None}) == load_recipe(
-                Recipe, name
+                DiffDisRecipe, name
             ).model_copy(
                 update={"loop": None, "machine": None, "optimizer": None}
             )  # what is learned stays the recipe's
 
 
 def test_a_larger_card_saves_less():
-    presets = [load_recipe(Recipe, "emoji", preset=f"{size}gb") for size in (12, 24, 40, 80)]
+    presets = [load_recipe(DiffDisRecipe, "emoji", preset=f"{size}gb") for size in (12, 24, 40, 80)]
     assert preset_names() == ["12gb", "24gb", "40gb", "80gb"]
     parts = [256 // recipe.loop.accumulation if recipe.loop.batch_size > 8 else 8 for recipe in presets]
     assert parts == [8, 32, 128, 256]  # rows that go through at once, of the paper's batch of 256
@@ -265,43 +287,43 @@ def test_a_larger_card_saves_less():
     assert [recipe.optimizer.kind for recipe in presets] == ["adamw_8bit", "adamw", "adamw", "adamw"]
 
 
-def test_a_preset_lies_over_the_recipe_and_below_overrides(write):
+def test_a_preset_overrides_the_recipe_and_overrides_override_it(write):
     recipe = write("extends: emoji\nloop: {accumulation: 16}\nmachine: {precision: fp32, num_threads: 3}\n")
-    laid = load_recipe(Recipe, recipe, ["machine.ema_device=same"], preset="24gb")
+    laid = load_recipe(DiffDisRecipe, recipe, ["machine.ema_device=same"], preset="24gb")
     assert (laid.loop.accumulation, laid.machine.precision) == (8, "bf16")
     assert (laid.machine.num_threads, laid.machine.ema_device) == (3, "same")
 
 
-def test_an_unknown_preset_is_told_with_the_nearest():
+def test_an_unknown_preset_is_reported_with_the_nearest():
     with pytest.raises(
         ValueError, match=r"No preset is called `24GB`\. The nearest is `24gb`\. Expected one of 12gb, 24gb"
     ):
-        load_recipe(Recipe, "emoji", preset="24GB")
+        load_recipe(DiffDisRecipe, "emoji", preset="24GB")
     with pytest.raises(ValueError, match=r"No preset is called `\.\./recipes/emoji`"):
-        load_recipe(Recipe, "emoji", preset="../recipes/emoji")
+        load_recipe(DiffDisRecipe, "emoji", preset="../recipes/emoji")
 
 
-# --- writing and identity
+# --- writing and config hash
 
 
 def test_a_dumped_recipe_reads_back_the_same(write):
     recipe = load_recipe(Toy, write("section: {rate: 1e-5, inner: {sizes: [1, 2, 3]}}\nname: 'grün: #1'"))
     text = dump_recipe(recipe, "toy.yaml\n--set x")
-    assert text.splitlines()[0] == f"# Recipe toy.yaml --set x, resolved; identity {identity(recipe)[:16]}"
+    assert text.splitlines()[0] == f"# Recipe toy.yaml --set x, resolved; config hash {config_hash(recipe)[:16]}"
     assert load_recipe(Toy, write(text, "again.yaml")) == recipe
     assert yaml.safe_load(text)["machine"] == {"workers": 0}  # defaults are written out
 
 
-def test_identity_is_of_what_alters_numbers(write):
+def test_the_config_hash_is_of_what_alters_numbers(write):
     path = write("section: {rate: 1}")
-    own = identity(load_recipe(Toy, path))
-    assert identity(load_recipe(Toy, path, ["machine.workers=9"])) == own
-    assert identity(load_recipe(Toy, path, ["section.inner.width=4"])) == own  # the default, said aloud
-    assert identity(load_recipe(Toy, path, ["section.inner.width=5"])) != own
+    own = config_hash(load_recipe(Toy, path))
+    assert config_hash(load_recipe(Toy, path, ["machine.workers=9"])) == own
+    assert config_hash(load_recipe(Toy, path, ["section.inner.width=4"])) == own  # the default, said aloud
+    assert config_hash(load_recipe(Toy, path, ["section.inner.width=5"])) != own
     assert len(own) == 64
 
 
-def test_a_folder_is_claimed_and_claimed_again_by_the_same_recipe(write, tmp_path):
+def test_a_run_dir_may_be_used_again_by_the_same_recipe(write, tmp_path):
     path, output = write("section: {rate: 1}"), tmp_path / "new" / "run"
     prepare_run_dir(load_recipe(Toy, path), output, "toy")
     (output / "log.jsonl").touch()
@@ -318,14 +340,14 @@ def test_a_folder_of_another_recipe_is_refused_with_what_differs(write, tmp_path
     other = load_recipe(Toy, path, ["section.rate=2", "section.inner.width=5", "section.second={width: 3}"])
     sentence = (
         r"holds a run of another recipe: `section\.rate` is 1\.0 there and 2\.0 here, `section\.inner\.width` is 4 "
-        r"there and 5 here, `section\.second\.width` is nothing there and 3 here and 2 more\. .*Name another --output"
+        r"there and 5 here, `section\.second\.width` is nothing there and 3 here and 2 more\. .*Use another --output"
     )
     with pytest.raises(ValueError, match=sentence):
         prepare_run_dir(other, output, "toy")
     assert (output / "recipe.yaml").read_text() == before
 
 
-def test_a_folder_where_nothing_was_trained_yet_may_be_claimed_anew(write, tmp_path):
+def test_a_folder_where_nothing_was_trained_yet_may_take_another_recipe(write, tmp_path):
     """A first attempt that failed on, say, a wrong data path leaves only its recipe."""
     path, output = write("section: {rate: 1}"), tmp_path / "run"
     prepare_run_dir(load_recipe(Toy, path), output, "toy")
@@ -334,11 +356,11 @@ def test_a_folder_where_nothing_was_trained_yet_may_be_claimed_anew(write, tmp_p
 
 
 def test_a_folder_whose_recipe_is_not_valid_here_is_refused(write, tmp_path):
-    write("# Recipe toy, resolved; identity 0123\nsection: {rate: 1, gone: 2}", "recipe.yaml")
+    write("# Recipe toy, resolved; config hash 0123\nsection: {rate: 1, gone: 2}", "recipe.yaml")
     (tmp_path / "log.jsonl").touch()
     with pytest.raises(ValueError, match=r"holds a run with a recipe not valid here(.|\n)*`section\.gone`") as caught:
         prepare_run_dir(load_recipe(Toy, write("section: {rate: 1}")), tmp_path, "toy")
-    assert "Name another" in str(caught.value)
+    assert "Use another --output" in str(caught.value)
 
 
 @pytest.mark.parametrize("others", [[], ["log.jsonl"]])
@@ -346,7 +368,7 @@ def test_a_recipe_that_its_user_wrote_is_never_replaced(write, tmp_path, others)
     path = write("section: {rate: 1}  # mine", "recipe.yaml")
     for name in others:
         (tmp_path / name).touch()
-    with pytest.raises(ValueError, match=r"recipe\.yaml` was not written by a run.*Name another --output"):
+    with pytest.raises(ValueError, match=r"recipe\.yaml` was not written by a run.*Use another --output"):
         prepare_run_dir(load_recipe(Toy, path), tmp_path, "toy")
     assert "# mine" in (tmp_path / "recipe.yaml").read_text()
 
@@ -407,9 +429,10 @@ class WithMachine(BaseModel, frozen=True, extra="forbid"):
     machine: MachineConfig
 
 
-def test_precision_is_part_of_a_recipe_s_identity_and_the_rest_of_the_machine_is_not():
+def test_precision_is_part_of_the_config_hash_and_the_rest_of_the_machine_is_not():
     elsewhere = {"num_threads": 2, "num_workers": 3, "cache_dir": "kept"}
     here, there, bf16 = (
-        identity(WithMachine(machine=MachineConfig(**settings))) for settings in ({}, elsewhere, {"precision": "bf16"})
+        config_hash(WithMachine(machine=MachineConfig(**settings)))
+        for settings in ({}, elsewhere, {"precision": "bf16"})
     )
     assert here == there != bf16

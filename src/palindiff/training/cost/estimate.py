@@ -13,8 +13,8 @@ from palindiff.training.cost.memory import DeviceKind, LiveBytes, count_step
 from palindiff.training.cost.skeleton import Skeleton, fake_skeleton
 from palindiff.training.cost.weights_memory import bytes_per_weight, training_bytes
 from palindiff.training.loop.distributed import UNITS, is_sharded
-from palindiff.training.loop.loop import check_shares
-from palindiff.training.train_diffdis import Recipe
+from palindiff.training.loop.loop_config import check_shares
+from palindiff.training.recipes.schema import DiffDisRecipe
 
 FP16, FP32 = 2, 4  # bytes
 
@@ -75,7 +75,7 @@ class Hardware(BaseModel, frozen=True, extra="forbid"):
     device_tflops: float | None = Field(None, gt=0)  # sustained by one device, TFLOP a second
 
 
-def estimate(recipe: Recipe, hardware: Hardware, num_images: int | None = None) -> Estimate:
+def estimate(recipe: DiffDisRecipe, hardware: Hardware, num_images: int | None = None) -> Estimate:
     """Estimate a run of a recipe, and naming with what it trains.
 
     Raises: FileNotFoundError, ModuleNotFoundError, ValueError if a config of a frozen part cannot be had, or the batch
@@ -93,7 +93,7 @@ def estimate(recipe: Recipe, hardware: Hardware, num_images: int | None = None) 
         )
 
 
-def describe(recipe: Recipe) -> dict[str, int]:
+def describe(recipe: DiffDisRecipe) -> dict[str, int]:
     """Count in a moment what a recipe builds: parameters of each part, those trained, and `training_bytes`."""
     with fake_skeleton(recipe) as models:
         parameters = count_parameters(models)
@@ -125,7 +125,7 @@ def _count(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def count_memory(models: Skeleton, recipe: Recipe, hardware: Hardware) -> Memory:
+def count_memory(models: Skeleton, recipe: DiffDisRecipe, hardware: Hardware) -> Memory:
     """Count what one process holds, on models of `fake_skeleton`, one step of which is run."""
     parameters = count_parameters(models)
     trained, each = parameters.trained, bytes_per_weight(recipe, hardware.device)
@@ -154,7 +154,7 @@ def _exchange(objective: nn.Module, gradient_bytes: int, processes: int, is_shar
     return (_count(objective) - in_units + max((_count(unit) for unit in units), default=0)) * FP32
 
 
-def _live_bytes(models: Skeleton, recipe: Recipe, hardware: Hardware) -> LiveBytes:
+def _live_bytes(models: Skeleton, recipe: DiffDisRecipe, hardware: Hardware) -> LiveBytes:
     loop = recipe.loop
     b = loop.batch_size // (loop.accumulation * hardware.processes)
     batch = models.features.read(torch.arange(b), torch.rand(b, 2))
@@ -163,7 +163,7 @@ def _live_bytes(models: Skeleton, recipe: Recipe, hardware: Hardware) -> LiveByt
     return count_step(models.objective.train(), batch, draws, num_parts, recipe.machine.precision, hardware.device)
 
 
-def count_disk(models: Skeleton, recipe: Recipe, num_images: int | None) -> Disk:
+def count_disk(models: Skeleton, recipe: DiffDisRecipe, num_images: int | None) -> Disk:
     """Sizes of what is kept: mean and deviation of each view, mirrored if asked for; c and e, unless encoded live."""
     features = models.features
     ch, h, w = features.latent_shape
@@ -174,7 +174,7 @@ def count_disk(models: Skeleton, recipe: Recipe, num_images: int | None) -> Disk
     return Disk(image=image, caption=caption, total=total)
 
 
-def count_time(work: Work, recipe: Recipe, hardware: Hardware) -> Time | None:
+def count_time(work: Work, recipe: DiffDisRecipe, hardware: Hardware) -> Time | None:
     """Divide the work by the throughput, if there is one."""
     if hardware.device_tflops is None:
         return None

@@ -10,8 +10,9 @@ from pydantic import BaseModel, computed_field
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from palindiff.evaluation.evaluators import EvaluationConfig
 from palindiff.training.cost.skeleton import Skeleton
-from palindiff.training.train_diffdis import EvaluationConfig, Recipe
+from palindiff.training.recipes.schema import DiffDisRecipe
 
 
 class Work(BaseModel, frozen=True):
@@ -35,12 +36,12 @@ class Work(BaseModel, frozen=True):
         return sum(self.named_image.values())
 
 
-def count_work(models: Skeleton, recipe: Recipe) -> Work:
+def count_work(models: Skeleton, recipe: DiffDisRecipe) -> Work:
     """Count a step and the naming of an image, on models of `fake_skeleton`."""
     return Work(step=step_tflop(models, recipe), named_image=naming_tflop(models, recipe.evaluation))
 
 
-def step_tflop(models: Skeleton, recipe: Recipe) -> dict[str, float]:
+def step_tflop(models: Skeleton, recipe: DiffDisRecipe) -> dict[str, float]:
     """Work of one row times the rows; the rows' similarities among each other are left out."""
     objective, task = models.objective.train(), recipe.objective.task
     batch = models.features.read(torch.arange(1), torch.rand(1, 2))

@@ -30,7 +30,7 @@ from palindiff.training.recipes.build_models import (
     image_scheduler,
     training_scheduler,
 )
-from palindiff.training.train_diffdis import Recipe
+from palindiff.training.recipes.schema import DiffDisRecipe
 
 Parts = tuple[UNet2DConditionModel, AutoencoderKL, DDPMScheduler, TowerShape, QueryStream | None]
 
@@ -77,7 +77,7 @@ class RandomFeatures:
 
 
 @contextmanager
-def fake_skeleton(recipe: Recipe) -> Iterator[Skeleton]:
+def fake_skeleton(recipe: DiffDisRecipe) -> Iterator[Skeleton]:
     """Build the models of a recipe from tensors without numbers, and let what is run on them meanwhile be such too.
 
     Raises: as `build_skeleton`.
@@ -86,7 +86,7 @@ def fake_skeleton(recipe: Recipe) -> Iterator[Skeleton]:
         yield build_skeleton(recipe)
 
 
-def build_skeleton(recipe: Recipe) -> Skeleton:
+def build_skeleton(recipe: DiffDisRecipe) -> Skeleton:
     """Build what `prepare` builds, on the device in force, from configs alone.
 
     Raises: FileNotFoundError, ModuleNotFoundError, ValueError if a config of a frozen part cannot be had.
@@ -111,7 +111,7 @@ class CaptionEncoderShape(nn.Module):
     empty_ids: Tensor
     empty_mask: Tensor
 
-    def __init__(self, recipe: Recipe, tower: TowerShape) -> None:
+    def __init__(self, recipe: DiffDisRecipe, tower: TowerShape) -> None:
         super().__init__()
         self.text_encoder = tower.text_encoder.requires_grad_(recipe.text.is_trained).eval()
         self.is_trained, self.kept = recipe.text.is_trained, [tower]
@@ -132,7 +132,7 @@ class CaptionEncoderShape(nn.Module):
             return EncodedCaptions(output[0], mask, F.normalize(pooled.float(), dim=-1))
 
 
-def _from_scratch(recipe: Recipe) -> Parts:
+def _from_scratch(recipe: DiffDisRecipe) -> Parts:
     source, vae, unet_config, schedule = recipe.text.source, recipe.vae, recipe.unet, recipe.scheduler
     assert source is not None and vae is not None, "as the recipe has checked"  # noqa: PT018
     assert schedule is not None and unet_config is not None, "as the recipe has checked"  # noqa: PT018
@@ -141,7 +141,7 @@ def _from_scratch(recipe: Recipe) -> Parts:
     return unet, vae, training_scheduler(image_scheduler(schedule)), tower, None
 
 
-def _of_base(recipe: Recipe, base: BaseConfig) -> Parts:
+def _of_base(recipe: DiffDisRecipe, base: BaseConfig) -> Parts:
     shape = read_base_shape(base, recipe.text)
     unet = UNet2DConditionModel.from_config(shape.unet)
     vae: AutoencoderKL = AutoencoderKL.from_config(shape.vae).requires_grad_(False).eval()
@@ -158,7 +158,7 @@ def vae_without_weights(source: str) -> AutoencoderKL:
     return vae.requires_grad_(False).eval()
 
 
-def _features(recipe: Recipe, objective: DiffDisObjective, tower: TowerShape) -> RandomFeatures:
+def _features(recipe: DiffDisRecipe, objective: DiffDisObjective, tower: TowerShape) -> RandomFeatures:
     config = objective.unet.config
     num_views = 2 if recipe.views.crops or recipe.views.flip == "naming" else 1
     latent_shape = (config.in_channels, config.sample_size, config.sample_size)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from palindiff.models.vae import build_vae
-from palindiff.training.train_vae import VaeRecipe
+from palindiff.training.recipes.schema import VaeRecipe
 
 if TYPE_CHECKING:
-    from palindiff.training.train_diffdis import Recipe
+    from palindiff.training.recipes.schema import DiffDisRecipe
 
 EIGHT_BIT_MOMENTS = 2 * (1 + 4 / 256)  # bytes; each block of 256 has a scale in float32
 
@@ -32,7 +32,7 @@ class BytesPerWeight:
         return sum(astuple(self))
 
 
-def bytes_per_weight(recipe: "Recipe", device: str) -> BytesPerWeight:
+def bytes_per_weight(recipe: "DiffDisRecipe", device: str) -> BytesPerWeight:
     """Progress what a recipe keeps on the device that trains; on a CPU an average on the CPU is there all the same."""
     is_eight_bit = recipe.optimizer.kind == "adamw_8bit"
     is_elsewhere = recipe.machine.ema_device == "cpu" and device != "cpu"

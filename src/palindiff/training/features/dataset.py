@@ -1,4 +1,4 @@
-"""Latents and text features, computed once by the frozen encoders and kept on disk under a key of what made them.
+"""A training set of cached latents and text features, and the cache of text features.
 
 Here: text features, and reading both row by row from memory maps. Not here: computing latents (`latent_cache.py`).
 """
@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -19,39 +19,41 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from palindiff.models.text_encoder import TextEncoder, encode_captions, tokenize_captions
+from palindiff.seeds import hash_63_bits
 from palindiff.training.features.memmap import StackedArrays, write_arrays
 
-FORMAT = 2  # of the kept files; part of every key
+FORMAT = 2  # of the cached files; part of every key
 ENCODE_BATCH = 64
+Flip = Literal["both", "naming", "none"]
 Progress = Callable[[str, int, int], None]  # what is being computed, how many are done, of how many
 
 
 class ViewConfig(BaseModel, frozen=True, extra="forbid"):
-    """What is drawn of an image at each reading. Generation always learns whole images; naming may look closer."""
+    """Data augmentation: which views of an image are drawn. Generation always trains on whole images."""
 
-    flip: Literal["both", "naming", "none"] = "both"  # which tasks see half of the images mirrored
-    crops: int = Field(0, ge=0)  # random squares of each image, kept beside the whole for naming; 0 turns them off
-    min_crop_area: float = Field(0.7, gt=0, le=1)  # share of the image that a crop holds at least
+    flip: Flip = "both"  # tasks for which half of the images are mirrored
+    crops: int = Field(0, ge=0)  # random square crops of each image, cached for naming; 0 turns them off
+    min_crop_area: float = Field(0.7, gt=0, le=1)  # smallest share of the image that a crop covers
 
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """Latents of n images, whole and cropped, each as it is and flipped: the posterior's mean and deviation.
+    """Latents of n images and their crops, plain and flipped: the posterior's mean and standard deviation.
 
-    All times the VAE's factor. Rows are counted without the unreadable ones.
+    All are multiplied by the VAE's scaling factor. Row numbers leave out unreadable images.
     """
 
     moments: np.ndarray | StackedArrays
     """(n, 1 + crops, 1 or 2 orientations, 2 moments, ch, h, w) float16; the whole image first"""
-    unreadable: Mapping[int, str] = field(default_factory=dict)  # rows of `moments` that hold no image, and why
+    unreadable: Mapping[int, str] = field(default_factory=dict)  # rows of `moments` without an image, and why
 
     @cached_property
     def usable(self) -> np.ndarray:
-        """Rows of `moments` that hold an image, in order: (n,) int64."""
+        """Rows of `moments` with an image, in order: (n,) int64."""
         return np.delete(np.arange(len(self.moments)), sorted(self.unreadable))
 
     def read(self, rows: Tensor, is_flipped: Tensor, crop: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Read whole images, or crops by number, where 0 is the whole.
+        """Read whole images, or crops by number, where 0 is the whole image.
 
         Shapes: rows (b,) int64, is_flipped (b,) bool, crop (b,) int64 -> z_mean, z_std (b, ch, h, w) float16.
         """
@@ -75,7 +77,7 @@ class CaptionFeatures:
 
 
 class LiveCaptions:
-    """m different captions that the text encoder encodes at each step; only their words are kept."""
+    """m different captions that the text encoder encodes at each step; only the strings are stored."""
 
     def __init__(self, captions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
         self.captions, self.tokenizer = list(dict.fromkeys(captions)), tokenizer
@@ -95,7 +97,7 @@ class FeatureSet:
         captions: Sequence[Sequence[str]],
         images: ImageFeatures,
         texts: CaptionFeatures | LiveCaptions,
-        flip: Literal["both", "naming", "none"] = "both",
+        flip: Flip = "both",
     ) -> None:
         self.images, self.texts, self.flip = images, texts, flip
         self._num_captions = torch.tensor([len(of_one) for of_one in captions])
@@ -136,31 +138,33 @@ class FeatureSet:
 
 def caption_id(caption: str) -> int:
     """Number a caption so that equal captions have equal numbers in every process: 63 bits of its SHA-256."""
-    return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "big") >> 1
+    return hash_63_bits(caption)
 
 
-def caption_features(captions: Sequence[str], tower: TextEncoder, cache_dir: Path, tell: Progress) -> CaptionFeatures:
-    """Encode every different caption, or map what an earlier call kept."""
+def caption_features(
+    captions: Sequence[str], text_encoder: TextEncoder, cache_dir: Path, progress: Progress
+) -> CaptionFeatures:
+    """Encode every different caption, or map the features that an earlier call cached."""
     different = list(dict.fromkeys(captions))
     digest = hashlib.sha256(json.dumps(different).encode()).hexdigest()
-    path = cache_dir / f"captions-{key_of('captions', digest, tower.fingerprint)}"
+    path = cache_dir / f"captions-{key_of('captions', digest, text_encoder.fingerprint)}"
     if not path.exists():
-        batches = (different[start : start + ENCODE_BATCH] for start in range(0, len(different), ENCODE_BATCH))
-        parts = (encode_texts(batch, tower) for batch in batches)
-        write_arrays(path, len(different), parts, partial(progress_from, tell, "encoding captions", 0, len(different)))
+        starts = range(0, len(different), ENCODE_BATCH)
+        batches = (encode_texts(different[start : start + ENCODE_BATCH], text_encoder) for start in starts)
+        write_arrays(path, len(different), batches, lambda done: progress("encoding captions", done, len(different)))
     c, e = (np.load(path / f"{name}.npy", mmap_mode="r") for name in ("c", "e"))
     return CaptionFeatures(c, e, {caption: row for row, caption in enumerate(different)})
 
 
 @torch.no_grad()
-def encode_texts(captions: Sequence[str], tower: TextEncoder) -> dict[str, np.ndarray]:
+def encode_texts(captions: Sequence[str], text_encoder: TextEncoder) -> dict[str, np.ndarray]:
     """Shapes: b captions -> c (b, l, d_c) float16, e (b, d_e) float32."""
-    encoded = encode_captions(captions, tower)
+    encoded = encode_captions(captions, text_encoder)
     return {"c": encoded.c.half().cpu().numpy(), "e": encoded.e.float().cpu().numpy()}
 
 
 def fingerprint(module: torch.nn.Module) -> str:
-    """SHA-256 over a module's configuration and weights; where it was loaded from is left out."""
+    """SHA-256 over a module's configuration and weights; the path it was loaded from is left out."""
     settings = {name: value for name, value in dict(module.config).items() if not name.startswith("_")}  # type: ignore[arg-type]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(module.state_dict().items()):
@@ -170,16 +174,11 @@ def fingerprint(module: torch.nn.Module) -> str:
 
 
 def default_cache_dir() -> Path:
-    """Where features are kept: $PALINDIFF_CACHE, or `palindiff` below the user's cache folder."""
-    below = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(os.environ.get("PALINDIFF_CACHE") or Path(below) / "palindiff")
-
-
-def progress_from(tell: Progress, what: str, before: int, total: int, done: int) -> None:
-    """Progress of `done` more than were done `before`."""
-    tell(what, before + done, total)
+    """Where features are cached: $PALINDIFF_CACHE, or `palindiff` in the user's cache folder."""
+    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("PALINDIFF_CACHE") or Path(user_cache) / "palindiff")
 
 
 def key_of(*fingerprints: object) -> str:
-    """Name what is kept by all that makes it."""
+    """Name a cached folder by a hash of everything that its content depends on."""
     return hashlib.sha256(json.dumps([FORMAT, *fingerprints]).encode()).hexdigest()[:24]

@@ -1,7 +1,7 @@
-"""Latents of a set of images, computed once by the frozen VAE and kept on disk, part by part.
+"""Latents of a set of images, computed once by the frozen VAE and cached on disk in parts.
 
-Here: decoding, encoding, keeping and finding again. Not here: reading rows for training (`features.py`), where
-images come from (`data/`).
+Here: decoding, encoding, and the cache folder. Not here: reading rows for training (`dataset.py`), where images come
+from (`data/`).
 """
 
 import json
@@ -9,7 +9,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -22,20 +22,26 @@ from torch.utils.data import DataLoader, Dataset
 from palindiff.data.images import Fit, ImageFileError, crop_square, decode_image, fit_image, to_pixels, to_tensor
 from palindiff.data.on_bad import OnBad
 from palindiff.data.sources import ImageSet
-from palindiff.training.features.dataset import ImageFeatures, Progress, ViewConfig, fingerprint, key_of, progress_from
+from palindiff.seeds import seeded_generator
+from palindiff.training.features.dataset import (
+    ENCODE_BATCH,
+    ImageFeatures,
+    Progress,
+    ViewConfig,
+    fingerprint,
+    key_of,
+)
 from palindiff.training.features.memmap import map_arrays, write_arrays
-from palindiff.training.loop.order import random_generator
 
-ENCODE_BATCH = 64
-PART_ROWS = 32_768  # images of one part; a killed encoding loses less than one part of each process
+PART_ROWS = 32_768  # images of one part; a killed run loses less than one part of each process
 MOMENTS_FILE, UNREADABLE = "moments.npy", "unreadable"
 
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Latents of one set of images, encoded part by part: a killed encoding goes on with its next part.
+    """Cached latents of one set of images, encoded in parts: a killed run resumes with the next part.
 
-    A set of at most PART_ROWS is one part. Parts are dealt out to processes that share `cache_dir`.
+    A set of at most PART_ROWS is one part. Parts are divided among processes that share `cache_dir`.
     """
 
     rows: ImageSet
@@ -45,11 +51,11 @@ class LatentCache:
     views: ViewConfig
     cache_dir: Path
     num_workers: int = 0
-    on_bad: OnBad = "refuse"  # an unreadable image: "refuse" the set, or "skip" it and remember why
+    on_bad: OnBad = "refuse"  # an unreadable image: "refuse" the set, or "skip" the image and store why
 
     @cached_property
     def path(self) -> Path:
-        """The folder of what is kept, named by all that makes it."""
+        """The cache folder, named by a hash of everything that the latents depend on."""
         crops = [self.views.crops, self.views.min_crop_area] if self.views.crops else []
         orientations = ["unflipped"] if self.views.flip == "none" else []
         fingerprints = [self.rows.fingerprint, self.size_px, self.fit, crops, fingerprint(self.vae), *orientations]
@@ -59,42 +65,45 @@ class LatentCache:
     def parts(self) -> list[tuple[Path, range]]:
         """Each part's folder and its rows."""
         whole = range(len(self.rows))
-        if len(whole) <= PART_ROWS or (self.path / MOMENTS_FILE).exists():  # the latter: kept before there were parts
+        if len(whole) <= PART_ROWS or (self.path / MOMENTS_FILE).exists():  # the latter: cached by an older version
             return [(self.path, whole)]
         parts = [whole[start : start + PART_ROWS] for start in whole[::PART_ROWS]]
         return [(self.path / f"rows-{part.start:09d}-{part.stop:09d}", part) for part in parts]
 
-    def encode(self, tell: Progress, process: int = 0, num_processes: int = 1) -> None:
-        """Encode the parts of this process that are not kept yet: images, their crops, all their mirror images.
+    def encode(self, progress: Progress, process: int = 0, num_processes: int = 1) -> None:
+        """Encode the parts of this process that are not cached yet: images, their crops, all their mirror images.
 
-        Raises: ImageFileError if an image cannot be read and `on_bad` is "refuse"; parts kept before stay.
+        Raises: ImageFileError if an image cannot be read and `on_bad` is "refuse"; parts cached before stay.
         """
         own = self.parts[process::num_processes]
         missing = [(folder, part) for folder, part in own if not folder.exists()]
         if not missing:
             return  # without starting workers
         total = sum(len(part) for _, part in own)
-        done = total - sum(len(part) for _, part in missing)
+        before = total - sum(len(part) for _, part in missing)
         what = "encoding images" + (f", process {process + 1} of {num_processes}" if num_processes > 1 else "")
         batches = self._decoded([part[at : at + ENCODE_BATCH] for _, part in missing for at in part_steps(part)])
         for folder, part in missing:
             unreadable: dict[int, str] = {}
             of_part = islice(batches, len(part_steps(part)))
-            told = partial(progress_from, tell, what, done, total)
-            write_arrays(folder, len(part), self._encoded(of_part, unreadable), told, {UNREADABLE: unreadable})
-            deque(of_part, maxlen=0)  # what is left where another run has kept this part meanwhile
-            done += len(part)
+
+            def report(done: int, before: int = before) -> None:
+                progress(what, before + done, total)
+
+            write_arrays(folder, len(part), self._encoded(of_part, unreadable), report, {UNREADABLE: unreadable})
+            deque(of_part, maxlen=0)  # the remaining batches, if another run has cached this part meanwhile
+            before += len(part)
 
     def read(self) -> ImageFeatures:
-        """Map all parts, and clear away what killed encodings left beside them.
+        """Map all parts, and remove what killed runs left beside them.
 
         Raises: ImageFileError if an unreadable image was skipped before and `on_bad` is "refuse".
         """
         unreadable: dict[int, str] = {}
         for folder, _ in self.parts:
             if (note := folder / f"{UNREADABLE}.json").exists():
-                told = json.loads(note.read_text(encoding="utf-8"))
-                unreadable |= {int(row): why for row, why in told.items()}
+                faults = json.loads(note.read_text(encoding="utf-8"))
+                unreadable |= {int(row): why for row, why in faults.items()}
             for rest in folder.parent.glob(f".{folder.name}-*"):
                 shutil.rmtree(rest, ignore_errors=True)
         if unreadable and self.on_bad == "refuse":
@@ -114,7 +123,7 @@ class LatentCache:
     def _encoded(
         self, batches: Iterable[tuple[range, tuple[Tensor, Sequence[str]]]], unreadable: dict[int, str]
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Moments of each batch; what cannot be read is put into `unreadable`, and its row is a black image's."""
+        """Moments of each batch; unreadable images are added to `unreadable` and encoded as black images."""
         for numbers, (images, faults) in batches:
             found = {number: fault for number, fault in zip(numbers, faults, strict=True) if fault}
             if found and self.on_bad == "refuse":
@@ -124,7 +133,7 @@ class LatentCache:
 
 
 def part_steps(part: range) -> range:
-    """Where the batches of a part begin within it; none crosses into the next part, so parts alter no batch."""
+    """Where the batches of a part start; no batch spans two parts, so the number of processes changes no batch."""
     return range(0, len(part), ENCODE_BATCH)
 
 
@@ -155,7 +164,7 @@ class _Squares(Dataset[tuple[Tensor, str]]):
             whole = fit_image(decode_image(self.rows[index].source), self.size_px, self.fit)
         except ImageFileError as error:
             return torch.zeros(1 + self.views.crops, 3, self.size_px, self.size_px, dtype=torch.uint8), str(error)
-        uniform = torch.rand(self.views.crops, 3, generator=random_generator(0, "crops", index))
+        uniform = torch.rand(self.views.crops, 3, generator=seeded_generator(0, "crops", index))
         area = self.views.min_crop_area + (1 - self.views.min_crop_area) * uniform[:, :1]
         boxes = torch.cat([area.sqrt(), uniform[:, 1:]], dim=1).tolist()
         views = (whole, *(crop_square(whole, *box) for box in boxes))
@@ -165,4 +174,4 @@ class _Squares(Dataset[tuple[Tensor, str]]):
 def _unreadable(found: Mapping[int, str]) -> ImageFileError:
     first = found[min(found)]
     others = f" So are {len(found) - 1:,} more." if len(found) > 1 else ""
-    return ImageFileError(f"{first}{others} With `data.on_bad: skip` such images are left out and counted.")
+    return ImageFileError(f"{first}{others} With `data.on_bad: skip` such images are skipped and counted.")

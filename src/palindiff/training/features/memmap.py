@@ -1,7 +1,7 @@
-"""Arrays kept on disk: written whole or not at all, and read row by row from one or several memory maps.
+"""Arrays on disk: written completely or not at all, and read row by row from one or several memory maps.
 
-Here: writing batches behind each other, and files that read like one array. Not here: what the arrays hold
-(`features.py`).
+Here: writing batches into files, and several files that read like one array. Not here: what the arrays hold
+(`dataset.py`).
 """
 
 import json
@@ -16,7 +16,7 @@ from palindiff.atomic import atomic_folder
 
 
 class StackedArrays:
-    """Arrays whose rows have one shape, read as if they lay one behind the other; nothing is joined in memory."""
+    """Arrays whose rows have the same shape, read as if concatenated; nothing is joined in memory."""
 
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
         """Take the arrays in the order of their rows.
@@ -28,7 +28,7 @@ class StackedArrays:
         if len(kinds) != 1:
             raise ValueError(
                 f"Rows in `StackedArrays` are of {len(kinds)} kinds: {sorted(map(str, kinds))}. Expected one shape "
-                "and type. Remove the folder of kept features, so that it is written anew."
+                "and type. Remove the cache folder; it is then computed again."
             )
         self._stops = np.cumsum([len(array) for array in arrays])
         self.shape = (int(self._stops[-1]), *self.arrays[0].shape[1:])
@@ -38,9 +38,9 @@ class StackedArrays:
         return self.shape[0]
 
     def __getitem__(self, index: tuple[np.ndarray, ...]) -> np.ndarray:
-        """Pick by arrays of whole numbers, as numpy does; the first array holds the rows, none of them negative.
+        """Index by integer arrays, as numpy does; the first array holds the rows, none of them negative.
 
-        Shapes: index arrays (b,) each -> (b, what is left of a row).
+        Shapes: index arrays (b,) each -> (b, remaining dimensions of a row).
         """
         rows, *within = index
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
@@ -64,13 +64,13 @@ def write_arrays(
     path: Path,
     num_rows: int,
     batches: Iterable[dict[str, np.ndarray]],
-    tell: Callable[[int], None],
+    progress: Callable[[int], None],
     notes: Mapping[str, Mapping[Any, Any]] | None = None,
 ) -> None:
-    """Write batches of named arrays one behind the other into `path/NAME.npy`, all of them or none.
+    """Write batches of named arrays into `path/NAME.npy`, all of them or none; `progress` gets the rows written.
 
-    Plain writing, since a full disk kills a process that writes through a memory map. What another process has kept
-    under the same name meanwhile stays. `notes` are written as `path/NAME.json` at the end, those that hold anything.
+    Writes plain files, since a full disk kills a process that writes through a memory map. A folder that another
+    process has written meanwhile stays. Non-empty `notes` are written as `path/NAME.json` at the end.
     """
     try:
         with atomic_folder(path) as folder, ExitStack() as open_files:
@@ -86,7 +86,7 @@ def write_arrays(
                         )
                     files[name].write(array.tobytes())
                 done += len(array)
-                tell(done)
+                progress(done)
             for name, note in (notes or {}).items():
                 if note:
                     (folder / f"{name}.json").write_text(json.dumps(note, ensure_ascii=False), encoding="utf-8")

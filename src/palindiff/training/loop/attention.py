@@ -1,4 +1,4 @@
-"""Which attention kernel trains: on a CPU in bf16 the fused kernel's backward is far slower than the plain one."""
+"""Which attention kernel trains: on a CPU in bf16 the fused kernel's backward is much slower than the plain one."""
 
 from contextlib import AbstractContextManager, nullcontext
 

@@ -1,6 +1,6 @@
-"""All that resuming needs: weights, their average, the optimizer's moments and the step, as safetensors and JSON.
+"""All that resuming needs: weights, their EMA, the optimizer's moments and the step, as safetensors and JSON.
 
-Random numbers and the place in the data follow from seed and step (`order.py`) and need no keeping.
+Random numbers and the data position follow from seed and step (`order.py`) and are not stored.
 """
 
 import json
@@ -13,107 +13,101 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from palindiff.atomic import atomic_folder
-from palindiff.training.loop.distributed import join_shares, placed_like, trained_weights, whole_tensors
+from palindiff.training.loop.distributed import Distributed, as_sharded, gather, shard_like, trained_weights, whole
 from palindiff.training.loop.ema import EMA
 
-KEPT_STATES = 2  # the newest, and the one before it in case the newest cannot be read
-SHARED_TABLES = "qmap"  # 8-bit AdamW's tables of what each byte stands for
+NUM_SAVED_STATES = 2  # the newest, and the one before it in case the newest cannot be read
+FILES = ("weights", "ema", "optimizer")
+SHARED_TABLES = "qmap"  # 8-bit AdamW's tables of the values of a byte
 
 
 class TrainState:
     """Weights, EMA, optimizer and step of one run, saved under `state_dir/step-00000000/`.
 
-    What is saved is whole, however many processes share it, and goes on with any number of them. Where weights are
-    shared out, every process must make the same calls.
+    Saved tensors are whole, however many processes share them, so a run may resume with another number of processes.
+    Where weights are sharded, every process must make the same calls.
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        average: EMA,
-        state_dir: str,
-        fingerprints: Mapping[str, str] | None = None,
-        shown: nn.Module | None = None,
+        self, distributed: Distributed, ema: EMA, state_dir: Path, fingerprints: Mapping[str, str] | None = None
     ) -> None:
-        """average: of `module`'s trained weights, in their order; shown: the whole module, if `module` is sharded.
+        """ema: of the trained weights of `distributed`, in their order.
 
-        fingerprints: fingerprints of what the run learns from, by name; a state of others is not gone on with.
+        fingerprints: of the data and frozen models, by name; a state with other fingerprints is not resumed.
         """
         self.step = self._resumed_from = 0
-        self.module, self.optimizer, self.ema, self.state_dir = module, optimizer, average, Path(state_dir)
+        self.distributed, self.ema, self.state_dir = distributed, ema, Path(state_dir)
         self.fingerprints = dict(fingerprints or {})
-        self.shown = module if shown is None else shown
-        self._trained = trained_weights(module)
+        self._trained = trained_weights(distributed.sharded_model)
 
     @property
     def has_learned(self) -> bool:
-        """Whether a step was made since the run began or went on, so that what was written of it before is old."""
+        """Whether a step was made since the run began or resumed, so that files written before are outdated."""
         return self.step > self._resumed_from
 
     def advance(self) -> None:
-        """Count a finished optimizer step and move the average, if that is due."""
+        """Count a finished optimizer step and update the EMA, if that is due."""
         self.step += 1
-        self.ema.follow(self._trained.values(), self.step)
+        self.ema.update(self._trained.values(), self.step)
 
     @contextmanager
-    def ema_weights(self, is_seen: bool = True) -> Iterator[None]:
-        """Show the average instead of the weights for a while, on this process's device.
+    def ema_weights(self, is_used: bool = True) -> Iterator[None]:
+        """Put the EMA weights into the full model for a while, on this process's device.
 
-        is_seen: whether anyone looks on this process; where not, it only takes part in gathering shares.
+        is_used: whether this process uses the full model; if not, it only takes part in gathering shards.
         """
-        if not is_seen:
-            self._show_average(is_seen)
+        if not is_used:
+            self._copy_ema(is_used)
             yield
             return
-        is_lent, device = self.shown is self.module, next(self.shown.parameters()).device
-        if is_lent:
+        model = self.distributed.full_model
+        was_training, device = model.training, next(model.parameters()).device
+        if not self.distributed.is_sharded:
             self.ema.store(self._trained.values())
-        was_training = self.shown.training
         self.use_ema_weights()
-        self.shown.eval()
+        model.eval()
         try:
             yield
         finally:
-            self.shown.train(was_training).to(device)
-            if is_lent:
+            model.train(was_training).to(device)
+            if not self.distributed.is_sharded:
                 self.ema.restore(self._trained.values())
 
     def use_ema_weights(self) -> None:
-        """Put the whole average into the shown module, for good, and that on the device."""
-        self.shown.to(next(self.module.parameters()).device)
-        self._show_average(is_seen=True)
+        """Put the EMA weights into the full model for good, and move it to the device."""
+        self.distributed.full_model.to(next(self.distributed.sharded_model.parameters()).device)
+        self._copy_ema(is_used=True)
 
     @torch.no_grad()
-    def _show_average(self, is_seen: bool) -> None:
-        shown = trained_weights(self.shown)
-        for (name, weight), share in zip(self._trained.items(), self.ema.shadow_params, strict=True):
-            average = join_shares(share, weight)
-            if is_seen:
-                shown[name].copy_(average)
+    def _copy_ema(self, is_used: bool) -> None:
+        full = trained_weights(self.distributed.full_model)
+        for name, sharded in self._ema_tensors():
+            average = whole(sharded)
+            if is_used:
+                full[name].copy_(average)
 
     def save(self, accelerator: Accelerator) -> None:
-        """Write the state whole or not at all, then drop old ones; a failure leaves the last good state in place.
+        """Write the whole state or nothing, then remove old states; a failure leaves the last good state in place.
 
         Raises: OSError if it cannot be written, for instance on a full disk.
         """
         target = self.state_dir / f"step-{self.step:08d}"
-        is_written = target in saved_states(self.state_dir)  # asked before anyone writes: all hear the same
+        is_written = target in saved_states(self.state_dir)  # before anyone writes: the same on every process
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             _remove_incomplete(self.state_dir)
         if not is_written:
             self._write(target, accelerator.is_main_process)
         if accelerator.is_main_process:
-            for old in saved_states(self.state_dir)[:-KEPT_STATES]:
+            for old in saved_states(self.state_dir)[:-NUM_SAVED_STATES]:
                 shutil.rmtree(old)
         accelerator.wait_for_everyone()
 
     def resume(self) -> None:
-        """Go on from the newest state, if there is one.
+        """Continue from the newest state, if there is one.
 
         Raises: ValueError if that state is damaged, or belongs to other parameters or data.
         """
@@ -122,92 +116,76 @@ class TrainState:
             return
         folder = states[-1]
         try:
-            weights, average = load_file(folder / "weights.safetensors"), load_file(folder / "ema.safetensors")
-            moments = load_file(folder / "optimizer.safetensors")
-            told = json.loads((folder / "state.json").read_text())
-            step, fingerprints = int(told["step"]), dict(told["fingerprints"])
+            weights, average, moments = (load_file(folder / f"{name}.safetensors") for name in FILES)
+            saved = json.loads((folder / "state.json").read_text())
+            step, fingerprints = int(saved["step"]), dict(saved["fingerprints"])
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             before = f"from `{states[-2].name}`" if len(states) > 1 else "from the start"
             raise ValueError(
                 f"The saved state `{folder}` cannot be read ({error}). Expected four whole files: weights, ema and "
-                f"optimizer .safetensors, state.json. Remove that folder, and the same command goes on {before}."
+                f"optimizer .safetensors, state.json. Remove that folder; the same command then resumes {before}."
             ) from error
-        self._check_made_from(folder, fingerprints)
-        self._check_fits(folder, weights)
-        self._check_fits(folder, average)
+        self._check_fits(folder, fingerprints, weights, average)
         with torch.no_grad():
             for name, weight in self._trained.items():
-                weight.copy_(placed_like(weights[name], weight))
-        self.ema.load((placed_like(average[name], weight) for name, weight in self._trained.items()), step)
+                weight.copy_(shard_like(weights[name], weight))
+        self.ema.load((shard_like(average[name], weight) for name, weight in self._trained.items()), step)
         self.step = self._resumed_from = step
-        self._load_optimizer(moments)
-
-    def _write(self, target: Path, is_main: bool) -> None:
-        """Gather and write file by file; only the main process keeps and writes anything."""
-        try:
-            with atomic_folder(target) if is_main else nullcontext(target) as folder:
-                for name in ("weights", "ema", "optimizer"):
-                    tensors = self._whole(name, is_main)
-                    if is_main:
-                        save_file(tensors, folder / f"{name}.safetensors")
-                if is_main:
-                    (folder / "state.json").write_text(
-                        json.dumps({"step": self.step, "fingerprints": self.fingerprints})
-                    )
-        except (OSError, SafetensorError) as error:
-            raise OSError(
-                f"Step {self.step} could not be saved as `{target}` ({error}). Expected a disk with room for it. "
-                "Free some, and the same command goes on from the state saved before."
-            ) from error
-
-    def _whole(self, name: str, is_kept: bool) -> dict[str, Tensor]:
-        if name == "ema":
-            pairs = zip(self._trained.items(), self.ema.shadow_params, strict=True)
-            joined = ((key, join_shares(share.detach(), weight)) for (key, weight), share in pairs)
-            return {key: tensor.contiguous() for key, tensor in joined if is_kept}
-        return whole_tensors(self._trained if name == "weights" else self._moments(), is_kept)
-
-    def _check_made_from(self, folder: Path, fingerprints: dict[str, str]) -> None:
-        differing = [
-            name for name in fingerprints | self.fingerprints if fingerprints.get(name) != self.fingerprints.get(name)
-        ]
-        if differing:
-            raise ValueError(
-                f"`{folder}` was trained with another {' and another '.join(differing)} than lies there now. Expected "
-                "the same: weights learned from one are worth nothing with another. Put it back, or name another "
-                "output folder."
-            )
-
-    def _check_fits(self, folder: Path, tensors: dict[str, Tensor]) -> None:
-        expected = {name: tuple(weight.shape) for name, weight in self._trained.items()}
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        differing = [name for name in sorted(expected | found) if expected.get(name) != found.get(name)]
-        if differing:
-            raise ValueError(
-                f"`{folder}` and this recipe differ in {len(differing)} trained tensors, first `{differing[0]}`. "
-                "Expected the state of a run of the same recipe. Name another output folder, or go back to that "
-                "run's recipe."
-            )
-
-    def _moments(self) -> dict[str, Tensor]:
-        """What the optimizer keeps of each weight; a plain number as a tensor, a table that all share as copies."""
-        moments: dict[str, Tensor] = {}
-        for name, weight in self._trained.items():
-            for key, value in self.optimizer.state.get(weight, {}).items():
-                is_shared = key.startswith(SHARED_TABLES)
-                moments[f"{name}/{key}"] = value.clone() if is_shared else torch.as_tensor(value)
-        return moments
-
-    def _load_optimizer(self, moments: dict[str, Tensor]) -> None:
         for key, value in moments.items():
             name, _, moment = key.rpartition("/")
             weight = self._trained[name]
             is_number = value.dtype == torch.int64  # AdamW counts steps in a float tensor, 8-bit AdamW in an int
-            self.optimizer.state[weight][moment] = int(value) if is_number else placed_like(value, weight)
+            self.distributed.optimizer.state[weight][moment] = int(value) if is_number else shard_like(value, weight)
+
+    def _write(self, target: Path, is_main: bool) -> None:
+        """Gather and write file by file; only the main process keeps and writes tensors."""
+        sources = (self._trained.items, self._ema_tensors, self._moments)
+        try:
+            with atomic_folder(target) if is_main else nullcontext(target) as folder:
+                for name, source in zip(FILES, sources, strict=True):
+                    tensors = gather(source(), is_main)
+                    if is_main:
+                        save_file(tensors, folder / f"{name}.safetensors")
+                if is_main:
+                    state = {"step": self.step, "fingerprints": self.fingerprints}
+                    (folder / "state.json").write_text(json.dumps(state))
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"Step {self.step} could not be saved as `{target}` ({error}). Expected a disk with room for it. "
+                "Free some space; the same command then resumes from the state saved before."
+            ) from error
+
+    def _ema_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for (name, weight), shard in zip(self._trained.items(), self.ema.shadow_params, strict=True):
+            yield name, as_sharded(shard.detach(), weight)
+
+    def _moments(self) -> Iterator[tuple[str, Tensor]]:
+        """The optimizer's state of each weight: a plain number as a tensor, a table shared by all as copies."""
+        for name, weight in self._trained.items():
+            for key, value in self.distributed.optimizer.state.get(weight, {}).items():
+                yield f"{name}/{key}", value.clone() if key.startswith(SHARED_TABLES) else torch.as_tensor(value)
+
+    def _check_fits(self, folder: Path, fingerprints: dict[str, str], *files: dict[str, Tensor]) -> None:
+        ours = self.fingerprints
+        if others := [name for name in fingerprints | ours if fingerprints.get(name) != ours.get(name)]:
+            raise ValueError(
+                f"`{folder}` was trained with another {' and another '.join(others)} than is found now. Expected "
+                "the same: weights trained with one cannot be used with another. Put it back, or use another output "
+                "folder."
+            )
+        expected = {name: tuple(weight.shape) for name, weight in self._trained.items()}
+        for tensors in files:
+            found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            differing = [name for name in sorted(expected | found) if expected.get(name) != found.get(name)]
+            if differing:
+                raise ValueError(
+                    f"`{folder}` and this recipe differ in {len(differing)} trained tensors, first `{differing[0]}`. "
+                    "Expected the state of a run of the same recipe. Use another output folder, or that run's recipe."
+                )
 
 
 def saved_states(state_dir: Path) -> list[Path]:
-    """Complete states below a folder, oldest first; what a killed save left behind starts with a dot and is none."""
+    """Complete states in a folder, oldest first; what a killed save left behind starts with a dot and is none."""
     return sorted(path for path in state_dir.glob("step-*") if (path / "state.json").exists())
 
 

@@ -1,27 +1,102 @@
-"""The accelerator of a run: cuda, mps or cpu, whichever this machine has, in the precision asked for."""
+"""The recipe section `machine`, and the accelerator it describes: device, precision, processes and trackers."""
 
+import os
 from datetime import timedelta
+from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs, LoggerType, ProjectConfiguration
+from pydantic import BaseModel, Field
 
-from palindiff.training.loop.distributed import check_launch
-from palindiff.training.loop.loop import MachineConfig
+TIMEOUT = timedelta(days=2)  # of the other processes, while one computes features or evaluates
+TRACKER_DIR = "tensorboard"  # of trackers that write files, below the run's folder
 
-PATIENCE = timedelta(days=2)  # that the others wait while one process computes features or evaluates
+EMADevice = Literal["same", "cpu"]  # "same": the device of the weights
 
 
-def make_accelerator(machine: MachineConfig) -> Accelerator:
-    """Choose the device and join the other processes of a launch; set the threads of a CPU.
+class MachineConfig(BaseModel, frozen=True, extra="forbid"):
+    """What may change from machine to machine; only `precision` alters numbers and is part of the config hash."""
 
-    Raises: ValueError if accelerate's own configuration asks for what palindiff cannot keep.
-    Without an accelerator accelerate must be told so: otherwise each process of a `torchrun` on CPUs trains alone.
+    precision: Literal["fp32", "bf16"] = "fp32"
+    num_threads: int = Field(0, ge=0)  # of torch on a CPU; 0 keeps torch's default
+    gradient_checkpointing: bool = False  # True: recompute the activations in the backward pass, to save memory
+    sharding: Literal["none", "fsdp"] = "none"  # "fsdp": each of several processes holds a shard of the weights
+    ema_device: EMADevice = "same"  # "cpu" keeps the EMA weights off the GPU
+    num_workers: int = Field(0, ge=0)  # processes that decode images; 0 decodes in the main process
+    cache_dir: str | None = None  # of the feature cache; None is $PALINDIFF_CACHE or the user's cache folder
+    log_with: tuple[str, ...] = ("tensorboard",)  # accelerate's trackers: tensorboard, wandb, ...; [] turns them off
+
+
+def make_accelerator(machine: MachineConfig, run_dir: Path | None = None) -> Accelerator:
+    """Choose the device, join the other processes of a launch, set CPU threads, and select the trackers of a run.
+
+    run_dir: the folder of the run; None uses no tracker.
+    Raises: ValueError if accelerate's own configuration or a tracker's name is not supported; ModuleNotFoundError if
+        the package of a tracker is missing.
     """
     check_launch()
+    check_trackers(machine.log_with)
     if machine.num_threads:
         torch.set_num_threads(machine.num_threads)
-    precision = "no" if machine.precision == "fp32" else machine.precision
-    has_accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
-    patience = InitProcessGroupKwargs(timeout=PATIENCE)
-    return Accelerator(mixed_precision=precision, cpu=not has_accelerator, kwargs_handlers=[patience])
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    project = run_dir and ProjectConfiguration(str(run_dir), logging_dir=str(run_dir / TRACKER_DIR))
+    return Accelerator(
+        mixed_precision="no" if machine.precision == "fp32" else machine.precision,
+        cpu=not has_gpu,  # without it each process of a `torchrun` on CPUs would train alone
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+        log_with=list(machine.log_with) if run_dir and machine.log_with else None,
+        project_config=project or None,
+    )
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Refuse a tracker that accelerate does not know or whose package is missing.
+
+    Raises: ValueError; ModuleNotFoundError.
+    """
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ValueError(
+                f"`machine.log_with` names '{name}'. Expected trackers of accelerate: "
+                f"{', '.join(sorted(LOGGER_TYPE_TO_CLASS))}. Use one of these, or [] for none."
+            )
+        if name in LoggerType.list() and name not in available:
+            raise ModuleNotFoundError(
+                f"`machine.log_with` names '{name}', whose package is not installed. Expected an installed tracker. "
+                f"Run `pip install {name}`, or remove '{name}' from `machine.log_with`."
+            )
+
+
+def is_launched_with_fsdp() -> bool:
+    """Whether accelerate's own configuration asks for FSDP."""
+    return _is_set("ACCELERATE_USE_FSDP")
+
+
+def check_launch() -> None:
+    """Refuse settings of accelerate's FSDP that palindiff does not support.
+
+    Raises: ValueError.
+    """
+    if not is_launched_with_fsdp():
+        return
+    version = os.environ.get("FSDP_VERSION", "1")
+    found = [] if version == "2" else [f"`fsdp_version: {version}`"]
+    found += [
+        f"`{name.lower()}: true`"
+        for name in ("FSDP_OFFLOAD_PARAMS", "FSDP_CPU_RAM_EFFICIENT_LOADING")
+        if _is_set(name)
+    ]
+    if found:
+        raise ValueError(
+            f"accelerate was launched with {' and '.join(found)}. Expected FSDP version 2 with weights on the device "
+            "and frozen models loaded by every process, as in palindiff/training/launch/fsdp.yaml. Launch with that "
+            "file, or with torchrun and `machine.sharding: fsdp`."
+        )
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("true", "1")

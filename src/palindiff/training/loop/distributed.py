@@ -1,16 +1,15 @@
-"""Where the weights that train lie: on one device, the same on each of several (DDP), or a share on each (FSDP).
+"""The weights in training: on one device, replicated over processes (DDP), or sharded over them (FSDP).
 
-Here: placing them, and going between a whole tensor and a process's share of it. Not here: what is kept of them
-(`state.py`), how a launch is joined (`device.py`).
+Here: distributing an objective, and converting between whole tensors and shards. Not here: what is saved
+(`checkpoint.py`), how processes are launched (`device.py`).
 """
 
 import copy
-import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,127 +21,114 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from palindiff.training.loop.optimizer import check_optimizer, make_optimizer
-
-if TYPE_CHECKING:
-    from palindiff.training.loop.loop import MachineConfig, OptimizerConfig, Run
+from palindiff.training.loop.device import MachineConfig, is_launched_with_fsdp
+from palindiff.training.loop.optimizer import OptimizerConfig, check_optimizer, make_optimizer
 
 UNITS = (ResnetBlock2D, Downsample2D, Upsample2D, FeedForward)
-"""Layers that are gathered one by one, just before they run, and let go after.
+"""Layers whose weights are gathered one layer at a time, just before it runs, and freed after it.
 
-Only what always runs through its own `forward`: the query's walk uses the parts of an attention, never the attention
-itself, so attentions, norms and projections are gathered with the objective, once a step.
+Only layers that always run through their own `forward`: the text query uses the projections of an attention and never
+the attention itself, so attentions, norms and projections are gathered with the objective, once per step.
 """
 
 WARNING_OF_VIEWS = "FSDP2-wrapped module .* returned a view tensor"
-"""torch warns of changes in place to what a unit returns; neither diffusers nor our walk makes any."""
+"""torch warns against in-place changes of what a unit returns; neither diffusers nor palindiff makes any."""
 
 
 @dataclass
-class Placed:
-    """An objective that is ready to train."""
+class Distributed:
+    """An objective that is ready to train on this process."""
 
-    shown: nn.Module  # whole, for evaluators and checkpoints
-    module: nn.Module  # its weights train: `shown` itself, or its sharded twin
-    objective: nn.Module  # what a step calls: `module`, or what averages its gradients over processes
+    full_model: nn.Module  # unsharded, for evaluators and checkpoints
+    sharded_model: nn.Module  # whose weights are trained: `full_model` itself, or a sharded copy
+    objective: nn.Module  # what a step calls: `sharded_model`, or its DDP wrapper
     optimizer: torch.optim.Optimizer
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the trained weights are those of a sharded copy."""
+        return self.full_model is not self.sharded_model
 
-def is_sharded(machine: "MachineConfig", num_processes: int) -> bool:
-    """Whether each process holds a share of the weights: asked for by the recipe, or by `accelerate launch`."""
+
+def is_sharded(machine: MachineConfig, num_processes: int) -> bool:
+    """Whether weights are sharded: as the recipe asks, or `accelerate launch`."""
     return num_processes > 1 and (machine.sharding == "fsdp" or is_launched_with_fsdp())
 
 
-def is_launched_with_fsdp() -> bool:
-    """Whether accelerate's own configuration asks for FSDP."""
-    return _is_set("ACCELERATE_USE_FSDP")
+def check_distributed(optimizer: OptimizerConfig, machine: MachineConfig, accelerator: Accelerator) -> None:
+    """Refuse, before features are computed, what `distribute` would refuse after hours.
 
-
-def check_launch() -> None:
-    """Refuse settings of accelerate's FSDP that palindiff cannot keep.
-
-    Raises: ValueError.
-    """
-    if not is_launched_with_fsdp():
-        return
-    version = os.environ.get("FSDP_VERSION", "1")
-    found = [] if version == "2" else [f"`fsdp_version: {version}`"]
-    found += ["`fsdp_offload_params: true`"] if _is_set("FSDP_OFFLOAD_PARAMS") else []
-    found += ["`fsdp_cpu_ram_efficient_loading: true`"] if _is_set("FSDP_CPU_RAM_EFFICIENT_LOADING") else []
-    if found:
-        raise ValueError(
-            f"accelerate was launched with {' and '.join(found)}. Expected FSDP version 2 with weights on the device "
-            "and frozen models loaded by every process, as in palindiff/training/launch/fsdp.yaml. Launch with that "
-            "file, or with torchrun and `machine.sharding: fsdp`."
-        )
-
-
-def check_placement(optimizer: "OptimizerConfig", machine: "MachineConfig", accelerator: Accelerator) -> None:
-    """Refuse, before anything is computed, what `place` would refuse after hours of features.
-
-    Raises: ModuleNotFoundError if the optimizer's package is missing; ValueError if it cannot be shared out.
+    Raises: ModuleNotFoundError if the optimizer's package is missing; ValueError if it cannot be sharded.
     """
     check_optimizer(optimizer, is_sharded(machine, accelerator.num_processes))
 
 
-def place(run: "Run", accelerator: Accelerator) -> Placed:
-    """Bring objective and optimizer to the accelerator's device, whole or shared out.
+def distribute(
+    objective: nn.Module,
+    parameter_groups: list[dict[str, Any]],
+    optimizer: OptimizerConfig,
+    machine: MachineConfig,
+    accelerator: Accelerator,
+) -> Distributed:
+    """Move objective and optimizer to the accelerator's device, replicated or sharded.
 
-    Raises: ValueError if the optimizer cannot be shared out; ModuleNotFoundError if its package is not installed.
+    Raises: as `check_distributed`.
     """
-    check_placement(run.optimizer, run.machine, accelerator)
-    if is_sharded(run.machine, accelerator.num_processes):
-        return _place_shares(run, accelerator)
-    module = run.objective.to(accelerator.device).train()
-    optimizer = make_optimizer(run.optimizer, run.parameter_groups)
-    objective, optimizer = accelerator.prepare(module, optimizer)
-    return Placed(module, module, objective, optimizer)
+    check_distributed(optimizer, machine, accelerator)
+    if is_sharded(machine, accelerator.num_processes):
+        sharded = _sharded_copy(objective, accelerator)
+        groups = _sharded_groups(objective, sharded, parameter_groups)
+        return Distributed(objective, sharded, sharded, make_optimizer(optimizer, groups))
+    model = objective.to(accelerator.device).train()
+    wrapped, built = accelerator.prepare(model, make_optimizer(optimizer, parameter_groups))
+    return Distributed(model, model, wrapped, built)
 
 
-def _place_shares(run: "Run", accelerator: Accelerator) -> Placed:
-    """Train a sharded twin: evaluators look at the whole module on one process, where a sharded one would wait.
+def _sharded_copy(objective: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Shard a copy: evaluators run the full model on one process, where a sharded one would wait for the others.
 
     Weights are gathered as they are, in float32, so that the numbers are those of one process.
     """
     warnings.filterwarnings("ignore", message=WARNING_OF_VIEWS)
-    twin = copy.deepcopy(run.objective).to(accelerator.device).train()
+    sharded = copy.deepcopy(objective).to(accelerator.device).train()
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    scalars = {weight for weight in twin.parameters() if weight.ndim == 0}  # nothing to share out: the same on each
+    scalars = {weight for weight in sharded.parameters() if weight.ndim == 0}  # cannot be sharded: replicated
     for scalar in scalars:
         if scalar.requires_grad:
             scalar.register_post_accumulate_grad_hook(_average_gradient)
-    inside_out = reversed(list(twin.modules()))
+    inside_out = reversed(list(sharded.modules()))
     for unit in [each for each in inside_out if isinstance(each, UNITS) and any(True for _ in each.parameters())]:
         fully_shard(unit, mesh=mesh, ignored_params=scalars)
-    fully_shard(twin, mesh=mesh, ignored_params=scalars)
-    optimizer = make_optimizer(run.optimizer, _groups_of_twin(run, twin))
-    return Placed(run.objective, twin, twin, optimizer)
+    fully_shard(sharded, mesh=mesh, ignored_params=scalars)
+    return sharded
 
 
-def _groups_of_twin(run: "Run", twin: nn.Module) -> list[dict[str, Any]]:
-    """The parameter groups with the twin's weights; shares and scalars apart, as no fused step takes both."""
-    names = {weight: name for name, weight in run.objective.named_parameters()}
-    own = dict(twin.named_parameters())
+def _sharded_groups(
+    objective: nn.Module, sharded: nn.Module, parameter_groups: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The parameter groups with the copy's weights; shards and scalars apart, as no fused step takes both."""
+    names = {weight: name for name, weight in objective.named_parameters()}
+    own = dict(sharded.named_parameters())
     groups = []
-    for group in run.parameter_groups:
+    for group in parameter_groups:
         weights = [own[names[weight]] for weight in group["params"]]
-        shares = [weight for weight in weights if isinstance(weight, DTensor)]
+        shards = [weight for weight in weights if isinstance(weight, DTensor)]
         scalars = [weight for weight in weights if not isinstance(weight, DTensor)]
-        groups += [{**group, "params": part} for part in (shares, scalars) if part]
+        groups += [{**group, "params": part} for part in (shards, scalars) if part]
     return groups
 
 
 def _average_gradient(weight: Tensor) -> None:
-    """Over processes; after every part of a step, as an average of averages is the same again."""
+    """Average over processes; after every micro-batch, as averaging an average changes nothing."""
     if weight.grad is not None:
         dist.all_reduce(weight.grad)
         weight.grad /= dist.get_world_size()
 
 
-def gradients_wait(objective: nn.Module, accelerator: Accelerator, is_last: bool) -> AbstractContextManager[None]:
-    """Let gradients wait for a step's last part before processes exchange them; shares never wait.
+def no_gradient_sync(objective: nn.Module, accelerator: Accelerator, is_last: bool) -> AbstractContextManager[None]:
+    """Exchange replicated gradients at a step's last micro-batch only; sharded ones at each.
 
-    A sharded objective exchanges them at every part: waiting would hold the whole gradient on each process.
+    Delaying the exchange of sharded gradients would keep the whole gradient on each process.
     """
     if is_last or isinstance(objective, FSDPModule):
         return nullcontext()
@@ -155,43 +141,43 @@ def trained_weights(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Gather a tensor of which each process has a share; every process must call it. A plain tensor stays itself."""
+    """Gather a sharded tensor, which every process must call; a plain tensor is returned as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def own_share(tensor: Tensor) -> Tensor:
-    """This process's share, a plain tensor; of a plain tensor, itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def join_shares(share: Tensor, weight: Tensor) -> Tensor:
-    """Gather what `own_share` gives of a tensor that lies as a weight does; every process must call it."""
-    if not isinstance(weight, DTensor):
-        return share
-    on_device = share.to(weight.device)
-    return DTensor.from_local(
-        on_device, weight.device_mesh, weight.placements, run_check=False, shape=weight.shape, stride=weight.stride()
-    ).full_tensor()
-
-
-def placed_like(tensor: Tensor, weight: Tensor) -> Tensor:
-    """Bring a whole tensor to a weight's device; where the weight is shared out, keep this process's share of it."""
-    on_device = tensor.to(weight.device)
-    if not isinstance(weight, DTensor) or tensor.shape != weight.shape:
-        return on_device
-    share = distribute_tensor(on_device, weight.device_mesh, weight.placements, src_data_rank=None)
-    return share.clone()  # a view would keep the whole tensor in memory
-
-
-def whole_tensors(tensors: Mapping[str, Tensor], is_kept: bool) -> dict[str, Tensor]:
-    """Gather one after another; every process takes part, and one that keeps none holds one at a time."""
+def gather(tensors: Iterable[tuple[str, Tensor]], is_kept: bool) -> dict[str, Tensor]:
+    """Gather named tensors one by one; every process takes part, and one that keeps none holds one at a time."""
     gathered: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         joined = whole(tensor.detach())
         if is_kept:
             gathered[name] = joined.contiguous()
     return gathered
 
 
-def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "false").lower() in ("true", "1")
+def local_shard(tensor: Tensor) -> Tensor:
+    """This process's shard as a plain tensor; a plain tensor is returned as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def as_sharded(shard: Tensor, weight: Tensor) -> Tensor:
+    """Undo `local_shard`: the tensor, sharded as a weight is, of which `shard` is this process's part."""
+    if not isinstance(weight, DTensor):
+        return shard
+    return DTensor.from_local(
+        shard.to(weight.device),
+        weight.device_mesh,
+        weight.placements,
+        run_check=False,
+        shape=weight.shape,
+        stride=weight.stride(),
+    )
+
+
+def shard_like(tensor: Tensor, weight: Tensor) -> Tensor:
+    """Move a whole tensor to a weight's device; where the weight is sharded, keep this process's shard of it."""
+    on_device = tensor.to(weight.device)
+    if not isinstance(weight, DTensor) or tensor.shape != weight.shape:
+        return on_device
+    shard = distribute_tensor(on_device, weight.device_mesh, weight.placements, src_data_rank=None)
+    return shard.clone()  # a view would keep the whole tensor in memory

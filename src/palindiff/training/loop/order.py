@@ -1,20 +1,15 @@
-"""Which rows a step reads and what its random numbers are: functions of seed and step, so resuming needs no state."""
+"""Which rows a step reads: a function of seed and step, so resuming needs no stored data position."""
 
-import hashlib
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-
-def random_generator(seed: int, purpose: str, index: int) -> torch.Generator:
-    """Make a CPU generator that depends on all three and on nothing else."""
-    digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+from palindiff.seeds import seeded_generator
 
 
 def rows_of_step(step: int, batch_size: int, num_rows: int, seed: int) -> Tensor:
-    """Rows of one step: the epochs' shuffles laid end to end and cut into batches, so every row is read once an epoch.
+    """Rows of one step: the shuffled epochs are concatenated and cut into batches, so each epoch reads a row once.
 
     Shapes: -> (batch_size,) int64.
     Raises: ValueError if there are no rows.
@@ -29,6 +24,6 @@ def rows_of_step(step: int, batch_size: int, num_rows: int, seed: int) -> Tensor
     return torch.cat(pieces)
 
 
-@lru_cache(maxsize=2)  # a step touches one epoch or two, and a large set is slow to shuffle at every step
+@lru_cache(maxsize=2)  # a step reads one epoch or two, and shuffling a large set at every step is slow
 def _shuffled_rows(seed: int, epoch: int, num_rows: int) -> Tensor:
-    return torch.randperm(num_rows, generator=random_generator(seed, "epoch", epoch))
+    return torch.randperm(num_rows, generator=seeded_generator(seed, "epoch", epoch))

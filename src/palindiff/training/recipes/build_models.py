@@ -14,11 +14,10 @@ from pydantic import BaseModel, Field, model_validator
 from palindiff.inference.bundled import bundled_vae
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
-from palindiff.models.text_diffusion import STABLE_DIFFUSION_NOISE, text_diffusion_scheduler
+from palindiff.models.text_diffusion import STABLE_DIFFUSION_NOISE, TRAIN_STEPS, text_diffusion_scheduler
 from palindiff.models.text_encoder import load_text_tower
 from palindiff.pretrained.layout import is_palindiff
 
-TRAIN_STEPS = 1000  # of both chains, as in Stable Diffusion
 FROM_SCRATCH: dict[str, object] = {"vae": "bundled", "unet": {}, "scheduler": {}}  # what a base brings along
 
 

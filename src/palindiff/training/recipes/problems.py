@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in sentences: dotted key, what was found, what was expected, the nearest known key."""
+"""Problems of a recipe as sentences: dotted key, what was found, what was expected, the nearest known key."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -32,7 +32,7 @@ def describe_problem(model: type[BaseModel], problem: ErrorDetails, overridden: 
 
 
 def show_value(value: object) -> str:
-    """Show a value of a recipe, shortened: sections and long lists by what they are, not by what they hold."""
+    """Show a value of a recipe, shortened: of sections and long lists only their kind."""
     if isinstance(value, dict):
         return "a section of keys"
     if value is None:
@@ -69,7 +69,7 @@ def _type_name(level: type[BaseModel] | None, key: str) -> str:
 
 
 def _model_at(model: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel] | None:
-    """Find the model of the section that a place inside a recipe names."""
+    """Find the model of the section at a location in a recipe."""
     level: type[BaseModel] | None = model
     for part in loc:
         field = level.model_fields.get(str(part)) if level is not None else None

@@ -1,0 +1,161 @@
+"""Evaluators: what is measured of a pipeline on a set of images, while it trains and afterwards.
+
+An evaluator is a function `(pipeline, data, options) -> rows`. A row is a plain dict: `metric`, `value`, and, if they
+apply, `n` (queries or images) and `chance`. Here: what is measured, and its options. Not here: the metrics themselves
+(`retrieval.py`, `zero_shot.py`), when they are computed and where they are logged (`training/`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import AutoencoderKL
+from pydantic import BaseModel, Field, field_validator
+from torch import Tensor
+
+from palindiff.data.images import to_pixels
+from palindiff.evaluation.results import Row
+from palindiff.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, chance_recall, recall_at_k
+from palindiff.evaluation.sheets import contact_sheet
+from palindiff.evaluation.zero_shot import mean_class_recall, top_k_accuracy
+from palindiff.inference.arguments import ImageInput
+from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
+from palindiff.inference.generation import generate_images
+from palindiff.inference.labels import LABEL_TEMPLATES, check_labels
+from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.models.text_diffusion import TRAIN_STEPS
+from palindiff.objectives.vae import psnr_db, squared_error
+
+KS = (1, 5, 10)
+Name = Literal["retrieval", "classification", "samples"]
+
+
+class EvaluationSection(BaseModel, frozen=True, extra="forbid"):
+    """What the recipe section `evaluation` of every objective has."""
+
+    validation_split: str = "validation"
+
+
+class EvaluationConfig(EvaluationSection, frozen=True, extra="forbid"):
+    """Which evaluators run on a model that generates and names, and their options."""
+
+    evaluators: tuple[Name, ...] = ("retrieval", "classification", "samples")
+    num_images: int = Field(500, gt=0)  # validation images at most, evenly spread
+    templates: tuple[str, ...] = LABEL_TEMPLATES  # prompt templates for class names, in zero-shot classification
+    naming_steps: int = Field(NAMING_STEPS, gt=0, le=TRAIN_STEPS)  # DDIM steps of the text diffusion
+    naming_guidance_scale: float = Field(NAMING_GUIDANCE_SCALE, ge=1)  # 1 + w of Algorithm 3; 1 turns guidance off
+    prompts: tuple[str, ...] = ()  # captions of the sample sheet; [] turns it off
+    guidance_scale: float = Field(GENERATION_GUIDANCE_SCALE, ge=1)  # of the sample sheet; 1 turns guidance off
+    num_inference_steps: int = Field(20, gt=0, le=TRAIN_STEPS)  # of the sample sheet
+
+    @field_validator("templates")
+    @classmethod
+    def _take_a_label(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        check_labels(["label"], templates)
+        return templates
+
+
+class VaeEvaluationConfig(EvaluationSection, frozen=True, extra="forbid"):
+    """Which evaluators run on a VAE, and their options."""
+
+    evaluators: tuple[Literal["reconstruction"], ...] = ("reconstruction",)
+    batch_size: int = Field(64, gt=0)  # images encoded at once; changes no result beyond rounding
+
+
+@dataclass(frozen=True)
+class EvaluationImages:
+    """Images to name, with one caption each and their labels, if they have any."""
+
+    images: Sequence[ImageInput] | Tensor  # as `PalindiffPipeline.encode_image` takes them; latents z too
+    captions: Sequence[str]
+    labels: Sequence[str | None] = ()
+    e_0_hat: Tensor | None = None  # (n, d_e) the images' queries, where several evaluators share them
+
+
+@dataclass(frozen=True)
+class SampleSheet:
+    """Where the sheet of generated samples is written, and its title."""
+
+    path: Path
+    title: str
+
+
+def image_queries(pipeline: PalindiffPipeline, data: EvaluationImages, options: EvaluationConfig) -> Tensor:
+    """Embed the images, unless that is done already; (n, d_e) float32, unit length."""
+    if data.e_0_hat is not None:
+        return data.e_0_hat
+    return pipeline.encode_image(data.images, options.naming_steps, options.naming_guidance_scale)
+
+
+def retrieval(pipeline: PalindiffPipeline, data: EvaluationImages, options: EvaluationConfig) -> list[Row]:
+    """Image-text retrieval: recall@k from images to their different captions and back.
+
+    Source: DiffDis, Table 2.
+    Units:  shares of queries in [0, 1]; only k up to the number of images and of captions.
+    """
+    different = list(dict.fromkeys(data.captions))
+    e_0_hat = image_queries(pipeline, data, options)
+    scores = (e_0_hat @ pipeline.encode_text(different).T).cpu()  # (images, captions)
+    positives = torch.tensor([[caption == other for other in different] for caption in data.captions])
+    ks = [k for k in KS if k <= min(scores.shape)]
+    rows: list[Row] = []
+    both = ((IMAGE_TO_TEXT, scores, positives), (TEXT_TO_IMAGE, scores.T, positives.T))
+    for direction, queries, relevant in both:
+        for k, recall in recall_at_k(queries, relevant, ks).items():
+            measured = {"value": recall, "chance": chance_recall(relevant, k), "n": len(queries)}
+            rows.append({"metric": f"{direction}_recall_{k}", **measured})
+    return rows
+
+
+def classification(pipeline: PalindiffPipeline, data: EvaluationImages, options: EvaluationConfig) -> list[Row]:
+    """Zero-shot classification among the labels of the images; no rows unless every image has a label.
+
+    Source: DiffDis, Table 1.
+    Units:  shares of images in [0, 1]; only k up to the number of classes.
+    """
+    labels = [label for label in data.labels if label is not None]
+    if not labels or len(labels) < len(data.captions):
+        return []
+    classes = sorted(set(labels))
+    e_0_hat = image_queries(pipeline, data, options)
+    scores = (e_0_hat @ pipeline.encode_labels(classes, options.templates).T).cpu()  # (images, classes)
+    truth = torch.tensor([classes.index(label) for label in labels])
+    top = top_k_accuracy(scores, truth, [k for k in (1, 5) if k <= len(classes)])
+    found = {f"zero_shot_top_{k}": (share, k / len(classes)) for k, share in top.items()}
+    found["zero_shot_mean_class_recall"] = (mean_class_recall(scores, truth), 1 / len(classes))
+    return [
+        {"metric": metric, "value": value, "chance": chance, "n": len(labels)}
+        for metric, (value, chance) in found.items()
+    ]
+
+
+def samples(pipeline: PalindiffPipeline, data: SampleSheet, options: EvaluationConfig) -> list[Row]:
+    """Generate an image per prompt, each from its own fixed seed, and write them as one sheet; measures nothing."""
+    if options.prompts:
+        seeds = list(range(len(options.prompts)))
+        images = generate_images(pipeline, options.prompts, seeds, options.guidance_scale, options.num_inference_steps)
+        data.path.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(images, options.prompts, title=data.title).save(data.path)
+    return []
+
+
+@torch.no_grad()
+def reconstruction(
+    vae: AutoencoderKL,
+    data: Tensor,
+    options: VaeEvaluationConfig = VaeEvaluationConfig(),  # noqa: B008  # frozen
+) -> list[Row]:
+    """Error of reconstructions from the posterior's mean, in fp32: mean of each image's PSNR, and the pooled one.
+
+    Shapes: data (n, 3, H, W) uint8.
+    Units:  decibel on images in [0, 1].
+    """
+    errors = []
+    for images in data.split(options.batch_size):
+        x = to_pixels(images).to(vae.device)
+        errors.append(squared_error(x, vae.decode(vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1)))
+    error = torch.cat(errors)
+    found = {"psnr_db": psnr_db(error).mean(), "pooled_psnr_db": psnr_db(error.mean())}
+    return [{"metric": metric, "value": float(value), "n": len(data)} for metric, value in found.items()]

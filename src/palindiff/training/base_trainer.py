@@ -1,0 +1,150 @@
+"""What is common to the training of every objective: preparation, evaluation, the loop, resuming, saving.
+
+Here: the order of these steps. Not here: what an objective adds to them (`train_diffdis.py`, `train_vae.py`), the loop
+itself (`loop/`), which trainer a recipe has (`trainer.py`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from palindiff.atomic import atomic_folder
+from palindiff.data.sources import ImageSet, open_images
+from palindiff.evaluation.results import Row
+from palindiff.seeds import seeded_generator
+from palindiff.training.features.dataset import Progress
+from palindiff.training.loop.loop import Objective, Run, TrainingSet, compute_losses, train
+from palindiff.training.loop.run_log import RunLog
+from palindiff.training.recipes.schema import Recipe
+
+R = TypeVar("R", bound=Recipe)
+
+LATEST = "latest"  # folder of the EMA weights as of the last evaluation
+NO_AUGMENTATION = torch.tensor([0.5, 0.0])  # the uniform numbers for an image as it is, and its first caption
+
+
+class Trainer(ABC, Generic[R]):
+    """One run of one recipe. A subclass says what its objective is made of; `train` does the rest."""
+
+    recipe_class: ClassVar[type[Recipe]]
+    result_name: ClassVar[str]  # the folder of the result, below the run's
+
+    objective: nn.Module
+    training_set: TrainingSet
+    validation_set: TrainingSet | None = None  # for validation losses; None logs none
+    validation_rows: Tensor  # (n,) int64, those of `validation_set` that are evaluated
+    fingerprints: Mapping[str, str]  # of the training set and the frozen models
+
+    def __init__(self, recipe: R, output: Path, accelerator: Accelerator, progress: Progress | None = None) -> None:
+        """progress: is called while features are computed, on the main process."""
+        self.recipe, self.output, self.accelerator = recipe, output, accelerator
+        self.progress = progress if progress is not None and accelerator.is_main_process else _silent
+
+    @staticmethod
+    @abstractmethod
+    def describe(recipe: Any) -> dict[str, int]:
+        """Count, without data or weights, the parameters of each part and those `trained`, and `training_bytes`."""
+
+    @abstractmethod
+    def build_models(self) -> None:
+        """Build or load the models; random weights come from torch's global generator, which is seeded before."""
+
+    @abstractmethod
+    def load_features(self) -> None:
+        """Open the images, compute or map features; sets `training_set`, `fingerprints`, and what evaluation needs."""
+
+    @abstractmethod
+    def make_objective(self) -> nn.Module:
+        """Combine models and losses into the module that is trained."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Group the trained weights by learning rate, as torch.optim takes them."""
+
+    @abstractmethod
+    def evaluation_rows(self, step: int) -> list[Row]:
+        """Run the evaluators of the recipe's section `evaluation`; each row's `metric` is its key in the log."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the trained model into an empty folder."""
+
+    @abstractmethod
+    def trained_model(self) -> Any:
+        """The result of a finished run."""
+
+    def prepare(self) -> Self:
+        """Do all that comes before the first step."""
+        torch.manual_seed(self.recipe.loop.seed)
+        self.build_models()
+        self.load_features()
+        self.objective = self.make_objective()
+        return self
+
+    def make_run(self, run_log: RunLog) -> Run:
+        """Hand what was prepared to the loop."""
+        return Run(
+            objective=self.objective,
+            parameter_groups=self.parameter_groups(),
+            training_set=self.training_set,
+            loop=self.recipe.loop,
+            optimizer=self.recipe.optimizer,
+            machine=self.recipe.machine,
+            run_log=run_log,
+            state_dir=self.output / "state",
+            fingerprints=self.fingerprints,
+            evaluators=[self.evaluate],
+        )
+
+    def train(self, show_progress: bool = True) -> Any:
+        """Prepare, train or resume, and write the EMA weights to `output / result_name`.
+
+        Returns: the trained model.
+        """
+        self.prepare()
+        state = train(self.make_run(RunLog(self.output, show_progress)), self.accelerator)
+        self.objective.eval()
+        result = self.output / self.result_name
+        if self.accelerator.is_main_process and (state.has_learned or not result.exists()):
+            self._write(result)
+        self.accelerator.wait_for_everyone()
+        return self.trained_model()
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Measure the current weights, and write them as `latest/`, which can be used while training continues."""
+        numbers = self.validation_losses()
+        numbers |= {str(row["metric"]): float(cast("float", row["value"])) for row in self.evaluation_rows(step)}
+        self._write(self.output / LATEST)
+        return numbers
+
+    def validation_losses(self) -> dict[str, float]:
+        """Each loss on the validation rows in a fixed order, without augmentation, under fixed draws."""
+        totals: dict[str, float] = {}
+        if self.validation_set is None:
+            return totals
+        batch_size = min(self.recipe.loop.batch_size, len(self.validation_rows))
+        num_batches = len(self.validation_rows) // batch_size  # incomplete batches are left out
+        for number, rows in enumerate(self.validation_rows.split(batch_size)[:num_batches]):
+            batch = self.validation_set.read(rows, NO_AUGMENTATION.expand(batch_size, 2))
+            draws = cast("Objective", self.objective).draw(batch_size, seeded_generator(0, "validation", number))
+            for name, loss in compute_losses(self.objective, batch, draws, self.accelerator).items():
+                totals[name] = totals.get(name, 0.0) + float(loss) / num_batches
+        return {f"validation_{name}": total for name, total in totals.items()}
+
+    def open_split(self, is_validation: bool = False) -> ImageSet:
+        """Open the images of the training or the validation split."""
+        split = {"split": self.recipe.evaluation.validation_split} if is_validation else {}
+        return open_images(self.recipe.data.model_copy(update=split))
+
+    def _write(self, folder: Path) -> None:
+        with atomic_folder(folder, replace=True) as unfinished:
+            self.save(unfinished)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Report nothing."""

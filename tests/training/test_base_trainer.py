@@ -1,0 +1,135 @@
+"""base_trainer.py: evaluation under fixed draws, chosen by recipe and task, without effect on training."""
+
+import pytest
+import torch
+from accelerate import debug_launcher
+from accelerate.state import AcceleratorState
+
+from palindiff.seeds import seeded_generator
+from palindiff.training.loop.run_log import read_log
+from palindiff.training.trainer import train_recipe
+from toys.recipe import prepare_toy, toy_recipe, train_toy_recipe
+
+PROMPTS = ("a red g", "a green h")
+
+
+@pytest.fixture
+def parts(toy_parts, tmp_path):
+    """Models with random weights and their features, as an evaluation finds them."""
+    found = prepare_toy(toy_recipe(toy_parts, evaluation={"prompts": PROMPTS}), tmp_path)
+    found.objective.eval()
+    return found
+
+
+def evaluate(parts, step=1):
+    with torch.no_grad():
+        return parts.evaluate(step)
+
+
+def test_two_evaluations_of_the_same_weights_are_equal(parts):
+    torch.manual_seed(1)
+    first = evaluate(parts)
+    sheet = (parts.output / "samples" / "step-00000001.png").read_bytes()
+    torch.manual_seed(2)
+    assert evaluate(parts) == first
+    assert (parts.output / "samples" / "step-00000001.png").read_bytes() == sheet
+
+
+def test_other_weights_have_other_losses(parts):
+    first = evaluate(parts)
+    with torch.no_grad():
+        for weight in (parts.pipeline.unet.conv_out.bias, parts.pipeline.query_stream.predictor.bias):
+            weight += 1
+    second = evaluate(parts)
+    assert second["validation_generation"] != first["validation_generation"]
+    assert second["validation_alignment"] != first["validation_alignment"]
+
+
+def test_validation_losses_are_of_unflipped_images_and_first_captions(parts):
+    """Batches of four out of six: one is full, and the rest is left out."""
+    rows = torch.arange(4)
+    z_mean, z_std = parts.validation_set.images.read(rows, torch.zeros(4, dtype=torch.bool))
+    captions = [parts.validation_images[row].captions[0] for row in rows.tolist()]
+    texts = parts.validation_set.texts
+    numbers = [texts.row[caption] for caption in captions]
+    batch = {
+        "z_mean": z_mean,
+        "z_std": z_std,
+        "c": torch.tensor(texts.c[numbers]),
+        "e_0": torch.tensor(texts.e[numbers]),
+        "caption_id": torch.tensor([captions.index(caption) for caption in captions]),
+    }
+    with torch.no_grad():
+        losses = parts.objective(batch, parts.objective.draw(4, seeded_generator(0, "validation", 0)))
+        found = parts.validation_losses()
+    assert found == {f"validation_{name}": loss.item() for name, loss in losses.items()}
+    assert found["validation_loss"] == pytest.approx(found["validation_generation"] + found["validation_alignment"])
+
+
+def test_validation_losses_are_the_mean_over_batches(toy_parts, tmp_path):
+    whole = prepare_toy(toy_recipe(toy_parts, loop={"batch_size": 2}), tmp_path)
+    with torch.no_grad():
+        found = whole.validation_losses()["validation_generation"]
+        batches = []
+        for number in range(3):
+            rows = torch.arange(2 * number, 2 * number + 2)
+            batch = whole.validation_set.read(rows, torch.tensor([[0.5, 0.0]] * 2))
+            draws = whole.objective.draw(2, seeded_generator(0, "validation", number))
+            batches.append(whole.objective(batch, draws)["generation"].item())
+    assert found == pytest.approx(sum(batches) / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("task", "prompts", "expected"),
+    [
+        ("both", PROMPTS, {"generation", "alignment", "recall", "sheet"}),
+        ("both", (), {"generation", "alignment", "recall"}),
+        ("generation", PROMPTS, {"generation", "sheet"}),
+        ("alignment", PROMPTS, {"alignment", "recall"}),
+    ],
+)
+def test_a_task_is_evaluated_by_what_it_trains(task, prompts, expected, toy_parts, tmp_path):
+    parts = prepare_toy(
+        toy_recipe(toy_parts, objective={"task": task}, evaluation={"prompts": prompts}), tmp_path / "run"
+    )
+    numbers = evaluate(parts)
+    found = {name for name in ("generation", "alignment") if f"validation_{name}" in numbers}
+    found |= {"recall"} if "image_to_text_recall_1" in numbers else set()
+    found |= {"sheet"} if (tmp_path / "run" / "samples").exists() else set()
+    assert found == expected
+
+
+def test_a_run_that_is_evaluated_learns_as_one_that_is_not(toy_parts, tmp_path):
+    loop = {"num_steps": 4, "evaluate_every": 1}
+    recipe = toy_recipe(toy_parts, evaluation={"prompts": PROMPTS}, loop=loop)
+    train_toy_recipe(recipe, tmp_path / "evaluated")
+    train_toy_recipe(toy_recipe(toy_parts, loop={"num_steps": 4, "evaluate_every": 0}), tmp_path / "alone")
+    weights = [
+        (tmp_path / name / "checkpoint" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+        for name in ("evaluated", "alone")
+    ]
+    assert weights[0] == weights[1]
+    told = [line["step"] for line in read_log(tmp_path / "evaluated" / "log.jsonl") if "validation_loss" in line]
+    assert told == [1, 2, 3, 4]
+    assert len(list((tmp_path / "evaluated" / "samples").iterdir())) == 4
+
+
+def train_as_one_of_two(toy_parts, output):
+    AcceleratorState._reset_state(reset_partial_state=True)  # a forked child inherits its parent's
+    recipe = toy_recipe(toy_parts, loop={"num_steps": 2, "batch_size": 4, "evaluate_every": 1})
+    train_recipe(recipe, output, show_progress=False)
+
+
+def test_two_processes_train_while_one_of_them_evaluates(toy_parts, tmp_path):
+    """An evaluation that waited for the other process would never end."""
+    debug_launcher(train_as_one_of_two, args=(toy_parts, tmp_path / "run"), num_processes=2)
+    evaluated = [line["step"] for line in read_log(tmp_path / "run" / "log.jsonl") if "validation_alignment" in line]
+    assert evaluated == [1, 2]
+    assert (tmp_path / "run" / "checkpoint" / "query_stream").is_dir()
+
+
+def test_the_recipe_chooses_the_evaluators(toy_parts, tmp_path):
+    chosen = {"evaluators": ["classification"], "prompts": PROMPTS}
+    parts = prepare_toy(toy_recipe(toy_parts, evaluation=chosen), tmp_path / "run")
+    assert [row["metric"] for row in parts.evaluation_rows(1)] == ["zero_shot_top_1", "zero_shot_mean_class_recall"]
+    assert not (tmp_path / "run" / "samples").exists()
