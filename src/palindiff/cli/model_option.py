@@ -37,8 +37,9 @@ def open_model(name: str, device: str = "auto", dtype: "torch.dtype | None" = No
     place = _find_device(device)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    from palindiff.inference.bundled import bundled_models, load
+    from palindiff.inference.bundled import load
     from palindiff.inference.pipeline import PalindiffPipeline
+    from palindiff.pretrained.bundled import bundled_models
 
     dtype = dtype or torch.float32
     if name in bundled_models():

@@ -23,7 +23,7 @@ def push(
       palindiff push --model runs/first/checkpoint --to me/first --dry-run
       palindiff push --model runs/first/checkpoint --to me/first --private
     """
-    from palindiff.pretrained.checkpoint_folder import check_index
+    from palindiff.pretrained.layout import check_index
     from palindiff.pretrained.model_card import CardFacts, card_head, card_text, read_card
     from palindiff.pretrained.saving import files_to_push
 

@@ -20,7 +20,8 @@ from palindiff.experiments.demo_page import page
 from palindiff.experiments.demo_sections import chains, generations, named, search, training_curves
 from palindiff.experiments.emoji_protocol import Embedded, Trained, embed_unseen, measure_generation, naming_rows
 from palindiff.experiments.evaluators import evaluators
-from palindiff.inference.bundled import bundled_folder, load
+from palindiff.inference.bundled import load
+from palindiff.pretrained.bundled import bundled_folder
 from palindiff.training.loop.device import make_accelerator
 from palindiff.training.loop.loop import Run, backward_step
 from palindiff.training.loop.run_log import RunLog, read_log

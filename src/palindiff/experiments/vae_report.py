@@ -16,7 +16,7 @@ from palindiff.evaluation.results import write_results
 from palindiff.evaluation.retrieval import Row
 from palindiff.evaluation.sheets import pairs_sheet
 from palindiff.experiments.emoji_protocol import evenly
-from palindiff.inference.bundled import bundled_folder
+from palindiff.pretrained.bundled import bundled_folder
 from palindiff.training.loop.run_log import read_log
 from palindiff.training.train_vae import decode_images, vae_error
 

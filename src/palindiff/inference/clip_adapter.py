@@ -18,8 +18,7 @@ from palindiff.data.images import Fit, read_pixels
 from palindiff.inference.arguments import check_batch_size, check_fit_name, check_guidance, check_steps, square_side
 from palindiff.inference.defaults import CAPTIONS_AT_ONCE, IMAGES_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.models.query_stream import MAX_LOGIT_SCALE
-from palindiff.models.text_encoder import check_tower, encode_tokens, tokenize_captions
-from palindiff.pretrained.text_encoders import num_positions
+from palindiff.models.text_encoder import num_positions, tokenize_captions
 
 if TYPE_CHECKING:
     from palindiff.inference.pipeline import PalindiffPipeline
@@ -39,8 +38,7 @@ class CaptionTokenizer:
         Raises: TypeError, ValueError if the captions are no captions.
         """
         captions = [captions] if isinstance(captions, str) else captions
-        ids: Tensor = tokenize_captions(captions, self.tokenizer).input_ids
-        return ids
+        return torch.tensor(tokenize_captions(captions, self.tokenizer)[0])
 
 
 class ClipAdapter(nn.Module):
@@ -77,7 +75,7 @@ class ClipAdapter(nn.Module):
         self.image_size_px = square_side(self.unet.config.sample_size) * pipeline.vae_scale_factor
         self.preprocess = partial(read_pixels, size_px=self.image_size_px, fit=fit)
         self.tokenizer = CaptionTokenizer(pipeline.tokenizer)
-        check_tower(pipeline.caption_encoder)
+        pipeline.caption_encoder.check()
         _check_padding(pipeline.tokenizer)
 
     @property
@@ -108,10 +106,12 @@ class ClipAdapter(nn.Module):
         Raises: TypeError, ValueError if `text` is not what `tokenizer` makes of captions.
         """
         _check_text(text, num_positions(self.text_encoder), self.text_encoder.config.vocab_size)
-        tower = self.pipeline.caption_encoder
-        self.pipeline._bring("text_encoder", *(["query_stream"] if tower.tail is not None else []))
-        parts = text.long().split(CAPTIONS_AT_ONCE)
-        return torch.cat([encode_tokens(ids, real_tokens(ids, tower.tokenizer), tower).e for ids in parts])
+        encoder = self.pipeline.caption_encoder
+        mask = real_tokens(text.long(), encoder.tokenizer)
+        encoder.check_tokens(text.tolist(), mask.tolist())
+        self.pipeline._bring("text_encoder", *(["query_stream"] if encoder.has_missing_layers else []))
+        parts = zip(text.long().split(CAPTIONS_AT_ONCE), mask.split(CAPTIONS_AT_ONCE), strict=True)
+        return torch.cat([encoder(ids, of_ids).e for ids, of_ids in parts])
 
     def forward(
         self, image: Tensor | None = None, text: Tensor | None = None
@@ -140,8 +140,8 @@ def real_tokens(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
 
 
 def _check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    tokens = tokenize_captions(["", "a"], tokenizer)
-    if not torch.equal(real_tokens(tokens.input_ids, tokenizer), tokens.attention_mask.bool()):
+    ids, mask = tokenize_captions(["", "a"], tokenizer)
+    if not torch.equal(real_tokens(torch.tensor(ids), tokenizer), torch.tensor(mask, dtype=torch.bool)):
         raise ValueError(
             f"The tokenizer pads on the {tokenizer.padding_side} with `{tokenizer.pad_token}`, which cannot be told "
             "from its ids alone. Expected padding on the right, by a token of its own or by the end token: code "

@@ -16,8 +16,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from torch import nn
 
 from palindiff.atomic import atomic_text
-from palindiff.inference.adapters import has_adapters
-from palindiff.pretrained.checkpoint_folder import INDEX_NAME, OUR_PARTS
+from palindiff.pretrained.layout import INDEX_NAME, OUR_PARTS
 from palindiff.pretrained.model_card import CARD_NAME, CardFacts, card_text, stable_diffusion_card
 
 _DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
@@ -172,7 +171,7 @@ def push_folder(
 
 
 def _check_bare(parts: dict[str, Any]) -> None:
-    adapted = [name for name, part in parts.items() if isinstance(part, nn.Module) and has_adapters(part)]
+    adapted = [name for name, part in parts.items() if isinstance(part, nn.Module) and hasattr(part, "peft_config")]
     if adapted:
         raise ValueError(
             f"A LoRA is loaded into `{'` and `'.join(adapted)}`. Expected bare weights: saved like this, nothing "

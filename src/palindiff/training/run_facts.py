@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 import palindiff
-from palindiff.inference.bundled import BUNDLED_LICENSE, BUNDLED_VAE
+from palindiff.pretrained.bundled import BUNDLED_LICENSE, BUNDLED_VAE
 from palindiff.pretrained.model_card import BaseWeights, CardFacts, License, public_name
 from palindiff.pretrained.stable_diffusion import base_license
 from palindiff.training.recipes.yaml_files import identity

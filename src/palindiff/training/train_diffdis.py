@@ -17,7 +17,6 @@ from palindiff.atomic import replacing_folder
 from palindiff.data.sources import DataConfig, ImageSet, open_images
 from palindiff.inference.labels import check_labels
 from palindiff.inference.pipeline import PalindiffPipeline
-from palindiff.models.caption_encoder import CaptionEncoder
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.objectives.diffdis import DiffDisConfig, DiffDisObjective
 from palindiff.pretrained.model_card import card_text
@@ -171,11 +170,11 @@ def make_objective(
     recipe: Recipe, pipeline: PalindiffPipeline, tower: TextEncoder, c_empty: torch.Tensor | None
 ) -> DiffDisObjective:
     """Put a recipe's models under its losses; c_empty (1, l, d_c) is None where captions are encoded at each step."""
-    encoder = None
+    encoder: TextEncoder | None = None
     if c_empty is None:
-        encoder = CaptionEncoder(tower, recipe.text.is_trained)
+        encoder = tower.requires_grad_(recipe.text.is_trained)
         if recipe.machine.gradient_checkpointing and recipe.text.is_trained:
-            tower.text_encoder.activation_checkpointing_enable()
+            encoder.model.activation_checkpointing_enable()
     return DiffDisObjective(
         pipeline.unet,
         pipeline.query_stream,
@@ -205,7 +204,7 @@ def _feature_set(
     captions = [of_one for of_one, _ in rows.texts()]
     flat = [caption for of_one in captions for caption in of_one]
     if recipe.text.is_live:
-        return rows, FeatureSet(captions, images, LiveCaptions(flat, tower.tokenizer), store.views.flip)
+        return rows, FeatureSet(captions, images, LiveCaptions(flat, tower), store.views.flip)
     texts = caption_features(flat, tower, _cache_dir(recipe), tell)
     return rows, FeatureSet(captions, images, texts, store.views.flip)
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, computed_field
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from palindiff.training.cost.skeleton import Skeleton
+from palindiff.training.cost.weight_free import WeightFreeRun
 from palindiff.training.train_diffdis import EvaluationConfig, Recipe
 
 
@@ -35,12 +35,12 @@ class Work(BaseModel, frozen=True):
         return sum(self.named_image.values())
 
 
-def count_work(models: Skeleton, recipe: Recipe) -> Work:
-    """Count a step and the naming of an image, on models of `fake_skeleton`."""
+def count_work(models: WeightFreeRun, recipe: Recipe) -> Work:
+    """Count a step and the naming of an image, on models of `fake_run`."""
     return Work(step=step_tflop(models, recipe), named_image=naming_tflop(models, recipe.evaluation))
 
 
-def step_tflop(models: Skeleton, recipe: Recipe) -> dict[str, float]:
+def step_tflop(models: WeightFreeRun, recipe: Recipe) -> dict[str, float]:
     """Work of one row times the rows; the rows' similarities among each other are left out."""
     objective, task = models.objective.train(), recipe.objective.task
     batch = models.features.read(torch.arange(1), torch.rand(1, 2))
@@ -69,7 +69,7 @@ def step_tflop(models: Skeleton, recipe: Recipe) -> dict[str, float]:
 
 
 @torch.no_grad()
-def naming_tflop(models: Skeleton, evaluation: EvaluationConfig) -> dict[str, float]:
+def naming_tflop(models: WeightFreeRun, evaluation: EvaluationConfig) -> dict[str, float]:
     """Work of naming one image; the zero image of guidance is read once for all and left out."""
     unet, stream = models.objective.unet.eval(), models.objective.query_stream.eval()
     x = torch.zeros(1, 3, models.image_size_px, models.image_size_px)
