@@ -6,14 +6,14 @@ from palindiff.pretrained.stable_diffusion import load_base
 from toys.models import toy_pipeline
 from toys.other_pipelines import OTHER_PIPELINES
 from toys.stable_diffusion import write_sd1, write_sd2
-from toys.text_encoders import write_towers
+from toys.text_encoders import write_text_encoders
 
 
 @pytest.fixture(scope="session")
 def towers(tmp_path_factory):
     """A folder of toy text encoders, which nobody writes into."""
     folder = tmp_path_factory.mktemp("towers")
-    write_towers(folder)
+    write_text_encoders(folder)
     return folder
 
 

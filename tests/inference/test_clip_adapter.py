@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from palindiff.data.images import ImageFileError
 from palindiff.inference.clip_adapter import ClipAdapter, real_tokens
 from palindiff.models.text_encoder import tokenize_captions
-from palindiff.pretrained.text_encoders import load_text_tower
+from palindiff.pretrained.text_encoders import load_text_encoder
 from toys.models import toy_images, toy_pipeline
 from toys.text_encoders import LENGTH, POSITIONS
 
@@ -162,7 +162,7 @@ def test_a_tokenizer_pads_and_cuts_to_one_length(face):
 @pytest.mark.parametrize("tower", ["sentence", "clip", "clip_2"])
 def test_real_tokens_are_told_from_padding_by_their_ids(towers, tower):
     """The three pad with a token of their own, with the end token, and with a token that captions have too."""
-    tokenizer = load_text_tower(str(towers / tower)).tokenizer
+    tokenizer = load_text_encoder(str(towers / tower)).tokenizer
     padding = tokenizer.pad_token if tower != "clip" else "c"
     tokens = tokenize_captions([*CAPTIONS, f"a {padding} b", f"a {padding} {padding}"], tokenizer)
     assert torch.equal(real_tokens(tokens.input_ids, tokenizer), tokens.attention_mask.bool())

@@ -6,7 +6,7 @@ from transformers import CLIPTokenizer
 
 from palindiff.models.text_encoder import encode_captions
 from palindiff.pretrained.clip_projection import check_clip, differing_tensors, with_clip_projection
-from palindiff.pretrained.text_encoders import TextEncoder, load_text_tower
+from palindiff.pretrained.text_encoders import TextEncoder, load_text_encoder
 from toys.stable_diffusion import NUM_LAYERS_2, text_encoder_of, write_clip_of
 from toys.text_encoders import write_sentence_encoder
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clip(folder):
-    return load_text_tower(str(folder / "clip_1"))
+    return load_text_encoder(str(folder / "clip_1"))
 
 
 def weights(seed=0):
@@ -73,7 +73,7 @@ def test_differences_are_named_in_order_with_their_size():
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_completed_tower_embeds_as_its_clip_does(folder, version):
-    whole = load_text_tower(str(folder / f"clip_{version}"))
+    whole = load_text_encoder(str(folder / f"clip_{version}"))
     kept = {} if version == 1 else {"num_hidden_layers": NUM_LAYERS_2 - 1}
     own = text_encoder_of(folder / f"clip_{version}", **kept)
     tokenizer = CLIPTokenizer.from_pretrained(folder / f"clip_{version}", pad_token="!")
@@ -90,7 +90,7 @@ def test_a_completed_tower_embeds_as_its_clip_does(folder, version):
 
 def test_a_tower_goes_to_a_device_with_the_layers_kept_for_it(folder):
     """Or captions of Stable Diffusion 2.x could be encoded on a CPU alone."""
-    whole = load_text_tower(str(folder / "clip_2"))
+    whole = load_text_encoder(str(folder / "clip_2"))
     own = text_encoder_of(folder / "clip_2", num_hidden_layers=NUM_LAYERS_2 - 1)
     tower = with_clip_projection(own, whole.tokenizer, "base", whole)
     assert tower.to("meta") is tower
@@ -122,21 +122,21 @@ def test_equal_tensors_under_other_settings_are_another_tower(folder, clip, sett
 
 
 def test_more_layers_than_clip_has_are_refused(folder, clip):
-    whole, kept = load_text_tower(str(folder / "clip_2")), text_encoder_of(folder / "clip_2", num_hidden_layers=4)
+    whole, kept = load_text_encoder(str(folder / "clip_2")), text_encoder_of(folder / "clip_2", num_hidden_layers=4)
     shorter = TextEncoder(kept, whole.tokenizer, "clip", whole.projection, "shorter")
     with pytest.raises(ValueError, match=r"CLIP has no `encoder.layers.4.self_attn.k_proj.weight`, and \d+ more"):
         with_clip_projection(whole.text_encoder, whole.tokenizer, "base", shorter)
 
 
 def test_what_is_no_clip_with_a_projection_is_refused(folder, clip, tmp_path):
-    sentence = load_text_tower(str(write_sentence_encoder(tmp_path / "sentence")))
+    sentence = load_text_encoder(str(write_sentence_encoder(tmp_path / "sentence")))
     plain = TextEncoder(clip.text_encoder, clip.tokenizer, "clip", None, "plain")
     for tower, told in ((sentence, "is a sentence encoder"), (plain, "has no text projection")):
         with pytest.raises(ValueError, match=told):
             check_clip(tower, "base")
     with pytest.raises(ValueError, match=r"text encoder of `base` is a `bert`. Expected CLIP's"):
         with_clip_projection(sentence.text_encoder, sentence.tokenizer, "base", clip)
-    other = load_text_tower(str(folder / "clip_1"), max_length=5)
+    other = load_text_encoder(str(folder / "clip_1"), max_length=5)
     other.tokenizer.model_max_length = 1000
     with pytest.raises(ValueError, match=r"`tokenizer.model_max_length` is 1000.*Expected at most 16"):
         with_clip_projection(text_encoder_of(folder / "clip_1"), other.tokenizer, "base", clip)

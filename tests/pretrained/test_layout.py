@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.pretrained.layout import check_configs, is_palindiff, weights_variant
-from palindiff.pretrained.text_encoders import load_text_tower
+from palindiff.pretrained.text_encoders import load_text_encoder
 from toys.hub_folders import as_lfs_pointers, as_pickles, read_json, with_hole, write_half_of, write_json
 from toys.other_pipelines import write_changed_clip, write_other_clip
 from toys.stable_diffusion import write_sd1
@@ -22,7 +22,7 @@ WORKS = "Expected Stable Diffusion 1.x or 2.x for text to image. Start from such
 
 @pytest.fixture(scope="module")
 def clip(stable_diffusion):
-    return load_text_tower(str(stable_diffusion / "clip_1"))
+    return load_text_encoder(str(stable_diffusion / "clip_1"))
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +117,14 @@ def test_a_palindiff_checkpoint_is_told_what_it_is(refused, stable_diffusion, cl
     ids=["width", "changed", "sentence", "no projection", "of 2.x"],
 )
 def test_another_text_tower_is_refused(refused, stable_diffusion, tmp_path, write, told):
-    other = load_text_tower(str(write(stable_diffusion, tmp_path)))
+    other = load_text_encoder(str(write(stable_diffusion, tmp_path)))
     refused(ValueError, *told, source=stable_diffusion / "sd1", clip=other)
 
 
 def test_a_clip_of_pointers_or_without_weights_is_refused(refused, stable_diffusion, tmp_path):
     pointers = as_lfs_pointers(shutil.copytree(stable_diffusion / "clip_1", tmp_path / "pointers"))
     with pytest.raises(ValueError, match=r"weights in .*pointers` cannot be read.*Expected safetensors.*Git LFS"):
-        load_text_tower(str(pointers))
+        load_text_encoder(str(pointers))
 
 
 # ---- files

@@ -14,7 +14,7 @@ from palindiff.inference import single_file
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.query_stream import QueryStreamConfig
 from palindiff.pretrained.stable_diffusion import load_base
-from palindiff.pretrained.text_encoders import load_text_tower
+from palindiff.pretrained.text_encoders import load_text_encoder
 from toys.hub_folders import read_json, write_configs_of, write_json
 from toys.other_pipelines import write_changed_clip, write_other_clip, write_sdxl_file
 from toys.single_file import ldm_unet_name, ldm_vae_name, write_single_file
@@ -39,7 +39,7 @@ def made(stable_diffusion, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clips(stable_diffusion):
-    return {f"sd{version}": load_text_tower(str(stable_diffusion / f"clip_{version}")) for version in (1, 2)}
+    return {f"sd{version}": load_text_encoder(str(stable_diffusion / f"clip_{version}")) for version in (1, 2)}
 
 
 def init(stable_diffusion, path, config, version, **options):
@@ -171,7 +171,7 @@ def test_files_of_other_kinds_are_named(refused, other_pipelines, made, clips, t
     ids=["width", "changed", "sentence", "no projection", "of 2.x"],
 )
 def test_another_text_tower_is_refused(refused, stable_diffusion, made, tmp_path, write, told):
-    other = load_text_tower(str(write(stable_diffusion, tmp_path)))
+    other = load_text_encoder(str(write(stable_diffusion, tmp_path)))
     refused(ValueError, *told, source=made / "sd1.safetensors", clip=other, config=made / "sd1")
 
 

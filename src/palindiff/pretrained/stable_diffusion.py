@@ -76,8 +76,9 @@ def stable_diffusion_parts(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         stream = QueryStream.for_unet(base.unet, encoder.d_e, query_stream, "clip", encoder.projection)
-    with without_warnings():  # of a change of dtype, from which nothing in the stream is exempt
-        stream.to(base.unet.dtype)
+    if stream.dtype != base.unet.dtype:  # a fake tensor cannot be moved, not even to its own dtype
+        with without_warnings():  # of a change of dtype, from which nothing in the stream is exempt
+            stream.to(base.unet.dtype)
     num_steps: int = base.scheduler.config.num_train_timesteps
     return base.components | {
         "query_stream": stream.eval(),

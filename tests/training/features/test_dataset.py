@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from palindiff.data.images import ImageFileError, decode_image, to_tensor
 from palindiff.data.sources import DataConfig, open_images
-from palindiff.models.text_encoder import encode_captions, load_text_tower
+from palindiff.models.text_encoder import encode_captions, load_text_encoder
 from palindiff.training import latent_cache
 from palindiff.training.features.dataset import (
     CaptionFeatures,
@@ -43,7 +43,7 @@ def rows(toy_parts):
 
 @pytest.fixture
 def tower(toy_parts):
-    return load_text_tower(str(toy_parts / "tower"))
+    return load_text_encoder(str(toy_parts / "tower"))
 
 
 def encode_images(rows, cache_dir, vae=None, size_px=SIDE_PX, fit="crop", views=PLAIN, num_workers=0, tell=silent):
@@ -151,15 +151,15 @@ def test_what_makes_latents_is_in_their_key(rows, toy_parts, tmp_path):
 
 def test_what_makes_text_features_is_in_their_key(toy_parts, tmp_path):
     source = str(toy_parts / "tower")
-    other_weights = load_text_tower(source)
+    other_weights = load_text_encoder(source)
     with torch.no_grad():
         other_weights.text_encoder.embeddings.word_embeddings.weight[7] += 1
     for number, (captions, tower) in enumerate(
         [
-            (CAPTIONS, load_text_tower(source)),
-            ([*CAPTIONS, "one more"], load_text_tower(source)),
-            (CAPTIONS[::-1], load_text_tower(source)),
-            (CAPTIONS, load_text_tower(source, max_length=7)),
+            (CAPTIONS, load_text_encoder(source)),
+            ([*CAPTIONS, "one more"], load_text_encoder(source)),
+            (CAPTIONS[::-1], load_text_encoder(source)),
+            (CAPTIONS, load_text_encoder(source, max_length=7)),
             (CAPTIONS, other_weights),
         ],
         start=1,
