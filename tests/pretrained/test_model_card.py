@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from pydantic import ValidationError
 
 from palindiff.evaluation.results import read_results, write_results
-from palindiff.inference.bundled import BUNDLED_LICENSE, bundled_folder
+from palindiff.pretrained.bundled import BUNDLED_LICENSE, bundled_folder
 from palindiff.pretrained.model_card import (
     UNKNOWN_LICENSE,
     BaseWeights,
