@@ -24,13 +24,13 @@ def test_a_query_stream_of_another_unet_is_refused(pipeline):
         PalindiffPipeline(**whole | {"unet": deep})
     other = toy_unet(d_c=32)
     other.mid_block.resnets[-1].out_channels = 24
-    with pytest.raises(ValueError, match=r"mid block ends in so many channels: 16; this one has 24\. Expected"):
+    with pytest.raises(ValueError, match=r"mid block has this number of channels: 16; this one has 24\. Expected"):
         PalindiffPipeline(**whole | {"unet": other})
 
 
 @pytest.mark.parametrize(
     ("tower", "told"),
-    [("sentence", "queries are embeddings"), ("clip", "`text_projection` takes features")],
+    [("sentence", "queries are embeddings"), ("clip", "`clip_projection` takes features")],
 )
 def test_a_query_stream_of_another_text_tower_is_refused(towers, tower, told):
     pipeline = toy_pipeline(towers, tower)

@@ -206,7 +206,9 @@ def test_what_no_text_encoder_has_is_named(refused, made, clips, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["flat", None])
-def test_a_file_without_a_text_encoder_of_known_names_is_refused(refused, stable_diffusion, made, clips, tmp_path, text):
+def test_a_file_without_a_text_encoder_of_known_names_is_refused(
+    refused, stable_diffusion, made, clips, tmp_path, text
+):
     path = write_single_file(stable_diffusion / "sd1", tmp_path / "no_tower.safetensors", text=text)
     refused(
         ValueError, "holds no text encoder", "Name a file with the whole model",

@@ -122,7 +122,9 @@ def test_length_is_the_text_encoder_s_own_or_the_one_asked_for(folders, folder):
     rewrite(clip / "tokenizer_config.json", model_max_length=10**30)  # how tokenizers say "unknown"
     assert load_text_encoder(str(clip)).tokenizer.model_max_length == POSITIONS
     assert load_text_encoder(str(folders["clip"])).tokenizer.model_max_length == LENGTH  # from the tokenizer
-    assert load_text_encoder(str(folders["sentence"])).tokenizer.model_max_length == LENGTH  # sentence_bert_config.json
+    assert (
+        load_text_encoder(str(folders["sentence"])).tokenizer.model_max_length == LENGTH
+    )  # sentence_bert_config.json
     assert encode(load_text_encoder(str(folders["sentence"]), max_length=5), CAPTIONS).c.shape[1] == 5
 
 

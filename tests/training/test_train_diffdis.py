@@ -234,7 +234,7 @@ def test_a_clip_s_projection_travels_with_the_stream(toy_parts, tmp_path):
     recipe = toy_recipe(toy_parts, text={"source": str(source)}, loop={"num_steps": 1})
     pipeline = train_toy_recipe(recipe, tmp_path / "run")
     stream = load_file(tmp_path / "run" / "checkpoint" / "query_stream" / WEIGHTS)
-    assert torch.equal(stream["text_projection"], load_text_encoder(str(source)).projection)
+    assert torch.equal(stream["clip_projection.weight"], load_text_encoder(str(source)).projection.weight)
     assert pipeline.query_stream.config.pooling == "clip"
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from palindiff.data.images import ImageFileError, decode_image, to_tensor
 from palindiff.data.sources import DataConfig, open_images
-from palindiff.models.text_encoder import encode_captions, load_text_encoder
+from palindiff.pretrained.text_encoders import load_text_encoder
 from palindiff.training import latent_cache
 from palindiff.training.features.dataset import (
     CaptionFeatures,
@@ -107,7 +107,7 @@ def test_images_are_encoded_once_and_then_read(rows, tmp_path):
 def test_captions_are_encoded_once_and_then_read(tower, tmp_path):
     first = caption_features(CAPTIONS, tower, tmp_path / "one", silent)
     anew = caption_features(CAPTIONS, tower, tmp_path / "two", silent)
-    calls = count_calls(tower.text_encoder)
+    calls = count_calls(tower.model)
     again = caption_features(CAPTIONS, tower, tmp_path / "one", silent)
     assert not calls
     for found in (anew, again):
@@ -120,7 +120,7 @@ def test_text_features_are_those_of_each_caption_alone(tower, tmp_path):
     found = caption_features(CAPTIONS, tower, tmp_path, silent)
     for caption, row in found.row.items():
         with torch.no_grad():
-            encoded = encode_captions([caption], tower)
+            encoded = tower.encode([caption])
         c, e = torch.from_numpy(found.c[row].astype(np.float32)), torch.from_numpy(found.e[row].copy())
         torch.testing.assert_close(c, encoded.c[0], rtol=1e-3, atol=1e-3)  # float16
         torch.testing.assert_close(e, encoded.e[0], rtol=0, atol=1e-6)  # float32, another batch
@@ -153,7 +153,7 @@ def test_what_makes_text_features_is_in_their_key(toy_parts, tmp_path):
     source = str(toy_parts / "tower")
     other_weights = load_text_encoder(source)
     with torch.no_grad():
-        other_weights.text_encoder.embeddings.word_embeddings.weight[7] += 1
+        other_weights.model.embeddings.word_embeddings.weight[7] += 1
     for number, (captions, tower) in enumerate(
         [
             (CAPTIONS, load_text_encoder(source)),
