@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from palindiff.models.image_reading import ImageReading
 from palindiff.models.clip_projection import ClipProjection
+from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_stream import QueryStream
 from palindiff.models.unet_encoder import unet_encoder_parameters
 from toys.models import D_E, toy_inputs, toy_stream, toy_unet
@@ -246,8 +246,7 @@ def test_saved_stream_is_the_same_stream(tmp_path):
 
 
 def toy_config():
-    from palindiff.models.clip_projection import ClipProjection
-from palindiff.models.query_stream import QueryStreamConfig
+    from palindiff.models.query_stream import QueryStreamConfig
 
     return QueryStreamConfig(num_head_layers=1, head_width=16, head_dim=8)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from palindiff.pretrained.text_encoders import load_text_encoder
 from palindiff.models.vae import VaeConfig, build_vae, normalize_latents
+from palindiff.pretrained.text_encoders import load_text_encoder
 from toys.text_encoders import stock_pipeline, write_sentence_encoder
 
 TOY = VaeConfig(widths=(8, 8), latent_channels=4, norm_groups=4, image_size_px=16)

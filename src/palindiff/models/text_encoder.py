@@ -201,7 +201,7 @@ class TextEncoder(nn.Module):
         """Move the projection along with the model."""
         if self.projection is not None:
             self.projection._apply(fn)
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return]
+        return super()._apply(fn, recurse)
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in sorted(self.model.state_dict().items()):

@@ -98,7 +98,7 @@ def blank_tokenizer(folder: Path, model: PreTrainedModel) -> PreTrainedTokenizer
     The config is that of the folder, or of the `tokenizer` folder in the pipeline around it.
     """
     paths = [place / "tokenizer_config.json" for place in (folder, folder.parent / "tokenizer")]
-    config = next((read_json(path, str(folder)) for path in paths if path.is_file()), {})
+    config: dict[str, Any] = next((read_json(path, str(folder)) for path in paths if path.is_file()), {})
     end_id = getattr(model.config, "eos_token_id", None) or 0
     rules = Tokenizer(models.WordLevel({"<end>": end_id}, unk_token="<end>"))
     rules.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", end_id)])
