@@ -60,7 +60,7 @@ def test_other_kinds_of_pipelines_are_named(refused, other_pipelines, clip, name
     ("setting", "value", "told"),
     [
         ("addition_embed_type", "text_time", "added embeddings, as Stable Diffusion XL and unCLIP have"),
-        ("encoder_hid_dim_type", "image_proj", "conditions beside the text"),
+        ("encoder_hid_dim_type", "image_proj", "conditions besides the text"),
         ("time_cond_proj_dim", 256, "a guidance scale among its inputs, as latent consistency models have"),
     ],
 )

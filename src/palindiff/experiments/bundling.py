@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from palindiff.atomic import replacing_folder
 from palindiff.data.emoji import ATTRIBUTION
 from palindiff.models.query_stream import QueryStream
-from palindiff.pretrained.saving import forget_where_parts_lay
+from palindiff.pretrained.saving import remove_local_paths
 from palindiff.training.loop.run_log import read_log
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
@@ -74,7 +74,7 @@ def ship(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
             AutoencoderKL.from_pretrained(source).half().save_pretrained(folder)
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
         shutil.copy(run / "recipe.yaml", folder / "recipe.yaml")
-        forget_where_parts_lay(folder)
+        remove_local_paths(folder)
         num_bytes = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         if num_bytes > MAX_BYTES[name]:
             raise ValueError(

@@ -1,7 +1,7 @@
 """The text encoder: captions to token-wise features c, a mask of real tokens, and the text query e.
 
-Here: tokenizing and encoding. Not here: where text encoders come from (`pretrained/text_encoders.py`), and adding noise
-to e (a diffusers scheduler).
+Here: tokenizing and encoding. Not here: loading text encoders (`pretrained/text_encoders.py`), and adding noise to e
+(a diffusers scheduler).
 """
 
 import hashlib
@@ -44,8 +44,8 @@ class EncodedCaptions:
 class TextEncoder(nn.Module):
     """A text encoder with its tokenizer and pooling; `model` and `tokenizer` fit a stock Stable Diffusion pipeline.
 
-    It is trained if the weights of `model` require gradients, and stays in eval mode: dropout would draw numbers that a
-    resumed run cannot draw again. `projection` is not registered as a sub-module: the query stream owns and saves it.
+    It is trained if the weights of `model` require gradients. It stays in eval mode: dropout would draw numbers that a
+    resumed run cannot draw again. `projection` is not a registered sub-module: the query stream owns and saves it.
 
     Source:  c: diffusers `StableDiffusionPipeline.encode_prompt`. e: transformers `CLIPTextModelWithProjection`
              ("clip") or sentence-transformers' mean pooling ("mean"); decisions row 15. Training: DiffDis Table 5.
@@ -173,7 +173,7 @@ class TextEncoder(nn.Module):
             if not all(any(row) for row in mask):
                 raise ValueError(
                     "A caption became no token at all in `TextEncoder`. Expected a tokenizer that marks beginning and "
-                    "end, so that an empty caption has an embedding too. Use the tokenizer saved with the text encoder."
+                    "end, so that an empty caption can be embedded. Use the tokenizer saved with the text encoder."
                 )
             return
         end_id = _end_id(self.model)

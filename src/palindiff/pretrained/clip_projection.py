@@ -25,7 +25,7 @@ def with_clip_projection(
 ) -> TextEncoder:
     """Join a pipeline's own text model and tokenizer with the projection of its CLIP, and the layers that it lacks.
 
-    Both text encoders are the same if every tensor is equal, or equal once the one that was stored in half precision
+    They are the same if every tensor is equal, or equal once the one that was stored in half precision
     is rounded so. Without weights, only shapes and settings are compared.
 
     Source: decisions rows 15 and 22.
@@ -43,9 +43,9 @@ def with_clip_projection(
     if differences := differences or compare(model.state_dict(), whole.state_dict()):
         more = f", and {len(differences) - 1} more" if len(differences) > 1 else ""
         raise ValueError(
-            f"The text encoder of `{name}` is not that of `{clip.name}`: {differences[0]}{more}. Expected the CLIP that "
-            "the text encoder was taken from, whose projection makes captions' embeddings. Name that CLIP's folder "
-            "(openai/clip-vit-large-patch14 for Stable Diffusion 1.x, laion/CLIP-ViT-H-14-laion2B-s32B-b79K for 2.x); "
+            f"The text encoder of `{name}` is not that of `{clip.name}`: {differences[0]}{more}. Expected the CLIP "
+            "that the text encoder was taken from, whose projection makes captions' embeddings. Name that CLIP's "
+            "folder (openai/clip-vit-large-patch14 for Stable Diffusion 1.x, laion/CLIP-ViT-H-14-laion2B-s32B-b79K for 2.x); "
             "a text encoder that was trained further has none."
         )
     num_kept = model.config.num_hidden_layers
@@ -83,8 +83,8 @@ def check_clip(clip: TextEncoder, name: str) -> None:
     """
     if clip.pooling != "clip":
         raise ValueError(
-            f"`{clip.name}` is a sentence encoder. Expected the CLIP that the text encoder of `{name}` was taken from. "
-            "Name that CLIP's folder."
+            f"`{clip.name}` is a sentence encoder. Expected the CLIP that the text encoder of `{name}` was taken "
+            "from. Name that CLIP's folder."
         )
     if clip.projection is None:
         raise ValueError(

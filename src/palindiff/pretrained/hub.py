@@ -19,7 +19,7 @@ PACKAGE_MAX_LENGTH = 32
 
 PAPER_BASE, PAPER_CLIP = "CompVis/stable-diffusion-v1-1", "openai/clip-vit-large-patch14"
 STABLE_DIFFUSION_1 = Path(str(files("palindiff"))) / "pretrained" / "stable_diffusion_1"
-"""Configs of Stable Diffusion 1.x and of its CLIP, without weights: the paper's models are built without a download."""
+"""Configs of Stable Diffusion 1.x and its CLIP, without weights: the paper's models are built without a download."""
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model")
@@ -60,7 +60,7 @@ def find_base_configs(source: str) -> Path:
         source,
         BASE_CONFIGS,
         f"No configs of `{source}`: it is no folder, and neither the Hub nor its cache on this machine has them. "
-        f"Expected a folder, a Hub name, or `{PAPER_BASE}` (known without a download). Fix the name or the connection.",
+        f"Expected a folder, a Hub name, or `{PAPER_BASE}` (known without a download). Fix the name or connection.",
     )
 
 

@@ -1,6 +1,6 @@
 """What a folder in diffusers' layout must hold: a Stable Diffusion to start from, or a palindiff checkpoint.
 
-Here: the checks, from small files before any weight is read, and of loaded parts, where diffusers only warns. Not here:
+Here: checks of small files before any weight is read, and of loaded parts, where diffusers only warns. Not here:
 loading (`stable_diffusion.py`, `inference/pipeline.py`).
 """
 
@@ -127,7 +127,7 @@ def check_configs(unet: dict[str, Any], vae: dict[str, Any], text_width: int | N
         ("addition_embed_type", "added embeddings, as Stable Diffusion XL and unCLIP have"),
         ("class_embed_type", "class embeddings, as upscalers and unCLIP have"),
         ("num_class_embeds", "class embeddings, as upscalers have"),
-        ("encoder_hid_dim_type", "conditions beside the text"),
+        ("encoder_hid_dim_type", "conditions besides the text"),
         ("time_cond_proj_dim", "a guidance scale among its inputs, as latent consistency models have"),
     ):
         if unet.get(setting) is not None:
@@ -145,8 +145,8 @@ def check_configs(unet: dict[str, Any], vae: dict[str, Any], text_width: int | N
     width = unet.get("cross_attention_dim", 1280)
     if text_width is not None and width != text_width:
         raise ValueError(
-            f"The U-Net of `{name}` reads text of width {width}, its text encoder has width {text_width}. Expected one "
-            "width. Copy both parts from the same model."
+            f"The U-Net of `{name}` reads text of width {width}, its text encoder has width {text_width}. Expected "
+            "one width. Copy both parts from the same model."
         )
 
 

@@ -1,8 +1,7 @@
 """Stable Diffusion as one .safetensors file in the layout of its first authors, through diffusers' own converter.
 
-Here: reading from the file's header what it holds, and comparing its text encoder with CLIP's, from which it is then
-taken: diffusers' converter drops weights it does not know and leaves missing ones empty. Not here: converting U-Net and
-VAE (diffusers).
+Here: reading the file's header, and comparing its text encoder with CLIP's, from which it is then taken: diffusers'
+converter drops weights it does not know and leaves missing ones empty. Not here: converting U-Net and VAE (diffusers).
 """
 
 import re
@@ -79,8 +78,8 @@ def load_single_file(
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")  # 2.x pads otherwise than its CLIP
     if missing := sorted(text_model.state_dict().keys() - held.keys()):
         raise ValueError(
-            f"The text encoder in `{path}` lacks {len(missing)} weights (`{missing[0]}` is the first). Expected a whole "
-            "one, to compare with CLIP's. Copy the file again."
+            f"The text encoder in `{path}` lacks {len(missing)} weights (`{missing[0]}` is the first). Expected a "
+            "whole one, to compare with CLIP's. Copy the file again."
         )
     unet = _convert(UNet2DConditionModel, path, folder, "unet", dtype)
     vae = _convert(AutoencoderKL, path, folder, "vae", dtype)
@@ -206,8 +205,8 @@ def _config_folder(path: Path, config: str | Path | None, width: int) -> Path:
         return Path(config)
     if width != read_json(STABLE_DIFFUSION_1 / "unet" / "config.json", str(path))["cross_attention_dim"]:
         raise ValueError(
-            f"`{path}` reads text of width {width}, as Stable Diffusion 2.x does, and the file does not say whether it "
-            "predicts noise or velocity. Expected a folder in diffusers' layout of the same model, without weights. "
+            f"`{path}` reads text of width {width}, as Stable Diffusion 2.x does, and the file does not say whether "
+            "it predicts noise or velocity. Expected a folder in diffusers' layout of the same model, without weights. "
             "Name it: --config DIR, or `config=`."
         )
     return STABLE_DIFFUSION_1

@@ -1,4 +1,4 @@
-"""From a Stable Diffusion 1.x or 2.x and the CLIP its text encoder was taken from to the parts of a palindiff pipeline.
+"""The parts of a palindiff pipeline from a Stable Diffusion 1.x or 2.x and the CLIP of its text encoder.
 
 Here: loading the parts, or building them from configs alone. Not here: what a base must be (`layout.py`), single-file
 checkpoints (`single_file.py`), comparing two text encoders (`clip_projection.py`).
@@ -137,7 +137,7 @@ def start_card(source: str | Path, text: str | Path) -> str:
 
 
 def base_license(source: str | Path) -> License | None:
-    """Read a base's licence from the card in or beside it, or in the Hub's cache; None if none is stated."""
+    """Read a base's licence from the card in or next to it, or in the Hub's cache; None if none is stated."""
     path = Path(source)
     if path.exists():
         return read_base_license(path if path.is_dir() else path.parent)

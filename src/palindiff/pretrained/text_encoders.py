@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, processors
-from torch import Tensor
 from transformers import (
     MODEL_MAPPING,
     AutoConfig,
@@ -81,7 +80,7 @@ def load_text_encoder(source: str, max_length: int | None = None, with_weights: 
 
 
 def load_text_model(folder: Path, variant: str | None = None, with_weights: bool = True) -> PreTrainedModel:
-    """Load the model of a pipeline's `text_encoder` folder, without tokenizer and projection, in float32 and eval mode.
+    """Load the model of a pipeline's `text_encoder` folder, in float32 and eval mode, without tokenizer.
 
     A `variant` is another file of weights besides the usual one, such as "fp16".
 
@@ -115,7 +114,7 @@ def _kind_of(folder: Path, variant: str | None, with_weights: bool) -> str:
         is_pipeline = (folder / INDEX_NAME).is_file()
         advice = "Pass the `text_encoder` folder in it." if is_pipeline else "Pass the folder with the weights."
         raise FileNotFoundError(
-            f"`{folder}` has no config.json. Expected a text encoder's folder, as `save_pretrained` writes it. {advice}"
+            f"`{folder}` has no config.json. Expected a text encoder's folder, as `save_pretrained` writes. {advice}"
         )
     names = (f"model.{variant}.safetensors", f"model.safetensors.index.{variant}.json") if variant else WEIGHTS
     if with_weights and not any((folder / name).is_file() for name in names):
@@ -207,7 +206,7 @@ def _without_load_report(folder: Path) -> Iterator[None]:
 
 
 def _check_mean_pooling(folder: Path, kind: str) -> None:
-    """Refuse a sentence encoder unless its folder says that a caption's embedding is the plain mean over its tokens."""
+    """Refuse a sentence encoder unless its folder says that it pools by the plain mean over tokens."""
     if not (folder / POOLING_FILE).is_file():
         raise _unknown_pooling(folder, kind)
     pooling = read_json(folder / POOLING_FILE, str(folder))
@@ -232,8 +231,9 @@ def _check_mean_pooling(folder: Path, kind: str) -> None:
 
 def _unknown_pooling(folder: Path, kind: str) -> ValueError:
     return ValueError(
-        f"`{folder}` holds a `{kind}` text encoder, for which no way from tokens to one embedding is known. Expected a CLIP "
-        f"text encoder or a sentence encoder saved by sentence-transformers (with {POOLING_FILE}). Use one of these."
+        f"`{folder}` holds a `{kind}` text encoder, for which no way from tokens to one embedding is known. Expected "
+        f"a CLIP text encoder or a sentence encoder saved by sentence-transformers (with {POOLING_FILE}). "
+        "Use one of these."
     )
 
 

@@ -1,4 +1,4 @@
-"""What the card of a trained checkpoint can tell: what its recipe says, and the licences of what it began from."""
+"""The facts on the card of a trained checkpoint: from its recipe, and the licences of what it started from."""
 
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,7 @@ def run_facts(recipe: "Recipe", pipeline: "PalindiffPipeline", name: str) -> Car
 
 
 def _bases(recipe: "Recipe") -> tuple[BaseWeights, ...]:
-    """What a run began from; a base's own text encoder has no name of its own."""
+    """What a run started from; a base's own text encoder has no name of its own."""
     text, base = recipe.text.source, recipe.base
     parts = []
     if base is not None:

@@ -1,7 +1,7 @@
 """What a run of a recipe holds, built from configs alone, and random features to train on: no weights, data, network.
 
-Under torch's `FakeTensorMode` nothing is allocated: tensors have shapes, dtypes and a device, and no numbers. Not here:
-what is counted on them (`estimate.py`).
+Under torch's `FakeTensorMode` nothing is allocated: tensors have shapes, dtypes and a device, and no numbers. Not
+here: what is counted on them (`estimate.py`).
 """
 
 from collections.abc import Iterator

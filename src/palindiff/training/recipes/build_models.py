@@ -28,7 +28,7 @@ class BaseConfig(BaseModel, frozen=True, extra="forbid"):
     """Trained models to start from."""
 
     source: str  # a Stable Diffusion 1.x or 2.x (folder, Hub name, .safetensors), or a palindiff checkpoint's folder
-    variant: str | None = None  # weights beside the usual ones, such as fp16; None takes the usual ones
+    variant: str | None = None  # weights besides the usual ones, such as fp16; None takes the usual ones
     config: str | None = None  # a folder in diffusers' layout that describes a .safetensors of Stable Diffusion 2.x
     unet_weights: Literal["base", "random"] = (
         "base"  # "random": the base's U-Net with new weights (the paper's Table 4)
@@ -159,7 +159,8 @@ def training_scheduler(scheduler: SchedulerMixin) -> DDPMScheduler:
 
 
 def _from_scratch(recipe: ModelRecipe, with_weights: bool) -> PalindiffPipeline:
-    assert recipe.text.source and recipe.vae and recipe.scheduler and recipe.unet, "as the recipe has checked"
+    assert recipe.text.source is not None and recipe.vae is not None, "as the recipe has checked"  # noqa: PT018
+    assert recipe.scheduler is not None and recipe.unet is not None, "as the recipe has checked"  # noqa: PT018
     encoder = load_text_encoder(recipe.text.source, recipe.text.max_length, with_weights)
     vae = load_vae(recipe.vae, with_weights)
     unet = build_unet(recipe.unet, vae, encoder.d_c)
@@ -207,8 +208,8 @@ def _check_settings(stream: QueryStream, config: QueryStreamConfig, source: str)
             f"`query_stream.{name}` is {stream.config[name]!r} there and {settings[name]!r} here" for name in differing
         )
         raise ValueError(
-            f"`{source}` holds another query stream than the recipe: {found}. Expected the same settings. Set them so, "
-            "or start from the Stable Diffusion that it was made from."
+            f"`{source}` holds another query stream than the recipe: {found}. Expected the same settings. Set "
+            "them, or start from the Stable Diffusion that it was made from."
         )
 
 
