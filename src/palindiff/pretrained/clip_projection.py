@@ -45,7 +45,8 @@ def with_clip_projection(
         raise ValueError(
             f"The text encoder of `{name}` is not that of `{clip.name}`: {differences[0]}{more}. Expected the CLIP "
             "that the text encoder was taken from, whose projection makes captions' embeddings. Name that CLIP's "
-            "folder (openai/clip-vit-large-patch14 for Stable Diffusion 1.x, laion/CLIP-ViT-H-14-laion2B-s32B-b79K for 2.x); "
+            "folder (openai/clip-vit-large-patch14 for Stable Diffusion 1.x, "
+            "laion/CLIP-ViT-H-14-laion2B-s32B-b79K for 2.x); "
             "a text encoder that was trained further has none."
         )
     num_kept = model.config.num_hidden_layers

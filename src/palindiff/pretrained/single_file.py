@@ -206,7 +206,7 @@ def _config_folder(path: Path, config: str | Path | None, width: int) -> Path:
     if width != read_json(STABLE_DIFFUSION_1 / "unet" / "config.json", str(path))["cross_attention_dim"]:
         raise ValueError(
             f"`{path}` reads text of width {width}, as Stable Diffusion 2.x does, and the file does not say whether "
-            "it predicts noise or velocity. Expected a folder in diffusers' layout of the same model, without weights. "
-            "Name it: --config DIR, or `config=`."
+            "it predicts noise or velocity. Expected a folder in diffusers' layout of the same model, without "
+            "weights. Name it: --config DIR, or `config=`."
         )
     return STABLE_DIFFUSION_1
