@@ -84,7 +84,7 @@ def test_what_is_not_bundled_is_refused_with_what_does(base, tmp_path):
         load("toys", base=base)
     with pytest.raises(FileNotFoundError, match=r"No model called 'vae-emoji'.*Expected one of: toy\."):
         load("vae-emoji", base=base)
-    with pytest.raises(FileNotFoundError, match=r"No checkpoint called '../toy'.*Expected one of: vae-emoji, toy"):
+    with pytest.raises(FileNotFoundError, match=r"No checkpoint called '../toy'.*Expected one of: toy, vae-emoji"):
         bundled.bundled_folder("../toy", base)
     with pytest.raises(FileNotFoundError, match="Expected one that is, but this installation has none"):
         load("toy", base=tmp_path)
