@@ -44,7 +44,7 @@ def check_index(folder: Path, given: Collection[str] = ()) -> None:
     if missing:
         raise ValueError(
             f"`{folder}` holds a {index.get('_class_name')} without `{'` and `'.join(missing)}`. Expected a palindiff "
-            "checkpoint: Stable Diffusion alone names no images. Pass the missing parts, or another folder."
+            "checkpoint: Stable Diffusion alone names no images. Pass the missing parts, or name another folder."
         )
 
 
