@@ -57,22 +57,24 @@ def write_layouts(trial: Trial) -> dict[str, Any]:
     from PIL import Image
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    from palindiff.pretrained.single_file import CONFIGS_1, scheduler_1
+    from palindiff.pretrained.hub import STABLE_DIFFUSION_1
+    from palindiff.pretrained.single_file import scheduler_of
 
     torch.manual_seed(0)
     work, sizes = trial.work, TOY_SIZES if trial.is_toy else FULL_SIZES
     config = CLIPTextConfig(hidden_act="quick_gelu", bos_token_id=49406, eos_token_id=49407, **sizes["clip"])
     clip, tokenizer = CLIPTextModelWithProjection(config), write_tokenizer(work / "clip")
     clip.save_pretrained(work / "clip")
-    settings = {
-        part: {k: v for k, v in given.items() if k[0] != "_"} | sizes[part] for part, given in CONFIGS_1.items()
-    }
+    settings = {}
+    for part in ("unet", "vae"):
+        given = json.loads((STABLE_DIFFUSION_1 / part / "config.json").read_text())
+        settings[part] = {name: value for name, value in given.items() if name[0] != "_"} | sizes[part]
     StableDiffusionPipeline(
         vae=AutoencoderKL(**settings["vae"]),
         text_encoder=clip.text_model,
         tokenizer=tokenizer,
         unet=UNet2DConditionModel(**settings["unet"]),
-        scheduler=scheduler_1(),
+        scheduler=scheduler_of(STABLE_DIFFUSION_1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

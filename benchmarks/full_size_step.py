@@ -21,7 +21,7 @@ from palindiff.evaluation.results import Row, write_results
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_diffusion import text_diffusion_scheduler
 from palindiff.objectives.diffdis import DiffDisConfig, DiffDisObjective
-from palindiff.pretrained.single_file import CONFIGS_1
+from palindiff.pretrained.hub import STABLE_DIFFUSION_1
 from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe
 
@@ -38,8 +38,8 @@ TOY = {
 def build(recipe_name: str, is_toy: bool, is_checkpointed: bool, device: str) -> DiffDisObjective:
     """Build the objective of a recipe with random weights."""
     torch.manual_seed(0)
-    settings = {name: value for name, value in CONFIGS_1["unet"].items() if name[0] != "_"} | {"sample_size": 32}
-    unet = UNet2DConditionModel(**(TOY | {"sample_size": 32} if is_toy else settings))
+    settings = TOY if is_toy else UNet2DConditionModel.load_config(STABLE_DIFFUSION_1 / "unet")
+    unet = UNet2DConditionModel.from_config({**settings, "sample_size": 32})
     if is_checkpointed:
         unet.enable_gradient_checkpointing()
     config = (

@@ -68,14 +68,14 @@ def train_on_random_numbers(recipe, num_steps: int) -> None:
     """Run the training loop of a recipe with random weights and features, without evaluation."""
     import torch
 
-    from palindiff.training.cost.skeleton import build_skeleton
+    from palindiff.training.cost.weight_free import weight_free_run
     from palindiff.training.loop.device import make_accelerator
     from palindiff.training.loop.loop import Run, train
     from palindiff.training.loop.run_log import RunLog
 
     accelerator = make_accelerator(recipe.machine)
     torch.manual_seed(recipe.loop.seed)
-    models = build_skeleton(recipe)
+    models = weight_free_run(recipe)
     frozen = models.vae.to(accelerator.device), models.text_encoder.to(accelerator.device)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(

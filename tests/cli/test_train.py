@@ -9,7 +9,7 @@ from palindiff.training.loop.device import MachineConfig
 from palindiff.training.loop.run_log import read_log
 from toys.models import toy_vae
 from toys.run import write_images
-from toys.text_encoders import write_towers
+from toys.text_encoders import write_text_encoders
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def recipe(tmp_path):
     """A recipe file that states what a toy run differs in."""
     toy_vae().save_pretrained(tmp_path / "vae")
     (tmp_path / "towers").mkdir()
-    text = {"source": str(write_towers(tmp_path / "towers")["sentence"])}
+    text = {"source": str(write_text_encoders(tmp_path / "towers")["sentence"])}
     tree = {
         "data": {"path": str(write_images(tmp_path / "images"))},
         "text": text,

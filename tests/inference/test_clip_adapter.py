@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from palindiff.data.images import ImageFileError
 from palindiff.inference.clip_adapter import ClipAdapter, real_tokens
 from palindiff.models.text_encoder import tokenize_captions
-from palindiff.pretrained.text_encoders import load_text_tower
+from palindiff.pretrained.text_encoders import load_text_encoder
 from toys.models import toy_images, toy_pipeline
 from toys.text_encoders import LENGTH, POSITIONS
 
@@ -162,11 +162,13 @@ def test_a_tokenizer_pads_and_cuts_to_one_length(clip):
 @pytest.mark.parametrize("tower", ["sentence", "clip", "clip_2"])
 def test_tokens_are_distinguished_from_padding_by_their_ids(towers, tower):
     """The three pad with a token of their own, with the end token, and with a token that captions have too."""
-    tokenizer = load_text_tower(str(towers / tower)).tokenizer
+    tokenizer = load_text_encoder(str(towers / tower)).tokenizer
     padding = tokenizer.pad_token if tower != "clip" else "c"
-    tokens = tokenize_captions([*CAPTIONS, f"a {padding} b", f"a {padding} {padding}"], tokenizer)
-    assert torch.equal(real_tokens(tokens.input_ids, tokenizer), tokens.attention_mask.bool())
-    assert {2, LENGTH} <= set(tokens.attention_mask.sum(dim=1).tolist())
+    ids, mask = map(
+        torch.tensor, tokenize_captions([*CAPTIONS, f"a {padding} b", f"a {padding} {padding}"], tokenizer)
+    )
+    assert torch.equal(real_tokens(ids, tokenizer), mask.bool())
+    assert {2, LENGTH} <= set(mask.sum(dim=1).tolist())
 
 
 @pytest.mark.parametrize("length", [6, POSITIONS])
@@ -282,7 +284,7 @@ def test_what_the_tokenizer_never_makes_is_refused(clip, change, error, sentence
 
 def test_ids_of_clip_without_an_end_are_refused(towers):
     clip = toy_pipeline(towers, "clip").as_clip()
-    with pytest.raises(ValueError, match="The place where CLIP pools does not hold the tokenizer's end token"):
+    with pytest.raises(ValueError, match="The token that CLIP pools is not the tokenizer's end token"):
         clip.encode_text(clip.tokenizer("a b c")[:, :3])
 
 
@@ -309,7 +311,7 @@ def test_a_pipeline_that_cannot_be_adapted_is_refused(towers):
         ClipAdapter(pipeline)
     pipeline.tokenizer.padding_side = "right"
     pipeline.tokenizer.model_max_length = POSITIONS + 1
-    with pytest.raises(ValueError, match="Expected at most 16, the tower's positions"):
+    with pytest.raises(ValueError, match="Expected at most 16, the text encoder's positions"):
         ClipAdapter(pipeline)
     pipeline.tokenizer.model_max_length = LENGTH
     pipeline.unet.register_to_config(sample_size=(4, 8))

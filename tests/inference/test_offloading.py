@@ -7,7 +7,6 @@ import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
 
-from palindiff.models.text_encoder import encode_captions
 from toys.models import toy_images, toy_pipeline
 
 PARTS = ("text_encoder", "vae", "unet", "query_stream")
@@ -57,7 +56,7 @@ def test_inputs_go_where_the_hooks_run_a_part(towers):
 def test_captions_are_encoded_where_the_text_encoder_runs(towers, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *device, **options: nullcontext())  # which knows no device `meta`
     pipeline = offload(toy_pipeline(towers, "clip"), "meta", [])
-    encoded = encode_captions(["red"], pipeline.caption_encoder)
+    encoded = pipeline.caption_encoder.encode(["red"])
     assert {tensor.device.type for tensor in (encoded.c, encoded.mask, encoded.e)} == {"meta"}
 
 

@@ -11,7 +11,6 @@ from diffusers import AutoPipelineForText2Image, DiffusionPipeline, StableDiffus
 
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.text_diffusion import first_noise
-from palindiff.models.text_encoder import encode_captions
 from palindiff.objectives.diffdis import DiffDisConfig, DiffDisObjective
 from toys.models import toy_images, toy_pipeline
 
@@ -29,7 +28,7 @@ def generated(pipeline):
 def train_two_steps(pipeline):
     """Two steps of both tasks, with random latents in the place of images."""
     with torch.no_grad():
-        caption, empty = (encode_captions([text], pipeline.caption_encoder) for text in PROMPTS)
+        caption, empty = (pipeline.caption_encoder.encode([text]) for text in PROMPTS)
     objective = DiffDisObjective(
         pipeline.unet, pipeline.query_stream, pipeline.scheduler, pipeline.query_scheduler, empty.c, DiffDisConfig()
     ).train()

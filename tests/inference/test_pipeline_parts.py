@@ -20,17 +20,19 @@ def test_a_query_stream_of_another_unet_is_refused(pipeline):
     deep = toy_unet(d_c=32)
     blocks = deep.down_blocks[0].attentions[1].transformer_blocks
     blocks.append(copy.deepcopy(blocks[0]))
-    with pytest.raises(ValueError, match=r"so many blocks each: \[1, 1, 1\]; this one has \[1, 2, 1\]\. Expected"):
+    with pytest.raises(
+        ValueError, match=r"have these numbers of blocks: \[1, 1, 1\]; this one has \[1, 2, 1\]\. Expected"
+    ):
         PalindiffPipeline(**whole | {"unet": deep})
     other = toy_unet(d_c=32)
     other.mid_block.resnets[-1].out_channels = 24
-    with pytest.raises(ValueError, match=r"mid block ends in so many channels: 16; this one has 24\. Expected"):
+    with pytest.raises(ValueError, match=r"mid block has this number of channels: 16; this one has 24\. Expected"):
         PalindiffPipeline(**whole | {"unet": other})
 
 
 @pytest.mark.parametrize(
     ("tower", "told"),
-    [("sentence", "queries are embeddings"), ("clip", "`text_projection` takes features")],
+    [("sentence", "queries are embeddings"), ("clip", "`clip_projection` takes features")],
 )
 def test_a_query_stream_of_another_text_tower_is_refused(towers, tower, told):
     pipeline = toy_pipeline(towers, tower)

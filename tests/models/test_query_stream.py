@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from palindiff.models.clip_projection import ClipProjection
 from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_stream import FUSIONS, QueryStream, QueryStreamConfig
 from palindiff.models.text_diffusion import text_diffusion_scheduler
@@ -265,9 +266,11 @@ def test_encoder_half_parameters_leave_out_the_decoder():
 
 def test_saved_stream_is_the_same_stream(tmp_path):
     unet = toy_unet()
-    stream = QueryStream.for_unet(
-        unet, D_E, toy_config(), pooling="clip", text_projection=torch.randn(D_E, 10, generator=torch.Generator())
-    )
+    sizes = {"hidden_size": 10, "intermediate_size": 8, "num_attention_heads": 1}
+    projection = ClipProjection({"d_e": D_E, "num_layers": 0, "hidden_act": "gelu", "layer_norm_eps": 1e-5, **sizes})
+    projection.weight.copy_(torch.randn(D_E, 10, generator=torch.Generator()))
+    stream = QueryStream.for_unet(unet, D_E, toy_config(), "clip", projection)
+    assert torch.equal(stream.clip_projection.weight, projection.weight)
     stream.save_pretrained(tmp_path)
     loaded = QueryStream.from_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}

@@ -43,7 +43,10 @@ def test_a_refusal_names_the_subfolder_and_lets_diffusers_warn_again(stream, tmp
 
 @pytest.mark.parametrize(
     ("names", "told"),
-    [(["gamma"], "setting `gamma`"), (["pooling", "projection_width"], "settings `pooling`, `projection_width`")],
+    [
+        (["gamma"], "setting `gamma`"),
+        (["clip_projection_settings", "pooling"], "settings `clip_projection_settings`, `pooling`"),
+    ],
 )
 def test_a_setting_that_is_missing_is_refused_though_it_has_a_default(stream, tmp_path, names, told):
     path = tmp_path / "query_stream" / "config.json"

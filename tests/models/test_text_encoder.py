@@ -1,4 +1,4 @@
-"""captions.py against stock diffusers, transformers' CLIP, and a mean by hand."""
+"""text_encoder.py against stock diffusers, transformers' CLIP, and a mean by hand."""
 
 import logging
 import math
@@ -6,23 +6,39 @@ import math
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import BertModel, CLIPModel, CLIPTextModelWithProjection, RobertaConfig, RobertaModel
 
-from palindiff.models.text_encoder import TextEncoder, encode_captions, load_text_tower
-from palindiff.pretrained.text_encoders import num_positions
-from toys.text_encoders import LENGTH, POSITIONS, QUERY_WIDTH, WIDTH, encode, stock_c, stock_pipeline, write_towers
+from palindiff.models.clip_projection import ClipProjection
+from palindiff.models.query_stream import QueryStream, QueryStreamConfig
+from palindiff.models.text_encoder import TextEncoder, num_positions
+from palindiff.pretrained.clip_projection import with_clip_projection
+from palindiff.pretrained.text_encoders import load_text_encoder
+from toys.models import toy_stream, toy_unet
+from toys.stable_diffusion import NUM_LAYERS_2, text_encoder_of, write_clip_of
+from toys.text_encoders import (
+    LENGTH,
+    POSITIONS,
+    QUERY_WIDTH,
+    WIDTH,
+    encode,
+    stock_c,
+    stock_pipeline,
+    write_sentence_encoder,
+    write_text_encoders,
+)
 
 CAPTIONS = ["a flat emoji of a red apple", "", "fire"]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    return write_towers(tmp_path_factory.mktemp("towers"))
+    return write_text_encoders(tmp_path_factory.mktemp("towers"))
 
 
 @pytest.fixture(params=["clip", "clip_2", "sentence"])
 def tower(request, folders):
-    return load_text_tower(str(folders[request.param]))
+    return load_text_encoder(str(folders[request.param]))
 
 
 def test_c_is_what_stock_stable_diffusion_computes(tower):
@@ -34,9 +50,9 @@ def test_c_is_what_stock_stable_diffusion_computes(tower):
 
 
 def test_c_is_stock_for_a_textual_inversion_of_two_vectors(folders):
-    tower = load_text_tower(str(folders["clip"]))
+    tower = load_text_encoder(str(folders["clip"]))
     tower.tokenizer.add_tokens(["<cat>", "<cat>_1"])
-    tower.text_encoder.resize_token_embeddings(len(tower.tokenizer))
+    tower.model.resize_token_embeddings(len(tower.tokenizer))
     encoded = encode(tower, ["a <cat>"])
     assert torch.equal(encoded.c, stock_c(stock_pipeline(tower), ["a <cat>"])[0])
     assert encoded.mask.sum() == 5  # beginning, a, two vectors, end
@@ -50,14 +66,14 @@ def test_mask_marks_real_tokens(tower):
 
 @pytest.mark.parametrize("name", ["clip", "clip_2"])
 def test_e_is_clips_own_text_embedding_at_unit_length(folders, name):
-    tower = load_text_tower(str(folders[name]))
+    tower = load_text_encoder(str(folders[name]))
     tokens = tower.tokenizer(CAPTIONS, padding="max_length", truncation=True, return_tensors="pt")
     with torch.no_grad():
         clip = CLIPModel.from_pretrained(folders[name])
         text_embeds = clip.get_text_features(tokens.input_ids).pooler_output
-        with_projection = CLIPTextModelWithProjection(tower.text_encoder.config).eval()
-        with_projection.text_model.load_state_dict(tower.text_encoder.state_dict())
-        with_projection.text_projection.weight.copy_(tower.projection)
+        with_projection = CLIPTextModelWithProjection(tower.model.config).eval()
+        with_projection.text_model.load_state_dict(tower.model.state_dict())
+        with_projection.text_projection.weight.copy_(tower.projection.weight)
         assert torch.equal(with_projection(tokens.input_ids).text_embeds, text_embeds)
     e = encode(tower, CAPTIONS).e
     assert torch.equal(e, torch.nn.functional.normalize(text_embeds, dim=-1))
@@ -65,7 +81,7 @@ def test_e_is_clips_own_text_embedding_at_unit_length(folders, name):
 
 
 def test_e_is_the_mean_over_real_tokens_by_hand(folders):
-    tower = load_text_tower(str(folders["sentence"]))
+    tower = load_text_encoder(str(folders["sentence"]))
     tokens = tower.tokenizer(CAPTIONS, padding="max_length", truncation=True, return_tensors="pt")
     with torch.no_grad():
         features = BertModel.from_pretrained(folders["sentence"])(**tokens).last_hidden_state
@@ -111,22 +127,31 @@ def test_a_long_caption_is_cut_with_one_warning(tower, caplog):
     assert all(torch.equal(getattr(cut, part), getattr(fits, part)) for part in ("c", "mask", "e"))
 
 
-def test_a_trained_tower_gets_gradients_and_a_loaded_one_none(tower):
+def test_a_trained_text_encoder_gets_gradients_and_a_loaded_one_none(tower):
     def encode_with_grad():
-        return encode_captions(CAPTIONS, tower)
+        return tower.encode(CAPTIONS)
 
-    assert not tower.text_encoder.training
+    assert not tower.model.training
     assert not encode_with_grad().e.requires_grad
-    tower.text_encoder.requires_grad_(True)
+    tower.model.requires_grad_(True)
     encode_with_grad().e[0, 0].backward()
-    assert all(p.grad is not None for n, p in tower.text_encoder.named_parameters() if "layer_norm" in n.lower())
+    assert all(p.grad is not None for n, p in tower.model.named_parameters() if "layer_norm" in n.lower())
 
 
-def test_e_is_float32_and_unit_for_a_tower_in_bf16(tower):
-    tower.text_encoder.to(torch.bfloat16)
+def test_e_is_float32_and_unit_for_a_text_encoder_in_bf16(tower):
+    tower.model.to(torch.bfloat16)
     encoded = encode(tower, CAPTIONS)
     assert (encoded.c.dtype, encoded.e.dtype) == (torch.bfloat16, torch.float32)
     assert encoded.e.norm(dim=-1).tolist() == pytest.approx([1.0] * 3, abs=1e-6)  # float32 rounding
+
+
+def projection_of(width):
+    sizes = {"hidden_size": width, "intermediate_size": 8, "num_attention_heads": 1}
+    return ClipProjection({"d_e": 4, "num_layers": 0, "hidden_act": "gelu", "layer_norm_eps": 1e-5, **sizes})
+
+
+def parts_of(tower):
+    return {name: getattr(tower, name) for name in ("model", "tokenizer", "pooling", "projection", "name")}
 
 
 @pytest.mark.parametrize(
@@ -139,31 +164,31 @@ def test_e_is_float32_and_unit_for_a_tower_in_bf16(tower):
 )
 def test_encode_refuses_what_are_no_captions(folders, captions, error, sentence):
     with pytest.raises(error, match=sentence):
-        encode(load_text_tower(str(folders["clip"])), captions)
+        encode(load_text_encoder(str(folders["clip"])), captions)
 
 
 @pytest.mark.parametrize(
     ("name", "change", "sentence"),
     [
         ("clip", {"projection": None}, r"`projection` is None.*Stable Diffusion folder has none, and the CLIP folder"),
-        ("clip", {"projection": torch.ones(4, 5)}, r"shape \(4, 5\).*Expected \(d_e, 32\)"),
+        ("clip", {"projection": projection_of(width=5)}, r"shape \(4, 5\).*Expected \(d_e, 32\)"),
         ("clip", {"pooling": "mean", "projection": None}, r"use_attention_mask` is not set"),
         ("clip", {"pooling": "cls"}, r"`pooling` is 'cls'.*Expected 'clip' or 'mean'"),
-        ("sentence", {"pooling": "clip"}, r"`bert` tower and `pooling` is 'clip'.*Expected a `CLIPTextModel`"),
-        ("sentence", {"projection": torch.ones(4, 32)}, r"`pooling` is 'mean'.*Expected None"),
+        ("sentence", {"pooling": "clip"}, r"`BertModel` and `pooling` is 'clip'.*Expected a `CLIPTextModel`"),
+        ("sentence", {"projection": projection_of(width=32)}, r"`pooling` is 'mean'.*Expected None"),
     ],
 )
 def test_encode_refuses_parts_that_do_not_fit(folders, name, change, sentence):
-    tower = load_text_tower(str(folders[name]))
+    tower = load_text_encoder(str(folders[name]))
     with pytest.raises(ValueError, match=sentence):
-        encode(TextEncoder(**{**vars(tower), **change}), CAPTIONS)
+        encode(TextEncoder(**parts_of(tower) | change), CAPTIONS)
 
 
-def test_encode_refuses_a_tower_whose_first_output_is_pooled(folders):
-    tower = load_text_tower(str(folders["clip"]))
-    whole = CLIPTextModelWithProjection(tower.text_encoder.config).eval()
-    with pytest.raises(ValueError, match=r"`CLIPTextModelWithProjection` whose first output.*its `text_model`"):
-        encode(TextEncoder(**{**vars(tower), "text_encoder": whole}), CAPTIONS)
+def test_encode_refuses_a_clip_with_its_projection_as_the_model(folders):
+    tower = load_text_encoder(str(folders["clip"]))
+    whole = CLIPTextModelWithProjection(tower.model.config).eval()
+    with pytest.raises(ValueError, match=r"`CLIPTextModelWithProjection`.*Expected a `CLIPTextModel`.*`text_model`"):
+        encode(TextEncoder(**parts_of(tower) | {"model": whole}), CAPTIONS)
 
 
 def test_encode_refuses_a_length_over_the_positions(tower):
@@ -174,23 +199,23 @@ def test_encode_refuses_a_length_over_the_positions(tower):
 
 def test_encode_refuses_to_pool_where_no_caption_ends(folders):
     """A new token's id is the highest, and a tower with `eos_token_id` 2 pools there; any other reads place 0."""
-    tower = load_text_tower(str(folders["clip_2"]))
+    tower = load_text_encoder(str(folders["clip_2"]))
     tower.tokenizer.add_tokens(["<cat>"])
-    tower.text_encoder.resize_token_embeddings(len(tower.tokenizer))
-    with pytest.raises(ValueError, match=r"does not hold the tokenizer's end token.*eos_token_id` is 2"):
+    tower.model.resize_token_embeddings(len(tower.tokenizer))
+    with pytest.raises(ValueError, match=r"is not the tokenizer's end token.*eos_token_id` of the model is 2"):
         encode(tower, ["a <cat>"])
-    tower.text_encoder.eos_token_id = tower.text_encoder.config.eos_token_id = tower.tokenizer.eos_token_id
+    tower.model.eos_token_id = tower.model.config.eos_token_id = tower.tokenizer.eos_token_id
     assert encode(tower, ["a <cat>"]).e.shape == (1, QUERY_WIDTH)
 
 
 def test_encode_refuses_an_empty_caption_without_a_single_token(folders):
-    tower = load_text_tower(str(folders["sentence"]))
+    tower = load_text_encoder(str(folders["sentence"]))
     tower.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
-    with pytest.raises(ValueError, match=r"A caption became no token at all.*saved beside the tower"):
+    with pytest.raises(ValueError, match=r"A caption became no token at all.*saved with the text encoder"):
         encode(tower, CAPTIONS)
 
 
-def test_positions_of_a_tower_that_counts_after_its_padding_id():
+def test_positions_of_a_model_that_counts_after_its_padding_id():
     torch.manual_seed(0)
     model = RobertaModel(RobertaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
                                        intermediate_size=8, max_position_embeddings=18, pad_token_id=1))  # fmt: skip
@@ -198,3 +223,66 @@ def test_positions_of_a_tower_that_counts_after_its_padding_id():
     model(torch.full((1, 16), 5))
     with pytest.raises((IndexError, RuntimeError), match=r"out of (bounds|range)"):
         model(torch.full((1, 17), 5))
+
+
+# ---- trained, or encoding live
+
+
+@pytest.fixture(scope="module")
+def clip_folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("clips")
+    for version in (1, 2):
+        write_clip_of(root, version)
+    write_sentence_encoder(root / "sentence")
+    return root
+
+
+@pytest.fixture(params=["clip_1", "clip_2", "sentence"])
+def parts(clip_folders, request):
+    """Text encoder and stream of Stable Diffusion 1.x, of 2.x, and of a sentence encoder, new for each test."""
+    tower, unet = load_text_encoder(str(clip_folders / request.param)), toy_unet(d_c=32)
+    if request.param == "sentence":
+        return tower, toy_stream(unet, d_e=32)
+    if request.param == "clip_2":
+        own = text_encoder_of(clip_folders / "clip_2", num_hidden_layers=NUM_LAYERS_2 - 1)
+        tower = with_clip_projection(own, tower.tokenizer, "base", tower)
+    config = QueryStreamConfig(num_head_layers=1, head_width=16, head_dim=8)
+    return tower, QueryStream.for_unet(unet, tower.d_e, config, "clip", tower.projection)
+
+
+def test_a_frozen_text_encoder_has_no_gradient(parts):
+    tower, _ = parts
+    encoded = tower(*tower.tokenize(CAPTIONS))
+    assert not encoded.c.requires_grad
+    assert not encoded.e.requires_grad
+    assert not any(weight.requires_grad for weight in tower.parameters())
+
+
+@pytest.mark.parametrize("through", ["c", "e"])
+def test_gradients_reach_a_trained_text_encoder(parts, through):
+    tower, stream = parts
+    tower.requires_grad_(True)
+    found = getattr(tower(*tower.tokenize(CAPTIONS)), through)
+    (found * torch.randn(found.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
+    gradients = {name: weight.grad for name, weight in tower.model.named_parameters()}
+    first = next(name for name in gradients if name.endswith(("mlp.fc1.weight", "intermediate.dense.weight")))
+    assert gradients[first].abs().sum() > 0
+    assert all(weight.grad is None for weight in stream.parameters())
+
+
+def test_it_stays_in_eval_mode_and_holds_no_weight_of_the_stream(parts):
+    tower, _ = parts
+    tower.requires_grad_(True).train()
+    assert not any(module.training for module in tower.modules())
+    assert tower.state_dict().keys() == {f"model.{name}" for name in tower.model.state_dict()}
+    assert {name.split(".")[0] for name, _ in tower.named_parameters()} == {"model"}
+
+
+def test_encoding_reads_no_value_of_a_tensor(parts):
+    """Fake tensors have none; a look at one would make a GPU wait."""
+    tower, _ = parts
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    ids, mask = (mode.from_tensor(tokens) for tokens in tower.tokenize(CAPTIONS))
+    with mode:
+        encoded = tower(ids, mask)
+    assert (encoded.c.shape, encoded.e.shape) == ((3, LENGTH, tower.d_c), (3, tower.d_e))

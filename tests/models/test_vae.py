@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from palindiff.models.text_encoder import load_text_tower
 from palindiff.models.vae import VaeConfig, build_vae, normalize_latents
+from palindiff.pretrained.text_encoders import load_text_encoder
 from toys.text_encoders import stock_pipeline, write_sentence_encoder
 
 TOY = VaeConfig(widths=(8, 8), latent_channels=4, norm_groups=4, image_size_px=16)
@@ -92,7 +92,7 @@ def test_normalizing_changes_no_reconstruction(noise):
 
 
 def test_a_stock_pipeline_generates_through_it(tmp_path):
-    tower = load_text_tower(str(write_sentence_encoder(tmp_path / "tower")))
+    tower = load_text_encoder(str(write_sentence_encoder(tmp_path / "tower")))
     parts = stock_pipeline(tower).components | {"vae": toy_vae()}
     pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     assert pipeline.vae_scale_factor == 2

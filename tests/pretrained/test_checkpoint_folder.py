@@ -128,7 +128,7 @@ def test_weights_that_stock_parts_lack_are_refused(folder, part):
     assert f"The weights of `{part}` lack `{name}`. Expected every weight" in refusal(folder)
 
 
-def test_weights_that_the_text_tower_lacks_are_refused(folder):
+def test_weights_that_the_text_encoder_lacks_are_refused(folder):
     change_weights(
         folder / "text_encoder" / "model.safetensors", lambda weights: weights.pop("embeddings.LayerNorm.bias")
     )

@@ -1,12 +1,12 @@
-"""with_clip_projection.py: which towers are one, whatever precision each was stored in, and what a difference is called."""
+"""clip_projection.py: which text encoders are the same, in whatever precision, and how a difference is described."""
 
 import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from palindiff.models.text_encoder import encode_captions
+from palindiff.models.text_encoder import TextEncoder
 from palindiff.pretrained.clip_projection import check_clip, differing_tensors, with_clip_projection
-from palindiff.pretrained.text_encoders import TextEncoder, load_text_tower
+from palindiff.pretrained.text_encoders import load_text_encoder
 from toys.stable_diffusion import NUM_LAYERS_2, text_encoder_of, write_clip_of
 from toys.text_encoders import write_sentence_encoder
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clip(folder):
-    return load_text_tower(str(folder / "clip_1"))
+    return load_text_encoder(str(folder / "clip_1"))
 
 
 def weights(seed=0):
@@ -72,42 +72,42 @@ def test_differences_are_named_in_order_with_their_size():
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_completed_tower_embeds_as_its_clip_does(folder, version):
-    whole = load_text_tower(str(folder / f"clip_{version}"))
+def test_a_completed_text_encoder_embeds_as_its_clip_does(folder, version):
+    whole = load_text_encoder(str(folder / f"clip_{version}"))
     kept = {} if version == 1 else {"num_hidden_layers": NUM_LAYERS_2 - 1}
     own = text_encoder_of(folder / f"clip_{version}", **kept)
     tokenizer = CLIPTokenizer.from_pretrained(folder / f"clip_{version}", pad_token="!")
     tower = with_clip_projection(own, tokenizer, "base", whole)
-    assert (tower.name, tower.pooling, tower.tail is None) == ("base", "clip", version == 1)
+    assert (tower.name, tower.pooling, not tower.has_missing_layers) == ("base", "clip", version == 1)
     assert not any(weight.requires_grad for weight in own.parameters())
 
     def embed(tower):
         with torch.no_grad():
-            return encode_captions(["a red apple", ""], tower).e
+            return tower.encode(["a red apple", ""]).e
 
     assert torch.equal(embed(tower), embed(whole))
 
 
-def test_a_tower_goes_to_a_device_with_the_layers_kept_for_it(folder):
+def test_a_text_encoder_goes_to_a_device_with_its_missing_layers(folder):
     """Or captions of Stable Diffusion 2.x could be encoded on a CPU alone."""
-    whole = load_text_tower(str(folder / "clip_2"))
+    whole = load_text_encoder(str(folder / "clip_2"))
     own = text_encoder_of(folder / "clip_2", num_hidden_layers=NUM_LAYERS_2 - 1)
     tower = with_clip_projection(own, whole.tokenizer, "base", whole)
     assert tower.to("meta") is tower
-    assert {w.device.type for part in (tower.text_encoder, tower.tail) for w in part.parameters()} == {"meta"}
+    assert {w.device.type for part in (tower.model, tower.projection) for w in part.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_a_tower_stored_in_half_is_its_clips(folder, clip, dtype):
+def test_a_text_encoder_stored_in_half_is_its_clips(folder, clip, dtype):
     own = text_encoder_of(folder / "clip_1").to(dtype).float()
-    assert with_clip_projection(own, clip.tokenizer, "base", clip).text_encoder is own
+    assert with_clip_projection(own, clip.tokenizer, "base", clip).model is own
 
 
-def test_a_changed_tower_is_refused_by_its_first_difference(folder, clip):
+def test_a_changed_text_encoder_is_refused_by_its_first_difference(folder, clip):
     own = text_encoder_of(folder / "clip_1")
     own.encoder.layers[0].mlp.fc1.bias.data[0] += 0.5
     own.final_layer_norm.weight.data[0] += 0.25
-    told = r"`encoder.layers.0.mlp.fc1.bias` differs by up to 0.5, and 1 more. Expected the CLIP that the tower"
+    told = r"`encoder.layers.0.mlp.fc1.bias` differs by up to 0.5, and 1 more. Expected the CLIP that the text"
     with pytest.raises(ValueError, match=told):
         with_clip_projection(own, clip.tokenizer, "base", clip)
 
@@ -115,28 +115,28 @@ def test_a_changed_tower_is_refused_by_its_first_difference(folder, clip):
 @pytest.mark.parametrize(
     ("setting", "value"), [("hidden_act", "gelu"), ("num_attention_heads", 2), ("layer_norm_eps", 1e-3)]
 )
-def test_equal_tensors_under_other_settings_are_another_tower(folder, clip, setting, value):
+def test_equal_tensors_under_other_settings_are_another_text_encoder(folder, clip, setting, value):
     own = text_encoder_of(folder / "clip_1", **{setting: value})
     with pytest.raises(ValueError, match=rf"`{setting}` is {value!r} there and .* in CLIP. Expected"):
         with_clip_projection(own, clip.tokenizer, "base", clip)
 
 
 def test_more_layers_than_clip_has_are_refused(folder, clip):
-    whole, kept = load_text_tower(str(folder / "clip_2")), text_encoder_of(folder / "clip_2", num_hidden_layers=4)
+    whole, kept = load_text_encoder(str(folder / "clip_2")), text_encoder_of(folder / "clip_2", num_hidden_layers=4)
     shorter = TextEncoder(kept, whole.tokenizer, "clip", whole.projection, "shorter")
     with pytest.raises(ValueError, match=r"CLIP has no `encoder.layers.4.self_attn.k_proj.weight`, and \d+ more"):
-        with_clip_projection(whole.text_encoder, whole.tokenizer, "base", shorter)
+        with_clip_projection(whole.model, whole.tokenizer, "base", shorter)
 
 
 def test_what_is_no_clip_with_a_projection_is_refused(folder, clip, tmp_path):
-    sentence = load_text_tower(str(write_sentence_encoder(tmp_path / "sentence")))
-    plain = TextEncoder(clip.text_encoder, clip.tokenizer, "clip", None, "plain")
+    sentence = load_text_encoder(str(write_sentence_encoder(tmp_path / "sentence")))
+    plain = TextEncoder(clip.model, clip.tokenizer, "clip", None, "plain")
     for tower, told in ((sentence, "is a sentence encoder"), (plain, "has no text projection")):
         with pytest.raises(ValueError, match=told):
             check_clip(tower, "base")
     with pytest.raises(ValueError, match=r"text encoder of `base` is a `bert`. Expected CLIP's"):
-        with_clip_projection(sentence.text_encoder, sentence.tokenizer, "base", clip)
-    other = load_text_tower(str(folder / "clip_1"), max_length=5)
+        with_clip_projection(sentence.model, sentence.tokenizer, "base", clip)
+    other = load_text_encoder(str(folder / "clip_1"), max_length=5)
     other.tokenizer.model_max_length = 1000
     with pytest.raises(ValueError, match=r"`tokenizer.model_max_length` is 1000.*Expected at most 16"):
         with_clip_projection(text_encoder_of(folder / "clip_1"), other.tokenizer, "base", clip)

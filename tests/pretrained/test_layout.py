@@ -1,4 +1,4 @@
-"""base_layout.py: every folder that cannot be a base is refused in a sentence that tells what it is and what works."""
+"""layout.py: every folder that cannot be a base is refused in a sentence that tells what it is and what works."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.pretrained.layout import check_configs, is_palindiff, weights_variant
-from palindiff.pretrained.text_encoders import load_text_tower
+from palindiff.pretrained.text_encoders import load_text_encoder
 from toys.hub_folders import as_lfs_pointers, as_pickles, read_json, with_hole, write_half_of, write_json
 from toys.other_pipelines import write_changed_clip, write_other_clip
 from toys.stable_diffusion import write_sd1
@@ -22,7 +22,7 @@ WORKS = "Expected Stable Diffusion 1.x or 2.x for text to image. Start from such
 
 @pytest.fixture(scope="module")
 def clip(stable_diffusion):
-    return load_text_tower(str(stable_diffusion / "clip_1"))
+    return load_text_encoder(str(stable_diffusion / "clip_1"))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_other_kinds_of_pipelines_are_named(refused, other_pipelines, clip, name
     ("setting", "value", "told"),
     [
         ("addition_embed_type", "text_time", "added embeddings, as Stable Diffusion XL and unCLIP have"),
-        ("encoder_hid_dim_type", "image_proj", "conditions beside the text"),
+        ("encoder_hid_dim_type", "image_proj", "conditions besides the text"),
         ("time_cond_proj_dim", 256, "a guidance scale among its inputs, as latent consistency models have"),
     ],
 )
@@ -69,7 +69,7 @@ def test_a_unet_that_asks_for_more_is_refused(refused, setting, value, told):
         check_configs({"cross_attention_dim": 768, setting: value}, {}, 768, "base")
 
 
-def test_a_unet_of_another_width_than_its_tower_is_refused(refused, stable_diffusion, clip, tmp_path):
+def test_a_unet_of_another_width_than_its_text_encoder_is_refused(refused, stable_diffusion, clip, tmp_path):
     shutil.copytree(stable_diffusion / "clip_1", tmp_path / "clip_1")
     folder = write_sd1(tmp_path, unet={"cross_attention_dim": 16})
     refused(
@@ -116,15 +116,15 @@ def test_a_palindiff_checkpoint_is_told_what_it_is(refused, stable_diffusion, cl
     ],
     ids=["width", "changed", "sentence", "no projection", "of 2.x"],
 )
-def test_another_text_tower_is_refused(refused, stable_diffusion, tmp_path, write, told):
-    other = load_text_tower(str(write(stable_diffusion, tmp_path)))
+def test_another_text_encoder_is_refused(refused, stable_diffusion, tmp_path, write, told):
+    other = load_text_encoder(str(write(stable_diffusion, tmp_path)))
     refused(ValueError, *told, source=stable_diffusion / "sd1", clip=other)
 
 
 def test_a_clip_of_pointers_or_without_weights_is_refused(refused, stable_diffusion, tmp_path):
     pointers = as_lfs_pointers(shutil.copytree(stable_diffusion / "clip_1", tmp_path / "pointers"))
     with pytest.raises(ValueError, match=r"weights in .*pointers` cannot be read.*Expected safetensors.*Git LFS"):
-        load_text_tower(str(pointers))
+        load_text_encoder(str(pointers))
 
 
 # ---- files
@@ -231,7 +231,7 @@ def test_a_tokenizer_without_words_is_refused(refused, copy, clip):
     refused(FileNotFoundError, "has no vocabulary in its tokenizer folder", source=copy, clip=clip)
 
 
-def test_a_tokenizer_longer_than_the_tower_is_refused(refused, copy, clip):
+def test_a_tokenizer_longer_than_the_text_encoder_is_refused(refused, copy, clip):
     path = copy / "tokenizer" / "tokenizer_config.json"
     write_json(path, {name: value for name, value in read_json(path).items() if name != "model_max_length"})
     refused(ValueError, "`tokenizer.model_max_length` is 1", "Expected at most 16", source=copy, clip=clip)
@@ -251,10 +251,10 @@ def test_options_that_say_nothing_here_are_refused(refused, stable_diffusion, cl
     )  # fmt: skip
 
 
-def test_a_tower_of_another_kind_is_refused(refused, copy, clip):
+def test_a_text_encoder_of_another_kind_is_refused(refused, copy, clip):
     path = copy / "text_encoder" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "t5"}))
-    refused(ValueError, "holds a `t5` tower", "Choose one of these", source=copy, clip=clip)
+    refused(ValueError, "holds a `t5` text encoder", "Use one of these", source=copy, clip=clip)
 
 
 def test_a_number_that_changed_in_the_base_is_named_too(refused, copy, clip):

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from pydantic import ValidationError
 
 from palindiff.evaluation.results import read_results, write_results
-from palindiff.inference.bundled import BUNDLED_LICENSE, bundled_folder
+from palindiff.pretrained.bundled import BUNDLED_LICENSE, bundled_folder
 from palindiff.pretrained.model_card import (
     UNKNOWN_LICENSE,
     BaseWeights,
@@ -83,10 +83,10 @@ def test_the_body_tells_each_fact_and_says_what_is_not_known():
     assert section(card, "Licence").splitlines() == [
         "- These weights: unknown.",
         "- U-Net and VAE, from `somebody/stable-diffusion`: creativeml-openrail-m.",
-        "- Text encoder, from `clip-on-disk`: unknown; look where they come from.",
+        "- Text encoder, from `clip-on-disk`: unknown; see their source.",
     ]
     empty = card_text(CardFacts(name="mine"))
-    assert (section(empty, "Training data"), section(empty, "Training")) == ("Not told.", "Not told.")
+    assert (section(empty, "Training data"), section(empty, "Training")) == ("Not stated.", "Not stated.")
 
 
 def test_rows_of_a_result_file_become_a_table(tmp_path):

@@ -10,11 +10,12 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from palindiff.inference import single_file
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.query_stream import QueryStreamConfig
+from palindiff.pretrained import single_file
+from palindiff.pretrained.hub import STABLE_DIFFUSION_1
 from palindiff.pretrained.stable_diffusion import load_base
-from palindiff.pretrained.text_encoders import load_text_tower
+from palindiff.pretrained.text_encoders import load_text_encoder
 from toys.hub_folders import read_json, write_configs_of, write_json
 from toys.other_pipelines import write_changed_clip, write_other_clip, write_sdxl_file
 from toys.single_file import ldm_unet_name, ldm_vae_name, write_single_file
@@ -39,7 +40,7 @@ def made(stable_diffusion, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clips(stable_diffusion):
-    return {f"sd{version}": load_text_tower(str(stable_diffusion / f"clip_{version}")) for version in (1, 2)}
+    return {f"sd{version}": load_text_encoder(str(stable_diffusion / f"clip_{version}")) for version in (1, 2)}
 
 
 def init(stable_diffusion, path, config, version, **options):
@@ -60,7 +61,7 @@ def test_a_file_gives_what_its_folder_gives(stable_diffusion, made, tmp_path, na
         stable_diffusion / name, stable_diffusion / f"clip_{name[-1]}", SMALL
     )
     assert torch.equal(ours.encode_text(["a red apple", ""]), folder.encode_text(["a red apple", ""]))
-    assert ours.query_stream.config.clip_tail_settings == folder.query_stream.config.clip_tail_settings
+    assert ours.query_stream.config.clip_projection_settings == folder.query_stream.config.clip_projection_settings
     ours.save_pretrained(tmp_path)
     again = StableDiffusionPipeline.from_pretrained(tmp_path)
     assert differing(again, stock) == []
@@ -95,8 +96,8 @@ def test_averaged_weights_beside_are_left_alone(stable_diffusion, made, tmp_path
 def test_the_own_configs_are_those_of_stable_diffusion_1():
     """859,520,964 and 83,653,863 weights, under 686 and 248 names: so the published files."""
     with init_empty_weights():
-        unet = UNet2DConditionModel.from_config(single_file.CONFIGS_1["unet"])
-        vae = AutoencoderKL.from_config(single_file.CONFIGS_1["vae"])
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(STABLE_DIFFUSION_1 / "unet"))
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(STABLE_DIFFUSION_1 / "vae"))
     assert sum(weight.numel() for weight in unet.parameters()) == 859_520_964
     assert sum(weight.numel() for weight in vae.parameters()) == 83_653_863
     names = {ldm_unet_name(name, unet.state_dict()): weight.shape for name, weight in unet.state_dict().items()}
@@ -111,7 +112,7 @@ def test_the_own_configs_are_those_of_stable_diffusion_1():
 
 
 def test_the_own_scheduler_is_that_of_stable_diffusion_1():
-    ours, theirs = single_file.scheduler_1(), toy_scheduler("PNDMScheduler")
+    ours, theirs = single_file.scheduler_of(STABLE_DIFFUSION_1), toy_scheduler("PNDMScheduler")
     assert ours.config.num_train_timesteps == 1000
     assert {name: theirs.config[name] for name in ours.config if not name.startswith("_")} == {
         name: value for name, value in ours.config.items() if not name.startswith("_")
@@ -120,8 +121,7 @@ def test_the_own_scheduler_is_that_of_stable_diffusion_1():
 
 def test_a_file_of_stable_diffusion_1_needs_no_configs(stable_diffusion, made, monkeypatch):
     """Its width is all that tells it: here the toys'."""
-    toys = {part: read_json(made / "sd1" / part / "config.json") for part in ("unet", "vae")}
-    monkeypatch.setattr(single_file, "CONFIGS_1", toys)
+    monkeypatch.setattr(single_file, "STABLE_DIFFUSION_1", made / "sd1")
     ours = init(stable_diffusion, made / "sd1.safetensors", None, 1)
     stock = StableDiffusionPipeline.from_pretrained(stable_diffusion / "sd1")
     assert differing(ours, stock) == []
@@ -170,8 +170,8 @@ def test_files_of_other_kinds_are_named(refused, other_pipelines, made, clips, t
     ],
     ids=["width", "changed", "sentence", "no projection", "of 2.x"],
 )
-def test_another_text_tower_is_refused(refused, stable_diffusion, made, tmp_path, write, told):
-    other = load_text_tower(str(write(stable_diffusion, tmp_path)))
+def test_another_text_encoder_is_refused(refused, stable_diffusion, made, tmp_path, write, told):
+    other = load_text_encoder(str(write(stable_diffusion, tmp_path)))
     refused(ValueError, *told, source=made / "sd1.safetensors", clip=other, config=made / "sd1")
 
 
@@ -195,7 +195,7 @@ def test_a_hole_is_refused(refused, made, clips, tmp_path, name, hole, told):
     refused(ValueError, told, str(path), "Expected", source=path, clip=clips[name], config=made / name)
 
 
-def test_what_no_tower_has_is_named(refused, made, clips, tmp_path):
+def test_what_no_text_encoder_has_is_named(refused, made, clips, tmp_path):
     weights = load_file(made / "sd2.safetensors")
     weights[f"{TOWER_2}transformer.resblocks.3.ls_1.weight"] = torch.ones(32)
     save_file(weights, tmp_path / "more.safetensors")
@@ -206,7 +206,9 @@ def test_what_no_tower_has_is_named(refused, made, clips, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["flat", None])
-def test_a_file_without_a_tower_of_known_names_is_refused(refused, stable_diffusion, made, clips, tmp_path, text):
+def test_a_file_without_a_text_encoder_of_known_names_is_refused(
+    refused, stable_diffusion, made, clips, tmp_path, text
+):
     path = write_single_file(stable_diffusion / "sd1", tmp_path / "no_tower.safetensors", text=text)
     refused(
         ValueError, "holds no text encoder", "Name a file with the whole model",

@@ -53,28 +53,26 @@ def toy_inputs(b: int = 2, seed: int = 3) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 def toy_pipeline(folder: Path, tower: str = "sentence", **settings):
-    """A whole pipeline for 8 px images; `folder` holds towers as `toy_towers.write_towers` writes them."""
+    """A whole pipeline for 8 px images; `folder` holds what `write_text_encoders` writes."""
     from palindiff.inference.pipeline import PalindiffPipeline
-    from palindiff.pretrained.text_encoders import load_text_tower
+    from palindiff.pretrained.text_encoders import load_text_encoder
 
-    text = load_text_tower(str(folder / tower))
-    d_c = text.text_encoder.config.hidden_size
-    unet = toy_unet(d_c=d_c)
-    d_e = d_c if text.projection is None else len(text.projection)
-    stream = toy_stream(unet, d_e=d_e, pooling=text.pooling, projection=text.projection, **settings)
+    text = load_text_encoder(str(folder / tower))
+    unet = toy_unet(d_c=text.d_c)
+    stream = toy_stream(unet, d_e=text.d_e, pooling=text.pooling, projection=text.projection, **settings)
     scheduler = DDIMScheduler.from_config(
         text_diffusion_scheduler().config, prediction_type="v_prediction", steps_offset=1
     )
     return PalindiffPipeline(
-        toy_vae(), text.text_encoder, text.tokenizer, unet, scheduler, stream, text_diffusion_scheduler()
+        toy_vae(), text.model, text.tokenizer, unet, scheduler, stream, text_diffusion_scheduler()
     )
 
 
 def toy_checkpoint(root: Path) -> Path:
     """Write the folder of a whole pipeline below `root`."""
-    from toys.text_encoders import write_towers
+    from toys.text_encoders import write_text_encoders
 
-    write_towers(root)
+    write_text_encoders(root)
     toy_pipeline(root).save_pretrained(root / "checkpoint")
     return root / "checkpoint"
 

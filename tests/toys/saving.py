@@ -5,7 +5,7 @@ from diffusers import StableDiffusionPipeline
 
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.text_diffusion import text_diffusion_scheduler
-from palindiff.models.text_encoder import load_text_tower
+from palindiff.pretrained.text_encoders import load_text_encoder
 from toys.models import toy_stream
 from toys.text_encoders import stock_pipeline, write_clip
 
@@ -14,13 +14,13 @@ PROMPT = "a red apple"
 
 def write_stable_diffusion(root):
     """Write `root/base`, stock with four latent channels, and `root/checkpoint`, the same with a query stream."""
-    tower = load_text_tower(str(write_clip(root / "clip")))
+    tower = load_text_encoder(str(write_clip(root / "clip")))
     torch.manual_seed(0)
     stock = stock_pipeline(tower)
     for part in (stock.unet, stock.vae):
         part.eval()
     stock.save_pretrained(root / "base")
-    stream = toy_stream(stock.unet, d_e=len(tower.projection), pooling=tower.pooling, projection=tower.projection)
+    stream = toy_stream(stock.unet, d_e=tower.d_e, pooling=tower.pooling, projection=tower.projection)
     PalindiffPipeline(
         **stock.components,
         query_stream=stream,

@@ -6,13 +6,11 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import BertConfig, BertModel, BertTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
 
-from palindiff.models.text_encoder import encode_captions
-
 LENGTH, POSITIONS, WIDTH, QUERY_WIDTH = 12, 16, 32, 24
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def write_towers(root):
+def write_text_encoders(root):
     return {
         "clip": write_clip(root / "clip"),
         "clip_2": write_clip(root / "clip_2", end_id=2, pad_token="!"),
@@ -65,21 +63,21 @@ def write_sentence_encoder(folder, **pooling):
     return folder
 
 
-def encode(tower, captions):
+def encode(encoder, captions):
     with torch.no_grad():
-        return encode_captions(captions, tower)
+        return encoder.encode(captions)
 
 
-def stock_pipeline(tower):
+def stock_pipeline(encoder):
     unet = UNet2DConditionModel(
         sample_size=8, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=4, attention_head_dim=4,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=tower.text_encoder.config.hidden_size,
+        cross_attention_dim=encoder.d_c,
     )  # fmt: skip
     return StableDiffusionPipeline(
         vae=AutoencoderKL(block_out_channels=(4,), norm_num_groups=4),
-        text_encoder=tower.text_encoder,
-        tokenizer=tower.tokenizer,
+        text_encoder=encoder.model,
+        tokenizer=encoder.tokenizer,
         unet=unet,
         scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None,

@@ -20,7 +20,7 @@ from palindiff.data.images import ImageFileError
 from palindiff.evaluation.evaluators import EvaluationConfig
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.unet_encoder import unet_encoder_parameters
-from palindiff.pretrained.text_encoders import load_text_tower
+from palindiff.pretrained.text_encoders import load_text_encoder
 from palindiff.training.loop.checkpoint import saved_states
 from palindiff.training.loop.run_log import read_log
 from palindiff.training.recipes.build_models import SchedulerConfig, UNetConfig, build_models
@@ -234,7 +234,7 @@ def test_a_clip_s_projection_is_saved_with_the_stream(toy_parts, tmp_path):
     recipe = toy_recipe(toy_parts, text={"source": str(source)}, loop={"num_steps": 1})
     pipeline = train_toy_recipe(recipe, tmp_path / "run")
     stream = load_file(tmp_path / "run" / "checkpoint" / "query_stream" / WEIGHTS)
-    assert torch.equal(stream["text_projection"], load_text_tower(str(source)).projection)
+    assert torch.equal(stream["clip_projection.weight"], load_text_encoder(str(source)).projection.weight)
     assert pipeline.query_stream.config.pooling == "clip"
 
 

@@ -34,8 +34,9 @@ def open_model(name: str, device: str = "auto", dtype: "torch.dtype | None" = No
 
     device = _find_device(device)
     hide_progress_bars()
-    from palindiff.inference.bundled import bundled_models, load
+    from palindiff.inference.bundled import load
     from palindiff.inference.pipeline import PalindiffPipeline
+    from palindiff.pretrained.bundled import bundled_models
 
     dtype = dtype or torch.float32
     if name in bundled_models():

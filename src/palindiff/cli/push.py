@@ -28,7 +28,7 @@ def push(
     """
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
-    from palindiff.pretrained.checkpoint_folder import check_index
+    from palindiff.pretrained.layout import check_index
     from palindiff.pretrained.model_card import CardFacts, card_head, card_text, read_card
     from palindiff.pretrained.saving import files_to_push, push_folder
 

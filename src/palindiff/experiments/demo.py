@@ -20,9 +20,10 @@ from palindiff.experiments import emoji_protocol as protocol
 from palindiff.experiments.demo_page import page
 from palindiff.experiments.emoji_protocol import EmbeddedConcepts, EvaluatedModel, Report
 from palindiff.experiments.plots import Line
-from palindiff.inference.bundled import bundled_folder, load
+from palindiff.inference.bundled import load
 from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, GENERATION_STEPS
 from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.pretrained.bundled import bundled_folder
 from palindiff.training.loop.loop import backward_step
 from palindiff.training.loop.run_log import RunLog, read_log
 from palindiff.training.recipes.schema import DiffDisRecipe

@@ -17,7 +17,7 @@ from palindiff.evaluation.results import write_results
 from palindiff.evaluation.retrieval import Row
 from palindiff.evaluation.sheets import pairs_sheet
 from palindiff.experiments.emoji_protocol import as_pixels, evenly
-from palindiff.inference.bundled import bundled_folder
+from palindiff.pretrained.bundled import bundled_folder
 from palindiff.training.features.images_in_memory import decode_images
 from palindiff.training.loop.run_log import read_log
 

@@ -8,20 +8,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from palindiff.data.images import Fit, read_pixels
-from palindiff.inference.defaults import CAPTIONS_AT_ONCE, IMAGES_AT_ONCE
+from palindiff.inference.defaults import IMAGES_AT_ONCE
 from palindiff.models.query_stream import MAX_LOGIT_SCALE
-from palindiff.models.text_encoder import check_tower, encode_tokens, tokenize_captions
-from palindiff.pretrained.text_encoders import num_positions
-
-if TYPE_CHECKING:
-    from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.models.text_encoder import num_positions, tokenize_captions
 
 ROUNDING = 1e-3  # how far fp16 arithmetic may move a pixel out of [-1, 1]
 
@@ -38,8 +34,7 @@ class CaptionTokenizer:
         Raises: TypeError or ValueError if the captions are not strings.
         """
         captions = [captions] if isinstance(captions, str) else captions
-        ids: Tensor = tokenize_captions(captions, self.tokenizer).input_ids
-        return ids
+        return torch.tensor(tokenize_captions(captions, self.tokenizer)[0])
 
 
 class ClipAdapter(nn.Module):
@@ -54,7 +49,7 @@ class ClipAdapter(nn.Module):
 
     def __init__(
         self,
-        pipeline: "PalindiffPipeline",
+        pipeline: Any,  # a PalindiffPipeline, which imports this module
         fit: Fit = "crop",
         batch_size: int = IMAGES_AT_ONCE,
         **options: Any,
@@ -72,7 +67,7 @@ class ClipAdapter(nn.Module):
         self.image_size_px = pipeline.image_size_px
         self.preprocess = partial(read_pixels, size_px=self.image_size_px, fit=fit)
         self.tokenizer = CaptionTokenizer(pipeline.tokenizer)
-        check_tower(pipeline.caption_encoder)
+        pipeline.caption_encoder.check()
         _check_padding(pipeline.tokenizer)
 
     @property
@@ -104,10 +99,11 @@ class ClipAdapter(nn.Module):
         Raises: TypeError or ValueError if `text` cannot be output of `tokenizer`.
         """
         _check_text(text, num_positions(self.text_encoder), self.text_encoder.config.vocab_size)
-        tower = self.pipeline.caption_encoder
-        self.pipeline._bring("text_encoder", *(["query_stream"] if tower.tail is not None else []))
-        parts = text.long().split(CAPTIONS_AT_ONCE)
-        return torch.cat([encode_tokens(ids, real_tokens(ids, tower.tokenizer), tower).e for ids in parts])
+        encoder = self.pipeline.caption_encoder
+        mask = real_tokens(text.long(), encoder.tokenizer)
+        encoder.check_tokens(text.tolist(), mask.tolist())
+        e: Tensor = self.pipeline.encode_tokens(text.long(), mask)
+        return e
 
     def forward(
         self, image: Tensor | None = None, text: Tensor | None = None
@@ -131,8 +127,8 @@ def real_tokens(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
 
 
 def _check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    tokens = tokenize_captions(["", "a"], tokenizer)
-    if not torch.equal(real_tokens(tokens.input_ids, tokenizer), tokens.attention_mask.bool()):
+    ids, mask = tokenize_captions(["", "a"], tokenizer)
+    if not torch.equal(real_tokens(torch.tensor(ids), tokenizer), torch.tensor(mask, dtype=torch.bool)):
         raise ValueError(
             f"The tokenizer pads on the {tokenizer.padding_side} with `{tokenizer.pad_token}`, which cannot be "
             "recognised by its ids. Expected padding on the right with a token of its own or the end token: code "

@@ -32,8 +32,8 @@ from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templ
 from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_diffusion import DenoisingStep, first_noise
-from palindiff.models.text_encoder import encode_captions
-from palindiff.pretrained.checkpoint_folder import (
+from palindiff.models.text_encoder import TextEncoder
+from palindiff.pretrained.layout import (
     check_fit,
     check_index,
     check_query_scheduler,
@@ -43,7 +43,7 @@ from palindiff.pretrained.checkpoint_folder import (
 from palindiff.pretrained.model_card import read_card
 from palindiff.pretrained.saving import HubMixin
 from palindiff.pretrained.stable_diffusion import stable_diffusion_parts, start_card
-from palindiff.pretrained.text_encoders import TextEncoder, load_text_encoder
+from palindiff.pretrained.text_encoders import load_text_model
 
 # So that an index says ["palindiff", "QueryStream"], whatever module the class lives in, and diffusers finds it there.
 LOADABLE_CLASSES["palindiff"] = {"QueryStream": ["save_pretrained", "from_pretrained"]}
@@ -104,8 +104,8 @@ class PalindiffPipeline(HubMixin):
         if not options.keys() & {"text_encoder", "variant", "device_map", "quantization_config"}:
             dtype = options.get("dtype", options.get("torch_dtype"))
             dtype = dtype.get("text_encoder", dtype.get("default")) if isinstance(dtype, dict) else dtype
-            tower: Any = load_text_encoder(folder / "text_encoder")
-            options["text_encoder"] = tower.to(dtype or torch.float32)
+            text_model: Any = load_text_model(folder / "text_encoder")
+            options["text_encoder"] = text_model.to(dtype or torch.float32)
         pipeline = super().from_pretrained(folder, **options)
         if "device_map" not in options:
             check_whole(pipeline.components)
@@ -134,28 +134,33 @@ class PalindiffPipeline(HubMixin):
 
     @property
     def caption_encoder(self) -> TextEncoder:
-        """The text encoder with all that makes a caption's embedding, of which the query stream keeps a part."""
+        """The text encoder with its tokenizer, its pooling and the projection that the query stream keeps."""
         stream = self.query_stream
-        parts = (self.text_encoder, self.tokenizer, stream.config.pooling, stream.text_projection)
-        return TextEncoder(*parts, "text_encoder", stream.clip_tail)
+        return TextEncoder(self.text_encoder, self.tokenizer, stream.config.pooling, stream.clip_projection)
 
     def as_clip(self, **options: Any) -> ClipAdapter:
         """Wrap the pipeline for code written for CLIP; the options are those of `ClipAdapter`."""
         return ClipAdapter(self, **options)
 
-    @torch.no_grad()
-    @without_adapters
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Embed captions as the text encoder was trained to; the queries of images are compared with these.
 
         Shapes: b captions -> e (b, d_e) float32, unit length.
         Raises: TypeError or ValueError if there are no captions, or they are one string.
         """
-        tower = self.caption_encoder
-        self._bring("text_encoder", *(["query_stream"] if tower.tail is not None else []))
-        starts = range(0, max(len(captions), 1), CAPTIONS_AT_ONCE)
-        parts = [encode_captions(captions[start : start + CAPTIONS_AT_ONCE], tower).e for start in starts]
-        return torch.cat(parts)
+        return self.encode_tokens(*self.caption_encoder.tokenize(captions))
+
+    @torch.no_grad()
+    @without_adapters
+    def encode_tokens(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Embed captions that are tokenized and checked already.
+
+        Shapes: ids (b, l) int64; mask (b, l) bool, True for real tokens -> e (b, d_e) float32, unit length.
+        """
+        encoder = self.caption_encoder
+        self._bring("text_encoder", *(["query_stream"] if encoder.has_missing_layers else []))
+        parts = zip(ids.split(CAPTIONS_AT_ONCE), mask.split(CAPTIONS_AT_ONCE), strict=True)
+        return torch.cat([encoder(of_part, is_real).e for of_part, is_real in parts])
 
     @torch.no_grad()
     def encode_image(

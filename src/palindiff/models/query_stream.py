@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 
 from palindiff.models import joint, one_way
-from palindiff.models.clip_tail import ClipTail
+from palindiff.models.clip_projection import ClipProjection
 from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_layers import HeadLayer, QueryLayers, SiteQuery
 from palindiff.models.strict_model import StrictModel
@@ -54,8 +54,7 @@ class QueryStream(StrictModel):
     Departs: `one_way` fusion; own LayerNorms for the query; a learned logit scale; `text_chain: none`.
     """
 
-    text_projection: Tensor | None
-    clip_tail: ClipTail | None
+    clip_projection: ClipProjection | None  # frozen; how captions become e_0 is part of the model
 
     @register_to_config
     def __init__(
@@ -75,8 +74,7 @@ class QueryStream(StrictModel):
         head_dim: int = DEFAULTS.head_dim,
         logit_scale: float = DEFAULTS.logit_scale,
         pooling: str = "clip",
-        projection_width: int | None = None,
-        clip_tail_settings: dict[str, Any] | None = None,
+        clip_projection_settings: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         _check_config(self.config)
@@ -92,9 +90,7 @@ class QueryStream(StrictModel):
         self.head_norm = nn.LayerNorm(head_width)
         self.predictor = nn.Linear(head_width, d_e)
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
-        projection = None if projection_width is None else torch.zeros(d_e, projection_width)
-        self.register_buffer("text_projection", projection)  # frozen; which text pooling made e_0 is part of the model
-        self.clip_tail = ClipTail(clip_tail_settings) if clip_tail_settings else None
+        self.clip_projection = ClipProjection(clip_projection_settings) if clip_projection_settings else None
 
     @classmethod
     def for_unet(
@@ -103,13 +99,12 @@ class QueryStream(StrictModel):
         d_e: int,
         config: QueryStreamConfig,
         pooling: str,
-        text_projection: Tensor | None = None,
-        clip_tail: ClipTail | None = None,
+        clip_projection: ClipProjection | None = None,
     ) -> "QueryStream":
         """Build a stream with new weights for a U-Net and a text encoder whose embeddings have d_e dimensions.
 
-        Shapes: text_projection (d_e, d_c), the tower's frozen projection, or None where pooling needs none;
-                clip_tail: the CLIP layers that the tower lacks, frozen too.
+        `clip_projection` is copied; None where pooling needs none.
+
         Raises: ValueError if the U-Net's layout is not Stable Diffusion's.
         """
         check_unet(unet)
@@ -120,14 +115,11 @@ class QueryStream(StrictModel):
             site_num_blocks=[len(transformer.transformer_blocks) for transformer in transformers],
             mid_channels=unet.mid_block.resnets[-1].out_channels,
             pooling=pooling,
-            projection_width=None if text_projection is None else text_projection.shape[1],
-            clip_tail_settings=None if clip_tail is None else clip_tail.settings,
+            clip_projection_settings=None if clip_projection is None else clip_projection.settings,
             **config.model_dump(exclude={"query_ffn"}),
         )
-        if text_projection is not None:
-            stream.text_projection.copy_(text_projection)
-        if clip_tail is not None:
-            stream.clip_tail.load_state_dict(clip_tail.state_dict())
+        if clip_projection is not None:
+            stream.clip_projection.load_state_dict(clip_projection.state_dict())
         if config.query_ffn == "copy":
             for site, transformer in zip(stream.layers.sites, transformers, strict=True):
                 site.copy_image_ffns(transformer)

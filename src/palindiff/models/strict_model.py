@@ -1,7 +1,7 @@
-"""A diffusers model that is loaded whole or not at all.
+"""A diffusers model that is loaded completely or not at all.
 
-diffusers warns and goes on where weights are missing, left over, or settings are unknown, and falls back to pickles.
-Here: `from_pretrained` with each of these an error, in one sentence. Not here: any network.
+diffusers only warns where weights are missing or left over or settings are unknown, and falls back to pickles.
+Here: a `from_pretrained` that raises an error of one sentence in each case. Not here: any network.
 """
 
 import difflib
@@ -19,7 +19,7 @@ WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 
 class StrictModel(ModelMixin, ConfigMixin):
-    """A model whose `from_pretrained` also serves where a pipeline loads its parts."""
+    """A model whose `from_pretrained` a pipeline can call too, when it loads its parts."""
 
     config_name = "config.json"
 
@@ -28,15 +28,15 @@ class StrictModel(ModelMixin, ConfigMixin):
         """Load config and weights from a folder or the Hub, from safetensors alone.
 
         Raises: FileNotFoundError if config or safetensors are missing or damaged; ValueError if a setting is missing,
-                unknown or cannot be, or if weights are missing, left over, or of another shape than the config says.
+                unknown or invalid, or if weights are missing, left over, or of another shape than the config says.
         """
         wants_info = options.pop("output_loading_info", False)
         source = Path(pretrained_model_name_or_path, options.get("subfolder") or "")  # what messages call it
         strict = {"use_safetensors": True, "use_flashpack": False}  # no pickle, whatever a pipeline passes on
-        telling = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told here, in one sentence
+        reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # raised below, in one sentence
         with without_warnings():
             try:
-                model, info = super().from_pretrained(pretrained_model_name_or_path, **options | strict | telling)
+                model, info = super().from_pretrained(pretrained_model_name_or_path, **options | strict | reporting)
             except OSError as error:
                 raise FileNotFoundError(_unreadable(source, error)) from error
             except TypeError as error:
@@ -86,13 +86,13 @@ def _check_weights(info: dict[str, Any], source: Path) -> None:
 
 def _unreadable(folder: Path, error: OSError) -> str:
     if not folder.is_dir():
-        return f"`{folder}` is no folder, and neither the Hub nor its cache on this machine gave it. Check the name."
+        return f"`{folder}` is no folder, and neither the Hub nor its cache on this machine has it. Check the name."
     if not (folder / "config.json").is_file():
-        return f"`{folder}` has no config.json. Expected what `save_pretrained` writes. Name the model's own folder."
+        return f"`{folder}` has no config.json. Expected what `save_pretrained` writes. Pass the model's own folder."
     held = sorted(path.name for path in folder.iterdir() if path.name != "config.json" and path.is_file())
     if any(name.endswith(".safetensors") for name in held):
-        told = " ".join(str(error).split())
-        return f"`{folder}` cannot be read ({told}). Expected undamaged JSON and safetensors. Copy the folder again."
+        reason = " ".join(str(error).split())
+        return f"`{folder}` cannot be read ({reason}). Expected undamaged JSON and safetensors. Copy the folder again."
     return (
         f"`{folder}` holds these weights: {', '.join(held) or 'none'}. Expected {WEIGHTS_NAME}: pickles run code when "
         "opened and are never read. Save the model again with `save_pretrained`."
@@ -101,7 +101,7 @@ def _unreadable(folder: Path, error: OSError) -> str:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Silence diffusers while it loads, where what it would warn of is raised."""
+    """Silence diffusers while it loads; what it would warn of is raised as an error."""
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity(logging.CRITICAL)
     try:

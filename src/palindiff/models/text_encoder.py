@@ -1,35 +1,38 @@
-"""Captions as the network reads them: token-wise features c, which tokens are real, and the text query e.
+"""The text encoder: captions to token-wise features c, a mask of real tokens, and the text query e.
 
-Here: captions to tokens, and one forward of a text encoder that gives all three. Not here: what a tower is and where it
-comes from (`caption_encoder.py`, whose names are passed on), noising e (a diffusers scheduler).
+Here: tokenizing and encoding. Not here: loading text encoders (`pretrained/text_encoders.py`), and adding noise to e
+(a diffusers scheduler).
 """
 
+import hashlib
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from diffusers.loaders import TextualInversionLoaderMixin
-from torch import Tensor
-from transformers import BatchEncoding, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from palindiff.models.clip_tail import ClipTail
-from palindiff.pretrained.text_encoders import CLIP_TEXT_TYPE, Pooling, TextEncoder, load_text_tower, num_positions
+from palindiff.models.clip_projection import ClipProjection
 
-__all__ = ["EncodedCaptions", "Pooling", "TextEncoder", "encode_captions", "load_text_tower"]
+Pooling = Literal["clip", "mean"]  # "clip": end token, then the text projection; "mean": mean over real tokens
 
+CLIP_TEXT_TYPE = "clip_text_model"  # transformers' name for the text encoder of CLIP, OpenAI's and OpenCLIP's alike
 _HIGHEST_ID = 2  # a CLIP config with this `eos_token_id` (SD 2.x, older CLIP files) pools at the highest token id
+_NOT_IDENTITY = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EncodedCaptions:
-    """What a text encoder tells of b captions, on the device where it ran.
+    """Features of b captions, on the device where the text encoder ran.
 
-    Shapes: c (b, l, d_c) in the tower's dtype; mask (b, l) bool, True for real tokens;
+    Shapes: c (b, l, d_c) in the text encoder's dtype; mask (b, l) bool, True for real tokens;
             e (b, d_e) float32, unit length.
     """
 
@@ -38,69 +41,212 @@ class EncodedCaptions:
     e: Tensor
 
 
-def encode_captions(captions: Sequence[str], tower: TextEncoder) -> EncodedCaptions:
-    """Encode captions in one forward: c as stock Stable Diffusion computes it, and e as the tower was trained for.
+class TextEncoder(nn.Module):
+    """A text encoder with its tokenizer and pooling; `model` and `tokenizer` fit a stock Stable Diffusion pipeline.
 
-    The tower's `tail` holds CLIP layers that its encoder lacks: they make e, and c never sees them.
-    An empty caption is the unconditional one. A caption over `tokenizer.model_max_length` tokens is cut, with one
-    warning for the batch. Gradients and train or eval mode are the caller's choice.
+    It is trained if the weights of `model` require gradients. It stays in eval mode: dropout would draw numbers that a
+    resumed run cannot draw again. `projection` is not a registered sub-module: the query stream owns and saves it.
 
     Source:  c: diffusers `StableDiffusionPipeline.encode_prompt`. e: transformers `CLIPTextModelWithProjection`
-             ("clip") or sentence-transformers' mean pooling ("mean"); decisions row 15.
-    Shapes:  b captions -> c (b, l, d_c), mask (b, l), e (b, d_e).
-    Raises:  TypeError, ValueError if the captions are no captions, or the tower's parts do not fit one another;
-             "clip" without projection above all (decisions row 22).
-    Departs: e is normalised, in float32 under any autocast.
+             ("clip") or sentence-transformers' mean pooling ("mean"); decisions row 15. Training: DiffDis Table 5.
+    Departs: e is normalised, in float32 under any autocast; the projection stays frozen.
     """
-    check_tower(tower)
-    tokens = tokenize_captions(captions, tower.tokenizer)
-    return encode_tokens(tokens.input_ids, tokens.attention_mask.bool(), tower)
 
+    projection: ClipProjection | None
 
-def encode_tokens(ids: Tensor, mask: Tensor, tower: TextEncoder) -> EncodedCaptions:
-    """Encode captions that are tokens already; whether the parts fit one another, `check_tower` tells.
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        pooling: Pooling,
+        projection: ClipProjection | None = None,  # None for sentence encoders, and for a CLIP folder that has none
+        name: str = "text_encoder",  # where it came from, for messages
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.pooling, self.name = model, tokenizer, pooling, name
+        self.__dict__["projection"] = projection
 
-    Source:  as `encode_captions`.
-    Shapes:  ids (b, l) int64; mask (b, l) bool, True for real tokens -> c (b, l, d_c), mask (b, l), e (b, d_e).
-    Raises:  ValueError if a row has no token to pool.
-    Departs: as `encode_captions`.
-    """
-    _check_tokens(ids, mask, tower)
-    text_encoder, projection, tail = tower.text_encoder, tower.projection, tower.tail
-    device = text_encoder.device
-    attention_mask = mask.long().to(device) if _uses_attention_mask(text_encoder) else None
-    output = text_encoder(ids.to(device), attention_mask=attention_mask, output_hidden_states=tail is not None)
-    c = output[0]  # (b, l, d_c)
-    if c.ndim != 3:
-        raise ValueError(
-            f"`text_encoder` is a `{type(text_encoder).__name__}` whose first output has shape {tuple(c.shape)} in "
-            "`encode_captions`. Expected (b, l, d_c): token-wise features. "
-            "Pass its `text_model` and the weight of its `text_projection`."
+    @property
+    def d_c(self) -> int:
+        """Width of the token-wise features."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def d_e(self) -> int:
+        """Width of the text query."""
+        return self.d_c if self.projection is None else len(self.projection.weight)
+
+    @property
+    def max_length(self) -> int:
+        """Number of tokens that every caption is padded or cut to, beginning and end included."""
+        return int(self.tokenizer.model_max_length)
+
+    @property
+    def has_missing_layers(self) -> bool:
+        """Whether layers of the projection follow `model`, as in Stable Diffusion 2.x; they run where they are."""
+        return self.projection is not None and len(self.projection.layers) > 0
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides an encoding: config, weights, projection, pooling, tokenizer, maximal length.
+
+        Equal after saving and reloading. Reads every weight, so keep the result. A sentence encoder's unused pooler is
+        left out, since reloading adds a random one.
+        """
+        config = {str(k): value for k, value in self.model.config.to_dict().items() if k not in _NOT_IDENTITY}
+        digest = hashlib.sha256()
+        for part in (self.pooling, config, _tokenizer_identity(self.tokenizer)):
+            digest.update(json.dumps(part, sort_keys=True).encode())
+        for name, tensor in self._weights():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode."""
+        return super().train(False)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> EncodedCaptions:
+        """Encode captions as `tokenize` returns them; no value of a tensor is read, so a GPU never has to wait.
+
+        Shapes: ids (b, l) int64; mask (b, l) bool, True for real tokens -> c (b, l, d_c), mask (b, l), e (b, d_e).
+        """
+        device = self.model.device
+        attention_mask = mask.long().to(device) if _uses_attention_mask(self.model) else None
+        output = self.model(
+            ids.to(device), attention_mask=attention_mask, output_hidden_states=self.has_missing_layers
         )
-    mask = mask.to(c.device)  # (b, l); an offloaded tower runs elsewhere than it lies
-    if projection is not None:
-        at_end = (
-            output.pooler_output if tail is None else _end_behind(tail, output.hidden_states[-1], ids, text_encoder)
-        )
-        pooled = F.linear(at_end, projection.to(at_end))  # (b, d_c) -> (b, d_e)
-    else:
-        pooled = _masked_mean(c, mask)
-    with torch.autocast(c.device.type, enabled=False):
-        e = F.normalize(pooled.float(), dim=-1)
-    return EncodedCaptions(c.to(text_encoder.dtype), mask, e)
+        c = output[0]  # (b, l, d_c)
+        mask = mask.to(c.device)  # an offloaded model runs on another device than its weights are on
+        if self.projection is None:
+            pooled = _masked_mean(c, mask)
+        else:
+            is_whole = not self.has_missing_layers
+            at_end = output.pooler_output if is_whole else self._at_end(output.hidden_states[-1], ids)
+            pooled = F.linear(at_end, self.projection.weight.to(at_end))  # (b, d_c) -> (b, d_e)
+        with torch.autocast(c.device.type, enabled=False):
+            e = F.normalize(pooled.float(), dim=-1)
+        return EncodedCaptions(c.to(self.model.dtype), mask, e)
+
+    def encode(self, captions: Sequence[str]) -> EncodedCaptions:
+        """Tokenize and encode captions; the empty caption is the unconditional one. Gradients are the caller's choice.
+
+        Shapes: b captions -> c (b, l, d_c), mask (b, l), e (b, d_e).
+        Raises: as `tokenize`.
+        """
+        ids, mask = self.tokenize(captions)
+        return self(ids, mask)
+
+    def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Tokenize captions, padded to the maximal length; longer ones are cut, with one warning for the batch.
+
+        Shapes: b captions -> ids (b, l) int64, mask (b, l) bool, on the CPU.
+        Raises: TypeError, ValueError if `captions` is no list of strings, or as `check` and `check_tokens`.
+        """
+        self.check()
+        ids, mask = tokenize_captions(captions, self.tokenizer)
+        self.check_tokens(ids, mask)
+        return torch.tensor(ids), torch.tensor(mask, dtype=torch.bool)
+
+    def check(self) -> None:
+        """Refuse parts that do not fit one another; "clip" without a projection above all (decisions row 22).
+
+        Raises: ValueError.
+        """
+        if self.max_length > num_positions(self.model):
+            raise ValueError(
+                f"`tokenizer.model_max_length` is {self.max_length} in `TextEncoder`. "
+                f"Expected at most {num_positions(self.model)}, the text encoder's positions. Set it on the tokenizer."
+            )
+        if self.pooling not in _CHECKS:
+            raise ValueError(
+                f"`pooling` is {self.pooling!r} in `TextEncoder`. Expected 'clip' or 'mean'. Pass one of them."
+            )
+        _CHECKS[self.pooling](self.model, self.projection)
+
+    def check_tokens(self, ids: Sequence[Sequence[int]], mask: Sequence[Sequence[int]]) -> None:
+        """Refuse captions without a token to pool; without an end token CLIP silently pools another place.
+
+        Raises: ValueError.
+        """
+        if self.pooling == "mean":
+            if not all(any(row) for row in mask):
+                raise ValueError(
+                    "A caption became no token at all in `TextEncoder`. Expected a tokenizer that marks beginning and "
+                    "end, so that an empty caption can be embedded. Use the tokenizer saved with the text encoder."
+                )
+            return
+        end_id = _end_id(self.model)
+        pooled = {max(row) if end_id == _HIGHEST_ID else end_id if end_id in row else row[0] for row in ids}
+        if pooled - {self.tokenizer.eos_token_id}:
+            raise ValueError(
+                f"The token that CLIP pools is not the tokenizer's end token {self.tokenizer.eos_token_id} in "
+                f"`TextEncoder` (`eos_token_id` of the model is {end_id}). Expected the tokenizer that belongs to the "
+                "text encoder. Set `eos_token_id` of the model and of its config to the tokenizer's where tokens were "
+                "added."
+            )
+
+    def _at_end(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """What CLIP pools where its last layers are missing in `model`: (b, l, d_c), (b, l) -> (b, d_c).
+
+        Padding follows the end token, which therefore never attends to it.
+        """
+        assert self.projection is not None, "only a projection has missing layers"
+        hidden = self.model.final_layer_norm(self.projection(hidden))  # type: ignore[operator]
+        end_id = _end_id(self.model)
+        places = ids.argmax(dim=1) if end_id == _HIGHEST_ID else (ids == end_id).int().argmax(dim=1)  # (b, l) -> (b,)
+        return hidden[torch.arange(len(hidden), device=hidden.device), places.to(hidden.device)]
+
+    def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Self:
+        """Move the projection along with the model."""
+        if self.projection is not None:
+            self.projection._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in sorted(self.model.state_dict().items()):
+            if not (self.pooling == "mean" and name.startswith("pooler.")):
+                yield name, tensor
+        for name, tensor in sorted(self.projection.state_dict().items()) if self.projection is not None else ():
+            yield f"projection.{name}", tensor
 
 
-def tokenize_captions(captions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> BatchEncoding:
-    """Cut captions into tokens, padded to the maximal length; a longer one is cut, with one warning for the batch.
+def tokenize_captions(
+    captions: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Tokenize captions without a model: b rows of l ids, and of l marks that are 1 for real tokens.
 
-    Shapes: b captions -> `input_ids` and `attention_mask`, each (b, l) int64 on the CPU.
-    Raises: TypeError, ValueError if the captions are no captions.
+    Raises: TypeError, ValueError if `captions` is no list of strings.
     """
     _check_captions(captions)
     texts, longest = _with_every_vector(list(captions), tokenizer), tokenizer.model_max_length
-    tokens = tokenizer(texts, padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
-    _warn_of_cuts(texts, tokens.attention_mask.bool(), tokenizer)
-    return tokens
+    tokens = tokenizer(texts, padding="max_length", max_length=longest, truncation=True)
+    _warn_of_cuts(texts, tokens.attention_mask, tokenizer)
+    return tokens.input_ids, tokens.attention_mask
+
+
+def num_positions(model: PreTrainedModel) -> int:
+    """Return how many tokens a model has positions for; RoBERTa and MPNet start counting after their padding id."""
+    num_places: int = model.config.max_position_embeddings
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return num_places - int(module.padding_idx) - 1
+    return num_places
+
+
+def _masked_mean(features: Tensor, mask: Tensor) -> Tensor:
+    """Mean over real tokens, of which `check_tokens` requires one in every row."""
+    with torch.autocast(features.device.type, enabled=False):
+        weight = mask[..., None].float()  # (b, l) -> (b, l, 1)
+        return (features.float() * weight).sum(dim=1) / weight.sum(dim=1)  # (b, l, d_c) -> (b, d_c)
+
+
+def _end_id(model: PreTrainedModel) -> int:
+    return int(getattr(model, "eos_token_id", model.config.eos_token_id))  # CLIP reads its config only once
+
+
+def _uses_attention_mask(model: PreTrainedModel) -> bool:
+    return bool(getattr(model.config, "use_attention_mask", False))
 
 
 def _with_every_vector(captions: list[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -112,137 +258,73 @@ def _with_every_vector(captions: list[str], tokenizer: PreTrainedTokenizerBase) 
     return converted
 
 
-def _masked_mean(features: Tensor, mask: Tensor) -> Tensor:
-    """Mean over real tokens; `_check_tokens` has seen at least one in every row."""
-    with torch.autocast(features.device.type, enabled=False):
-        weight = mask[..., None].float()  # (b, l) -> (b, l, 1)
-        return (features.float() * weight).sum(dim=1) / weight.sum(dim=1)  # (b, l, d_c) -> (b, d_c)
-
-
-def _end_behind(tail: ClipTail, hidden: Tensor, ids: Tensor, text_encoder: PreTrainedModel) -> Tensor:
-    """What CLIP pools where its last layers come behind the tower: (b, l, d_c) before the final LayerNorm -> (b, d_c).
-
-    Padding stands behind the end token, which therefore never sees it.
-    """
-    behind = tail(hidden.to(next(tail.parameters()).dtype)).to(hidden.dtype)  # the query stream's type may be another
-    hidden = cast("CLIPTextModel", text_encoder).final_layer_norm(behind)
-    places = _end_places(ids, text_encoder).to(hidden.device)
-    return hidden[torch.arange(len(hidden), device=hidden.device), places]  # (b, l, d_c) -> (b, d_c)
-
-
-def _end_places(ids: Tensor, text_encoder: PreTrainedModel) -> Tensor:
-    """Where CLIP pools: its end token, or the highest token id where the config is an older one. (b, l) -> (b,)."""
-    end_id = _end_id(text_encoder)
-    return ids.argmax(dim=1) if end_id == _HIGHEST_ID else (ids == end_id).int().argmax(dim=1)
-
-
-def _end_id(text_encoder: PreTrainedModel) -> int:
-    end_id: int = getattr(text_encoder, "eos_token_id", text_encoder.config.eos_token_id)  # CLIP reads its config once
-    return end_id
-
-
-def _uses_attention_mask(text_encoder: PreTrainedModel) -> bool:
-    return bool(getattr(text_encoder.config, "use_attention_mask", False))
-
-
-def _warn_of_cuts(texts: list[str], mask: Tensor, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Count again, without truncation, only the captions that fill every place."""
-    full = [text for text, is_full in zip(texts, mask.all(dim=1).tolist(), strict=True) if is_full]
-    if not full:
-        return
-    lengths = [len(ids) for ids in tokenizer(full, verbose=False).input_ids]
-    cuts = [length - mask.shape[1] for length in lengths if length > mask.shape[1]]
+def _warn_of_cuts(texts: list[str], mask: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tokenize again, without truncation, only the captions that have no padding."""
+    full, longest = [text for text, row in zip(texts, mask, strict=True) if all(row)], len(mask[0])
+    lengths = [len(ids) for ids in tokenizer(full, verbose=False).input_ids] if full else []
+    cuts = [length - longest for length in lengths if length > longest]
     if cuts:
         _logger.warning(
             "%d of %d captions are longer than the text encoder's %d tokens; %d tokens were cut.",
-            len(cuts), len(texts), mask.shape[1], sum(cuts),
+            len(cuts), len(texts), longest, sum(cuts),
         )  # fmt: skip
+
+
+def _tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[object]:
+    """The tokenizer's rules; its truncation and padding only repeat the last call."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    rules = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
+    sides = (tokenizer.padding_side, tokenizer.truncation_side)
+    return [rules, tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.model_max_length, *sides]
 
 
 def _check_captions(captions: Sequence[str]) -> None:
     if isinstance(captions, str) or not isinstance(captions, Sequence):
         raise TypeError(
-            f"`captions` is a `{type(captions).__name__}` in `encode_captions`. Expected a list of captions. "
+            f"`captions` is a `{type(captions).__name__}`. Expected a list of captions. "
             "Pass `[caption]` for a single one."
         )
     if not captions:
-        raise ValueError(
-            "`captions` is empty in `encode_captions`. Expected one or more. Pass `['']` for the empty caption."
-        )
+        raise ValueError("`captions` is empty. Expected one or more. Pass `['']` for the empty caption.")
     for place, caption in enumerate(captions):
         if not isinstance(caption, str):
             raise TypeError(
-                f"`captions[{place}]` is a `{type(caption).__name__}` in `encode_captions`. Expected a str. "
+                f"`captions[{place}]` is a `{type(caption).__name__}`. Expected a str. "
                 "Pass '' for an image without a caption."
             )
 
 
-def check_tower(tower: TextEncoder) -> None:
-    """Refuse parts that do not fit one another, as far as can be told before a forward.
-
-    Raises: ValueError.
-    """
-    text_encoder, longest = tower.text_encoder, tower.tokenizer.model_max_length
-    if longest > num_positions(text_encoder):
+def _check_clip(model: PreTrainedModel, projection: ClipProjection | None) -> None:
+    if model.config.model_type != CLIP_TEXT_TYPE or hasattr(model, "text_projection"):
         raise ValueError(
-            f"`tokenizer.model_max_length` is {longest} in `encode_captions`. "
-            f"Expected at most {num_positions(text_encoder)}, the tower's positions. Set it on the tokenizer."
-        )
-    if tower.pooling == "clip":
-        _check_clip(text_encoder, tower.projection)
-    elif tower.pooling == "mean":
-        _check_sentence_encoder(text_encoder, tower.projection)
-    else:
-        raise ValueError(f"`pooling` is {tower.pooling!r} in `encode_captions`. Expected 'clip' or 'mean'.")
-
-
-def _check_clip(text_encoder: PreTrainedModel, projection: Tensor | None) -> None:
-    if text_encoder.config.model_type != CLIP_TEXT_TYPE:
-        raise ValueError(
-            f"`text_encoder` is a `{text_encoder.config.model_type}` tower and `pooling` is 'clip' in "
-            "`encode_captions`. Expected a `CLIPTextModel`. Pass `pooling='mean'` for a sentence encoder."
+            f"`model` is a `{type(model).__name__}` and `pooling` is 'clip' in `TextEncoder`. Expected a "
+            "`CLIPTextModel`. Pass the `text_model` of a CLIP, or `pooling='mean'` for a sentence encoder."
         )
     if projection is None:
         raise ValueError(
-            "`projection` is None and `pooling` is 'clip' in `encode_captions`. Expected CLIP's text projection: a "
-            "Stable Diffusion folder has none, and the CLIP folder it was made from is needed. Name that folder "
+            "`projection` is None and `pooling` is 'clip' in `TextEncoder`. Expected CLIP's text projection: a "
+            "Stable Diffusion folder has none, and the CLIP folder it was made from is needed. Pass that folder "
             "(openai/clip-vit-large-patch14 for Stable Diffusion 1.x)."
         )
-    hidden_size = text_encoder.config.hidden_size
-    if projection.ndim != 2 or projection.shape[1] != hidden_size:
+    if projection.weight.shape[1] != model.config.hidden_size:
         raise ValueError(
-            f"`projection` has shape {tuple(projection.shape)} in `encode_captions`. Expected (d_e, {hidden_size}): "
-            "one column for each channel of the tower. Take it from the CLIP folder this tower was made from."
+            f"`projection.weight` has shape {tuple(projection.weight.shape)} in `TextEncoder`. Expected (d_e, "
+            f"{model.config.hidden_size}): one column for each channel of the text encoder. Use the projection of the "
+            "CLIP that the text encoder was taken from."
         )
 
 
-def _check_sentence_encoder(text_encoder: PreTrainedModel, projection: Tensor | None) -> None:
+def _check_sentence_encoder(model: PreTrainedModel, projection: ClipProjection | None) -> None:
     if projection is not None:
         raise ValueError(
-            f"`projection` has shape {tuple(projection.shape)} and `pooling` is 'mean' in `encode_captions`. "
-            "Expected None: a sentence encoder has no projection."
+            "A `projection` is given and `pooling` is 'mean' in `TextEncoder`. Expected None: a sentence encoder has "
+            "no projection. Remove it."
         )
-    if not _uses_attention_mask(text_encoder):
+    if not _uses_attention_mask(model):
         raise ValueError(
-            "`text_encoder.config.use_attention_mask` is not set in `encode_captions`. Expected True for a sentence "
-            "encoder, or padding would change every embedding. Set it, as `load_text_tower` does."
+            "`model.config.use_attention_mask` is not set in `TextEncoder`. Expected True for a sentence "
+            "encoder, or padding would change every embedding. Set it, as `load_text_encoder` does."
         )
 
 
-def _check_tokens(ids: Tensor, mask: Tensor, tower: TextEncoder) -> None:
-    """Looks at values: without an end token CLIP silently pools another place."""
-    text_encoder, tokenizer = tower.text_encoder, tower.tokenizer
-    if tower.pooling == "mean":
-        if not mask.any(dim=1).all():
-            raise ValueError(
-                "A caption became no token at all in `encode_captions`. Expected a tokenizer that marks beginning and "
-                "end, so that an empty caption has an embedding too. Use the tokenizer saved beside the tower."
-            )
-        return
-    if not (ids.gather(1, _end_places(ids, text_encoder)[:, None]) == tokenizer.eos_token_id).all():
-        raise ValueError(
-            f"The place where CLIP pools does not hold the tokenizer's end token {tokenizer.eos_token_id} in "
-            f"`encode_captions` (`text_encoder.eos_token_id` is {_end_id(text_encoder)}). Expected the tokenizer that "
-            "belongs to the tower. Where tokens were added, set that attribute and "
-            "`text_encoder.config.eos_token_id` to its own."
-        )
+_CHECKS = {"clip": _check_clip, "mean": _check_sentence_encoder}

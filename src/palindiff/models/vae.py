@@ -1,6 +1,6 @@
 """The small VAE for 64 px images: a diffusers `AutoencoderKL`, so every Stable Diffusion pipeline takes it.
 
-Here: its shape, its size on disk, and latents brought to unit variance. Not here: its loss (`objectives/vae.py`).
+Here: its configuration, and latents normalised to unit variance. Not here: its loss (`objectives/vae.py`).
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class VaeConfig(BaseModel, frozen=True, extra="forbid"):
-    """Shape of the VAE; each width after the first halves the side once."""
+    """Shape of the VAE; each width after the first halves the image's side once."""
 
     widths: tuple[int, ...] = (16, 48, 96, 128)  # channels at each size; all divisible by `norm_groups`
     layers_per_block: int = Field(1, gt=0)
@@ -37,9 +37,9 @@ def build_vae(config: VaeConfig) -> AutoencoderKL:
 
 @torch.no_grad()
 def normalize_latents(vae: AutoencoderKL, mean: Tensor, deviation: Tensor) -> None:
-    """Bring each latent channel to mean 0 and deviation 1, in place, without changing any reconstruction.
+    """Normalise each latent channel to mean 0 and deviation 1, in place, without changing any reconstruction.
 
-    Stock pipelines know one `scaling_factor` only, so the change goes into the two 1 x 1 convolutions around the
+    Stock pipelines support only one `scaling_factor`, so the change goes into the two 1 x 1 convolutions around the
     latent.
 
     Source: ours.

@@ -12,9 +12,9 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from palindiff.models.caption_encoder import CaptionEncoder
 from palindiff.models.query_stream import QueryStream
 from palindiff.models.text_diffusion import noisy_query
+from palindiff.models.text_encoder import TextEncoder
 from palindiff.models.unet_encoder import cross_attention_without_text, unet_encoder_parameters
 from palindiff.objectives.alignment import alignment_loss, global_batch, same_caption
 
@@ -35,6 +35,8 @@ class DiffDisObjective(nn.Module):
     """Both losses of U-Net and query stream on the same batch (Algorithm 1)."""
 
     c_empty: Tensor | None
+    empty_ids: Tensor
+    empty_mask: Tensor
 
     def __init__(
         self,
@@ -44,7 +46,7 @@ class DiffDisObjective(nn.Module):
         query_scheduler: SchedulerMixin,
         c_empty: Tensor | None,
         config: DiffDisConfig,
-        caption_encoder: CaptionEncoder | None = None,
+        caption_encoder: TextEncoder | None = None,
     ) -> None:
         """c_empty (1, l, d_c) is the empty caption's condition, which a dropped caption is replaced by.
 
@@ -55,6 +57,9 @@ class DiffDisObjective(nn.Module):
         self.unet, self.query_stream, self.config = unet, query_stream, config
         self.scheduler, self.query_scheduler = scheduler, query_scheduler
         self.register_buffer("c_empty", c_empty, persistent=False)
+        if caption_encoder is not None:
+            for name, tokens in zip(("empty_ids", "empty_mask"), caption_encoder.tokenize([""]), strict=True):
+                self.register_buffer(name, tokens, persistent=False)
         self._freeze_what_the_task_leaves_out()
 
     def draw(self, b: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -140,7 +145,8 @@ class DiffDisObjective(nn.Module):
         if self.caption_encoder is None:
             assert self.c_empty is not None, "captions come as features where there is no encoder"
             return batch["c"], batch["e_0"], self.c_empty
-        encoded = self.caption_encoder(batch["ids"], batch["mask"])
+        ids, mask = torch.cat([batch["ids"], self.empty_ids]), torch.cat([batch["mask"], self.empty_mask])
+        encoded = self.caption_encoder(ids, mask)
         return encoded.c[:-1], encoded.e[:-1], encoded.c[-1:]  # the empty caption comes last
 
     def _generation_target(self, z_0: Tensor, eps_z: Tensor, t_z: Tensor) -> Tensor:

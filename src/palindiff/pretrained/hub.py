@@ -1,11 +1,12 @@
-"""Where a text encoder's folder is: on this disk, in a package that carries one, or in the Hub's cache.
+"""Where a model's folder is: on this disk, in a package that carries one, or in the Hub's cache.
 
-Not here: what the folder must hold (`caption_encoder.py`), its shape alone (`tower_shape.py`).
+Not here: what the folder must hold (`text_encoders.py`, `layout.py`).
 """
 
 import hashlib
 import importlib.util
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -16,35 +17,57 @@ PACKAGE_SOURCE = f"package:{PACKAGE}"
 PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of its model.safetensors
 PACKAGE_MAX_LENGTH = 32
 
+PAPER_BASE, PAPER_CLIP = "CompVis/stable-diffusion-v1-1", "openai/clip-vit-large-patch14"
+STABLE_DIFFUSION_1 = Path(str(files("palindiff"))) / "pretrained" / "stable_diffusion_1"
+"""Configs of Stable Diffusion 1.x and its CLIP, without weights: the paper's models are built without a download."""
+
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model")
 POOLING_FILE = "1_Pooling/config.json"
-HUB_FILES = [
-    "config.json", *WEIGHTS, "model-*.safetensors", *VOCABULARIES, "merges.txt", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "modules.json", "sentence_bert_config.json",
-    "config_sentence_transformers.json", POOLING_FILE,
-]  # fmt: skip
+TEXT_CONFIGS = (
+    "config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "modules.json",
+    "sentence_bert_config.json", "config_sentence_transformers.json", POOLING_FILE,
+)  # fmt: skip
+TEXT_WEIGHTS = (*WEIGHTS, "model-*.safetensors", *VOCABULARIES, "merges.txt")
+BASE_CONFIGS = ("model_index.json", "*/config.json", "scheduler/*.json", "tokenizer/*")
 
 
-def find_tower_folder(source: str) -> Path:
-    """Find a folder, the package's, or what a Hub name stands for.
+def find_text_encoder(source: str, with_weights: bool = True) -> Path:
+    """Find a text encoder: a folder, the package's, or what a Hub name stands for.
 
-    Raises: FileNotFoundError, ModuleNotFoundError, ValueError if there is none, or another one than there should be.
+    Raises: FileNotFoundError, ModuleNotFoundError, ValueError if there is none, or not the expected one.
     """
     if source == PACKAGE_SOURCE:
         return package_folder()
+    if source == PAPER_CLIP and not with_weights:
+        return STABLE_DIFFUSION_1 / "text_encoder"
     return folder_of(
         source,
-        HUB_FILES,
-        f"No text encoder `{source}`: it is no folder, and neither the Hub nor its cache on this machine gave it. "
-        f"Expected a folder, a Hub name, or `{PACKAGE_SOURCE}`. Check the name and the connection.",
+        (*TEXT_CONFIGS, *TEXT_WEIGHTS) if with_weights else TEXT_CONFIGS,
+        f"No text encoder `{source}`: it is no folder, and neither the Hub nor its cache on this machine has it. "
+        f"Expected a folder, a Hub name, or `{PACKAGE_SOURCE}`. Fix the name or the connection.",
+    )
+
+
+def find_base_configs(source: str) -> Path:
+    """Find the configs of a Stable Diffusion folder or Hub name; those of version 1-1 are known without a download.
+
+    Raises: FileNotFoundError if there are none.
+    """
+    if source == PAPER_BASE and not Path(source).exists():
+        return STABLE_DIFFUSION_1
+    return folder_of(
+        source,
+        BASE_CONFIGS,
+        f"No configs of `{source}`: it is no folder, and neither the Hub nor its cache on this machine has them. "
+        f"Expected a folder, a Hub name, or `{PAPER_BASE}` (known without a download). Fix the name or connection.",
     )
 
 
 def folder_of(source: str, files: Sequence[str], unknown: str) -> Path:
-    """Take a folder as it is; of a Hub name, download some files or find them in the cache.
+    """Return a folder as it is; of a Hub name, download some files or find them in the cache.
 
-    Raises: FileNotFoundError that says `unknown` if neither gives any.
+    Raises: FileNotFoundError with the message `unknown` if neither has any.
     """
     if Path(source).is_dir():
         return Path(source)

@@ -1,7 +1,7 @@
-"""The model card: README.md of a checkpoint folder, with the head that the Hub reads.
+"""The model card: README.md of a checkpoint folder, with the metadata header that the Hub reads.
 
-Here: a card from what is known, and what another card says of its licence. Nothing is invented: what is not known is
-called so. Not here: the result files that rows come from (`evaluation/results.py`), uploading (`sharing.py`).
+Here: writing a card from known facts, and reading the licence of another card. Unknown facts are called unknown. Not
+here: the result files that rows come from (`evaluation/results.py`), uploading (`saving.py`).
 """
 
 import re
@@ -23,12 +23,12 @@ Scalar = str | bool | int | float | None
 
 
 def is_hub_name(name: str) -> bool:
-    """Progress whether a name is OWNER/NAME, as the Hub's are, and nothing in the working folder."""
+    """Return whether a name is OWNER/NAME, as on the Hub, and not a path in the working folder."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None and not Path(name).exists()
 
 
 def public_name(source: str) -> str:
-    """Shorten a path to its last part, which tells nothing of the machine; a Hub name stays."""
+    """Shorten a path to its last part, so that cards reveal no folder of the machine; a Hub name stays."""
     return source if is_hub_name(source) else Path(source).resolve().name or source
 
 
@@ -44,7 +44,7 @@ PublicName = Annotated[str, AfterValidator(_no_path)]
 
 
 class License(BaseModel, frozen=True, extra="forbid"):
-    """A licence as the head of a card tells it."""
+    """A licence as the header of a card states it."""
 
     license: str  # the Hub's identifier: "apache-2.0", "creativeml-openrail-m", "other"
     license_name: str | None = None  # with "other"
@@ -68,7 +68,7 @@ class BaseWeights(BaseModel, frozen=True, extra="forbid"):
 
 
 class CardFacts(BaseModel, frozen=True, extra="forbid"):
-    """All that a card tells of one checkpoint."""
+    """All that a card states about one checkpoint."""
 
     name: PublicName  # the heading; a Hub name is also what the examples load
     bases: tuple[BaseWeights, ...] = ()  # none: every weight is new
@@ -82,14 +82,14 @@ class CardFacts(BaseModel, frozen=True, extra="forbid"):
     limits: tuple[str, ...] = ()  # sentences
 
     @property
-    def license_told(self) -> License:
-        """The licence of the head: what is given, what all the bases have, or none that is known."""
+    def stated_license(self) -> License:
+        """The licence of the header: the given one, the one that all bases share, or unknown."""
         of_bases = {base.license for base in self.bases}
         return self.license or (of_bases.pop() if len(of_bases) == 1 else None) or UNKNOWN_LICENSE
 
 
 def card_text(facts: CardFacts) -> str:
-    """Write a card: the head in YAML, then the same and more for people."""
+    """Write a card: the header in YAML, then the same and more for readers."""
     head = ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
@@ -97,12 +97,12 @@ def card_text(facts: CardFacts) -> str:
         base_model=[base.name for base in facts.bases if is_hub_name(base.name)] or None,
         datasets=[name for name in facts.datasets if is_hub_name(name)] or None,
         language=list(facts.language) or None,
-        **facts.license_told.model_dump(exclude_none=True),
+        **facts.stated_license.model_dump(exclude_none=True),
     )
     sections = {
         "How to use": _examples(facts.name if is_hub_name(facts.name) else ANY_FOLDER),
-        "Training data": _items([f"`{name}`" for name in facts.datasets]) or "Not told.",
-        "Training": _items([f"{what}: {value}" for what, value in facts.training.items()]) or "Not told.",
+        "Training data": _items([f"`{name}`" for name in facts.datasets]) or "Not stated.",
+        "Training": _items([f"{what}: {value}" for what, value in facts.training.items()]) or "Not stated.",
         "Results": _results(facts),
         "Limits": _items([*facts.limits, *_KNOWN_LIMITS]),
         "Licence": _licence(facts),
@@ -139,7 +139,7 @@ def stable_diffusion_card(card: str) -> str:
     head, body = _split(card)
     head["tags"] = [tag for tag in head.get("tags") or () if tag not in TAGS]
     notice = (
-        "> This folder is stock Stable Diffusion: it generates. What is told of naming and finding holds for the "
+        "> This folder is stock Stable Diffusion: it generates. What is said of naming and finding holds for the "
         "checkpoint that it was exported from."
     )
     return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n{notice}\n\n{body.lstrip()}"
@@ -169,8 +169,8 @@ _KNOWN_LIMITS = (
 
 def _what_it_is(facts: CardFacts) -> str:
     text = (
-        "One diffusion network that reads both ways ([DiffDis](https://arxiv.org/abs/2308.09306)): it generates images "
-        "from words, names images, and finds images by words. The folder is a Stable Diffusion folder with two "
+        "One diffusion network that reads both ways ([DiffDis](https://arxiv.org/abs/2308.09306)): it generates "
+        "images from words, names images, and finds images by words. The folder is a Stable Diffusion folder with two "
         "more parts, `query_stream` and `query_scheduler`."
     )
     counts = [f"{part} {number:,}" for part, number in facts.parameters.items()]
@@ -213,11 +213,11 @@ def _cell(value: Scalar) -> str:
 
 
 def _licence(facts: CardFacts) -> str:
-    told = facts.license_told
-    link = f" ({told.license_link})" if told.license_link else ""
-    lines = [f"These weights: {told.title}{link}."]
+    own = facts.stated_license
+    link = f" ({own.license_link})" if own.license_link else ""
+    lines = [f"These weights: {own.title}{link}."]
     for base in facts.bases:
-        known = base.license.title if base.license else "unknown; look where they come from"
+        known = base.license.title if base.license else "unknown; see their source"
         lines.append(f"{base.part}, from `{base.name}`: {known}.")
     return _items(lines)
 

@@ -1,7 +1,6 @@
-"""What leaves this machine: a checkpoint folder with its model card, the same on the Hub, and stock Stable Diffusion.
+"""Saving a checkpoint folder with its model card, uploading it, and exporting stock Stable Diffusion.
 
-Here: saving, uploading, and the way back to Stable Diffusion. Not here: what a card says (`model_card.py`), loading
-(`pipeline.py`).
+Not here: what a card says (`model_card.py`), loading (`inference/pipeline.py`).
 """
 
 import contextlib
@@ -16,20 +15,19 @@ from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from torch import nn
 
 from palindiff.atomic import atomic_text
-from palindiff.inference.adapters import has_adapters
-from palindiff.pretrained.checkpoint_folder import INDEX_NAME, OUR_PARTS
+from palindiff.pretrained.layout import INDEX_NAME, OUR_PARTS
 from palindiff.pretrained.model_card import CARD_NAME, CardFacts, card_text, stable_diffusion_card
 
 _DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
 class HubMixin(StableDiffusionPipeline):
-    """A Stable Diffusion pipeline that keeps the model card of its folder, and the folder's place to itself."""
+    """A Stable Diffusion pipeline that keeps the model card of its folder, and saves no path of this machine."""
 
     model_card: str | None = None  # text of README.md, written wherever the pipeline is saved
 
     def to_stable_diffusion(self) -> StableDiffusionPipeline:
-        """Make the stock pipeline of the same parts; nothing is copied, and what is loaded into a part stays there."""
+        """Make the stock pipeline of the same parts; nothing is copied, and LoRAs in a part stay there."""
         parts = {name: part for name, part in self.components.items() if name not in OUR_PARTS}
         return StableDiffusionPipeline(**parts, requires_safety_checker=self.config.requires_safety_checker)
 
@@ -55,7 +53,7 @@ class HubMixin(StableDiffusionPipeline):
         _check_bare(self.components)
         folder, use_flashpack = Path(save_directory), options.pop("use_flashpack", False)
         super().save_pretrained(folder, safe_serialization, variant, max_shard_size, use_flashpack=use_flashpack)
-        forget_where_parts_lay(folder)
+        remove_local_paths(folder)
         if self.model_card is not None:
             (folder / CARD_NAME).write_text(self.model_card, encoding="utf-8")
         if push_to_hub:
@@ -101,7 +99,7 @@ class HubMixin(StableDiffusionPipeline):
         """Download what diffusers does and, where there is one, the model card."""
         folder = super().download(pretrained_model_name, **options)
         given = {name: options[name] for name in _DOWNLOAD_OPTIONS if options.get(name) is not None}
-        with contextlib.suppress(OSError):  # none there, or no way there: the weights are what was asked for
+        with contextlib.suppress(OSError):  # no card, or no connection: the weights are there
             hf_hub_download(pretrained_model_name, CARD_NAME, **given)
         return str(folder)
 
@@ -114,7 +112,7 @@ def export_stable_diffusion(
     pipeline.to_stable_diffusion().save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
     index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
     atomic_text(folder / INDEX_NAME, json.dumps(with_known_extractor(index), indent=2, sort_keys=True) + "\n")
-    forget_where_parts_lay(folder)
+    remove_local_paths(folder)
     if pipeline.model_card is not None:
         (folder / CARD_NAME).write_text(stable_diffusion_card(pipeline.model_card), encoding="utf-8")
 
@@ -129,8 +127,8 @@ def with_known_extractor(index: dict[str, Any]) -> dict[str, Any]:
     return index
 
 
-def forget_where_parts_lay(folder: Path) -> None:
-    """Take out of every configuration the path that its part was loaded from: it is this machine's alone."""
+def remove_local_paths(folder: Path) -> None:
+    """Remove from every config.json the path that its part was loaded from, which means nothing elsewhere."""
     for path in folder.rglob("config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None) is not None:
@@ -172,7 +170,7 @@ def push_folder(
 
 
 def _check_bare(parts: dict[str, Any]) -> None:
-    adapted = [name for name, part in parts.items() if isinstance(part, nn.Module) and has_adapters(part)]
+    adapted = [name for name, part in parts.items() if isinstance(part, nn.Module) and hasattr(part, "peft_config")]
     if adapted:
         raise ValueError(
             f"A LoRA is loaded into `{'` and `'.join(adapted)}`. Expected bare weights: saved like this, nothing "

@@ -1,34 +1,39 @@
 """Stable Diffusion as one .safetensors file in the layout of its first authors, through diffusers' own converter.
 
-Here: telling from the file's header what it holds, the configs its converter needs, and checking its text encoder
-against CLIP's, from which it is then taken. Not here: converting U-Net and VAE (diffusers).
+Here: reading the file's header, and comparing its text encoder with CLIP's, from which it is then taken: diffusers'
+converter drops weights it does not know and leaves missing ones empty. Not here: converting U-Net and VAE (diffusers).
 """
 
-import json
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from palindiff.models.strict_model import without_warnings
-from palindiff.models.text_diffusion import STABLE_DIFFUSION_NOISE
-from palindiff.pretrained.checkpoint_folder import INDEX_NAME, check_whole, read_json
+from palindiff.models.text_encoder import TextEncoder
 from palindiff.pretrained.clip_projection import check_clip, differing_shapes, differing_tensors, with_clip_projection
-from palindiff.pretrained.layout import START, TASKS, WORKS, check_configs, check_small_parts
-from palindiff.pretrained.text_encoders import TextEncoder
+from palindiff.pretrained.hub import STABLE_DIFFUSION_1
+from palindiff.pretrained.layout import (
+    INDEX_NAME,
+    START,
+    TASKS,
+    WORKS,
+    check_configs,
+    check_small_parts,
+    check_whole,
+    read_json,
+)
 
 UNET = "model.diffusion_model."
-TOWER_1, TOWER_2 = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
+TEXT_1, TEXT_2 = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
 FIRST_CONV = f"{UNET}input_blocks.0.0.weight"
 TEXT_KEYS = f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"
 
@@ -44,19 +49,6 @@ OPEN_CLIP_LAYER = {
     "mlp.c_proj": "mlp.fc2",
 }  # fmt: skip
 
-# Stable Diffusion 1.x, where these classes' defaults differ from it.
-CONFIGS_1 = {
-    "unet": {"_class_name": "UNet2DConditionModel", "sample_size": 64, "cross_attention_dim": 768},
-    "vae": {
-        "_class_name": "AutoencoderKL",
-        "sample_size": 512,
-        "block_out_channels": [128, 256, 512, 512],
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "layers_per_block": 2,
-    },
-}
-
 
 def load_single_file(
     path: Path, clip: TextEncoder, config: str | Path | None = None, dtype: torch.dtype = torch.float32
@@ -68,84 +60,88 @@ def load_single_file(
     Raises: FileNotFoundError or ValueError, in a sentence, for all that cannot work.
     """
     check_clip(clip, str(path))
-    held = _read_tower(path)
-    if differences := differing_tensors(held, clip.text_encoder.state_dict()):
+    held, width = _read_text_encoder(path)
+    if differences := differing_tensors(held, clip.model.state_dict()):
         raise ValueError(
             f"The text encoder in `{path}` is not that of `{clip.name}`: {differences[0]}. Expected the CLIP that it "
-            "was taken from. Name that CLIP's folder; a tower that was trained further has none."
+            "was taken from. Name that CLIP's folder; a text encoder that was trained further has none."
         )
-    with _config_folder(path, config) as folder:
-        if config is not None:
-            check_small_parts(folder, str(config))
-        of_unet, of_vae = (read_json(folder / part / "config.json", str(config)) for part in ("unet", "vae"))
-        check_configs(of_unet, of_vae, clip.text_encoder.config.hidden_size, str(config or path))
-        scheduler = scheduler_1() if config is None else _scheduler_of(folder)
-        text_encoder, tokenizer = cast("CLIPTextModel", clip.text_encoder), clip.tokenizer
-        if config is not None:
-            text_encoder = _shortened_tower(folder, clip)
-            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")  # 2.x pads otherwise than its CLIP
-        _check_held(held, text_encoder, path)
-        unet = _convert(UNet2DConditionModel, path, folder, "unet", dtype)
-        vae = _convert(AutoencoderKL, path, folder, "vae", dtype)
-    tower = with_clip_projection(text_encoder, tokenizer, str(path), clip)
-    text_encoder.to(unet.dtype)
-    parts = (vae, text_encoder, tokenizer, unet, scheduler)
+    folder, name = _config_folder(path, config, width), str(config or path)
+    text_model, tokenizer = cast("CLIPTextModel", clip.model), clip.tokenizer
+    if config is not None:
+        check_small_parts(folder, name)
+    unet_config, vae_config = (read_json(folder / part / "config.json", name) for part in ("unet", "vae"))
+    check_configs(unet_config, vae_config, clip.d_c, name)
+    scheduler = scheduler_of(folder)
+    if config is not None:
+        text_model = _shortened_model(folder, clip)
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")  # 2.x pads otherwise than its CLIP
+    if missing := sorted(text_model.state_dict().keys() - held.keys()):
+        raise ValueError(
+            f"The text encoder in `{path}` lacks {len(missing)} weights (`{missing[0]}` is the first). Expected a "
+            "whole one, to compare with CLIP's. Copy the file again."
+        )
+    unet = _convert(UNet2DConditionModel, path, folder, "unet", dtype)
+    vae = _convert(AutoencoderKL, path, folder, "vae", dtype)
+    encoder = with_clip_projection(text_model, tokenizer, str(path), clip)
+    text_model.to(unet.dtype)
+    parts = (vae, text_model, tokenizer, unet, scheduler)
     base = StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False)  # the file holds no checker
     check_whole(base.components)
-    return base, tower
+    return base, encoder
+
+
+def scheduler_of(folder: Path) -> Any:
+    """Load the scheduler of a folder, of the class that its index names.
+
+    Raises: FileNotFoundError if there is no index; ValueError if it names no scheduler of diffusers.
+    """
+    _, kind = read_json(folder / INDEX_NAME, str(folder)).get("scheduler") or (None, None)
+    if not (isinstance(kind, str) and kind.endswith("Scheduler") and hasattr(diffusers, kind)):
+        raise ValueError(
+            f"`{folder}` names a scheduler `{kind}`. Expected one of diffusers' schedulers. Fix its {INDEX_NAME}."
+        )
+    return getattr(diffusers, kind).from_pretrained(folder, subfolder="scheduler")
 
 
 def _convert(model_class: Any, path: Path, folder: Path, part: str, dtype: torch.dtype) -> Any:
-    """Convert a part by diffusers' own converter, what it raises in one sentence.
-
-    It also takes what is missing for granted, and then fails on an empty weight.
-    """
+    """Convert a part with diffusers' own converter; where weights are missing, it fails in many ways."""
     try:
         with without_warnings():
             return model_class.from_single_file(
                 str(path), config=str(folder), subfolder=part, local_files_only=True, dtype=dtype
             )
     except (SingleFileComponentError, NotImplementedError, ValueError, KeyError, IndexError) as error:
-        told = " ".join(str(error).split()).rstrip(".")
-        found = "are not all there" if isinstance(error, NotImplementedError) else f"do not fit ({told})"
+        reason = " ".join(str(error).split()).rstrip(".")
+        found = "are not all there" if isinstance(error, NotImplementedError) else f"do not fit ({reason})"
         raise ValueError(
             f"The weights of `{part}` in `{path}` {found}. Expected every weight that the configs "
             "of the same model ask for. Copy the file again, or name that model's configs with --config."
         ) from error
 
 
-def _check_held(held: Mapping[str, Tensor], text_encoder: CLIPTextModel, path: Path) -> None:
-    """Refuse a file with a part of a tower: nobody could say that the rest was CLIP's."""
-    if missing := sorted(text_encoder.state_dict().keys() - held.keys()):
-        raise ValueError(
-            f"The text encoder in `{path}` lacks {len(missing)} weights (`{missing[0]}` is the first). Expected a whole "
-            "tower, to compare with CLIP's. Copy the file again."
-        )
-
-
-def _read_tower(path: Path) -> dict[str, Tensor]:
-    """Read the text encoder's tensors under transformers' names, once the header shows what can be started from."""
+def _read_text_encoder(path: Path) -> tuple[dict[str, Tensor], int]:
+    """Read the text encoder's tensors under transformers' names, and the width of text that the U-Net reads."""
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             shapes = {key: file.get_slice(key).get_shape() for key in (FIRST_CONV, TEXT_KEYS) if key in names}
             _check_kind(path, shapes, names)
-            prefix = TOWER_1 if any(name.startswith(TOWER_1) for name in names) else TOWER_2
+            prefix = TEXT_1 if any(name.startswith(TEXT_1) for name in names) else TEXT_2
             tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(prefix)}
     except (SafetensorError, OSError) as error:
         raise FileNotFoundError(
             f"`{path}` cannot be read as safetensors ({error}). Expected an undamaged file. Check the name, or copy "
             "it again."
         ) from error
-    if prefix == TOWER_2:
-        return dict(_from_open_clip(tensors))
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith("position_ids")}
+    held = {name: tensor for name, tensor in tensors.items() if not name.endswith("position_ids")}
+    return dict(_from_open_clip(held)) if prefix == TEXT_2 else held, shapes[TEXT_KEYS][1]
 
 
 def _from_open_clip(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Yield OpenCLIP's tensors under transformers' names, its joint projections of query, key and value apart.
 
-    Left out are projection, logit scale and mask, which belong to no tower.
+    Projection, logit scale and mask are left out: they are no part of a text encoder.
     """
     for name, tensor in tensors.items():
         if name in OPEN_CLIP:
@@ -158,13 +154,13 @@ def _from_open_clip(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor
                 yield f"encoder.layers.{match[1]}.self_attn.{part}_proj.{match[2]}", third
 
 
-def _shortened_tower(folder: Path, clip: TextEncoder) -> CLIPTextModel:
-    """CLIP's tower with as many layers as the config folder says."""
+def _shortened_model(folder: Path, clip: TextEncoder) -> CLIPTextModel:
+    """Copy CLIP's text model with as many layers as the config folder says."""
     path = folder / "text_encoder" / "config.json"
     read_json(path, str(folder))
     config = CLIPTextConfig.from_pretrained(path.parent)
     shortened = CLIPTextModel(config).eval()
-    held, whole = shortened.state_dict(), clip.text_encoder.state_dict()
+    held, whole = shortened.state_dict(), clip.model.state_dict()
     if differences := differing_shapes(held, whole):
         raise ValueError(
             f"`{path}` does not describe the text encoder of `{clip.name}`: {differences[0]}. Expected the config "
@@ -192,47 +188,25 @@ def _check_kind(path: Path, shapes: Mapping[str, list[int]], names: list[str]) -
             f"`{path}` is a Stable Diffusion XL, or another model with added embeddings, for which naming has no "
             f"input. {WORKS} {START}."
         )
-    if not any(name.startswith((TOWER_1, TOWER_2)) for name in names):
+    if not any(name.startswith((TEXT_1, TEXT_2)) for name in names):
         raise ValueError(
             f"`{path}` holds no text encoder of Stable Diffusion 1.x or 2.x. {WORKS} Name a file with the whole model."
         )
 
 
-@contextmanager
-def _config_folder(path: Path, config: str | Path | None) -> Iterator[Path]:
-    """Yield a folder of the parts' configs: the given one, or Stable Diffusion 1.x's, if that is what the file is."""
+def _config_folder(path: Path, config: str | Path | None, width: int) -> Path:
+    """Return the given folder of configs, or Stable Diffusion 1.x's, if the file's U-Net reads text of that width."""
     if config is not None:
         if not (Path(config) / "unet" / "config.json").is_file():
             raise FileNotFoundError(
                 f"`{config}` has no unet/config.json. Expected a folder in diffusers' layout of the same model; it "
                 "needs no weights. Name one."
             )
-        yield Path(config)
-        return
-    with safe_open(path, framework="pt") as file:
-        width = file.get_slice(TEXT_KEYS).get_shape()[1]
-    if width != CONFIGS_1["unet"]["cross_attention_dim"]:
+        return Path(config)
+    if width != read_json(STABLE_DIFFUSION_1 / "unet" / "config.json", str(path))["cross_attention_dim"]:
         raise ValueError(
-            f"`{path}` reads text of width {width}, as Stable Diffusion 2.x does, and a file does not tell whether it "
-            "predicts noise or velocity. Expected a folder in diffusers' layout of the same model, without weights. "
-            "Name it: --config DIR, or `config=`."
+            f"`{path}` reads text of width {width}, as Stable Diffusion 2.x does, and the file does not say whether "
+            "it predicts noise or velocity. Expected a folder in diffusers' layout of the same model, without "
+            "weights. Name it: --config DIR, or `config=`."
         )
-    with tempfile.TemporaryDirectory() as folder:
-        for part, settings in CONFIGS_1.items():
-            (Path(folder) / part).mkdir()
-            (Path(folder) / part / "config.json").write_text(json.dumps(settings), encoding="utf-8")
-        yield Path(folder)
-
-
-def _scheduler_of(folder: Path) -> Any:
-    _, kind = read_json(folder / INDEX_NAME, str(folder)).get("scheduler") or (None, None)
-    if not (isinstance(kind, str) and kind.endswith("Scheduler") and hasattr(diffusers, kind)):
-        raise ValueError(
-            f"`{folder}` names a scheduler `{kind}`. Expected one of diffusers' schedulers. Mend its model_index.json."
-        )
-    return getattr(diffusers, kind).from_pretrained(folder, subfolder="scheduler")
-
-
-def scheduler_1() -> PNDMScheduler:
-    """Build the scheduler of Stable Diffusion 1.x."""
-    return PNDMScheduler(**STABLE_DIFFUSION_NOISE, skip_prk_steps=True, steps_offset=1)
+    return STABLE_DIFFUSION_1

@@ -1,13 +1,14 @@
-"""From a Stable Diffusion 1.x or 2.x and the CLIP its text encoder was taken from to the parts of a palindiff pipeline.
+"""The parts of a palindiff pipeline from a Stable Diffusion 1.x or 2.x and the CLIP of its text encoder.
 
-Here: loading and putting the parts together. Not here: what a base must be (`base_layout.py`), single-file checkpoints
-(`single_file.py`), telling whether two towers are one (`models/with_clip_projection.py`).
+Here: loading the parts, or building them from configs alone. Not here: what a base must be (`layout.py`), single-file
+checkpoints (`single_file.py`), comparing two text encoders (`clip_projection.py`).
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import try_to_load_from_cache
@@ -15,9 +16,19 @@ from huggingface_hub import try_to_load_from_cache
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.strict_model import without_warnings
 from palindiff.models.text_diffusion import text_diffusion_scheduler
-from palindiff.pretrained.checkpoint_folder import check_whole
+from palindiff.models.text_encoder import TextEncoder
 from palindiff.pretrained.clip_projection import with_clip_projection
-from palindiff.pretrained.layout import PICKLE_ENDINGS, WEIGHT_FILES, check_layout, weights_variant
+from palindiff.pretrained.hub import STABLE_DIFFUSION_1, find_base_configs
+from palindiff.pretrained.layout import (
+    INDEX_NAME,
+    PICKLE_ENDINGS,
+    WEIGHT_FILES,
+    check_layout,
+    check_whole,
+    is_palindiff,
+    read_json,
+    weights_variant,
+)
 from palindiff.pretrained.model_card import (
     CARD_NAME,
     BaseWeights,
@@ -29,10 +40,10 @@ from palindiff.pretrained.model_card import (
     read_base_license,
 )
 from palindiff.pretrained.saving import HubMixin
-from palindiff.pretrained.single_file import load_single_file
-from palindiff.pretrained.text_encoders import TextEncoder, load_text_encoder, load_text_tower
+from palindiff.pretrained.single_file import load_single_file, scheduler_of
+from palindiff.pretrained.text_encoders import blank_tokenizer, load_text_encoder, load_text_model
 
-NO_CHECKER = {"safety_checker": None, "requires_safety_checker": False}  # what may be said of a file: it holds none
+NO_CHECKER = {"safety_checker": None, "requires_safety_checker": False}  # allowed for a file, which holds none
 
 
 def stable_diffusion_parts(
@@ -42,24 +53,32 @@ def stable_diffusion_parts(
     seed: int = 0,
     variant: str | None = None,
     config: str | Path | None = None,
+    with_weights: bool = True,
     **options: Any,
 ) -> dict[str, Any]:
     """Load a base and its CLIP, and draw a new query stream: the components of a `PalindiffPipeline`.
 
     `source` is a folder in diffusers' layout, a Hub name, or a single .safetensors file, which `config`, a folder in
-    diffusers' layout without weights, may describe. `text` is the CLIP's folder or Hub name; what is compared with the
-    base's own tower. Further options go to `StableDiffusionPipeline.from_pretrained`; without `dtype`, all is float32.
+    diffusers' layout without weights, may describe. `text` is the folder or Hub name of the CLIP, which is compared
+    with the base's own text encoder. Further options go to `StableDiffusionPipeline.from_pretrained`; without `dtype`,
+    all is float32. Without weights, the parts are built from configs alone, with random weights; Stable Diffusion v1-1
+    and its CLIP then need no file.
 
     Source: DiffDis §4.1, which starts from Stable Diffusion v1-1; decisions rows 15 and 22.
     Raises: FileNotFoundError or ValueError, in a sentence, for all that cannot work.
     """
-    clip = load_text_tower(str(text))
-    base, tower = load_base(source, clip, variant, config, **options)
+    clip = load_text_encoder(str(text), with_weights=with_weights)
+    if with_weights:
+        base, encoder = load_base(source, clip, variant, config, **options)
+    else:
+        base, encoder = build_base(source, clip, config)
+    assert encoder.projection is not None, "a base's text encoder has been completed with CLIP's projection"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        stream = new_stream(base, tower, query_stream)
-    with without_warnings():  # of a change of type, which nothing in the stream is exempt from
-        stream.to(base.unet.dtype)
+        stream = QueryStream.for_unet(base.unet, encoder.d_e, query_stream, "clip", encoder.projection)
+    if stream.dtype != base.unet.dtype:  # a fake tensor cannot be moved, not even to its own dtype
+        with without_warnings():  # of a change of dtype, from which nothing in the stream is exempt
+            stream.to(base.unet.dtype)
     num_steps: int = base.scheduler.config.num_train_timesteps
     return base.components | {
         "query_stream": stream.eval(),
@@ -68,19 +87,57 @@ def stable_diffusion_parts(
     }
 
 
+def parts_from_configs(folder: Path) -> dict[str, Any]:
+    """Build the parts of a Stable Diffusion or palindiff folder with random weights, from its configs alone.
+
+    Raises: FileNotFoundError or ValueError if a config is missing or damaged.
+    """
+    index = read_json(folder / INDEX_NAME, str(folder))
+    parts: dict[str, Any] = {"scheduler": scheduler_of(folder)}
+    for name in ("unet", "vae"):
+        config = read_json(folder / name / "config.json", str(folder))
+        parts[name] = getattr(diffusers, index[name][1]).from_config(config).eval()
+    parts["text_encoder"] = load_text_model(folder / "text_encoder", with_weights=False)
+    parts["tokenizer"] = blank_tokenizer(folder / "text_encoder", parts["text_encoder"])
+    if is_palindiff(folder):
+        parts["query_stream"] = QueryStream.from_config(QueryStream.load_config(folder / "query_stream")).eval()
+        query_scheduler = getattr(diffusers, index["query_scheduler"][1])
+        parts["query_scheduler"] = query_scheduler.from_pretrained(folder, subfolder="query_scheduler")
+    return parts
+
+
+def build_base(
+    source: str | Path, clip: TextEncoder, config: str | Path | None = None
+) -> tuple[StableDiffusionPipeline, TextEncoder]:
+    """Build what `load_base` loads from configs alone; a single file is taken for Stable Diffusion 1.x or a `config`.
+
+    Raises: FileNotFoundError or ValueError if a config is missing or cannot work.
+    """
+    if Path(source).suffix == ".safetensors" and not Path(source).is_dir():
+        folder = Path(config or STABLE_DIFFUSION_1)
+    else:
+        folder = find_base_configs(str(source))
+    if folder != STABLE_DIFFUSION_1:
+        check_layout(folder, str(source))
+    base = StableDiffusionPipeline(
+        **parts_from_configs(folder), safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    return base, with_clip_projection(base.text_encoder, base.tokenizer, str(source), clip, with_weights=False)
+
+
 def start_card(source: str | Path, text: str | Path) -> str:
-    """Write the card of a checkpoint that nothing was trained of yet."""
+    """Write the card of a checkpoint before any training."""
     name, license_ = public_name(str(source)), base_license(source)
     bases = (
         BaseWeights(name=name, part="U-Net, VAE and text encoder", license=license_),
         BaseWeights(name=public_name(str(text)), part="Text projection", license=base_license(text)),
     )
-    limits = ("The query stream is new: it names nothing before it is trained.",)
+    limits = ("The query stream is new: it cannot name images before it is trained.",)
     return card_text(CardFacts(name=name, bases=bases, license=license_, limits=limits))
 
 
 def base_license(source: str | Path) -> License | None:
-    """Read a base's licence from the card in or beside it, or in the Hub's cache; None if nothing there tells it."""
+    """Read a base's licence from the card in or next to it, or in the Hub's cache; None if none is stated."""
     path = Path(source)
     if path.exists():
         return read_base_license(path if path.is_dir() else path.parent)
@@ -88,17 +145,10 @@ def base_license(source: str | Path) -> License | None:
     return read_base_license(Path(cached).parent) if isinstance(cached, str) else None
 
 
-def new_stream(base: StableDiffusionPipeline, tower: TextEncoder, config: QueryStreamConfig) -> QueryStream:
-    """Draw a new query stream for a base and the completed tower of its captions."""
-    assert tower.projection is not None, "a completed tower has CLIP's projection"
-    d_e = len(tower.projection)
-    return QueryStream.for_unet(base.unet, d_e, config, "clip", tower.projection, tower.tail)
-
-
 def load_base(
     source: str | Path, clip: TextEncoder, variant: str | None = None, config: str | Path | None = None, **options: Any
 ) -> tuple[StableDiffusionPipeline, TextEncoder]:
-    """Load a base, and complete its tower from the CLIP that it was taken from.
+    """Load a base, and complete its text encoder from the CLIP that it was taken from.
 
     Raises: FileNotFoundError or ValueError, in a sentence, for all that cannot work.
     """
@@ -111,17 +161,17 @@ def load_base(
     check_layout(folder, str(source))
     if config is not None:
         raise ValueError(
-            f"A config folder is given beside `{source}`, which has configs of its own. Expected one beside a "
-            ".safetensors file alone. Leave --config, or `config=`, out."
+            f"A config folder is given beside `{source}`, which has configs of its own. Expected one for a "
+            ".safetensors file only. Leave --config, or `config=`, out."
         )
     own_variant = {name: weights_variant(folder, name, variant) for name in WEIGHT_FILES}
-    text_encoder: Any = load_text_encoder(folder / "text_encoder", own_variant["text_encoder"])
-    given = options | {"use_safetensors": True, "variant": variant, "text_encoder": text_encoder}
+    text_model: Any = load_text_model(folder / "text_encoder", own_variant["text_encoder"])
+    given = options | {"use_safetensors": True, "variant": variant, "text_encoder": text_model}
     base = StableDiffusionPipeline.from_pretrained(folder, **given)
     check_whole(base.components)
-    tower = with_clip_projection(text_encoder, base.tokenizer, str(source), clip)
-    text_encoder.to(base.unet.dtype)
-    return base, tower
+    encoder = with_clip_projection(text_model, base.tokenizer, str(source), clip)
+    text_model.to(base.unet.dtype)
+    return base, encoder
 
 
 def _check_file(path: Path, variant: str | None, options: Mapping[str, Any]) -> None:
@@ -132,16 +182,16 @@ def _check_file(path: Path, variant: str | None, options: Mapping[str, Any]) -> 
         )
     if variant is not None:
         raise ValueError(
-            f"The variant {variant} is asked of `{path}`, and one file holds its weights once. Expected a variant of "
-            "a folder alone. Leave --variant, or `variant=`, out."
+            f"The variant {variant} is asked of `{path}`, and one file holds its weights once. Expected a variant "
+            "only for a folder. Leave --variant, or `variant=`, out."
         )
     known = NO_CHECKER | {"dtype": options["dtype"]}
     unknown = [name for name, value in options.items() if name not in known or value != known[name]]
     if unknown or not isinstance(options["dtype"], torch.dtype):
-        told = f"`{'` and `'.join(unknown)}`" if unknown else f"the type {options['dtype']!r}"
+        found = f"`{'` and `'.join(unknown)}`" if unknown else f"the type {options['dtype']!r}"
         raise ValueError(
-            f"`{path}` was to be loaded with {told}. Expected one torch type as `dtype`, and no option besides: a "
-            "file holds U-Net, VAE and text encoder alone. Leave it out, and change the pipeline that you get."
+            f"`{path}` was to be loaded with {found}. Expected one torch type as `dtype`, and no option besides: a "
+            "file holds U-Net, VAE and text encoder alone. Remove it, and change the pipeline after loading."
         )
 
 
@@ -158,7 +208,7 @@ def find_base(source: str | Path, variant: str | None = None, **options: Any) ->
             return Path(HubMixin.download(str(source), **given))
     except (OSError, ValueError) as missing:
         raise FileNotFoundError(
-            f"No Stable Diffusion `{source}`: it is no folder, and neither the Hub nor its cache on this machine gave "
+            f"No Stable Diffusion `{source}`: it is no folder, and neither the Hub nor its cache on this machine has "
             "it as safetensors. Expected a folder in diffusers' layout, a .safetensors file, or a Hub name. Check the "
             "name, the connection, and --variant fp16 if it has no other weights."
         ) from missing

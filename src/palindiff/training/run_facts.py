@@ -1,9 +1,9 @@
-"""What the card of a trained checkpoint can tell: what its recipe says, and the licences of what it began from."""
+"""The facts on the card of a trained checkpoint: from its recipe, and the licences of what it started from."""
 
 from typing import TYPE_CHECKING
 
 import palindiff
-from palindiff.inference.bundled import BUNDLED_LICENSE, BUNDLED_VAE
+from palindiff.pretrained.bundled import BUNDLED_LICENSE, BUNDLED_VAE
 from palindiff.pretrained.model_card import BaseWeights, CardFacts, License, public_name
 from palindiff.pretrained.stable_diffusion import base_license
 from palindiff.training.recipes.yaml_files import config_hash
@@ -37,7 +37,7 @@ def run_facts(recipe: "DiffDisRecipe", pipeline: "PalindiffPipeline", name: str)
 
 
 def _bases(recipe: "DiffDisRecipe") -> tuple[BaseWeights, ...]:
-    """What a run began from; a base's own text encoder has no name of its own."""
+    """What a run started from; a base's own text encoder has no name of its own."""
     text, base = recipe.text.source, recipe.base
     parts = []
     if base is not None:

@@ -14,7 +14,6 @@ from palindiff.data.sources import ImageSet
 from palindiff.evaluation import evaluators
 from palindiff.evaluation.results import Row
 from palindiff.inference.pipeline import PalindiffPipeline
-from palindiff.models.caption_encoder import CaptionEncoder
 from palindiff.objectives.diffdis import DiffDisObjective
 from palindiff.pretrained.model_card import card_text
 from palindiff.training.base_trainer import Trainer
@@ -28,7 +27,8 @@ from palindiff.training.features.dataset import (
     fingerprint,
 )
 from palindiff.training.features.latent_cache import LatentCache
-from palindiff.training.recipes.build_models import build_models, training_scheduler
+from palindiff.training.recipes.build_models import build_models
+from palindiff.training.recipes.build_objective import build_objective
 from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.run_facts import run_facts
 
@@ -46,8 +46,6 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
     def build_models(self) -> None:
         """Build or load the pipeline; frozen parts move to the device."""
         self.pipeline = build_models(self.recipe, self.recipe.loop.seed)
-        if self.recipe.machine.gradient_checkpointing:
-            self.pipeline.unet.enable_gradient_checkpointing()
         self.text_encoder = self.pipeline.caption_encoder.to(self.accelerator.device)
         self.pipeline.vae.to(self.accelerator.device)
 
@@ -79,20 +77,7 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
 
     def make_objective(self) -> DiffDisObjective:
         """Put the models under their losses; without cached text features, the text encoder is part of them."""
-        encoder = None
-        if self.c_empty is None:
-            encoder = CaptionEncoder(self.text_encoder, self.recipe.text.is_trained)
-            if self.recipe.machine.gradient_checkpointing and self.recipe.text.is_trained:
-                self.text_encoder.text_encoder.activation_checkpointing_enable()
-        return DiffDisObjective(
-            self.pipeline.unet,
-            self.pipeline.query_stream,
-            training_scheduler(self.pipeline.scheduler),
-            self.pipeline.query_scheduler,
-            self.c_empty,
-            self.recipe.objective,
-            encoder,
-        )
+        return build_objective(self.recipe, self.pipeline, self.text_encoder, self.c_empty)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The paper's two learning rates."""
@@ -140,9 +125,7 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
         captions = [of_one for of_one, _ in rows.texts()]
         flat = [caption for of_one in captions for caption in of_one]
         if self.recipe.text.is_live:
-            return rows, FeatureSet(
-                captions, latents, LiveCaptions(flat, self.text_encoder.tokenizer), cache.views.flip
-            )
+            return rows, FeatureSet(captions, latents, LiveCaptions(flat, self.text_encoder), cache.views.flip)
         texts = caption_features(flat, self.text_encoder, self.cache_dir, self.progress)
         return rows, FeatureSet(captions, latents, texts, cache.views.flip)
 

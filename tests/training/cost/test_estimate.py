@@ -21,7 +21,7 @@ from palindiff.training.cost.estimate import (
     estimate,
 )
 from palindiff.training.cost.flops import Work
-from palindiff.training.cost.skeleton import fake_skeleton
+from palindiff.training.cost.weight_free import fake_run
 from palindiff.training.recipes.schema import DiffDisRecipe
 from toys.recipe import prepare_toy, recipe_tree, toy_recipe
 from toys.text_encoders import write_clip
@@ -82,7 +82,7 @@ def test_parameters_are_those_that_training_builds(task, tower, toy_parts, tmp_p
     source = write_clip(tmp_path / "clip") if tower == "clip" else toy_parts / tower
     recipe = toy_recipe(toy_parts, objective={"task": task}, text={"source": str(source)})
     parts = prepare_toy(recipe, tmp_path)
-    with fake_skeleton(recipe) as models:
+    with fake_run(recipe) as models:
         told = count_parameters(models)
     for name in ("unet", "query_stream", "vae", "text_encoder"):
         assert told.parts[name] == sum(weight.numel() for weight in getattr(parts.pipeline, name).parameters())
@@ -114,7 +114,7 @@ def narrow(middling):
 
 def memory_of(tree, processes=1, loop=None, **sections):
     recipe = DiffDisRecipe.model_validate(tree | sections | {"loop": {"num_steps": 2, "batch_size": 4} | (loop or {})})
-    with fake_skeleton(recipe) as models:
+    with fake_run(recipe) as models:
         return count_memory(models, recipe, Hardware(device="cpu", processes=processes))
 
 
@@ -154,7 +154,7 @@ def test_a_batch_that_processes_do_not_divide_is_refused(toy_parts):
 def test_disk_is_what_features_take(views, toy_parts, tmp_path):
     recipe = toy_recipe(toy_parts, views=views, machine={"cache_dir": str(tmp_path / "cache")})
     training_set = prepare_toy(recipe, tmp_path / "run").training_set
-    with fake_skeleton(recipe) as models:
+    with fake_run(recipe) as models:
         told, of_one = count_disk(models, recipe, 100), count_disk(models, recipe, None)
     assert told.image * len(training_set) == training_set.images.moments.nbytes
     assert told.caption * len(training_set.texts.row) == training_set.texts.c.nbytes + training_set.texts.e.nbytes

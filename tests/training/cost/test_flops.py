@@ -6,19 +6,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from palindiff.training.cost.flops import Work, count_tflop, naming_tflop, step_tflop
-from palindiff.training.cost.skeleton import fake_skeleton
+from palindiff.training.cost.weight_free import fake_run
 from toys.recipe import toy_recipe
 
 
 def naming(root, **sections):
     recipe = toy_recipe(root, **sections)
-    with fake_skeleton(recipe) as models:
+    with fake_run(recipe) as models:
         return naming_tflop(models, recipe.evaluation)
 
 
 def step(root, **sections):
     recipe = toy_recipe(root, **sections)
-    with fake_skeleton(recipe) as models:
+    with fake_run(recipe) as models:
         return step_tflop(models, recipe)
 
 

@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from palindiff.models.vae import VaeConfig, build_vae
 from palindiff.training.cost.memory import LiveBytes, count_step
-from palindiff.training.cost.skeleton import build_skeleton
+from palindiff.training.cost.weight_free import weight_free_run
 from palindiff.training.loop.attention import attention_backend_of
 from toys.recipe import toy_recipe
 
@@ -107,15 +107,15 @@ def test_count_is_what_a_real_step_allocates(precision, is_checkpointing, fusion
         machine={"precision": precision, "gradient_checkpointing": is_checkpointing},
     )
 
-    def draw(skeleton):
-        batch = skeleton.features.read(torch.arange(16), torch.rand(16, 2))
-        return batch, skeleton.objective.draw(16, torch.Generator())
+    def draw(run):
+        batch = run.features.read(torch.arange(16), torch.rand(16, 2))
+        return batch, run.objective.draw(16, torch.Generator())
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-        fake = build_skeleton(recipe)
+        fake = weight_free_run(recipe)
         batch, draws = draw(fake)
         counted = count_step(fake.objective.train(), batch, draws, 1, precision, "cpu").peak
-    real = build_skeleton(recipe)
+    real = weight_free_run(recipe)
     batch, draws = draw(real)
     held = sum(each.untyped_storage().nbytes() for each in (*batch.values(), *draws.values()))
     allocated = held + allocated_by_profiler(real.objective.train(), batch, draws, precision)

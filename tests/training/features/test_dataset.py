@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from palindiff.data.images import ImageFileError, decode_image, to_tensor
 from palindiff.data.sources import DataConfig, open_images
-from palindiff.models.text_encoder import encode_captions, load_text_tower
+from palindiff.pretrained.text_encoders import load_text_encoder
 from palindiff.training.features import latent_cache
 from palindiff.training.features.dataset import (
     CaptionFeatures,
@@ -43,7 +43,7 @@ def rows(toy_parts):
 
 @pytest.fixture
 def tower(toy_parts):
-    return load_text_tower(str(toy_parts / "tower"))
+    return load_text_encoder(str(toy_parts / "tower"))
 
 
 def encode_images(rows, cache_dir, vae=None, size_px=SIDE_PX, fit="crop", views=PLAIN, num_workers=0, progress=silent):
@@ -107,7 +107,7 @@ def test_images_are_encoded_once_and_then_read(rows, tmp_path):
 def test_captions_are_encoded_once_and_then_read(tower, tmp_path):
     first = caption_features(CAPTIONS, tower, tmp_path / "one", silent)
     anew = caption_features(CAPTIONS, tower, tmp_path / "two", silent)
-    calls = count_calls(tower.text_encoder)
+    calls = count_calls(tower.model)
     again = caption_features(CAPTIONS, tower, tmp_path / "one", silent)
     assert not calls
     for found in (anew, again):
@@ -120,7 +120,7 @@ def test_text_features_are_those_of_each_caption_alone(tower, tmp_path):
     found = caption_features(CAPTIONS, tower, tmp_path, silent)
     for caption, row in found.row.items():
         with torch.no_grad():
-            encoded = encode_captions([caption], tower)
+            encoded = tower.encode([caption])
         c, e = torch.from_numpy(found.c[row].astype(np.float32)), torch.from_numpy(found.e[row].copy())
         torch.testing.assert_close(c, encoded.c[0], rtol=1e-3, atol=1e-3)  # float16
         torch.testing.assert_close(e, encoded.e[0], rtol=0, atol=1e-6)  # float32, another batch
@@ -151,15 +151,15 @@ def test_what_makes_latents_is_in_their_key(rows, toy_parts, tmp_path):
 
 def test_what_makes_text_features_is_in_their_key(toy_parts, tmp_path):
     source = str(toy_parts / "tower")
-    other_weights = load_text_tower(source)
+    other_weights = load_text_encoder(source)
     with torch.no_grad():
-        other_weights.text_encoder.embeddings.word_embeddings.weight[7] += 1
+        other_weights.model.embeddings.word_embeddings.weight[7] += 1
     for number, (captions, tower) in enumerate(
         [
-            (CAPTIONS, load_text_tower(source)),
-            ([*CAPTIONS, "one more"], load_text_tower(source)),
-            (CAPTIONS[::-1], load_text_tower(source)),
-            (CAPTIONS, load_text_tower(source, max_length=7)),
+            (CAPTIONS, load_text_encoder(source)),
+            ([*CAPTIONS, "one more"], load_text_encoder(source)),
+            (CAPTIONS[::-1], load_text_encoder(source)),
+            (CAPTIONS, load_text_encoder(source, max_length=7)),
             (CAPTIONS, other_weights),
         ],
         start=1,

@@ -61,7 +61,7 @@ def test_a_base_brings_every_part_but_the_query_stream(version, bases):
         assert equal_weights(getattr(pipeline, part), getattr(stock, part))
     assert pipeline.scheduler.config == stock.scheduler.config
     assert pipeline.query_stream.config.gamma == 1
-    assert (pipeline.caption_encoder.tail is not None) == (version == 2)
+    assert pipeline.caption_encoder.has_missing_layers == (version == 2)
     assert not any(weight.requires_grad for weight in pipeline.vae.parameters())
 
 
@@ -124,7 +124,7 @@ def test_a_palindiff_checkpoint_is_gone_on_from_with_all_its_weights(bases, toy_
     assert equal_weights(pipeline.query_stream, made.query_stream)
     trained = train_toy_recipe(toy_recipe(toy_parts, **sections, loop={"num_steps": 1}), tmp_path / "run")
     assert not equal_weights(trained.query_stream, made.query_stream)
-    assert equal_weights(trained.query_stream.clip_tail, made.query_stream.clip_tail)
+    assert equal_weights(trained.query_stream.clip_projection, made.query_stream.clip_projection)
 
 
 def test_a_checkpoint_with_another_query_stream_than_the_recipe_s_is_refused(bases, tmp_path):
@@ -150,7 +150,7 @@ def test_a_recipe_has_one_origin(changed, told, bases):
         ModelRecipe.model_validate(base_sections(bases) | changed)
 
 
-def test_a_recipe_from_scratch_needs_a_text_tower(toy_parts):
+def test_a_recipe_from_scratch_needs_a_text_encoder(toy_parts):
     with pytest.raises(ValidationError, match=r"`text\.source` missing"):
         toy_recipe(toy_parts, text={"source": None})
 
@@ -194,7 +194,7 @@ def test_captions_encoded_at_each_step_train_as_kept_features_do(is_trained, toy
                 )  # Adam's steps here are 1e-3 to 2e-3
 
 
-def test_a_trained_tower_is_resumed_averaged_and_saved(toy_parts, tmp_path):
+def test_a_trained_text_encoder_is_resumed_averaged_and_saved(toy_parts, tmp_path):
     recipe = toy_recipe(toy_parts, text={"is_trained": True}, loop={"num_steps": 4, "save_every": 2})
     whole = train_toy_recipe(recipe, tmp_path / "whole")
     short = recipe.model_copy(update={"loop": recipe.loop.model_copy(update={"num_steps": 2})})
@@ -203,7 +203,7 @@ def test_a_trained_tower_is_resumed_averaged_and_saved(toy_parts, tmp_path):
     assert equal_weights(whole.text_encoder, resumed.text_encoder)
     average = load_file(saved_states(tmp_path / "whole" / "state")[-1] / "ema.safetensors")
     loaded = PalindiffPipeline.from_pretrained(tmp_path / "whole" / "checkpoint")
-    prefix = "caption_encoder.text_encoder."
+    prefix = "caption_encoder.model."
     trained = {name.removeprefix(prefix): weight for name, weight in average.items() if name.startswith(prefix)}
     assert trained
     assert all(torch.equal(weight, loaded.text_encoder.state_dict()[name]) for name, weight in trained.items())

@@ -1,7 +1,7 @@
 """What a recipe costs before anything is trained: parameters, memory, work, disk and time.
 
 Nothing is allocated and nothing is read but configs. Here: the numbers and what they mean. Not here: the models
-(`skeleton.py`), the count of living bytes (`live_bytes.py`) and of work (`work.py`).
+(`weight_free.py`), the count of living bytes (`live_bytes.py`) and of work (`work.py`).
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from palindiff.training.cost.flops import Work, count_work
 from palindiff.training.cost.memory import DeviceKind, LiveBytes, count_step
-from palindiff.training.cost.skeleton import Skeleton, fake_skeleton
+from palindiff.training.cost.weight_free import WeightFreeRun, fake_run
 from palindiff.training.cost.weights_memory import bytes_per_weight, training_bytes
 from palindiff.training.loop.distributed import UNITS, is_sharded
 from palindiff.training.loop.loop_config import check_shares
@@ -82,7 +82,7 @@ def estimate(recipe: DiffDisRecipe, hardware: Hardware, num_images: int | None =
         does not divide evenly over processes and accumulation.
     """
     check_shares(recipe.loop, hardware.processes)
-    with fake_skeleton(recipe) as models:
+    with fake_run(recipe) as models:
         work = count_work(models, recipe)
         return Estimate(
             parameters=count_parameters(models),
@@ -95,14 +95,14 @@ def estimate(recipe: DiffDisRecipe, hardware: Hardware, num_images: int | None =
 
 def describe(recipe: DiffDisRecipe) -> dict[str, int]:
     """Count in a moment what a recipe builds: parameters of each part, those trained, and `training_bytes`."""
-    with fake_skeleton(recipe) as models:
+    with fake_run(recipe) as models:
         parameters = count_parameters(models)
     trained = parameters.trained
     kept = training_bytes(trained, bytes_per_weight(recipe, "gpu"))
     return parameters.parts | {"trained": trained, "training_bytes": kept}
 
 
-def count_parameters(models: Skeleton) -> Parameters:
+def count_parameters(models: WeightFreeRun) -> Parameters:
     """Count weights by part, and the new ones by place."""
     objective = models.objective
     parts = {"unet": objective.unet, "query_stream": objective.query_stream}
@@ -112,7 +112,7 @@ def count_parameters(models: Skeleton) -> Parameters:
         f"site {number}, {site.into.out_features} wide": _count(site)
         for number, site in enumerate(stream.layers.sites, 1)
     }
-    new |= {name: _count(child) for name, child in stream.named_children() if name not in ("sites", "clip_tail")}
+    new |= {name: _count(child) for name, child in stream.named_children() if name not in ("sites", "clip_projection")}
     new["logit_scale"] = stream.log_logit_scale.numel()
     return Parameters(
         parts={name: _count(part) for name, part in parts.items()},
@@ -125,8 +125,8 @@ def _count(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def count_memory(models: Skeleton, recipe: DiffDisRecipe, hardware: Hardware) -> Memory:
-    """Count what one process holds, on models of `fake_skeleton`, one step of which is run."""
+def count_memory(models: WeightFreeRun, recipe: DiffDisRecipe, hardware: Hardware) -> Memory:
+    """Count what one process holds, on models of `fake_run`, one step of which is run."""
     parameters = count_parameters(models)
     trained, each = parameters.trained, bytes_per_weight(recipe, hardware.device)
     live, is_shared = _live_bytes(models, recipe, hardware), is_sharded(recipe.machine, hardware.processes)
@@ -154,7 +154,7 @@ def _exchange(objective: nn.Module, gradient_bytes: int, processes: int, is_shar
     return (_count(objective) - in_units + max((_count(unit) for unit in units), default=0)) * FP32
 
 
-def _live_bytes(models: Skeleton, recipe: DiffDisRecipe, hardware: Hardware) -> LiveBytes:
+def _live_bytes(models: WeightFreeRun, recipe: DiffDisRecipe, hardware: Hardware) -> LiveBytes:
     loop = recipe.loop
     b = loop.batch_size // (loop.accumulation * hardware.processes)
     batch = models.features.read(torch.arange(b), torch.rand(b, 2))
@@ -163,7 +163,7 @@ def _live_bytes(models: Skeleton, recipe: DiffDisRecipe, hardware: Hardware) -> 
     return count_step(models.objective.train(), batch, draws, num_parts, recipe.machine.precision, hardware.device)
 
 
-def count_disk(models: Skeleton, recipe: DiffDisRecipe, num_images: int | None) -> Disk:
+def count_disk(models: WeightFreeRun, recipe: DiffDisRecipe, num_images: int | None) -> Disk:
     """Sizes of what is kept: mean and deviation of each view, mirrored if asked for; c and e, unless encoded live."""
     features = models.features
     ch, h, w = features.latent_shape

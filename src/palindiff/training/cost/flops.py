@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from palindiff.evaluation.evaluators import EvaluationConfig
-from palindiff.training.cost.skeleton import Skeleton
+from palindiff.training.cost.weight_free import WeightFreeRun
 from palindiff.training.recipes.schema import DiffDisRecipe
 
 
@@ -36,12 +36,12 @@ class Work(BaseModel, frozen=True):
         return sum(self.named_image.values())
 
 
-def count_work(models: Skeleton, recipe: DiffDisRecipe) -> Work:
-    """Count a step and the naming of an image, on models of `fake_skeleton`."""
+def count_work(models: WeightFreeRun, recipe: DiffDisRecipe) -> Work:
+    """Count a step and the naming of an image, on models of `fake_run`."""
     return Work(step=step_tflop(models, recipe), named_image=naming_tflop(models, recipe.evaluation))
 
 
-def step_tflop(models: Skeleton, recipe: DiffDisRecipe) -> dict[str, float]:
+def step_tflop(models: WeightFreeRun, recipe: DiffDisRecipe) -> dict[str, float]:
     """Work of one row times the rows; the rows' similarities among each other are left out."""
     objective, task = models.objective.train(), recipe.objective.task
     batch = models.features.read(torch.arange(1), torch.rand(1, 2))
@@ -70,7 +70,7 @@ def step_tflop(models: Skeleton, recipe: DiffDisRecipe) -> dict[str, float]:
 
 
 @torch.no_grad()
-def naming_tflop(models: Skeleton, evaluation: EvaluationConfig) -> dict[str, float]:
+def naming_tflop(models: WeightFreeRun, evaluation: EvaluationConfig) -> dict[str, float]:
     """Work of naming one image; the zero image of guidance is read once for all and left out."""
     unet, stream = models.objective.unet.eval(), models.objective.query_stream.eval()
     x = torch.zeros(1, 3, models.image_size_px, models.image_size_px)

