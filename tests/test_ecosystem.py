@@ -30,7 +30,7 @@ def test_the_examples_run(tmp_path, monkeypatch):
     names = {}
     for example in examples:
         exec(compile(example, "ecosystem.md", "exec"), names)
-    generated = {name: np.asarray(Image.open(f"{name}.png")) for name in ("apple", "generated", "mended", "with_lora")}
+    generated = {name: np.asarray(Image.open(f"{name}.png")) for name in ("apple", "generated", "inpainted", "with_lora")}
     assert len({image.tobytes() for image in generated.values()}) == 4
     assert Path("runs/first/checkpoint/README.md").is_file()
 
