@@ -62,10 +62,10 @@ def test_every_place_that_a_page_names_exists(page, path, symbol):
 @pytest.mark.parametrize(
     ("path", "symbol", "expected"),
     [
-        ("src/palindiff/models/query_stream.py", "QueryStream.joint", True),
+        ("src/palindiff/models/query_stream.py", "QueryStream.read_image", True),
         ("src/palindiff/models/query_stream.py", "QueryStreamConfig.gamma", True),
         ("src/palindiff/models/query_stream.py", "QueryStream.gamma", False),
-        ("src/palindiff/models/query_stream.py", "joint", False),
+        ("src/palindiff/models/query_stream.py", "read_image", False),
         ("src/palindiff/models/query_streams.py", "QueryStream", False),
     ],
 )
