@@ -12,8 +12,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from palindiff.training.train_diffdis import Recipe
-from palindiff.training.train_vae import VaeRecipe
+from palindiff.training.recipes.schema import DiffDisRecipe, VaeRecipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -39,7 +38,7 @@ OLD_WORDS = re.compile(
 )
 
 SMALLEST = {"data": {"path": "images"}, "text": {"source": "tower"}, "loop": {"num_steps": 1}}
-SECTIONS = {name for name, section in Recipe.model_validate(SMALLEST) if isinstance(section, BaseModel)}
+SECTIONS = {name for name, section in DiffDisRecipe.model_validate(SMALLEST) if isinstance(section, BaseModel)}
 
 
 def without_code_blocks(text):
@@ -63,7 +62,7 @@ def settings(name):
 
 def with_setting(section, key, value):
     changed = SMALLEST.get(section, {}) | {key: yaml.safe_load(value)}
-    return getattr(getattr(Recipe.model_validate(SMALLEST | {section: changed}), section), key)
+    return getattr(getattr(DiffDisRecipe.model_validate(SMALLEST | {section: changed}), section), key)
 
 
 @pytest.mark.parametrize(("page", "file"), sorted((page, file) for page in TEXTS for file in named_files(page)))
@@ -83,7 +82,7 @@ def test_every_link_leads_somewhere(page, link):
 )
 def test_every_recipe_key_that_a_page_names_exists_and_takes_its_value(page, setting):
     section, key, value = setting
-    fields = type(getattr(Recipe.model_validate(SMALLEST), section)).model_fields
+    fields = type(getattr(DiffDisRecipe.model_validate(SMALLEST), section)).model_fields
     assert key in fields, f"docs/{page} names the key `{section}.{key}`. Known: {', '.join(fields)}"
     if value is not None:
         with_setting(section, key, value)
@@ -99,7 +98,7 @@ def stated_defaults():
 
 @pytest.mark.parametrize(("section", "key", "value"), stated_defaults())
 def test_a_default_on_a_page_is_the_default_of_the_code(section, key, value):
-    assert with_setting(section, key, value) == getattr(getattr(Recipe.model_validate(SMALLEST), section), key)
+    assert with_setting(section, key, value) == getattr(getattr(DiffDisRecipe.model_validate(SMALLEST), section), key)
 
 
 def test_many_defaults_are_checked():
@@ -108,8 +107,10 @@ def test_many_defaults_are_checked():
 
 def test_data_page_has_each_key_of_the_data_section():
     described = {key for section, key, _ in settings("data.md") if section == "data"}
-    assert described == set(type(Recipe.model_validate(SMALLEST).data).model_fields)
-    assert VaeRecipe.model_fields["data"].annotation is Recipe.model_fields["data"].annotation  # one page for both
+    assert described == set(type(DiffDisRecipe.model_validate(SMALLEST).data).model_fields)
+    assert (
+        VaeRecipe.model_fields["data"].annotation is DiffDisRecipe.model_fields["data"].annotation
+    )  # one page for both
 
 
 def test_decisions_give_a_reason_for_each_dependency_and_for_no_other():

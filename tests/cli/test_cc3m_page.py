@@ -15,7 +15,7 @@ from palindiff.cli.main import app
 from palindiff.training.features.latent_cache import PART_ROWS
 from palindiff.training.recipes import yaml_files
 from palindiff.training.recipes.yaml_files import load_recipe, recipe_names
-from palindiff.training.train_diffdis import Recipe
+from palindiff.training.recipes.schema import DiffDisRecipe
 from toys.cc3m import write_downloads
 from toys.run import one_thread
 from toys.stable_diffusion import IMAGE_PX, write_clip_of, write_sd1
@@ -143,7 +143,7 @@ def test_each_recipe_of_cc3m_has_its_row_and_says_that_table():
 
 def test_sums_of_the_page_are_right():
     assert f"parts of {PART_ROWS:,} images" in PAGE
-    recipe = load_recipe(Recipe, "diffdis-cc3m")
+    recipe = load_recipe(DiffDisRecipe, "diffdis-cc3m")
     side, num_images = recipe.base.image_size_px // 8, int(re.search(r"--images (\d+)", PAGE)[1])
     a_image = 2 * 4 * side * side * 2
     assert recipe.views.flip == "none"

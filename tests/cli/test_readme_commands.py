@@ -32,9 +32,10 @@ def test_installation_is_the_makefile_s():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (folder,) = re.findall(r"^\. (\S+)/activate$", README, re.MULTILINE)
     assert f"BIN = {folder}\n" in makefile
-    constraints, extra = re.search(r"`pip install -c (\S+) -e '\.\[(\w+)\]'`", README).groups()
+    constraints, extras = re.search(r"`pip install -c (\S+) -e '\.\[([\w,]+)\]'`", README).groups()
     assert (ROOT / constraints).is_file()
-    assert extra in PROJECT["optional-dependencies"]
+    assert set(extras.split(",")) <= PROJECT["optional-dependencies"].keys()
+    assert f"--editable '.[{extras}]'" in makefile
 
 
 def test_settings_of_the_results_are_the_protocol_s():
