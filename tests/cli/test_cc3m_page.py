@@ -14,8 +14,8 @@ from PIL import Image
 from palindiff.cli.main import app
 from palindiff.training.features.latent_cache import PART_ROWS
 from palindiff.training.recipes import yaml_files
-from palindiff.training.recipes.yaml_files import load_recipe, recipe_names
 from palindiff.training.recipes.schema import DiffDisRecipe
+from palindiff.training.recipes.yaml_files import load_recipe, recipe_names
 from toys.cc3m import write_downloads
 from toys.run import one_thread
 from toys.stable_diffusion import IMAGE_PX, write_clip_of, write_sd1
