@@ -1,4 +1,4 @@
-"""The pages in docs/: paths, links, recipe keys, defaults, dependencies and counts that they name are true."""
+"""The pages in docs/: their paths, links, recipe keys, defaults, dependencies and counts are true; their words."""
 
 import json
 import re
@@ -23,8 +23,19 @@ LINK = re.compile(r"\]\(([^)#:]+)\)")
 FILE = re.compile(
     r"[\w./-]+\.(?:py|md|svg|toml|cff)|constraints\.txt|[\w./-]+/[\w.-]+\.yaml|(?:src|tests|docs)/[\w./-]+"
 )
-PLACEHOLDER = re.compile(r"\b(?:ROOM|FILE|NAME|DIR|SPLIT)\b|_FILE")
+PLACEHOLDER = re.compile(r"\b(?:ROOM|FILE|NAME|DIR|SPLIT)\b|_FILE|_NAME")
 SETTING = re.compile(r"([a-z_]+)\.([a-z_]+)(?:=(.+))?")
+
+WRITTEN = [
+    ROOT / name
+    for name in ("README.md", "CITATION.cff", "docs/architecture.svg", "src/palindiff/checkpoints/emoji/README.md")
+]
+OLD_WORDS = re.compile(
+    r"\btold\b|journal|\bplacement|skeleton|made_from|kept_arrays|claim_output|published_folder|TextTail"
+    r"|completed_tower|WholeModel|SharedPipeline|ClipFace|watchers|naming_request|told_option|tower|picture|twin"
+    r"|(?<!in)paint|codec|autoencoder(?!KL)|\bwalk|\blook|shipped",
+    re.IGNORECASE,
+)
 
 SMALLEST = {"data": {"path": "images"}, "text": {"source": "tower"}, "loop": {"num_steps": 1}}
 SECTIONS = {name for name, section in DiffDisRecipe.model_validate(SMALLEST) if isinstance(section, BaseModel)}
@@ -44,7 +55,7 @@ def named_files(name):
 
 
 def settings(name):
-    """Recipe keys of a page, (section, key, value or None); file names such as `loop.py` are none."""
+    """Recipe keys of a page, (section, key, value or None), without file names such as `loop.py`."""
     found = [SETTING.fullmatch(code) for code in codes(name)]
     return {tuple(match.groups()) for match in found if match and match[1] in SECTIONS and match[2] != "py"}
 
@@ -77,26 +88,26 @@ def test_every_recipe_key_that_a_page_names_exists_and_takes_its_value(page, set
         with_setting(section, key, value)
 
 
-def told_defaults():
+def stated_defaults():
     """Settings with a value in a "Where" of decisions.md, or in the first column of data.md."""
     wheres = re.findall(r"- Where:(.+?)- Why:", TEXTS["decisions.md"], re.DOTALL)
     columns = re.findall(r"^\| (`data\..+?`) \|", TEXTS["data.md"], re.MULTILINE)
-    found = [SETTING.fullmatch(code) for told in [*wheres, *columns] for code in CODE.findall(told)]
+    found = [SETTING.fullmatch(code) for text in [*wheres, *columns] for code in CODE.findall(text)]
     return sorted({match.groups() for match in found if match and match[1] in SECTIONS and match[3]})
 
 
-@pytest.mark.parametrize(("section", "key", "value"), told_defaults())
-def test_a_default_that_a_page_tells_is_the_default(section, key, value):
+@pytest.mark.parametrize(("section", "key", "value"), stated_defaults())
+def test_a_default_on_a_page_is_the_default_of_the_code(section, key, value):
     assert with_setting(section, key, value) == getattr(getattr(DiffDisRecipe.model_validate(SMALLEST), section), key)
 
 
 def test_many_defaults_are_checked():
-    assert len(told_defaults()) > 15
+    assert len(stated_defaults()) > 15
 
 
 def test_data_page_has_each_key_of_the_data_section():
-    told = {key for section, key, _ in settings("data.md") if section == "data"}
-    assert told == set(type(DiffDisRecipe.model_validate(SMALLEST).data).model_fields)
+    described = {key for section, key, _ in settings("data.md") if section == "data"}
+    assert described == set(type(DiffDisRecipe.model_validate(SMALLEST).data).model_fields)
     assert (
         VaeRecipe.model_fields["data"].annotation is DiffDisRecipe.model_fields["data"].annotation
     )  # one page for both
@@ -110,12 +121,12 @@ def test_decisions_give_a_reason_for_each_dependency_and_for_no_other():
     ]
     names = {re.split(r"[<>=!~ \[;]", each)[0] for each in declared}
     names |= set(re.search(r"^WITHOUT_TORCHVISION = (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split())
-    told = TEXTS["decisions.md"].partition("## Dependencies")[2]
-    rows = dict(re.findall(r"^\| ([\w-]+) \| (.+?) \|$", told, re.MULTILINE))
+    tables = TEXTS["decisions.md"].partition("## Dependencies")[2]
+    rows = dict(re.findall(r"^\| ([\w-]+) \| (.+?) \|$", tables, re.MULTILINE))
     assert set(rows) - {"package"} == names
 
 
-def test_image_is_whole_and_loads_nothing_from_elsewhere():
+def test_diagram_is_complete_and_loads_nothing_from_elsewhere():
     text = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
     svg = ElementTree.fromstring(text)
     tags = {element.tag.rpartition("}")[2] for element in svg.iter()}
@@ -124,6 +135,34 @@ def test_image_is_whole_and_loads_nothing_from_elsewhere():
     assert not re.search(r"url\((?!#)|@import|href=", text)
     markers = set(re.findall(r'<marker id="(\w+)"', text))
     assert set(re.findall(r"url\(#(\w+)\)", text)) == markers
+
+
+@pytest.mark.parametrize("page", sorted(TEXTS))
+def test_a_page_opens_with_its_purpose_and_a_command(page):
+    title, opening = TEXTS[page].split("\n\n", 2)[:2]
+    assert title.startswith("# ")
+    assert opening.startswith("After reading this page you ")
+    assert "\n```" in TEXTS[page].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("path", [*PAGES, *WRITTEN], ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_text_uses_current_words(path):
+    assert not OLD_WORDS.findall(path.read_text(encoding="utf-8"))
+
+
+def test_the_five_common_changes_stay_small():
+    text = TEXTS["where_to_change.md"]
+    rows = dict(re.findall(r"^\| (a new [a-z ]+) \| (?:1 or )?(\d) \|", text, re.MULTILINE))
+    most = {
+        "a new objective": 3,
+        "a new metric": 2,
+        "a new text encoder": 2,
+        "a new fusion": 2,
+        "a new data format": 2,
+    }
+    assert text.index("a new objective") < text.index("## All other changes")
+    assert rows.keys() == most.keys()
+    assert all(int(number) <= most[task] for task, number in rows.items())
 
 
 @pytest.fixture(scope="module")

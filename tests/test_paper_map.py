@@ -1,6 +1,6 @@
 """docs/paper_map.md and docs/decisions.md: every place they name exists, and nothing of the paper is left out.
 
-Run: pytest tests/test_paper_map.py. Symbols are looked up in the syntax tree; nothing is imported.
+Run: pytest tests/test_paper_map.py. Symbols are found in the syntax tree; nothing is imported.
 """
 
 import ast
@@ -62,14 +62,14 @@ def test_every_place_that_a_page_names_exists(page, path, symbol):
 @pytest.mark.parametrize(
     ("path", "symbol", "expected"),
     [
-        ("src/palindiff/models/query_stream.py", "QueryStream.joint", True),
+        ("src/palindiff/models/query_stream.py", "QueryStream.read_image", True),
         ("src/palindiff/models/query_stream.py", "QueryStreamConfig.gamma", True),
         ("src/palindiff/models/query_stream.py", "QueryStream.gamma", False),
-        ("src/palindiff/models/query_stream.py", "joint", False),
+        ("src/palindiff/models/query_stream.py", "read_image", False),
         ("src/palindiff/models/query_streams.py", "QueryStream", False),
     ],
 )
-def test_a_place_is_told_from_none(path, symbol, expected):
+def test_has_symbol_finds_what_a_file_defines_and_nothing_else(path, symbol, expected):
     assert has_symbol(path, symbol) is expected
 
 
@@ -114,7 +114,7 @@ def test_decisions_answer_each_open_question_in_order():
 
 
 @pytest.mark.parametrize("number", range(1, NUM_OPEN_QUESTIONS + 1))
-def test_a_decision_tells_where_why_and_what_else(number):
+def test_a_decision_says_where_why_and_what_else(number):
     decision = decisions()[number]
     where = decision.partition("- Where:")[2].partition("- Why:")[0]
     assert PLACE.search(where)
@@ -122,7 +122,7 @@ def test_a_decision_tells_where_why_and_what_else(number):
     assert re.search(r"(- Also|Not offered): \S", decision)
 
 
-def test_docstrings_quote_no_decision_that_is_not_there():
+def test_docstrings_cite_existing_decisions_only():
     quoted = {
         int(number)
         for path in (ROOT / "src").rglob("*.py")

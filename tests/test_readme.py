@@ -18,6 +18,16 @@ def example() -> str:
     return found.group(1)
 
 
+def test_readme_is_short_and_has_the_words_that_people_search_for():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    generating = ["text-to-image", "diffusers", "DiffDis", "Stable Diffusion", "LoRA", "Hub"]
+    naming = ["zero-shot", "retrieval", "CLIP"]
+    training = ["EMA", "resume", "checkpoint", "gradient accumulation", "recipe", "FSDP", "data augmentation"]
+    assert len(text.splitlines()) <= 120
+    assert not [word for word in (*generating, *naming, *training) if word not in text]
+    assert text.rindex("\n## ") == text.index("\n## Results")
+
+
 def test_example_is_short():
     code = [line for line in example().splitlines() if line.strip() and not line.strip().startswith("#")]
     assert len(code) <= 12
@@ -25,9 +35,9 @@ def test_example_is_short():
 
 def test_example_runs(capsys):
     exec(compile(example(), "README.md", "exec"), {})
-    told = capsys.readouterr().out.splitlines()
-    assert len(told) == 3
-    assert sum(int(line.rpartition(" ")[2].rstrip("%")) for line in told) in (99, 100, 101)  # rounded shares
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert sum(int(line.rpartition(" ")[2].rstrip("%")) for line in lines) in (99, 100, 101)  # rounded shares
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

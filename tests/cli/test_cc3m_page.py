@@ -12,8 +12,8 @@ import typer
 from PIL import Image
 
 from palindiff.cli.main import app
-from palindiff.training import recipe_file
 from palindiff.training.features.latent_cache import PART_ROWS
+from palindiff.training.recipes import yaml_files
 from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe, recipe_names
 from toys.cc3m import write_downloads
@@ -32,8 +32,9 @@ VERBS = typer.main.get_command(app).commands
 STREAM = {"num_head_layers": 1, "head_width": 16, "head_dim": 8}
 TOY = {
     "base.image_size_px": IMAGE_PX, "loop.num_steps": 2, "loop.batch_size": 4, "loop.accumulation": 1,
-    "optimizer.warmup_steps": 1, "evaluation.num_images": 4, "evaluation.num_inference_steps": 2, "evaluation.prompts": "[a dog]",
-    "machine.precision": "fp32", "machine.num_workers": 0, **{f"query_stream.{key}": of for key, of in STREAM.items()},
+    "optimizer.warmup_steps": 1, "evaluation.num_images": 4, "evaluation.num_inference_steps": 2,
+    "evaluation.prompts": "[a dog]", "machine.precision": "fp32", "machine.num_workers": 0,
+    **{f"query_stream.{key}": of for key, of in STREAM.items()},
 }  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def of_verb(*words):
     return found
 
 
-def test_shown_are_the_rows_from_the_list_to_the_usable_pairs(run):
+def test_data_show_counts_rows_from_the_list_to_the_usable_pairs(run):
     out, _ = run(of_verb("data", "show")[0])
     assert dict(re.findall(r"^│ +(.+?) +│ +([\d,]+) +│$", out, re.MULTILINE)) == {
         "shards": "3", "of them without a report: not finished": "1", "rows listed, in shards with a report": "16",
@@ -84,7 +85,7 @@ def test_shown_are_the_rows_from_the_list_to_the_usable_pairs(run):
 
 
 @pytest.mark.parametrize("launched", of_verb("train")[1:])
-def test_the_training_commands_train_and_tell_what_was_left_out(launched, run, workplace):
+def test_the_training_commands_train_and_report_what_was_left_out(launched, run, workplace):
     command, output = re.sub(r"--output \S+", "--output runs/cc3m", launched), workplace / "runs" / "cc3m"
     shutil.rmtree(output, ignore_errors=True)
     shutil.rmtree(workplace / "cache", ignore_errors=True)
@@ -92,17 +93,17 @@ def test_the_training_commands_train_and_tell_what_was_left_out(launched, run, w
     assert "were left out: " in err
     assert all(reason in err for reason in ("empty caption (1)", "archive cannot be read (1)", "damaged image (1)"))
     assert "Used: 16 of 16" in err
-    told = set(
+    described = set(
         re.findall(r"^\| `(\w+(?:\.\w+)?/?)`", PAGE.partition("below `runs/cc3m`")[2].partition("##")[0], re.MULTILINE)
     )
-    assert {name.rstrip("/") for name in told} | {"tensorboard"} == {path.name for path in output.iterdir()}
+    assert {name.rstrip("/") for name in described} | {"tensorboard"} == {path.name for path in output.iterdir()}
     arrays = [np.load(file) for file in sorted((workplace / "cache").glob("images-*/moments.npy"))]
     assert sorted(len(array) for array in arrays) == [7, 17]
     side = IMAGE_PX // 8
     assert {array.nbytes // len(array) for array in arrays} == {2 * 4 * side * side * 2}
 
 
-def test_the_result_names_and_generates(run, workplace):
+def test_the_result_classifies_and_generates(run, workplace):
     if not (workplace / "runs" / "cc3m" / "checkpoint").exists():
         run(of_verb("train")[1], **TOY)
     Image.new("RGB", (80, 60), "red").save(workplace / "photo.jpg")
@@ -122,7 +123,7 @@ def test_the_other_commands_do_what_they_say(run, workplace):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_is_understood(command):
+def test_each_command_parses(command):
     verb, words = typer.main.get_command(app), shlex.split(command)[1:]
     if words[0] not in VERBS:
         pytest.skip(f"no verb `{words[0]}` here")
@@ -134,7 +135,7 @@ def test_each_command_is_understood(command):
 def test_each_recipe_of_cc3m_has_its_row_and_says_that_table():
     rows = re.findall(r"^\| (Tables? [^|]+|none[^|]*) \| [^|]+ \| `(\S+)` \|$", PAGE, re.MULTILINE)
     assert {recipe for _, recipe in rows} == {name for name in recipe_names() if name.startswith("diffdis-cc3m")}
-    folder = Path(recipe_file.__file__).with_name("recipes")
+    folder = Path(yaml_files.__file__).parent
     for table, recipe in rows:
         if recipe != "diffdis-cc3m" and table.startswith("Table"):
             assert re.search(rf"{table}[,.]", (folder / f"{recipe}.yaml").read_text(encoding="utf-8"))
