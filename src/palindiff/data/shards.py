@@ -23,7 +23,7 @@ from palindiff.data.entries import (
     as_record,
     as_text,
     class_caption,
-    content_id,
+    describe_image,
 )
 from palindiff.data.index import index_on_disk
 
@@ -107,15 +107,13 @@ def scan_tars(tars: Sequence[Path], reading: ShardReading) -> Iterator[Entry]:
                 for key, members in groupby(_members(archive, stream), key=_key):
                     sample = list(members)  # a damaged archive raises here: its last sample may be incomplete
                     num_samples += 1
-                    try:
-                        yield _entry(tar, stream, key, sample, reading)
-                    except RowFault as fault:
-                        yield Entry.bad(f"`{key}` in {tar.name}", fault)
+                    yield Entry.read(f"`{key}` in {tar.name}", _read_sample, tar, stream, sample, reading)
             if not num_samples:
-                yield Entry.bad(f"`{tar.name}`", RowFault("archive without samples", "expected KEY.jpg with KEY.txt"))
+                expected = "expected KEY.jpg with KEY.txt"
+                yield Entry(f"`{tar.name}`", fault="archive without samples", found=expected)
         except (tarfile.TarError, OSError) as error:
             found = f"{error}; expected an uncompressed tar"
-            yield Entry.bad(f"`{tar.name}`", RowFault("archive cannot be read", found))
+            yield Entry(f"`{tar.name}`", fault="archive cannot be read", found=found)
 
 
 def _members(archive: tarfile.TarFile, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
@@ -143,7 +141,9 @@ def _key(member: tarfile.TarInfo) -> str:
     return str(path.parent / path.name.partition(".")[0])
 
 
-def _entry(tar: Path, stream: BinaryIO, key: str, members: Sequence[tarfile.TarInfo], reading: ShardReading) -> Entry:
+def _read_sample(
+    tar: Path, stream: BinaryIO, members: Sequence[tarfile.TarInfo], reading: ShardReading
+) -> dict[str, Any]:
     kinds = [member.name.rpartition(".")[2].lower() for member in members]
     of_kind = dict(zip(kinds, members, strict=True))
     twice = [kind for kind in of_kind if kinds.count(kind) > 1]
@@ -157,19 +157,15 @@ def _entry(tar: Path, stream: BinaryIO, key: str, members: Sequence[tarfile.TarI
     label = _label(as_text(data["cls"]), reading.class_names) if "cls" in data else None
     text = as_text(data["txt"]) if "txt" in data else None
     member = of_kind[images[0]]
-    if member.size == 0:
-        raise RowFault("empty image file", f"`{member.name}` has 0 bytes")
-    return Entry(
-        place=f"`{key}` in {tar.name}",
-        name=f"{tar.name}/{member.name}",
-        path=str(tar.absolute()),
-        offset=member.offset_data,
-        size=member.size,
-        content=content_id(stream, member.size, member.offset_data),
-        captions=_captions(text, record, label, reading),
-        label=label,
-        fields=as_fields(record, (reading.caption_key or "caption",)),
-    )
+    return {
+        "name": f"{tar.name}/{member.name}",
+        "path": str(tar.absolute()),
+        "offset": member.offset_data,
+        **describe_image(stream, member.size, member.name, member.offset_data),
+        "captions": _captions(text, record, label, reading),
+        "label": label,
+        "fields": as_fields(record, (reading.caption_key or "caption",)),
+    }
 
 
 def _read(stream: BinaryIO, member: tarfile.TarInfo) -> bytes:

@@ -17,8 +17,8 @@ from palindiff.data.entries import (
     as_captions,
     as_fields,
     class_caption,
-    content_id,
     describe_file,
+    describe_image,
 )
 from palindiff.data.index import index_on_disk
 
@@ -118,32 +118,27 @@ def scan_table(table: "Dataset", columns: Columns, template: str) -> Iterator[En
     """Yield an entry for each row of a table, without reading more of an image than `content_id` samples."""
     kinds = {name: _kind(feature) for name, feature in table.features.items()}
     texts = [name for name, kind in kinds.items() if kind in ("text", "scalar") or name == columns.caption]
-    images = table.select_columns([columns.image]).with_format("arrow")
-    for start in range(0, len(table), _SCAN_BATCH):
-        stop = min(start + _SCAN_BATCH, len(table))
-        records = table.select_columns(texts)[start:stop] if texts else {}
-        for row, cell in enumerate(images[start:stop][columns.image], start=start):
-            record = {name: values[row - start] for name, values in records.items()}
-            yield _entry(row, cell, record, columns, template)
+    batches = table.select_columns([columns.image, *texts]).with_format("arrow").iter(_SCAN_BATCH)
+    rows = (row for batch in batches for row in zip(*batch.itercolumns(), strict=True))
+    for number, (image, *cells) in enumerate(rows):
+        record = {name: cell.as_py() for name, cell in zip(texts, cells, strict=True)}
+        yield Entry.read(f"row {number}", _read_row, number, image, record, columns, template)
 
 
-def _entry(row: int, cell: Any, record: Mapping[str, Any], columns: Columns, template: str) -> Entry:
-    place = f"row {row}"
-    try:
-        label = _label(record, columns)
-        if columns.caption is not None:
-            captions = as_captions(record[columns.caption])
-        elif label is not None:
-            captions = (class_caption(label, template),)
-        else:
-            raise RowFault("no caption", "and no class")
-        fields = as_fields(record, (columns.image, columns.caption or ""))
-        return Entry(place, table_row=row, captions=captions, label=label, fields=fields, **_image(cell, place))
-    except RowFault as fault:
-        return Entry.bad(place, fault)
+def _read_row(number: int, image: Any, record: Mapping[str, Any], columns: Columns, template: str) -> dict[str, Any]:
+    label = _label(record, columns)
+    if columns.caption is not None:
+        captions = as_captions(record[columns.caption])
+    elif label is not None:
+        captions = (class_caption(label, template),)
+    else:
+        raise RowFault("no caption", "and no class")
+    fields = as_fields(record, (columns.caption or "",))
+    file = _describe_cell(image, f"row {number}")
+    return {"table_row": number, "captions": captions, "label": label, "fields": fields, **file}
 
 
-def _image(cell: Any, place: str) -> dict[str, Any]:
+def _describe_cell(cell: Any, place: str) -> dict[str, Any]:
     """Locate a cell's image: its bytes, or a file that `datasets` names."""
     import pyarrow  # type: ignore[import-untyped]
 
@@ -153,9 +148,8 @@ def _image(cell: Any, place: str) -> dict[str, Any]:
         path = path.as_py() if path is not None else None
     if cell is not None and cell.is_valid:
         with pyarrow.BufferReader(cell.as_buffer()) as stream:
-            if not stream.size():
-                raise RowFault("empty image file", "0 bytes")
-            return {"name": path or place, "size": stream.size(), "content": content_id(stream, stream.size())}
+            name = path or place
+            return {"name": name, **describe_image(stream, stream.size(), name)}
     if not path or not os.path.isabs(path):
         raise RowFault("no image", f"only the name `{path}`" if path else "")
     return {"name": Path(path).name, **describe_file(Path(path), path)}
