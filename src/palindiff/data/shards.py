@@ -11,8 +11,11 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
+
+from datasets import Dataset
 
 from palindiff.data.entries import (
     IMAGE_SUFFIXES,
@@ -26,9 +29,6 @@ from palindiff.data.entries import (
     describe_image,
 )
 from palindiff.data.index import index_on_disk
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 CLASS_NAMES = "classnames.txt"
 _MAX_TEXT_BYTES = 16_000_000  # of one KEY.txt, KEY.json or KEY.cls
@@ -92,7 +92,7 @@ def read_class_names(tars: Sequence[Path]) -> tuple[str, ...]:
     return ()
 
 
-def index_tars(tars: Sequence[Path], reading: ShardReading) -> "Dataset":
+def index_tars(tars: Sequence[Path], reading: ShardReading) -> Dataset:
     """Index archives, or map the cached index of the same archives and reading."""
     states = [(str(tar), tar.stat().st_size, tar.stat().st_mtime_ns) for tar in tars]
     return index_on_disk(scan_tars, {"tars": tars, "reading": reading}, [states, asdict(reading)])
@@ -104,8 +104,10 @@ def scan_tars(tars: Sequence[Path], reading: ShardReading) -> Iterator[Entry]:
         num_samples = 0
         try:
             with tar.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-                for key, members in groupby(_members(archive, stream), key=_key):
-                    sample = list(members)  # a damaged archive raises here: its last sample may be incomplete
+                for key, members in groupby(_members(archive, stream), key=itemgetter(0)):
+                    sample = [
+                        member for _, member in members
+                    ]  # a damaged archive raises here: its last sample may be incomplete
                     num_samples += 1
                     yield Entry.read(f"`{key}` in {tar.name}", _read_sample, tar, stream, sample, reading)
             if not num_samples:
@@ -116,29 +118,24 @@ def scan_tars(tars: Sequence[Path], reading: ShardReading) -> Iterator[Entry]:
             yield Entry(f"`{tar.name}`", fault="archive cannot be read", found=found)
 
 
-def _members(archive: tarfile.TarFile, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Yield the files of an archive whose names have a key and a kind.
+def _members(archive: tarfile.TarFile, stream: BinaryIO) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """Yield the files of an archive whose names have a key (up to the first dot, with the folder) and a kind.
 
     Raises: tarfile.ReadError if it ends too early or is damaged. `tarfile` itself takes a damaged header for the end,
         and also the end of a file whose writer was killed before it wrote the empty blocks that close an archive.
     """
     while (member := archive.next()) is not None:
         archive.members = []  # type: ignore[attr-defined]  # it remembers all: a gigabyte for a large archive
-        stem, _, kinds = PurePosixPath(member.name).name.partition(".")
+        path = PurePosixPath(member.name)
+        stem, _, kinds = path.name.partition(".")
         if member.isfile() and stem and kinds:
-            yield member
+            yield str(path.parent / stem), member
     stream.seek(archive.offset)
     closing = stream.read(tarfile.BLOCKSIZE)
     if len(closing) < tarfile.BLOCKSIZE:
         raise tarfile.ReadError(f"cut short at byte {archive.offset:,}")
     if any(closing):
         raise tarfile.ReadError(f"damaged at byte {archive.offset:,}")
-
-
-def _key(member: tarfile.TarInfo) -> str:
-    """A sample's name: that of its members up to the first dot, with their folder."""
-    path = PurePosixPath(member.name)
-    return str(path.parent / path.name.partition(".")[0])
 
 
 def _read_sample(

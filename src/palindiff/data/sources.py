@@ -119,12 +119,10 @@ def _root(path: Path, split: str, holds_rows: Callable[[Path], bool]) -> Path | 
 def _class_root(path: Path, split: str) -> Path | None:
     """Return the parent of a split's class folders; folders that are splits are not classes of an unsplit set."""
     root = _root(path, split, has_class_folders)
-    is_split = root == path.absolute() and any(_is_split(each) for each in path.iterdir())
-    return None if is_split else root
-
-
-def _is_split(folder: Path) -> bool:
-    return folder.is_dir() and (folder.name in SPLIT_NAMES or (folder / METADATA_NAME).is_file())
+    if root != path.absolute():
+        return root
+    folders = [each for each in path.iterdir() if each.is_dir()]
+    return None if any(each.name in SPLIT_NAMES or (each / METADATA_NAME).is_file() for each in folders) else root
 
 
 def _tars(path: Path, split: str) -> list[Path]:

@@ -8,7 +8,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow  # type: ignore[import-untyped]
+from datasets import ClassLabel, Dataset, Features, Image, LargeList, List, Value, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from palindiff.data.entries import (
     CAPTION_KEYS,
@@ -21,9 +25,6 @@ from palindiff.data.entries import (
     describe_image,
 )
 from palindiff.data.index import index_on_disk
-
-if TYPE_CHECKING:
-    from datasets import Dataset, Features
 
 _SCAN_BATCH = 256
 
@@ -38,14 +39,11 @@ class Columns:
     label_names: tuple[str, ...] = ()
 
 
-def load_parquet(files: Sequence[Path]) -> "Dataset":
+def load_parquet(files: Sequence[Path]) -> Dataset:
     """Map parquet files as one table, with the builder of `datasets`.
 
     Raises: ValueError if a file is damaged.
     """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
     names = [glob.escape(str(file.absolute())) for file in files]
     try:
         return load_dataset("parquet", data_files={"train": names}, split="train")
@@ -57,14 +55,11 @@ def load_parquet(files: Sequence[Path]) -> "Dataset":
         ) from error
 
 
-def load_hub(name: str, subset: str | None, split: str) -> "Dataset":
+def load_hub(name: str, subset: str | None, split: str) -> Dataset:
     """Load a split of a data set on the Hub, or of a folder with a copy of such a data set, with `datasets`.
 
     Raises: ConnectionError if the Hub cannot be reached; ValueError if there is no such data set, subset or split.
     """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
     if is_saved_to_disk(Path(name)):
         return _load_saved(name, split)
     expected = "Expected a local folder or file, or `owner/name` of a data set on the Hub"
@@ -87,7 +82,7 @@ def is_saved_to_disk(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
-def find_columns(features: "Features", image: str | None, caption: str | None, source: str) -> Columns:
+def find_columns(features: Features, image: str | None, caption: str | None, source: str) -> Columns:
     """Take the columns that are named, and infer the others where only one column fits.
 
     Raises: ValueError if a named column is missing or of another type, or if no column or several fit.
@@ -103,10 +98,8 @@ def find_columns(features: "Features", image: str | None, caption: str | None, s
     return Columns(image, caption, label, tuple(getattr(features[label], "names", None) or ()) if label else ())
 
 
-def index_table(table: "Dataset", columns: Columns, template: str) -> tuple["Dataset", "Dataset"]:
+def index_table(table: Dataset, columns: Columns, template: str) -> tuple[Dataset, Dataset]:
     """Index a table, or map its cached index; return the index and the table's undecoded images."""
-    from datasets import Image
-
     if isinstance(table.features[columns.image], Image):
         table = table.cast_column(columns.image, Image(decode=False))
     arguments = {"table": table, "columns": columns, "template": template}
@@ -114,7 +107,7 @@ def index_table(table: "Dataset", columns: Columns, template: str) -> tuple["Dat
     return index, table.select_columns([columns.image])
 
 
-def scan_table(table: "Dataset", columns: Columns, template: str) -> Iterator[Entry]:
+def scan_table(table: Dataset, columns: Columns, template: str) -> Iterator[Entry]:
     """Yield an entry for each row of a table, without reading more of an image than `content_id` samples."""
     kinds = {name: _kind(feature) for name, feature in table.features.items()}
     texts = [name for name, kind in kinds.items() if kind in ("text", "scalar") or name == columns.caption]
@@ -140,8 +133,6 @@ def _read_row(number: int, image: Any, record: Mapping[str, Any], columns: Colum
 
 def _describe_cell(cell: Any, place: str) -> dict[str, Any]:
     """Locate a cell's image: its bytes, or a file that `datasets` names."""
-    import pyarrow  # type: ignore[import-untyped]
-
     path = None
     if isinstance(cell, Mapping):
         path, cell = (cell[key] if key in cell else None for key in ("path", "bytes"))  # noqa: SIM401  # no `get`
@@ -162,9 +153,7 @@ def _label(record: Mapping[str, Any], columns: Columns) -> str | None:
     return columns.label_names[label] if columns.label_names else str(label)
 
 
-def _load_saved(folder: str, split: str) -> "Dataset":
-    from datasets import Dataset, load_from_disk
-
+def _load_saved(folder: str, split: str) -> Dataset:
     saved = load_from_disk(folder)
     splits = {"train": saved} if isinstance(saved, Dataset) else saved  # an unsplit data set is the split "train"
     if split not in splits:
@@ -172,7 +161,7 @@ def _load_saved(folder: str, split: str) -> "Dataset":
     return splits[split]
 
 
-def _one_of(possible: Sequence[str], named: str | None, role: str, features: "Features", source: str) -> str:
+def _one_of(possible: Sequence[str], named: str | None, role: str, features: Features, source: str) -> str:
     """Return the named column if it fits the role, or the only one that does."""
     if named is None and len(possible) == 1:
         return possible[0]
@@ -190,8 +179,6 @@ def _one_of(possible: Sequence[str], named: str | None, role: str, features: "Fe
 
 def _kind(feature: object) -> str:
     """Classify a column: "image", "text", "texts" (several a row), "scalar" (any other single value) or "other"."""
-    from datasets import ClassLabel, Image, LargeList, List, Value
-
     if isinstance(feature, dict):
         return "image" if _kind(feature.get("bytes")) == "image" else "other"
     if isinstance(feature, List | LargeList):
