@@ -110,7 +110,7 @@ def random_orders(n: int, num_shuffles: int = NUM_SHUFFLES, seed: int = 0) -> li
     """Shapes: -> num_shuffles random orders, each (n,) int64; the same for the same seed."""
     if num_shuffles < 1:
         raise ValueError(
-            f"`num_shuffles` is {num_shuffles}. Expected at least 1: the control is required. Pass 1 or more."
+            f"`num_shuffles` is {num_shuffles}. Expected 1 or more: the control is required. Pass 1 or more."
         )
     generator = torch.Generator().manual_seed(seed)
     return [torch.randperm(n, generator=generator) for _ in range(num_shuffles)]
@@ -139,8 +139,9 @@ def one_positive_each(scores: Tensor, index: Tensor, name: str) -> Tensor:
 
 
 def _recall(scores: Tensor, positives: Tensor, ks: Sequence[int]) -> dict[int, float]:
-    chunks = zip(scores.split(QUERIES_AT_ONCE), positives.split(QUERIES_AT_ONCE), strict=True)
-    ranks = torch.cat([_best_rank(*chunk) for chunk in chunks])  # (n_queries,)
+    ranks = torch.cat(
+        [*map(_best_rank, scores.split(QUERIES_AT_ONCE), positives.split(QUERIES_AT_ONCE))]
+    )  # (n_queries,)
     return {k: int((ranks < k).sum()) / len(ranks) for k in ks}
 
 
@@ -165,12 +166,9 @@ def _check_positives(positives: Tensor) -> None:
         )
 
 
-def _check_ks(num_candidates: int, ks: Sequence[int]) -> None:
+def _check_ks(n: int, ks: Sequence[int]) -> None:
     if not ks:
         raise ValueError("`ks` is empty. Expected one k or more. Pass for example (1, 5, 10).")
     for k in ks:
-        if not 1 <= k <= num_candidates:
-            raise ValueError(
-                f"k is {k} with {num_candidates} candidates. Expected 1 to {num_candidates}. "
-                "Pass a smaller k or more candidates."
-            )
+        if not 1 <= k <= n:
+            raise ValueError(f"k is {k} with {n} candidates. Expected 1 to {n}. Pass a smaller k or more candidates.")
