@@ -21,24 +21,22 @@ from palindiff.data.rows import DAMAGED, ImageSet, image_source
 INDEX_VERSION = 2  # increase when entries change their meaning, so that no older index on disk is used
 NUM_NAMED_FAULTS = 10
 
+_TEXTS = ("place", "name", "path", "content", "label", "fields", "fault", "found")
+INDEX_FEATURES = Features(  # a column for each value of `Entry`
+    dict.fromkeys(_TEXTS, Value("string"))
+    | dict.fromkeys(("offset", "size", "table_row"), Value("int64"))
+    | {"captions": List(Value("string"))}
+)
 _HASHED = ("name", "size", "content", "captions", "label", "fields")
-
-
-def index_features() -> Features:
-    """Name the columns of an index and their types."""
-    number, text = Value("int64"), Value("string")
-    columns = dict.fromkeys(("place", "name", "path", "content", "label", "fields", "fault", "found"), text)
-    return Features(columns | dict.fromkeys(("offset", "size", "table_row"), number) | {"captions": List(text)})
 
 
 def index_in_memory(entries: Iterable[Entry]) -> Dataset:
     """Index entries in memory: for sources that must be scanned each time they are opened."""
-    features = index_features()
-    columns: dict[str, list[Any]] = {name: [] for name in features}
+    columns: dict[str, list[Any]] = {name: [] for name in INDEX_FEATURES}
     for entry in entries:
         for name, value in entry.as_row().items():
             columns[name].append(value)
-    return Dataset.from_dict(columns, features=features)
+    return Dataset.from_dict(columns, features=INDEX_FEATURES)
 
 
 def index_on_disk(
@@ -51,7 +49,7 @@ def index_on_disk(
     digest = hashlib.sha256(json.dumps([INDEX_VERSION, scan.__name__, *fingerprints]).encode()).hexdigest()
     return Dataset.from_generator(
         lambda: (entry.as_row() for entry in scan(**arguments)),
-        features=index_features(),
+        features=INDEX_FEATURES,
         split=NamedSplit("index"),  # its name in the progress bar
         fingerprint=f"images-{digest[:32]}",
     )

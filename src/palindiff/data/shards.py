@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
+from tarfile import TarInfo
 from typing import Any, BinaryIO
 
 from datasets import Dataset
@@ -85,11 +86,9 @@ def _expand_braces(pattern: str) -> list[str]:
 
 def read_class_names(tars: Sequence[Path]) -> tuple[str, ...]:
     """Read `classnames.txt` beside the archives or in the parent folder; empty if there is none."""
-    for folder in (tars[0].parent, tars[0].parent.parent):
-        if (folder / CLASS_NAMES).is_file():
-            lines = (folder / CLASS_NAMES).read_text(encoding="utf-8").splitlines()
-            return tuple(line.strip() for line in lines if line.strip())
-    return ()
+    files = [folder / CLASS_NAMES for folder in tars[0].parents[:2]]
+    text = next((file.read_text(encoding="utf-8") for file in files if file.is_file()), "")
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def index_tars(tars: Sequence[Path], reading: ShardReading) -> Dataset:
@@ -105,9 +104,8 @@ def scan_tars(tars: Sequence[Path], reading: ShardReading) -> Iterator[Entry]:
         try:
             with tar.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
                 for key, members in groupby(_members(archive, stream), key=itemgetter(0)):
-                    sample = [
-                        member for _, member in members
-                    ]  # a damaged archive raises here: its last sample may be incomplete
+                    # A damaged archive raises here: its last sample may be incomplete.
+                    sample = [member for _, member in members]
                     num_samples += 1
                     yield Entry.read(f"`{key}` in {tar.name}", _read_sample, tar, stream, sample, reading)
             if not num_samples:
@@ -118,7 +116,7 @@ def scan_tars(tars: Sequence[Path], reading: ShardReading) -> Iterator[Entry]:
             yield Entry(f"`{tar.name}`", fault="archive cannot be read", found=found)
 
 
-def _members(archive: tarfile.TarFile, stream: BinaryIO) -> Iterator[tuple[str, tarfile.TarInfo]]:
+def _members(archive: tarfile.TarFile, stream: BinaryIO) -> Iterator[tuple[str, TarInfo]]:
     """Yield the files of an archive whose names have a key (up to the first dot, with the folder) and a kind.
 
     Raises: tarfile.ReadError if it ends too early or is damaged. `tarfile` itself takes a damaged header for the end,
@@ -132,15 +130,12 @@ def _members(archive: tarfile.TarFile, stream: BinaryIO) -> Iterator[tuple[str, 
             yield str(path.parent / stem), member
     stream.seek(archive.offset)
     closing = stream.read(tarfile.BLOCKSIZE)
-    if len(closing) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"cut short at byte {archive.offset:,}")
-    if any(closing):
-        raise tarfile.ReadError(f"damaged at byte {archive.offset:,}")
+    if len(closing) < tarfile.BLOCKSIZE or any(closing):
+        problem = "cut short" if len(closing) < tarfile.BLOCKSIZE else "damaged"
+        raise tarfile.ReadError(f"{problem} at byte {archive.offset:,}")
 
 
-def _read_sample(
-    tar: Path, stream: BinaryIO, members: Sequence[tarfile.TarInfo], reading: ShardReading
-) -> dict[str, Any]:
+def _read_sample(tar: Path, stream: BinaryIO, members: list[TarInfo], reading: ShardReading) -> dict[str, Any]:
     kinds = [member.name.rpartition(".")[2].lower() for member in members]
     of_kind = dict(zip(kinds, members, strict=True))
     twice = [kind for kind in of_kind if kinds.count(kind) > 1]
@@ -165,7 +160,7 @@ def _read_sample(
     }
 
 
-def _read(stream: BinaryIO, member: tarfile.TarInfo) -> bytes:
+def _read(stream: BinaryIO, member: TarInfo) -> bytes:
     if member.size > _MAX_TEXT_BYTES:
         raise RowFault("text too long", f"{member.name} has {member.size:,} bytes")
     stream.seek(member.offset_data)

@@ -163,18 +163,15 @@ def _load_saved(folder: str, split: str) -> Dataset:
 
 def _one_of(possible: Sequence[str], named: str | None, role: str, features: Features, source: str) -> str:
     """Return the named column if it fits the role, or the only one that does."""
-    if named is None and len(possible) == 1:
-        return possible[0]
-    if named in possible:
-        return str(named)
+    if named in possible or (named is None and len(possible) == 1):
+        return named or possible[0]
+    found = f"{len(possible) or 'no'} column{'s' if possible else ''} that could hold {role}s"
     if named is not None:
-        found = f"`{source}` has {f'no {role}s in its' if named in features else 'no'} column `{named}`"
-    else:
-        found = f"`{source}` has {len(possible) or 'no'} column{'s' if possible else ''} that could hold {role}s"
+        found = f"no {role}s in its column `{named}`" if named in features else f"no column `{named}`"
     expected, remedy = f"one of {', '.join(possible)}", f"Set `{role}_column`"
     if not possible:
         expected, remedy = f"one besides {', '.join(features)}", f"Add the {role}s to the data"
-    raise ValueError(f"{found}. Expected {expected}. {remedy}.")
+    raise ValueError(f"`{source}` has {found}. Expected {expected}. {remedy}.")
 
 
 def _kind(feature: object) -> str:
@@ -183,8 +180,9 @@ def _kind(feature: object) -> str:
         return "image" if _kind(feature.get("bytes")) == "image" else "other"
     if isinstance(feature, List | LargeList):
         return "texts" if _kind(feature.feature) == "text" else "other"
-    if isinstance(feature, Image) or (isinstance(feature, Value) and "binary" in feature.dtype):
+    dtype = feature.dtype if isinstance(feature, Value) else ""
+    if isinstance(feature, Image) or "binary" in dtype:
         return "image"
-    if isinstance(feature, Value) and "string" in feature.dtype:
+    if "string" in dtype:
         return "text"
     return "scalar" if isinstance(feature, Value | ClassLabel) else "other"

@@ -273,11 +273,10 @@ def _shortened(path: str) -> str:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        return subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError):  # no git, no folder, or no checkout
         return None
+    return done.stdout.strip()
 
 
 def _accelerator() -> str | None:

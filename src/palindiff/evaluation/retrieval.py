@@ -109,9 +109,7 @@ def chance_recall(positives: Tensor, k: int) -> float:
 def random_orders(n: int, num_shuffles: int = NUM_SHUFFLES, seed: int = 0) -> list[Tensor]:
     """Shapes: -> num_shuffles random orders, each (n,) int64; the same for the same seed."""
     if num_shuffles < 1:
-        raise ValueError(
-            f"`num_shuffles` is {num_shuffles}. Expected 1 or more: the control is required. Pass 1 or more."
-        )
+        raise ValueError(f"`num_shuffles` is {num_shuffles}. Expected at least 1, for the control. Pass 1 or more.")
     generator = torch.Generator().manual_seed(seed)
     return [torch.randperm(n, generator=generator) for _ in range(num_shuffles)]
 
@@ -139,9 +137,8 @@ def one_positive_each(scores: Tensor, index: Tensor, name: str) -> Tensor:
 
 
 def _recall(scores: Tensor, positives: Tensor, ks: Sequence[int]) -> dict[int, float]:
-    ranks = torch.cat(
-        [*map(_best_rank, scores.split(QUERIES_AT_ONCE), positives.split(QUERIES_AT_ONCE))]
-    )  # (n_queries,)
+    chunks = zip(scores.split(QUERIES_AT_ONCE), positives.split(QUERIES_AT_ONCE), strict=True)
+    ranks = torch.cat([_best_rank(*chunk) for chunk in chunks])  # (n_queries,)
     return {k: int((ranks < k).sum()) / len(ranks) for k in ks}
 
 
