@@ -1,7 +1,8 @@
 """The emoji set: emoji in two styles, rendered from packages that contain their SVG files.
 
 Here: which emoji exist, their names and captions, which concept each shows, how the concepts are split, and drawing.
-Not here: reading the set (`folder.py`, as any other set). The packages are an extra and are imported late.
+Not here: the tables of emoji that show the same thing (`emoji_concepts.yaml`), reading the set (`folder.py`, as any
+other set). The packages are an extra and are imported late.
 """
 
 import hashlib
@@ -118,7 +119,7 @@ def group_concepts(emoji: Iterable[Emoji]) -> list[Concept]:
 
 
 def group_families(concepts: Iterable[Concept]) -> list[list[Concept]]:
-    """Group concepts that share a name, differ only in left and right, or look alike: no split separates them."""
+    """Group concepts that share a name, differ only in left and right, or show the same thing: no split separates them."""
     families: list[list[Concept]] = []
     family_of: dict[str, list[Concept]] = {}
     for concept in concepts:
@@ -131,7 +132,7 @@ def group_families(concepts: Iterable[Concept]) -> list[list[Concept]]:
 
 
 def _family_keys(concept: Concept) -> set[str]:
-    """Return what a concept shares with its family: names without left and right, being a clock, looking alike."""
+    """Return what a concept shares with its family: names without left and right, being a clock, a similar image."""
     names = {name for each in concept.members for name in (each.name, *each.aliases)}
     keys = {f"name {_TURN.sub('', name.lower())}" for name in names}
     keys |= {"clock" for name in names if name.endswith(("o’clock", "-thirty"))}

@@ -105,7 +105,7 @@ def find_source(config: DataConfig) -> tuple[Kind, Any]:
 
 
 def _split_path(config: DataConfig) -> tuple[Path, str]:
-    """Return the path, and the split to look for in it: a path that names the split holds nothing else."""
+    """Return the path, and the split to find in it: a path that names the split holds nothing else."""
     path = Path(config.path.replace("{split}", config.split)).expanduser()
     return path, "train" if "{split}" in config.path else config.split
 
