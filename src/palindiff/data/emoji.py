@@ -119,7 +119,7 @@ def group_concepts(emoji: Iterable[Emoji]) -> list[Concept]:
 
 
 def group_families(concepts: Iterable[Concept]) -> list[list[Concept]]:
-    """Group concepts that share a name, differ only in left and right, or show the same thing: no split separates them."""
+    """Group concepts that share a name, differ only in left and right, or are similar: no split separates them."""
     families: list[list[Concept]] = []
     family_of: dict[str, list[Concept]] = {}
     for concept in concepts:
