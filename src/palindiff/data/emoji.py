@@ -1,22 +1,24 @@
 """The emoji set: emoji in two styles, rendered from packages that contain their SVG files.
 
 Here: which emoji exist, their names and captions, which concept each shows, how the concepts are split, and drawing.
-Not here: reading the set (`folder.py`, as any other set). The packages are an extra and are imported late.
+Not here: the tables of emoji that show the same thing (`emoji_concepts.yaml`), reading the set (`folder.py`, as any
+other set). The packages are an extra and are imported late.
 """
 
 import hashlib
-import importlib.resources
+import importlib
 import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Literal, get_args
 
+import yaml
 from PIL import Image
 
 from palindiff.atomic import atomic_folder
@@ -39,29 +41,8 @@ NUM_COMPOSITION_CONCEPTS = 60  # for each style: concepts that training sees in 
 
 _SKIN_TONE = re.compile(r" (medium-light|medium-dark|light|medium|dark) skin tone")
 _GENDER_WORDS = {"man", "woman", "person", "men", "women", "people"}
-_SAME_CONCEPT = {
-    "boy": "child", "girl": "child", "adult": "person", "prince": "royal heir", "princess": "royal heir",
-    "Mrs. Claus": "Claus", "Mx Claus": "Claus", "Santa Claus": "Claus",
-    "merman": "mermaid", "merperson": "mermaid", "older person": "old",
-}  # fmt: skip
 _TURN = re.compile(r"\b(left|right)(wards|-facing)?\b")
-_SIMILAR = (  # concepts whose images in a style are equal or mirrored, or show the same thing
-    ("Norway", "Svalbard & Jan Mayen", "Bouvet Island"), ("France", "Clipperton Island", "St. Martin"),
-    ("Spain", "Ceuta & Melilla"), ("United States", "U.S. Outlying Islands"), ("Romania", "Chad"),
-    ("Australia", "Heard Island & McDonald Islands"), ("British Indian Ocean Territory", "Diego Garcia"),
-    ("Ireland", "Côte d’Ivoire"), ("Guinea", "Mali"), ("Indonesia", "Monaco"),
-    ("first quarter moon", "last quarter moon"), ("full moon", "yellow circle"), ("new moon", "black circle"),
-    ("waxing crescent moon", "waning crescent moon"), ("waxing gibbous moon", "waning gibbous moon"),
-    ("next track button", "last track button"), ("play button", "reverse button"),
-    ("fast-forward button", "fast reverse button"), ("smiling face with horns", "angry face with horns"),
-    ("raised hand", "raised back of hand"), ("person", "blond hair", "red hair", "frowning", "pouting"),
-    ("fountain pen", "black nib"), ("star of David", "dotted six-pointed star"), ("bathtub", "taking bath"),
-    ("manual wheelchair", "in manual wheelchair"), ("motorized wheelchair", "in motorized wheelchair"),
-)  # fmt: skip
-_CONCEPT_OF_PREFIX = {
-    "family": "family", "couple with heart": "couple with heart",
-    "kiss man": "kiss", "kiss woman": "kiss", "kiss person": "kiss",
-}  # fmt: skip
+_TABLES = yaml.safe_load(Path(__file__).with_name("emoji_concepts.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -82,15 +63,9 @@ class Emoji:
     def concept(self) -> str:
         """What the image shows, without skin tone, gender or direction: the unit of every split."""
         name = self.name.removesuffix(" facing right").removesuffix(" face")  # a cat's face and a cat are one concept
-        for prefix, concept in _CONCEPT_OF_PREFIX.items():
-            if name.startswith(prefix):
-                return concept
-        if "holding hands" in name:
-            return "people holding hands"
-        if name in _SAME_CONCEPT:
-            return _SAME_CONCEPT[name]
         words = [word for word in name.split() if word not in _GENDER_WORDS]
-        return " ".join(words) or "person"
+        known = (concept for names, concept in _TABLES["concept_of_name"].items() if re.fullmatch(names, name))
+        return next(known, " ".join(words) or "person")
 
     @property
     def is_neutral(self) -> bool:
@@ -144,7 +119,7 @@ def group_concepts(emoji: Iterable[Emoji]) -> list[Concept]:
 
 
 def group_families(concepts: Iterable[Concept]) -> list[list[Concept]]:
-    """Group concepts that share a name, differ only in left and right, or look alike: no split separates them."""
+    """Group concepts that share a name, differ only in left and right, or are similar: no split separates them."""
     families: list[list[Concept]] = []
     family_of: dict[str, list[Concept]] = {}
     for concept in concepts:
@@ -157,11 +132,11 @@ def group_families(concepts: Iterable[Concept]) -> list[list[Concept]]:
 
 
 def _family_keys(concept: Concept) -> set[str]:
-    """Return what a concept shares with its family: names without left and right, being a clock, looking alike."""
+    """Return what a concept shares with its family: names without left and right, being a clock, a similar image."""
     names = {name for each in concept.members for name in (each.name, *each.aliases)}
     keys = {f"name {_TURN.sub('', name.lower())}" for name in names}
     keys |= {"clock" for name in names if name.endswith(("o’clock", "-thirty"))}
-    return keys | {f"similar {similar[0]}" for similar in _SIMILAR if concept.name in similar}
+    return keys | {f"similar {similar[0]}" for similar in _TABLES["similar_concepts"] if concept.name in similar}
 
 
 def split_concepts(concepts: Sequence[Concept], drawable: dict[Style, set[str]]) -> dict[str, dict[Style, str]]:
@@ -207,7 +182,8 @@ def _hash_order(family: Iterable[str]) -> bytes:
 def draw_svg(svg: bytes, size_px: int) -> Image.Image:
     """Render an SVG on white, centred in a square of `size_px`; other shapes are padded."""
     resvg = _import_package("resvg_py")
-    width, height = _svg_size(svg)
+    view_box = re.search(rb'viewBox="[-\d. ]+ ([\d.]+) +([\d.]+) *"', svg)
+    width, height = map(float, view_box.groups()) if view_box else (1, 1)
     scale = {"width": size_px} if width >= height else {"height": size_px}
     png = resvg.svg_to_bytes(svg_string=svg.decode(), skip_system_fonts=True, **scale)
     drawn = Image.open(io.BytesIO(png)).convert("RGBA")
@@ -253,10 +229,11 @@ def build_emoji_set(
 def find_svgs(emoji: Iterable[Emoji], style: Style) -> dict[str, Path]:
     """Find the SVG file of each emoji's characters; emoji without one are left out."""
     package, *folders = _SVG_FOLDERS[style]
-    folder = Path(str(importlib.resources.files(_import_package(package)))).joinpath(*folders)
+    folder = Path(_import_package(package).__path__[0], *folders)
     files = {path.stem.lower(): path for path in sorted(folder.glob("*.svg"))}
-    named = {each.characters: _svg_name(each.characters, files) for each in emoji}
-    return {characters: files[name] for characters, name in named.items() if name is not None}
+    names = {each.characters: "-".join(f"{ord(letter):x}" for letter in each.characters) for each in emoji}
+    found = {letters: files.get(name) or files.get(name.replace("-fe0f", "")) for letters, name in names.items()}
+    return {letters: file for letters, file in found.items() if file}  # named with variation selectors or without
 
 
 def _draw(folder: Path, concept: Concept, style: Style, emoji: Emoji, svg: Path, size_px: int) -> dict[str, object]:
@@ -291,21 +268,6 @@ def _with_article(name: str, is_flag: bool) -> str:
     if is_plural or is_activity or name.startswith("no "):
         return name
     return f"{'an' if name[0] in 'AEIOaeiou' else 'a'} {name}"
-
-
-def _svg_size(svg: bytes) -> tuple[float, float]:
-    view_box = re.search(rb'viewBox="([-\d. ]+)"', svg)
-    if view_box is None:
-        return (1.0, 1.0)
-    _, _, width, height = (float(number) for number in view_box.group(1).split())
-    return width, height
-
-
-def _svg_name(characters: str, files: Container[str]) -> str | None:
-    """Return the name of the file for these characters, with all variation selectors or without."""
-    points = [f"{ord(character):x}" for character in characters]
-    candidates = ("-".join(points), "-".join(point for point in points if point != "fe0f"))
-    return next((name for name in candidates if name in files), None)
 
 
 def _import_package(name: str) -> ModuleType:

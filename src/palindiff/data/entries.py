@@ -7,7 +7,7 @@ Here: the entry, its faults, and what readers share. Not here: where rows come f
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,9 +49,12 @@ class Entry:
     found: str = ""
 
     @classmethod
-    def bad(cls, place: str, fault: RowFault) -> "Entry":
-        """Build the entry of a row that cannot be used."""
-        return cls(place, fault=fault.fault, found=fault.found)
+    def read(cls, place: str, reader: Callable[..., Mapping[str, Any]], *arguments: Any) -> "Entry":
+        """Build an entry of the values that `reader(*arguments)` returns, or of the RowFault that it raises."""
+        try:
+            return cls(place, **reader(*arguments))
+        except RowFault as fault:
+            return cls(place, fault=fault.fault, found=fault.found)
 
     def as_row(self) -> dict[str, Any]:
         """Convert to a row of an Arrow table."""
@@ -67,19 +70,24 @@ def content_id(stream: BinaryIO, size: int, offset: int = 0) -> str:
     A compressed image that is saved again differs there: PNG ends with a checksum of all pixels, in other formats
     a changed pixel shifts what follows. The image is `size` bytes of `stream` from `offset` on.
     """
-
-    def part(start: int, num_bytes: int) -> bytes:
-        stream.seek(offset + start)
-        return stream.read(num_bytes)
-
-    beginning = part(0, min(size, SAMPLE_BYTES))
+    stream.seek(offset)
+    beginning = stream.read(min(size, SAMPLE_BYTES))
     digest = hashlib.sha256(f"{size}:".encode() + beginning)
-    if size <= 3 * SAMPLE_BYTES or beginning.startswith(UNCOMPRESSED):
-        digest.update(part(len(beginning), size - len(beginning)))
-    else:
-        for start in (size // 2, size - SAMPLE_BYTES):
-            digest.update(part(start, SAMPLE_BYTES))
+    is_whole = size <= 3 * SAMPLE_BYTES or beginning.startswith(UNCOMPRESSED)
+    for start in (len(beginning),) if is_whole else (size // 2, size - SAMPLE_BYTES):
+        stream.seek(offset + start)
+        digest.update(stream.read(size - start if is_whole else SAMPLE_BYTES))
     return digest.hexdigest()[:32]
+
+
+def describe_image(stream: BinaryIO, size: int, name: str, offset: int = 0) -> dict[str, Any]:
+    """Read what an entry records of every image: size and content. The arguments are those of `content_id`.
+
+    Raises: RowFault, which calls the image `name`, if it is empty.
+    """
+    if size == 0:
+        raise RowFault("empty image file", f"`{name}` has 0 bytes")
+    return {"size": size, "content": content_id(stream, size, offset)}
 
 
 def describe_file(path: Path, name: str) -> dict[str, Any]:
@@ -90,13 +98,9 @@ def describe_file(path: Path, name: str) -> dict[str, Any]:
     try:
         str(path).encode()
         with path.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            content = content_id(stream, size)
+            return {"path": str(path), **describe_image(stream, os.fstat(stream.fileno()).st_size, name)}
     except (OSError, ValueError) as error:  # ValueError: a name with NUL, or not UTF-8
         raise RowFault("image cannot be opened", f"`{name}`: {getattr(error, 'strerror', None) or error}") from error
-    if size == 0:
-        raise RowFault("empty image file", f"`{name}` has 0 bytes")
-    return {"path": str(path), "size": size, "content": content}
 
 
 def as_captions(value: object) -> tuple[str, ...]:

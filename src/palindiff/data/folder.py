@@ -5,7 +5,7 @@ Here: entries from single files, every fault with its line. Not here: archives (
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,38 +30,18 @@ def scan_folder(root: Path, image_key: str = "file_name", caption_key: str | Non
     named: set[str] = set()
     with (root / METADATA_NAME).open("rb") as lines:  # as bytes: a caption may hold other line ends than \n
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            place = f"line {number} of {METADATA_NAME}"
-            try:
-                record = as_record(line)
-                name = _image_name(record, image_key)
-                named.add(name)
-                captions = as_captions(
-                    next((record[key] for key in caption_keys if record.get(key) is not None), None)
-                )
-                label = None if record.get("label") is None else str(record["label"])
-                fields = as_fields(record, (image_key, *caption_keys))
-                file = describe_file(root / name, name)
-                yield Entry(place, name, captions=captions, label=label, fields=fields, **file)
-            except RowFault as fault:
-                yield Entry.bad(place, fault)
+            if line.strip():
+                place = f"line {number} of {METADATA_NAME}"
+                yield Entry.read(place, _read_line, root, line, image_key, caption_keys, named)
     for name in list_images(root):
         if name not in named:
-            yield Entry.bad(f"`{name}`", RowFault(f"image without a line in {METADATA_NAME}"))
+            yield Entry(f"`{name}`", fault=f"image without a line in {METADATA_NAME}")
 
 
 def scan_classes(root: Path, template: str) -> Iterator[Entry]:
     """Yield an entry for each `CLASS/image`, captioned with the class's name through `template`."""
     for name in list_images(root):
-        label, *rest = Path(name).parts
-        try:
-            if len(rest) != 1:
-                raise RowFault("image outside the class folders", "expected CLASS/image")
-            captions, file = (class_caption(label, template),), describe_file(root / name, name)
-            yield Entry(f"`{name}`", name, captions=captions, label=label, **file)
-        except RowFault as fault:
-            yield Entry.bad(f"`{name}`", fault)
+        yield Entry.read(f"`{name}`", _read_class_image, root, name, template)
 
 
 def list_images(root: Path) -> list[str]:
@@ -86,10 +66,31 @@ def is_image(file_name: str) -> bool:
 
 def has_class_folders(root: Path) -> bool:
     """Whether a direct sub-folder holds an image."""
-    return any(
-        each.is_dir() and not each.name.startswith(".") and any(is_image(file.name) for file in each.iterdir())
-        for each in sorted(root.iterdir())
-    )
+    return any(is_image(file.name) for file in root.glob("[!.]*/*"))
+
+
+def _read_line(
+    root: Path, line: bytes, image_key: str, caption_keys: Sequence[str], named: set[str]
+) -> dict[str, Any]:
+    """Read the row of one line, and add the image that it names to `named` even if the row has another fault."""
+    record = as_record(line)
+    name = _image_name(record, image_key)
+    named.add(name)
+    return {
+        "name": name,
+        "captions": as_captions(next((record[key] for key in caption_keys if record.get(key) is not None), None)),
+        "label": None if record.get("label") is None else str(record["label"]),
+        "fields": as_fields(record, (image_key, *caption_keys)),
+        **describe_file(root / name, name),
+    }
+
+
+def _read_class_image(root: Path, name: str, template: str) -> dict[str, Any]:
+    label, *rest = Path(name).parts
+    if len(rest) != 1:
+        raise RowFault("image outside the class folders", "expected CLASS/image")
+    captions = (class_caption(label, template),)
+    return {"name": name, "captions": captions, "label": label, **describe_file(root / name, name)}
 
 
 def _image_name(record: dict[str, Any], key: str) -> str:

@@ -86,8 +86,14 @@ def _open_image(source: ImageSource | Path | str | bytes) -> Iterator[Image.Imag
     try:
         with warnings.catch_warnings(), source.open() as stream:
             warnings.simplefilter("ignore")  # PIL warns about sizes (MAX_PIXELS is the limit) and damaged metadata
+            is_empty = not stream.read(1)
+            stream.seek(0)
             with Image.open(stream) as image:
-                _check_format(source, image)
+                if image.format not in FORMATS:
+                    raise _refusal(source, f"is a file of format {image.format}", f"one of {', '.join(FORMATS)}")
+                if image.width * image.height > MAX_PIXELS:
+                    size = f"{image.width} x {image.height} pixels"
+                    raise _refusal(source, f"is {size}", f"at most {MAX_PIXELS:,} pixels")
                 yield image
     except ImageFileError:
         raise
@@ -96,7 +102,7 @@ def _open_image(source: ImageSource | Path | str | bytes) -> Iterator[Image.Imag
     except Image.DecompressionBombError as error:
         raise _refusal(source, "decodes to far too many pixels", f"at most {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
-        found = "is empty (0 bytes)" if _is_empty(source) else "is not an image that PIL can read"
+        found = "is empty (0 bytes)" if is_empty else "is not an image that PIL can read"
         raise _refusal(source, found, "PNG, JPEG, WebP or another image format") from error
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
         raise _refusal(source, f"cannot be decoded ({error})", "a whole, undamaged image") from error
@@ -152,29 +158,14 @@ def to_image(x: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())  # (3, H, W) -> (H, W, 3)
 
 
-def _check_format(source: ImageSource, image: Image.Image) -> None:
-    """Check the format and size in the header, before pixels are decoded."""
-    if image.format not in FORMATS:
-        raise _refusal(source, f"is a file of format {image.format}", f"one of {', '.join(FORMATS)}")
-    if image.width * image.height > MAX_PIXELS:
-        raise _refusal(source, f"is {image.width} x {image.height} pixels", f"at most {MAX_PIXELS:,} pixels")
-
-
 def _plain_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):  # PIL clips 16 bits at 255 instead of scaling
-        grey = np.asarray(image).astype(np.float32) / 257
+    if image.mode == "F" or image.mode.startswith("I"):  # PIL clips 16 bits (I) at 255 instead of scaling
+        grey = np.asarray(image).astype(np.float32) / (1 if image.mode == "F" else 257)
         return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        return Image.fromarray(np.asarray(image).clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         with_alpha = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), with_alpha).convert("RGB")
     return image.convert("RGB")
-
-
-def _is_empty(source: ImageSource) -> bool:
-    with source.open() as stream:
-        return not stream.read(1)
 
 
 def _refusal(source: ImageSource, found: str, expected: str) -> ImageFileError:

@@ -9,63 +9,54 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from datasets import Dataset, Features, List, NamedSplit, Value
 
 from palindiff.data.entries import Entry, RowFault
 from palindiff.data.images import ImageFileError, decode_image
 from palindiff.data.on_bad import OnBad
 from palindiff.data.rows import DAMAGED, ImageSet, image_source
 
-if TYPE_CHECKING:
-    from datasets import Dataset, Features
-
 INDEX_VERSION = 2  # increase when entries change their meaning, so that no older index on disk is used
 NUM_NAMED_FAULTS = 10
 
+_TEXTS = ("place", "name", "path", "content", "label", "fields", "fault", "found")
+INDEX_FEATURES = Features(  # a column for each value of `Entry`
+    dict.fromkeys(_TEXTS, Value("string"))
+    | dict.fromkeys(("offset", "size", "table_row"), Value("int64"))
+    | {"captions": List(Value("string"))}
+)
 _HASHED = ("name", "size", "content", "captions", "label", "fields")
 
 
-def index_features() -> "Features":
-    """Name the columns of an index and their types."""
-    from datasets import Features, List, Value
-
-    number, text = Value("int64"), Value("string")
-    columns = dict.fromkeys(("place", "name", "path", "content", "label", "fields", "fault", "found"), text)
-    return Features(columns | dict.fromkeys(("offset", "size", "table_row"), number) | {"captions": List(text)})
-
-
-def index_in_memory(entries: Iterable[Entry]) -> "Dataset":
+def index_in_memory(entries: Iterable[Entry]) -> Dataset:
     """Index entries in memory: for sources that must be scanned each time they are opened."""
-    from datasets import Dataset
-
-    features = index_features()
-    columns: dict[str, list[Any]] = {name: [] for name in features}
+    columns: dict[str, list[Any]] = {name: [] for name in INDEX_FEATURES}
     for entry in entries:
         for name, value in entry.as_row().items():
             columns[name].append(value)
-    return Dataset.from_dict(columns, features=features)
+    return Dataset.from_dict(columns, features=INDEX_FEATURES)
 
 
 def index_on_disk(
     scan: Callable[..., Iterator[Entry]], arguments: Mapping[str, Any], fingerprints: Sequence[object]
-) -> "Dataset":
+) -> Dataset:
     """Index the entries that `scan(**arguments)` yields in the cache of `datasets`, or map an index cached before.
 
     `fingerprints` identify what is scanned: the state of the files and all settings that change an entry.
     """
-    from datasets import Dataset, NamedSplit
-
     digest = hashlib.sha256(json.dumps([INDEX_VERSION, scan.__name__, *fingerprints]).encode()).hexdigest()
     return Dataset.from_generator(
         lambda: (entry.as_row() for entry in scan(**arguments)),
-        features=index_features(),
+        features=INDEX_FEATURES,
         split=NamedSplit("index"),  # its name in the progress bar
         fingerprint=f"images-{digest[:32]}",
     )
 
 
 def check_rows(
-    index: "Dataset", images: "Dataset | None", source: str, on_bad: OnBad, decodes_images: bool = False
+    index: Dataset, images: Dataset | None, source: str, on_bad: OnBad, decodes_images: bool = False
 ) -> ImageSet:
     """Refuse a source with bad rows, listing them, or leave them out and count them.
 
@@ -92,7 +83,7 @@ def check_rows(
     return rows
 
 
-def _undecodable(index: "Dataset", images: "Dataset | None", skipped: Mapping[int, RowFault]) -> dict[int, RowFault]:
+def _undecodable(index: Dataset, images: Dataset | None, skipped: Mapping[int, RowFault]) -> dict[int, RowFault]:
     found = {}
     for row, entry in enumerate(_entries(index)):
         if row not in skipped:
@@ -103,7 +94,7 @@ def _undecodable(index: "Dataset", images: "Dataset | None", skipped: Mapping[in
     return found
 
 
-def _refusal(index: "Dataset", faults: Mapping[int, RowFault], source: str) -> str:
+def _refusal(index: Dataset, faults: Mapping[int, RowFault], source: str) -> str:
     lines = [f"`{source}`: {len(faults):,} of {len(index):,} rows are bad. Expected an image and a caption in each."]
     lines += [f"  {index[row]['place']}: {faults[row]}" for row in sorted(faults)[:NUM_NAMED_FAULTS]]
     if len(faults) > NUM_NAMED_FAULTS:
@@ -111,14 +102,14 @@ def _refusal(index: "Dataset", faults: Mapping[int, RowFault], source: str) -> s
     return "\n".join([*lines, "Fix them, or leave them out with `on_bad: skip`."])
 
 
-def _fingerprint(index: "Dataset") -> str:
+def _fingerprint(index: Dataset) -> str:
     digest = hashlib.sha256(f"{INDEX_VERSION}".encode())
     for entry in _entries(index.select_columns(list(_HASHED))):
         digest.update(json.dumps([entry[column] for column in _HASHED]).encode())
     return digest.hexdigest()
 
 
-def _entries(index: "Dataset") -> Iterator[dict[str, Any]]:
+def _entries(index: Dataset) -> Iterator[dict[str, Any]]:
     """Read an index in batches: much faster than row by row."""
     for batch in index.iter(batch_size=1000):
         for values in zip(*batch.values(), strict=True):

@@ -11,12 +11,11 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsIndex, overload
+from typing import Any, SupportsIndex, overload
+
+from datasets import Dataset
 
 from palindiff.data.images import ImageSource
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 DAMAGED = "damaged image"  # the kind of fault that only decoding an image shows
 
@@ -41,7 +40,7 @@ class ImageSet(Sequence[CaptionedImage]):
     """
 
     def __init__(
-        self, index: "Dataset", images: "Dataset | None", source: str, fingerprint: str, reasons: Mapping[str, int]
+        self, index: Dataset, images: Dataset | None, source: str, fingerprint: str, reasons: Mapping[str, int]
     ) -> None:
         self._index, self._images, self.source, self.fingerprint = index, images, source, fingerprint
         self.reasons = Counter(reasons)  # of rows left out: kind of fault -> number of rows
@@ -99,7 +98,7 @@ class ImageSet(Sequence[CaptionedImage]):
         return CaptionedImage(source, tuple(entry["captions"]), entry["label"], json.loads(entry["fields"]))
 
 
-def image_source(entry: Mapping[str, Any], images: "Dataset | None") -> ImageSource:
+def image_source(entry: Mapping[str, Any], images: Dataset | None) -> ImageSource:
     """Locate the image of a row of an index: in a file, or in a table of images."""
     if entry["path"] is not None:
         return ImageSource(entry["name"], Path(entry["path"]), offset=entry["offset"], size=entry["size"])

@@ -11,8 +11,12 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO
+from tarfile import TarInfo
+from typing import Any, BinaryIO
+
+from datasets import Dataset
 
 from palindiff.data.entries import (
     IMAGE_SUFFIXES,
@@ -23,12 +27,9 @@ from palindiff.data.entries import (
     as_record,
     as_text,
     class_caption,
-    content_id,
+    describe_image,
 )
 from palindiff.data.index import index_on_disk
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 CLASS_NAMES = "classnames.txt"
 _MAX_TEXT_BYTES = 16_000_000  # of one KEY.txt, KEY.json or KEY.cls
@@ -85,14 +86,12 @@ def _expand_braces(pattern: str) -> list[str]:
 
 def read_class_names(tars: Sequence[Path]) -> tuple[str, ...]:
     """Read `classnames.txt` beside the archives or in the parent folder; empty if there is none."""
-    for folder in (tars[0].parent, tars[0].parent.parent):
-        if (folder / CLASS_NAMES).is_file():
-            lines = (folder / CLASS_NAMES).read_text(encoding="utf-8").splitlines()
-            return tuple(line.strip() for line in lines if line.strip())
-    return ()
+    files = [folder / CLASS_NAMES for folder in tars[0].parents[:2]]
+    text = next((file.read_text(encoding="utf-8") for file in files if file.is_file()), "")
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def index_tars(tars: Sequence[Path], reading: ShardReading) -> "Dataset":
+def index_tars(tars: Sequence[Path], reading: ShardReading) -> Dataset:
     """Index archives, or map the cached index of the same archives and reading."""
     states = [(str(tar), tar.stat().st_size, tar.stat().st_mtime_ns) for tar in tars]
     return index_on_disk(scan_tars, {"tars": tars, "reading": reading}, [states, asdict(reading)])
@@ -104,46 +103,39 @@ def scan_tars(tars: Sequence[Path], reading: ShardReading) -> Iterator[Entry]:
         num_samples = 0
         try:
             with tar.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-                for key, members in groupby(_members(archive, stream), key=_key):
-                    sample = list(members)  # a damaged archive raises here: its last sample may be incomplete
+                for key, members in groupby(_members(archive, stream), key=itemgetter(0)):
+                    # A damaged archive raises here: its last sample may be incomplete.
+                    sample = [member for _, member in members]
                     num_samples += 1
-                    try:
-                        yield _entry(tar, stream, key, sample, reading)
-                    except RowFault as fault:
-                        yield Entry.bad(f"`{key}` in {tar.name}", fault)
+                    yield Entry.read(f"`{key}` in {tar.name}", _read_sample, tar, stream, sample, reading)
             if not num_samples:
-                yield Entry.bad(f"`{tar.name}`", RowFault("archive without samples", "expected KEY.jpg with KEY.txt"))
+                expected = "expected KEY.jpg with KEY.txt"
+                yield Entry(f"`{tar.name}`", fault="archive without samples", found=expected)
         except (tarfile.TarError, OSError) as error:
             found = f"{error}; expected an uncompressed tar"
-            yield Entry.bad(f"`{tar.name}`", RowFault("archive cannot be read", found))
+            yield Entry(f"`{tar.name}`", fault="archive cannot be read", found=found)
 
 
-def _members(archive: tarfile.TarFile, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Yield the files of an archive whose names have a key and a kind.
+def _members(archive: tarfile.TarFile, stream: BinaryIO) -> Iterator[tuple[str, TarInfo]]:
+    """Yield the files of an archive whose names have a key (up to the first dot, with the folder) and a kind.
 
     Raises: tarfile.ReadError if it ends too early or is damaged. `tarfile` itself takes a damaged header for the end,
         and also the end of a file whose writer was killed before it wrote the empty blocks that close an archive.
     """
     while (member := archive.next()) is not None:
         archive.members = []  # type: ignore[attr-defined]  # it remembers all: a gigabyte for a large archive
-        stem, _, kinds = PurePosixPath(member.name).name.partition(".")
+        path = PurePosixPath(member.name)
+        stem, _, kinds = path.name.partition(".")
         if member.isfile() and stem and kinds:
-            yield member
+            yield str(path.parent / stem), member
     stream.seek(archive.offset)
     closing = stream.read(tarfile.BLOCKSIZE)
-    if len(closing) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"cut short at byte {archive.offset:,}")
-    if any(closing):
-        raise tarfile.ReadError(f"damaged at byte {archive.offset:,}")
+    if len(closing) < tarfile.BLOCKSIZE or any(closing):
+        problem = "cut short" if len(closing) < tarfile.BLOCKSIZE else "damaged"
+        raise tarfile.ReadError(f"{problem} at byte {archive.offset:,}")
 
 
-def _key(member: tarfile.TarInfo) -> str:
-    """A sample's name: that of its members up to the first dot, with their folder."""
-    path = PurePosixPath(member.name)
-    return str(path.parent / path.name.partition(".")[0])
-
-
-def _entry(tar: Path, stream: BinaryIO, key: str, members: Sequence[tarfile.TarInfo], reading: ShardReading) -> Entry:
+def _read_sample(tar: Path, stream: BinaryIO, members: list[TarInfo], reading: ShardReading) -> dict[str, Any]:
     kinds = [member.name.rpartition(".")[2].lower() for member in members]
     of_kind = dict(zip(kinds, members, strict=True))
     twice = [kind for kind in of_kind if kinds.count(kind) > 1]
@@ -157,22 +149,18 @@ def _entry(tar: Path, stream: BinaryIO, key: str, members: Sequence[tarfile.TarI
     label = _label(as_text(data["cls"]), reading.class_names) if "cls" in data else None
     text = as_text(data["txt"]) if "txt" in data else None
     member = of_kind[images[0]]
-    if member.size == 0:
-        raise RowFault("empty image file", f"`{member.name}` has 0 bytes")
-    return Entry(
-        place=f"`{key}` in {tar.name}",
-        name=f"{tar.name}/{member.name}",
-        path=str(tar.absolute()),
-        offset=member.offset_data,
-        size=member.size,
-        content=content_id(stream, member.size, member.offset_data),
-        captions=_captions(text, record, label, reading),
-        label=label,
-        fields=as_fields(record, (reading.caption_key or "caption",)),
-    )
+    return {
+        "name": f"{tar.name}/{member.name}",
+        "path": str(tar.absolute()),
+        "offset": member.offset_data,
+        **describe_image(stream, member.size, member.name, member.offset_data),
+        "captions": _captions(text, record, label, reading),
+        "label": label,
+        "fields": as_fields(record, (reading.caption_key or "caption",)),
+    }
 
 
-def _read(stream: BinaryIO, member: tarfile.TarInfo) -> bytes:
+def _read(stream: BinaryIO, member: TarInfo) -> bytes:
     if member.size > _MAX_TEXT_BYTES:
         raise RowFault("text too long", f"{member.name} has {member.size:,} bytes")
     stream.seek(member.offset_data)

@@ -105,7 +105,7 @@ def find_source(config: DataConfig) -> tuple[Kind, Any]:
 
 
 def _split_path(config: DataConfig) -> tuple[Path, str]:
-    """Return the path, and the split to look for in it: a path that names the split holds nothing else."""
+    """Return the path, and the split to find in it: a path that names the split holds nothing else."""
     path = Path(config.path.replace("{split}", config.split)).expanduser()
     return path, "train" if "{split}" in config.path else config.split
 
@@ -119,12 +119,10 @@ def _root(path: Path, split: str, holds_rows: Callable[[Path], bool]) -> Path | 
 def _class_root(path: Path, split: str) -> Path | None:
     """Return the parent of a split's class folders; folders that are splits are not classes of an unsplit set."""
     root = _root(path, split, has_class_folders)
-    is_split = root == path.absolute() and any(_is_split(each) for each in path.iterdir())
-    return None if is_split else root
-
-
-def _is_split(folder: Path) -> bool:
-    return folder.is_dir() and (folder.name in SPLIT_NAMES or (folder / METADATA_NAME).is_file())
+    if root != path.absolute():
+        return root
+    folders = [each for each in path.iterdir() if each.is_dir()]
+    return None if any(each.name in SPLIT_NAMES or (each / METADATA_NAME).is_file() for each in folders) else root
 
 
 def _tars(path: Path, split: str) -> list[Path]:

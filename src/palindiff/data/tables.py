@@ -8,7 +8,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow  # type: ignore[import-untyped]
+from datasets import ClassLabel, Dataset, Features, Image, LargeList, List, Value, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from palindiff.data.entries import (
     CAPTION_KEYS,
@@ -17,13 +21,10 @@ from palindiff.data.entries import (
     as_captions,
     as_fields,
     class_caption,
-    content_id,
     describe_file,
+    describe_image,
 )
 from palindiff.data.index import index_on_disk
-
-if TYPE_CHECKING:
-    from datasets import Dataset, Features
 
 _SCAN_BATCH = 256
 
@@ -38,14 +39,11 @@ class Columns:
     label_names: tuple[str, ...] = ()
 
 
-def load_parquet(files: Sequence[Path]) -> "Dataset":
+def load_parquet(files: Sequence[Path]) -> Dataset:
     """Map parquet files as one table, with the builder of `datasets`.
 
     Raises: ValueError if a file is damaged.
     """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
     names = [glob.escape(str(file.absolute())) for file in files]
     try:
         return load_dataset("parquet", data_files={"train": names}, split="train")
@@ -57,14 +55,11 @@ def load_parquet(files: Sequence[Path]) -> "Dataset":
         ) from error
 
 
-def load_hub(name: str, subset: str | None, split: str) -> "Dataset":
+def load_hub(name: str, subset: str | None, split: str) -> Dataset:
     """Load a split of a data set on the Hub, or of a folder with a copy of such a data set, with `datasets`.
 
     Raises: ConnectionError if the Hub cannot be reached; ValueError if there is no such data set, subset or split.
     """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
     if is_saved_to_disk(Path(name)):
         return _load_saved(name, split)
     expected = "Expected a local folder or file, or `owner/name` of a data set on the Hub"
@@ -87,7 +82,7 @@ def is_saved_to_disk(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
-def find_columns(features: "Features", image: str | None, caption: str | None, source: str) -> Columns:
+def find_columns(features: Features, image: str | None, caption: str | None, source: str) -> Columns:
     """Take the columns that are named, and infer the others where only one column fits.
 
     Raises: ValueError if a named column is missing or of another type, or if no column or several fit.
@@ -103,10 +98,8 @@ def find_columns(features: "Features", image: str | None, caption: str | None, s
     return Columns(image, caption, label, tuple(getattr(features[label], "names", None) or ()) if label else ())
 
 
-def index_table(table: "Dataset", columns: Columns, template: str) -> tuple["Dataset", "Dataset"]:
+def index_table(table: Dataset, columns: Columns, template: str) -> tuple[Dataset, Dataset]:
     """Index a table, or map its cached index; return the index and the table's undecoded images."""
-    from datasets import Image
-
     if isinstance(table.features[columns.image], Image):
         table = table.cast_column(columns.image, Image(decode=False))
     arguments = {"table": table, "columns": columns, "template": template}
@@ -114,48 +107,40 @@ def index_table(table: "Dataset", columns: Columns, template: str) -> tuple["Dat
     return index, table.select_columns([columns.image])
 
 
-def scan_table(table: "Dataset", columns: Columns, template: str) -> Iterator[Entry]:
+def scan_table(table: Dataset, columns: Columns, template: str) -> Iterator[Entry]:
     """Yield an entry for each row of a table, without reading more of an image than `content_id` samples."""
     kinds = {name: _kind(feature) for name, feature in table.features.items()}
     texts = [name for name, kind in kinds.items() if kind in ("text", "scalar") or name == columns.caption]
-    images = table.select_columns([columns.image]).with_format("arrow")
-    for start in range(0, len(table), _SCAN_BATCH):
-        stop = min(start + _SCAN_BATCH, len(table))
-        records = table.select_columns(texts)[start:stop] if texts else {}
-        for row, cell in enumerate(images[start:stop][columns.image], start=start):
-            record = {name: values[row - start] for name, values in records.items()}
-            yield _entry(row, cell, record, columns, template)
+    batches = table.select_columns([columns.image, *texts]).with_format("arrow").iter(_SCAN_BATCH)
+    rows = (row for batch in batches for row in zip(*batch.itercolumns(), strict=True))
+    for number, (image, *cells) in enumerate(rows):
+        record = {name: cell.as_py() for name, cell in zip(texts, cells, strict=True)}
+        yield Entry.read(f"row {number}", _read_row, number, image, record, columns, template)
 
 
-def _entry(row: int, cell: Any, record: Mapping[str, Any], columns: Columns, template: str) -> Entry:
-    place = f"row {row}"
-    try:
-        label = _label(record, columns)
-        if columns.caption is not None:
-            captions = as_captions(record[columns.caption])
-        elif label is not None:
-            captions = (class_caption(label, template),)
-        else:
-            raise RowFault("no caption", "and no class")
-        fields = as_fields(record, (columns.image, columns.caption or ""))
-        return Entry(place, table_row=row, captions=captions, label=label, fields=fields, **_image(cell, place))
-    except RowFault as fault:
-        return Entry.bad(place, fault)
+def _read_row(number: int, image: Any, record: Mapping[str, Any], columns: Columns, template: str) -> dict[str, Any]:
+    label = _label(record, columns)
+    if columns.caption is not None:
+        captions = as_captions(record[columns.caption])
+    elif label is not None:
+        captions = (class_caption(label, template),)
+    else:
+        raise RowFault("no caption", "and no class")
+    fields = as_fields(record, (columns.caption or "",))
+    file = _describe_cell(image, f"row {number}")
+    return {"table_row": number, "captions": captions, "label": label, "fields": fields, **file}
 
 
-def _image(cell: Any, place: str) -> dict[str, Any]:
+def _describe_cell(cell: Any, place: str) -> dict[str, Any]:
     """Locate a cell's image: its bytes, or a file that `datasets` names."""
-    import pyarrow  # type: ignore[import-untyped]
-
     path = None
     if isinstance(cell, Mapping):
         path, cell = (cell[key] if key in cell else None for key in ("path", "bytes"))  # noqa: SIM401  # no `get`
         path = path.as_py() if path is not None else None
     if cell is not None and cell.is_valid:
         with pyarrow.BufferReader(cell.as_buffer()) as stream:
-            if not stream.size():
-                raise RowFault("empty image file", "0 bytes")
-            return {"name": path or place, "size": stream.size(), "content": content_id(stream, stream.size())}
+            name = path or place
+            return {"name": name, **describe_image(stream, stream.size(), name)}
     if not path or not os.path.isabs(path):
         raise RowFault("no image", f"only the name `{path}`" if path else "")
     return {"name": Path(path).name, **describe_file(Path(path), path)}
@@ -168,9 +153,7 @@ def _label(record: Mapping[str, Any], columns: Columns) -> str | None:
     return columns.label_names[label] if columns.label_names else str(label)
 
 
-def _load_saved(folder: str, split: str) -> "Dataset":
-    from datasets import Dataset, load_from_disk
-
+def _load_saved(folder: str, split: str) -> Dataset:
     saved = load_from_disk(folder)
     splits = {"train": saved} if isinstance(saved, Dataset) else saved  # an unsplit data set is the split "train"
     if split not in splits:
@@ -178,32 +161,28 @@ def _load_saved(folder: str, split: str) -> "Dataset":
     return splits[split]
 
 
-def _one_of(possible: Sequence[str], named: str | None, role: str, features: "Features", source: str) -> str:
+def _one_of(possible: Sequence[str], named: str | None, role: str, features: Features, source: str) -> str:
     """Return the named column if it fits the role, or the only one that does."""
-    if named is None and len(possible) == 1:
-        return possible[0]
-    if named in possible:
-        return str(named)
+    if named in possible or (named is None and len(possible) == 1):
+        return named or possible[0]
+    found = f"{len(possible) or 'no'} column{'s' if possible else ''} that could hold {role}s"
     if named is not None:
-        found = f"`{source}` has {f'no {role}s in its' if named in features else 'no'} column `{named}`"
-    else:
-        found = f"`{source}` has {len(possible) or 'no'} column{'s' if possible else ''} that could hold {role}s"
+        found = f"no {role}s in its column `{named}`" if named in features else f"no column `{named}`"
     expected, remedy = f"one of {', '.join(possible)}", f"Set `{role}_column`"
     if not possible:
         expected, remedy = f"one besides {', '.join(features)}", f"Add the {role}s to the data"
-    raise ValueError(f"{found}. Expected {expected}. {remedy}.")
+    raise ValueError(f"`{source}` has {found}. Expected {expected}. {remedy}.")
 
 
 def _kind(feature: object) -> str:
     """Classify a column: "image", "text", "texts" (several a row), "scalar" (any other single value) or "other"."""
-    from datasets import ClassLabel, Image, LargeList, List, Value
-
     if isinstance(feature, dict):
         return "image" if _kind(feature.get("bytes")) == "image" else "other"
     if isinstance(feature, List | LargeList):
         return "texts" if _kind(feature.feature) == "text" else "other"
-    if isinstance(feature, Image) or (isinstance(feature, Value) and "binary" in feature.dtype):
+    dtype = feature.dtype if isinstance(feature, Value) else ""
+    if isinstance(feature, Image) or "binary" in dtype:
         return "image"
-    if isinstance(feature, Value) and "string" in feature.dtype:
+    if "string" in dtype:
         return "text"
     return "scalar" if isinstance(feature, Value | ClassLabel) else "other"

@@ -23,7 +23,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 
 from pydantic import BaseModel, JsonValue, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
@@ -91,9 +91,10 @@ def write_results(
         is_dirty=is_dirty,
         machine=describe_machine(),
         python=platform.python_version(),
-        versions={package: _installed_version(package) for package in PACKAGES},
+        versions={package: next((each.version for each in distributions(name=package)), None) for package in PACKAGES},
         rows=[
-            {name: _as_scalar(value, f"rows.{i}.{name}") for name, value in row.items()} for i, row in enumerate(rows)
+            {name: _as_json(value, f"rows.{i}.{name}", is_cell=True) for name, value in row.items()}
+            for i, row in enumerate(rows)
         ],
     )
     facts = results.model_dump(exclude={"rows"})
@@ -136,13 +137,13 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
 
 def describe_machine() -> Machine:
     """Describe processor, cores, memory and accelerator, without the machine's name."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    has_pages = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30 if has_pages else None
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
+    has_pages = "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ())  # not on Windows
     return Machine(
-        cpu=_cpu_model(),
-        cores=cores,
-        memory_gib=None if memory is None else round(memory, 1),
+        cpu=names[0].strip() if names else platform.processor() or platform.machine(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_gib=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1) if has_pages else None,
         accelerator=_accelerator(),
     )
 
@@ -238,17 +239,13 @@ def _cell(value: Scalar, spec: str = "") -> str:
     return format(value, spec or default)
 
 
-def _as_scalar(value: object, place: str) -> Scalar:
-    if not isinstance(value, str | int | float | None):
+def _as_json(value: object, place: str, is_cell: bool = False) -> JsonValue:
+    """Convert a value to JSON types, without absolute paths; a cell of a row is no list, dict or path."""
+    if is_cell and not isinstance(value, str | int | float | None):
         raise TypeError(
             f"`{place}` is a {type(value).__name__}. Expected text, a number, a bool or None. "
             "Pass `float(value)` for a tensor's single number."
         )
-    return _as_json(value, place)  # type: ignore[return-value]  # a scalar stays one
-
-
-def _as_json(value: object, place: str) -> JsonValue:
-    """Convert a value to JSON types, without absolute paths."""
     if isinstance(value, Mapping):
         return {str(name): _as_json(each, f"{place}.{name}") for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -276,23 +273,10 @@ def _shortened(path: str) -> str:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git, or no folder
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, no folder, or no checkout
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _installed_version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
-    return names[0].strip() if names else platform.processor() or platform.machine()
+    return done.stdout.strip()
 
 
 def _accelerator() -> str | None:

@@ -109,9 +109,7 @@ def chance_recall(positives: Tensor, k: int) -> float:
 def random_orders(n: int, num_shuffles: int = NUM_SHUFFLES, seed: int = 0) -> list[Tensor]:
     """Shapes: -> num_shuffles random orders, each (n,) int64; the same for the same seed."""
     if num_shuffles < 1:
-        raise ValueError(
-            f"`num_shuffles` is {num_shuffles}. Expected at least 1: the control is required. Pass 1 or more."
-        )
+        raise ValueError(f"`num_shuffles` is {num_shuffles}. Expected at least 1, for the control. Pass 1 or more.")
     generator = torch.Generator().manual_seed(seed)
     return [torch.randperm(n, generator=generator) for _ in range(num_shuffles)]
 
@@ -165,12 +163,9 @@ def _check_positives(positives: Tensor) -> None:
         )
 
 
-def _check_ks(num_candidates: int, ks: Sequence[int]) -> None:
+def _check_ks(n: int, ks: Sequence[int]) -> None:
     if not ks:
         raise ValueError("`ks` is empty. Expected one k or more. Pass for example (1, 5, 10).")
     for k in ks:
-        if not 1 <= k <= num_candidates:
-            raise ValueError(
-                f"k is {k} with {num_candidates} candidates. Expected 1 to {num_candidates}. "
-                "Pass a smaller k or more candidates."
-            )
+        if not 1 <= k <= n:
+            raise ValueError(f"k is {k} with {n} candidates. Expected 1 to {n}. Pass a smaller k or more candidates.")

@@ -23,7 +23,7 @@ PLAIN_LETTERS = str.maketrans("–—−‘’“”×", "---''\"\"x")
 
 
 def contact_sheet(
-    images: Sequence[Image.Image],
+    images: Sequence[Image.Image | Sequence[Image.Image]],
     captions: Sequence[str] | None = None,
     columns: int = 8,
     cell_px: int = 96,
@@ -31,46 +31,12 @@ def contact_sheet(
 ) -> Image.Image:
     """Lay images out in rows, each with its caption below, wrapped and cut to MAX_LINES.
 
+    In place of an image there may be several, equally many everywhere, which share one caption.
+
     Shapes: n images of any size, each shown whole in a cell of cell_px; n captions or None.
     Raises: ValueError if there are no images, the captions are not as many, or a size is too small.
     """
-    return _sheet([[image] for image in images], captions, columns, cell_px, title)
-
-
-def pairs_sheet(
-    before: Sequence[Image.Image],
-    after: Sequence[Image.Image],
-    captions: Sequence[str] | None = None,
-    columns: int = 4,
-    cell_px: int = 96,
-    title: str = "left: before, right: after",
-) -> Image.Image:
-    """Lay out pairs of images, `before` left of `after`, with one caption below each pair.
-
-    Shapes: n images twice; n captions or None; `columns` counts pairs.
-    Raises: as `contact_sheet`; ValueError if `before` and `after` are not as many.
-    """
-    if len(before) != len(after):
-        raise ValueError(
-            f"`before` has {len(before)} images and `after` {len(after)} in `pairs_sheet`. Expected equal numbers. "
-            "Pass one image after for each image before."
-        )
-    return _sheet(list(zip(before, after, strict=True)), captions, columns, cell_px, title)
-
-
-def wrap_text(text: str, font: Font, width_px: int, max_lines: int) -> list[str]:
-    """Break a text into at most `max_lines` lines of at most `width_px`; an ellipsis stands for the rest."""
-    for num_letters in range(min(len(text), width_px), 0, -1):
-        lines = textwrap.wrap(text, num_letters, max_lines=max_lines, placeholder="…")
-        if all(font.getlength(line) <= width_px for line in lines):
-            return lines
-    return []
-
-
-def _sheet(
-    blocks: Sequence[Sequence[Image.Image]], captions: Sequence[str] | None, columns: int, cell_px: int, title: str
-) -> Image.Image:
-    """Draw one block of images with its caption in each cell of a grid."""
+    blocks = [[each] if isinstance(each, Image.Image) else each for each in images]
     if not blocks or cell_px < MIN_CELL_PX or columns < 1 or (captions is not None and len(captions) != len(blocks)):
         num_captions = "no" if captions is None else len(captions)
         raise ValueError(
@@ -95,6 +61,36 @@ def _sheet(
     sheet = ImageOps.expand(grid, (0, _height(heading, title_font), 0, 0), "white")
     ImageDraw.Draw(sheet).multiline_text((gap, gap // 2), heading, INK, title_font)
     return sheet
+
+
+def pairs_sheet(
+    before: Sequence[Image.Image],
+    after: Sequence[Image.Image],
+    captions: Sequence[str] | None = None,
+    columns: int = 4,
+    cell_px: int = 96,
+    title: str = "left: before, right: after",
+) -> Image.Image:
+    """Lay out pairs of images, `before` left of `after`, with one caption below each pair.
+
+    Shapes: n images twice; n captions or None; `columns` counts pairs.
+    Raises: as `contact_sheet`; ValueError if `before` and `after` are not as many.
+    """
+    if len(before) != len(after):
+        raise ValueError(
+            f"`before` has {len(before)} images and `after` {len(after)} in `pairs_sheet`. Expected equal numbers. "
+            "Pass one image after for each image before."
+        )
+    return contact_sheet(list(zip(before, after, strict=True)), captions, columns, cell_px, title)
+
+
+def wrap_text(text: str, font: Font, width_px: int, max_lines: int) -> list[str]:
+    """Break a text into at most `max_lines` lines of at most `width_px`; an ellipsis stands for the rest."""
+    for num_letters in range(min(len(text), width_px), 0, -1):
+        lines = textwrap.wrap(text, num_letters, max_lines=max_lines, placeholder="…")
+        if all(font.getlength(line) <= width_px for line in lines):
+            return lines
+    return []
 
 
 def _wrapped(text: str, font: Font, width_px: int, max_lines: int) -> str:

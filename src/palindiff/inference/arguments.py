@@ -67,18 +67,15 @@ def check_options(
     Raises: TypeError, ValueError.
     """
     if not _is_finite(guidance_scale) or guidance_scale < 1:
-        raise ValueError(
-            f"`guidance_scale` is {guidance_scale!r}. Expected a finite number from 1 on, the paper's 1 + w. "
-            "Pass 1 to turn guidance off."
-        )
+        expected = "a finite number from 1 on, the paper's 1 + w. Pass 1 to turn guidance off."
+        raise ValueError(f"`guidance_scale` is {guidance_scale!r}. Expected {expected}")
     if not _is_integer(seed):
         raise TypeError(f"`seed` is {seed!r}. Expected a whole number. Pass one, such as 0.")
     if not _is_integer(batch_size) or batch_size < 1:
         raise ValueError(f"`batch_size` is {batch_size!r}. Expected a whole number from 1 on. Pass one, such as 16.")
     if fit not in get_args(Fit):
-        raise ValueError(
-            f"`fit` is {fit!r}. Expected 'crop' (the middle of an image) or 'pad' (all of it, on white). Pass one."
-        )
+        expected = "'crop' (the middle of an image) or 'pad' (all of it, on white)"
+        raise ValueError(f"`fit` is {fit!r}. Expected {expected}. Pass one.")
     if num_train_timesteps is not None:
         check_steps(num_inference_steps, num_train_timesteps)
 
@@ -89,9 +86,8 @@ def check_steps(num_inference_steps: int, num_train_timesteps: int) -> None:
     Raises: TypeError, ValueError.
     """
     if not _is_integer(num_inference_steps):
-        raise TypeError(
-            f"`num_inference_steps` is {num_inference_steps!r}. Expected a whole number. Pass one, such as 8."
-        )
+        found = f"`num_inference_steps` is {num_inference_steps!r}"
+        raise TypeError(f"{found}. Expected a whole number. Pass one, such as 8.")
     if not 1 <= num_inference_steps <= num_train_timesteps:
         raise ValueError(
             f"`num_inference_steps` is {num_inference_steps}. Expected 1 to {num_train_timesteps}, the steps of the "
@@ -104,13 +100,13 @@ def square_side(sample_size: int | Sequence[int]) -> int:
 
     Raises: ValueError if they are not square.
     """
-    sides = {sample_size} if isinstance(sample_size, int) else set(sample_size)
-    if len(sides) != 1:
+    sides = (sample_size,) if isinstance(sample_size, int) else tuple(sample_size)
+    if len(set(sides)) != 1:
         raise ValueError(
-            f"The U-Net's `sample_size` is {tuple(sample_size)}. Expected one side: images are fitted to squares. "  # type: ignore[arg-type]  # an int has one side
+            f"The U-Net's `sample_size` is {sides}. Expected one side: images are fitted to squares. "
             "Encode images with the VAE and pass their latents."
         )
-    return sides.pop()
+    return sides[0]
 
 
 def _check_latents(z: Tensor, unet: UNet2DConditionModel) -> None:

@@ -3,10 +3,10 @@
 Here: names, metadata, writing. Not here: generation (`generation.py`).
 """
 
-import io
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,14 +86,9 @@ def write_png(image: Image.Image, folder: Path, stem: str, metadata: Mapping[str
     info = PngInfo()
     for key, text in metadata.items():
         info.add_itxt(key, text)
-    data = io.BytesIO()
-    image.save(data, "PNG", pnginfo=info)
     for number in itertools.count(1):
         path = folder / (f"{stem}.png" if number == 1 else f"{stem} ({number}).png")
-        try:
-            with path.open("xb") as file:
-                file.write(data.getbuffer())
+        with suppress(FileExistsError), path.open("xb") as file:
+            image.save(file, "PNG", pnginfo=info)
             return path
-        except FileExistsError:
-            continue
     raise AssertionError("unreachable: there is always another number")
