@@ -81,6 +81,8 @@ def file_stem(prompt: str) -> str:
 def write_png(image: Image.Image, folder: Path, stem: str, metadata: Mapping[str, str]) -> Path:
     """Write a PNG with text metadata under the first free name: `stem.png`, `stem (2).png`, ...
 
+    A failure leaves no file.
+
     Returns: the path.
     """
     info = PngInfo()
@@ -89,6 +91,10 @@ def write_png(image: Image.Image, folder: Path, stem: str, metadata: Mapping[str
     for number in itertools.count(1):
         path = folder / (f"{stem}.png" if number == 1 else f"{stem} ({number}).png")
         with suppress(FileExistsError), path.open("xb") as file:
-            image.save(file, "PNG", pnginfo=info)
+            try:
+                image.save(file, "PNG", pnginfo=info)
+            except BaseException:  # for instance on a full disk
+                path.unlink()
+                raise
             return path
     raise AssertionError("unreachable: there is always another number")
