@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from palindiff.cli.output_option import JsonOption, folded_table, print_json
+from palindiff.cli.output_option import JsonOption, print_json, print_table
 
 if TYPE_CHECKING:
     from palindiff.data.rows import ImageSet
@@ -32,14 +32,11 @@ def emoji(
     size_px: Annotated[int, typer.Option("--size-px", min=8, max=1024, help="Side of each image in pixels.")] = 64,
 ) -> None:
     """Draw about 7,900 emoji in two styles, with captions, split by concept."""
-    from rich.console import Console
-
     from palindiff.data.emoji import ATTRIBUTION, STYLES, build_emoji_set
 
-    table = folded_table(f"images in {output}", "split", *STYLES)
-    for split, of_split in build_emoji_set(output, size_px).items():
-        table.add_row(split, *(f"{of_split[style]:,}" for style in STYLES))
-    Console().print(table)
+    counts = build_emoji_set(output, size_px)
+    rows = [(split, *(f"{of_split[style]:,}" for style in STYLES)) for split, of_split in counts.items()]
+    print_table(f"images in {output}", ["split", *STYLES], rows)
     for style, source in ATTRIBUTION.items():
         typer.echo(f"{style}: {source}")
 
@@ -108,24 +105,19 @@ def _summarize(images: "ImageSet") -> dict[str, Any]:
 
 
 def _print_summary(title: str, summary: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-
-    console, each, training = Console(), summary["captions_per_image"], summary["training"]
-    console.print(
+    each, training = summary["captions_per_image"], summary["training"]
+    typer.echo(
         f"{summary['num_images']:,} images, {summary['num_captions']:,} captions "
         f"({each['min']} to {each['max']} an image, mean {each['mean']:.2f}), {len(summary['labels']):,} classes"
     )
-    table = folded_table(f"first rows of {title}", "image", "class", "captions")
+    rows = []
     for row in summary["first_rows"]:
-        captions = "\n".join(shorten(caption, MAX_SHOWN_LETTERS, placeholder=" ...") for caption in row["captions"])
-        table.add_row(escape(row["name"]), escape(row["label"] or ""), escape(captions))
-    console.print(table)
+        captions = (shorten(caption, MAX_SHOWN_LETTERS, placeholder=" ...") for caption in row["captions"])
+        rows.append((row["name"], row["label"] or "", "\n".join(captions)))
+    print_table(f"first rows of {title}", ["image", "class", "captions"], rows)
     if "shards" in summary:
-        table = folded_table(f"shards of {title}", "", "number")
-        for name, number in _shard_lines(summary):
-            table.add_row(escape(name[:MAX_SHOWN_LETTERS]), f"{number:,}")
-        console.print(table)
+        lines = [(name[:MAX_SHOWN_LETTERS], f"{number:,}") for name, number in _shard_lines(summary)]
+        print_table(f"shards of {title}", ["", "number"], lines)
     typer.echo(summary["left_out"] or "No row was left out.")
     typer.echo(
         f"{training['epochs']:g} epochs at batch {training['batch_size']:,}: "

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from palindiff.cli.output_option import JsonOption, folded_table, print_json
+from palindiff.cli.output_option import JsonOption, print_json, print_table
 from palindiff.cli.recipe_option import PresetOption, RecipeOption, SetOption
 
 if TYPE_CHECKING:
@@ -70,16 +70,13 @@ def estimate(
     if as_json:
         print_json(settings | found.model_dump())
         return
-    from rich.console import Console
+    from rich.text import Text
 
-    table = folded_table(f"estimate of {recipe}", "", "")
-    table.show_header = False
-    for title, lines in _sections(found, settings).items():
-        table.add_row(f"[bold]{title}[/bold]", "")
-        for name, value in lines.items():
-            table.add_row(f"  {name}", value)
-        table.add_section()
-    Console().print(table)
+    sections = _sections(found, settings).items()
+    rows = [
+        [(Text(title, "bold"), ""), *((f"  {name}", value) for name, value in of.items())] for title, of in sections
+    ]
+    print_table(f"estimate of {recipe}", ["", ""], *rows)
 
 
 def _sections(found: "Estimate", settings: Mapping[str, object]) -> dict[str, dict[str, str]]:
