@@ -18,14 +18,10 @@ def classify(
     images: ImagesArgument,
     labels: Annotated[
         str | None,
-        typer.Option(
-            "--labels",
-            metavar="A,B,...",
-            help='Labels to choose from, separated by commas; quote "A, B" if it is one.',
-        ),
+        typer.Option(metavar="A,B,...", help='Labels to choose from, separated by commas; quote "A, B" if it is one.'),
     ] = None,
     labels_file: Annotated[
-        Path | None, typer.Option("--labels-file", metavar="FILE", help="Text file with more labels, one per line.")
+        Path | None, typer.Option(metavar="FILE", help="Text file with more labels, one per line.")
     ] = None,
     templates: Annotated[
         list[str] | None,

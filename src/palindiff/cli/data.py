@@ -28,8 +28,8 @@ app = typer.Typer(
 
 @app.command("emoji", epilog="Example: palindiff data emoji --output data/emoji")
 def emoji(
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="New or empty folder for the images.")],
-    size_px: Annotated[int, typer.Option("--size-px", min=8, max=1024, help="Side of each image in pixels.")] = 64,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="New or empty folder for the images.")],
+    size_px: Annotated[int, typer.Option(min=8, max=1024, help="Side of each image in pixels.")] = 64,
 ) -> None:
     """Draw about 7,900 emoji in two styles, with captions, split by concept."""
     from palindiff.data.emoji import ATTRIBUTION, STYLES, build_emoji_set
@@ -44,27 +44,21 @@ def emoji(
 @app.command("show", epilog="Example: palindiff data show 'cc3m/{00000..00331}.tar' --check-images")
 def show(
     path: Annotated[str, typer.Argument(help="Folder, .tar, .parquet, pattern of these, or a Hub name.")],
-    split: Annotated[str, typer.Option("--split", help="Split to show; unsplit data are `train`.")] = "train",
+    split: Annotated[str, typer.Option(help="Split to show; unsplit data are `train`.")] = "train",
     kind: Annotated[
         Literal["auto", "folder", "classes", "webdataset", "parquet", "hub"],
         typer.Option("--kind", help="Kind of source; auto: detect it from the files."),
     ] = "auto",
-    subset: Annotated[str | None, typer.Option("--subset", help="Configuration of a Hub data set.")] = None,
-    image_column: Annotated[
-        str | None, typer.Option("--image-column", help="Key or column of the image. Default: infer it.")
-    ] = None,
+    subset: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Key or column of the image. Default: infer it.")] = None,
     caption_column: Annotated[
-        str | None, typer.Option("--caption-column", help="Key or column of the captions. Default: infer it.")
+        str | None, typer.Option(help="Key or column of the captions. Default: infer it.")
     ] = None,
     check_images: Annotated[
         bool, typer.Option("--check-images", help="Decode every image to find damaged ones. Default: off.")
     ] = False,
-    epochs: Annotated[
-        float, typer.Option("--epochs", min=0.001, help="Epochs to compute the number of training steps for.")
-    ] = 6,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Images a step, for the number of training steps.")
-    ] = 256,
+    epochs: Annotated[float, typer.Option(min=0.001, help="Epochs to compute the number of training steps for.")] = 6,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step, for the number of training steps.")] = 256,
     as_json: JsonOption = False,
 ) -> None:
     """Print the number of images and captions, the first rows, rows left out and why, and the number of steps."""

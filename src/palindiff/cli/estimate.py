@@ -27,9 +27,7 @@ def estimate(
     preset: PresetOption = None,
     images: Annotated[
         int | None,
-        typer.Option(
-            "--images", min=1, help="Training images, for the disk size of cached features.", show_default="none"
-        ),
+        typer.Option(min=1, help="Training images, for the disk size of cached features.", show_default="none"),
     ] = None,
     device: Annotated[
         Literal["gpu", "cpu"], typer.Option("--device", help="Kind of device; bf16 and attention differ in memory.")
@@ -37,14 +35,13 @@ def estimate(
     device_tflops: Annotated[
         float | None,
         typer.Option(
-            "--device-tflops",
             metavar="X",
             min=0.001,
             help="Sustained TFLOP/s of one device (well below its peak), to estimate time.",
             show_default="none",
         ),
     ] = None,
-    processes: Annotated[int, typer.Option("--processes", min=1, help="Processes, each with its own device.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes, each with its own device.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Estimate what a run of a recipe costs.

@@ -24,16 +24,16 @@ def generate(
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Folder for the PNG files; existing files are kept.")
+        Path, typer.Option(metavar="DIR", help="Folder for the PNG files; existing files are kept.")
     ] = Path("generations"),
     num_images: Annotated[int, typer.Option("--num", min=1, help="Images of each prompt.")] = 1,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of each prompt's first image; the next adds 1.")
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of each prompt's first image; the next adds 1.")
     ] = 0,
     guidance_scale: GuidanceOption = GENERATION_GUIDANCE_SCALE,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = GENERATION_STEPS,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = GENERATION_STEPS,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Images generated together; changes images only by rounding.")
+        int, typer.Option(min=1, help="Images generated together; changes images only by rounding.")
     ] = GENERATED_FILES_BATCH_SIZE,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,

@@ -24,22 +24,19 @@ def init(
         ),
     ],
     text: Annotated[
-        str,
-        typer.Option("--text", metavar="DIR|NAME", help="CLIP that its text encoder comes from: folder or Hub name."),
+        str, typer.Option(metavar="DIR|NAME", help="CLIP that its text encoder comes from: folder or Hub name.")
     ],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="New folder of the checkpoint.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="New folder of the checkpoint.")],
     recipe: RecipeOption = DEFAULT_RECIPE,
     overrides: SetOption = None,
     variant: Annotated[
-        str | None, typer.Option("--variant", help="Weight files to read, such as fp16.", show_default="none")
+        str | None, typer.Option(help="Weight files to read, such as fp16.", show_default="none")
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(
-            "--config", metavar="DIR", help="Folder with the configs of a 2.x .safetensors file.", show_default="none"
-        ),
+        typer.Option(metavar="DIR", help="Folder with the configs of a 2.x .safetensors file.", show_default="none"),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the new weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the new weights.")] = 0,
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
 ) -> None:

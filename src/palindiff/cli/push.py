@@ -9,7 +9,7 @@ from palindiff.cli.output_option import DryRunOption, print_plan
 
 
 def push(
-    model: Annotated[Path, typer.Option("--model", metavar="DIR", help="Checkpoint folder, uploaded as it is.")],
+    model: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint folder, uploaded as it is.")],
     repo_id: Annotated[
         str, typer.Option("--to", metavar="OWNER/NAME", help="Repository on the Hub, created if there is none.")
     ],
