@@ -86,7 +86,7 @@ def test_the_body_tells_each_fact_and_says_what_is_not_known():
         "- Text encoder, from `clip-on-disk`: unknown; look where they come from.",
     ]
     empty = card_text(CardFacts(name="mine"))
-    assert (section(empty, "Training data"), section(empty, "Training")) == ("Not told.", "Not told.")
+    assert (section(empty, "Training data"), section(empty, "Training")) == ("Not stated.", "Not stated.")
 
 
 def test_rows_of_a_result_file_become_a_table(tmp_path):
