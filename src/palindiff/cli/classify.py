@@ -56,8 +56,7 @@ def classify(
     options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
     settings = {"model": model, **options}
     if dry_run:
-        plan = {"templates": chosen, "labels": names, "images": files}
-        print_plan(settings | plan, as_json)
+        print_plan(settings | {"templates": chosen, "labels": names, "images": files}, as_json)
         return
     given = ImageFiles(files, on_bad)
     pipeline = open_model(model, device)

@@ -1,7 +1,8 @@
 """`palindiff estimate`: estimate what a run costs, before anything is trained."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -9,7 +10,11 @@ from palindiff.cli.output_option import JsonOption, print_json, print_table
 from palindiff.cli.recipe_option import PresetOption, RecipeOption, SetOption
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from palindiff.training.cost.estimate import Estimate
+
+    Section = list[tuple[str | Text, str]]
 
 BYTE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 WORK_UNITS = ((1.0, "TFLOP"), (1e-3, "GFLOP"), (1e-6, "MFLOP"))
@@ -67,48 +72,42 @@ def estimate(
     if as_json:
         print_json(settings | found.model_dump())
         return
-    from rich.text import Text
+    print_table(f"estimate of {recipe}", ["", ""], *_sections(found, settings))
 
-    sections = _sections(found, settings).items()
-    rows = [
-        [(Text(title, "bold"), ""), *((f"  {name}", value) for name, value in of.items())] for title, of in sections
+
+def _sections(found: "Estimate", settings: Mapping[str, object]) -> "list[Section]":
+    parameters, work, disk, time = found.parameters, found.tflop, found.disk_bytes, found.time
+    in_bytes, in_flop = partial(scaled, units=BYTE_UNITS), partial(scaled, units=WORK_UNITS)
+    total = {} if disk.total is None else {f"{settings['images']:,} images": disk.total}
+    sections = [
+        _section("parameters", parameters.parts | {"trained": parameters.trained}),
+        _section("of the query stream", parameters.new),
+        _section(
+            f"memory of a process, {settings['device']}", found.memory_bytes.model_dump(), in_bytes, MEMORY_NOTES
+        ),
+        _section("work of a step", {**work.step, "total": work.whole_step}, in_flop),
+        _section("work of naming an image", {**work.named_image, "total": work.whole_named_image}, in_flop),
+        _section("disk", {"an image": disk.image, "a caption": disk.caption} | total, in_bytes),
     ]
-    print_table(f"estimate of {recipe}", ["", ""], *rows)
-
-
-def _sections(found: "Estimate", settings: Mapping[str, object]) -> dict[str, dict[str, str]]:
-    """Write an estimate as titles, each with lines of a name and a value."""
-    parameters, memory, work, disk = found.parameters, found.memory_bytes, found.tflop, found.disk_bytes
-    disk_bytes = {"an image": disk.image, "a caption": disk.caption}
-    if disk.total is not None:
-        disk_bytes[f"{settings['images']:,} images"] = disk.total
-    sections = {
-        "parameters": _counts(parameters.parts | {"trained": parameters.trained}),
-        "of the query stream": _counts(parameters.new),
-        f"memory of a process, {settings['device']}": {
-            name: f"{value}  {MEMORY_NOTES.get(name, '')}".rstrip()
-            for name, value in _scaled(memory.model_dump(), BYTE_UNITS).items()
-        },
-        "work of a step": _scaled({**work.step, "total": work.whole_step}, WORK_UNITS),
-        "work of naming an image": _scaled({**work.named_image, "total": work.whole_named_image}, WORK_UNITS),
-        "disk": _scaled(disk_bytes, BYTE_UNITS),
-    }
-    if (time := found.time) is not None:
-        sections[f"time, {settings['processes']} x {settings['device_tflops']:g} TFLOP/s"] = {
+    if time is not None:
+        lines = {
             "a step": f"{time.step_s:.3g} s",
             "the run": f"{time.hours:,.1f} hours",
             "trained on": f"{time.images_per_s:,.1f} images a second",
             "named": f"{time.named_images_per_s:,.1f} images a second on one device",
         }
+        sections.append(_section(f"time, {settings['processes']} x {settings['device_tflops']:g} TFLOP/s", lines, str))
     return sections
 
 
-def _counts(counts: Mapping[str, int]) -> dict[str, str]:
-    return {name: f"{count:,}" for name, count in counts.items()}
+def _section(
+    title: str, values: Mapping[str, Any], write: Callable[[Any], str] = "{:,}".format, notes: Mapping[str, str] = {}
+) -> "Section":
+    """Make the rows of a title and of named values, each written as text, maybe with a note."""
+    from rich.text import Text
 
-
-def _scaled(numbers: Mapping[str, float], units: tuple[tuple[float, str], ...]) -> dict[str, str]:
-    return {name: scaled(number, units) for name, number in numbers.items()}
+    lines = [(f"  {name}", f"{write(value)}  {notes.get(name, '')}".rstrip()) for name, value in values.items()]
+    return [(Text(title, "bold"), ""), *lines]
 
 
 def scaled(number: float, units: tuple[tuple[float, str], ...]) -> str:

@@ -59,12 +59,12 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"`{path}` does not exist. Expected an image file or a folder. Fix the path.")
-        below = list_images(path) if path.is_dir() else []
-        if path.is_dir() and not below:
+        images = [path / name for name in list_images(path)] if path.is_dir() else [path]
+        if not images:
             raise ValueError(
                 f"The folder `{path}` holds no image. Expected PNG, JPEG, WebP or the like. Pass another folder."
             )
-        found += [path / name for name in below] or [path]
+        found += images
     return found
 
 
