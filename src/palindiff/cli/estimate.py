@@ -1,6 +1,6 @@
 """`palindiff estimate`: estimate what a run costs, before anything is trained."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from palindiff.training.cost.estimate import Estimate
-
-    Section = list[tuple[str | Text, str]]
 
 BYTE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 WORK_UNITS = ((1.0, "TFLOP"), (1e-3, "GFLOP"), (1e-6, "MFLOP"))
@@ -75,20 +73,18 @@ def estimate(
     print_table(f"estimate of {recipe}", ["", ""], *_sections(found, settings))
 
 
-def _sections(found: "Estimate", settings: Mapping[str, object]) -> "list[Section]":
-    parameters, work, disk, time = found.parameters, found.tflop, found.disk_bytes, found.time
+def _sections(found: "Estimate", settings: Mapping[str, object]) -> "Iterator[list[tuple[str | Text, str]]]":
+    """Write an estimate as sections of a table: a title, then lines of a name and a value."""
+    parameters, memory, work = found.parameters, found.memory_bytes.model_dump(), found.tflop
+    disk, time = found.disk_bytes, found.time
     in_bytes, in_flop = partial(scaled, units=BYTE_UNITS), partial(scaled, units=WORK_UNITS)
     total = {} if disk.total is None else {f"{settings['images']:,} images": disk.total}
-    sections = [
-        _section("parameters", parameters.parts | {"trained": parameters.trained}),
-        _section("of the query stream", parameters.new),
-        _section(
-            f"memory of a process, {settings['device']}", found.memory_bytes.model_dump(), in_bytes, MEMORY_NOTES
-        ),
-        _section("work of a step", {**work.step, "total": work.whole_step}, in_flop),
-        _section("work of naming an image", {**work.named_image, "total": work.whole_named_image}, in_flop),
-        _section("disk", {"an image": disk.image, "a caption": disk.caption} | total, in_bytes),
-    ]
+    yield _section("parameters", parameters.parts | {"trained": parameters.trained})
+    yield _section("of the query stream", parameters.new)
+    yield _section(f"memory of a process, {settings['device']}", memory, in_bytes, MEMORY_NOTES)
+    yield _section("work of a step", {**work.step, "total": work.whole_step}, in_flop)
+    yield _section("work of naming an image", {**work.named_image, "total": work.whole_named_image}, in_flop)
+    yield _section("disk", {"an image": disk.image, "a caption": disk.caption} | total, in_bytes)
     if time is not None:
         lines = {
             "a step": f"{time.step_s:.3g} s",
@@ -96,13 +92,12 @@ def _sections(found: "Estimate", settings: Mapping[str, object]) -> "list[Sectio
             "trained on": f"{time.images_per_s:,.1f} images a second",
             "named": f"{time.named_images_per_s:,.1f} images a second on one device",
         }
-        sections.append(_section(f"time, {settings['processes']} x {settings['device_tflops']:g} TFLOP/s", lines, str))
-    return sections
+        yield _section(f"time, {settings['processes']} x {settings['device_tflops']:g} TFLOP/s", lines, str)
 
 
 def _section(
     title: str, values: Mapping[str, Any], write: Callable[[Any], str] = "{:,}".format, notes: Mapping[str, str] = {}
-) -> "Section":
+) -> "list[tuple[str | Text, str]]":
     """Make the rows of a title and of named values, each written as text, maybe with a note."""
     from rich.text import Text
 
