@@ -39,7 +39,7 @@ def content(**given):
 
 
 def test_a_page_is_well_formed_and_asks_for_nothing():
-    read = assert_self_contained(page(content()))
+    read = assert_self_contained(page(**content()))
     assert read.of("h1") == read.of("title") == ["palindiff"]
     assert read.of("h2") == SECTIONS
     assert read.of("h3") == ["one", "two", "a query", "Generating “heart”", "Naming this image"]
@@ -61,7 +61,7 @@ def test_a_page_is_well_formed_and_asks_for_nothing():
     ],
 )  # fmt: skip
 def test_text_never_becomes_a_tag(given):
-    read = Page(page(content(**given)))
+    read = Page(page(**content(**given)))
     assert "script" not in read.tags
     assert SCRIPT in [text.removeprefix("t = ") for _, text in read.texts]
 
@@ -74,10 +74,10 @@ def alts_of(written):
 
 
 def test_every_image_has_an_alternative_text():
-    assert alts_of(page(content())) == [
+    assert alts_of(page(**content())) == [
         "red", "crimson", "a flat emoji of apple", "first", "second", "heart, at t = 5", "an apple"
     ]  # fmt: skip
-    assert alts_of(page(content(generated={"one": [Figure(RED, f'"><img>{SCRIPT}')]})))[0] == f'"><img>{SCRIPT}'
+    assert alts_of(page(**content(generated={"one": [Figure(RED, f'"><img>{SCRIPT}')]})))[0] == f'"><img>{SCRIPT}'
 
 
 def test_an_image_is_inside_without_loss():
@@ -87,11 +87,11 @@ def test_an_image_is_inside_without_loss():
 
 
 def test_the_right_answers_are_marked_and_no_other():
-    assert Page(page(content())).marked == ["✓ b", "0.25", "✓ 0.10", "✓ b", "0.25"]
+    assert Page(page(**content())).marked == ["✓ b", "0.25", "✓ 0.10", "✓ b", "0.25"]
 
 
 def test_the_table_shows_shares_in_percent_and_counts_as_they_are():
-    read = Page(page(content()))
+    read = Page(page(**content()))
     assert read.of("td")[-8:-1] == ["flat", "image to text", "10", "42.5 %", "100.0 %", "5.0 %", "12"]
     assert [text for text in read.of("small") if "rank" in text] == [
         f"rank of the right name: {rank}" for rank in (7, 2)
@@ -99,16 +99,16 @@ def test_the_table_shows_shares_in_percent_and_counts_as_they_are():
 
 
 def test_heads_of_tables_are_column_heads():
-    written = page(content())
+    written = page(**content())
     assert written.count('<th scope="col">') == Page(written).tags.count("th") == 3 + 7 + 3
 
 
 def test_a_page_without_plots_names_the_extra():
-    assert "pip install 'palindiff[plots]'" in Page(page(content(plots=[]))).of("code")
+    assert "pip install 'palindiff[plots]'" in Page(page(**content(plots=[]))).of("code")
 
 
 def test_missing_content_is_refused():
     given = content()
     del given["recall"]
     with pytest.raises(UndefinedError, match="recall"):
-        page(given)
+        page(**given)

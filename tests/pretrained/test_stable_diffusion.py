@@ -1,4 +1,4 @@
-"""stable_diffusion.py: each layout of a base becomes a checkpoint that generates as stock, and comes back as it was."""
+"""stable_diffusion.py: each base layout becomes a checkpoint that generates as stock, and is exported as it was."""
 
 import shutil
 

@@ -9,7 +9,7 @@ import typer
 from palindiff.cli.inputs import ImageFiles, ImagesArgument, OnBadOption, find_images, read_lines
 from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_model
 from palindiff.cli.naming_option import GuidanceOption, SeedOption, StepsOption, TopOption, best_answers
-from palindiff.cli.output_option import DryRunOption, JsonOption, folded_table, print_count, print_json, print_plan
+from palindiff.cli.output_option import DryRunOption, JsonOption, print_count, print_json, print_plan, print_table
 from palindiff.inference.defaults import IMAGES_PER_COUNT, NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels
 
@@ -18,14 +18,10 @@ def classify(
     images: ImagesArgument,
     labels: Annotated[
         str | None,
-        typer.Option(
-            "--labels",
-            metavar="A,B,...",
-            help='Labels to choose from, separated by commas; quote "A, B" if it is one.',
-        ),
+        typer.Option(metavar="A,B,...", help='Labels to choose from, separated by commas; quote "A, B" if it is one.'),
     ] = None,
     labels_file: Annotated[
-        Path | None, typer.Option("--labels-file", metavar="FILE", help="Text file with more labels, one per line.")
+        Path | None, typer.Option(metavar="FILE", help="Text file with more labels, one per line.")
     ] = None,
     templates: Annotated[
         list[str] | None,
@@ -60,14 +56,12 @@ def classify(
     options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
     settings = {"model": model, **options}
     if dry_run:
-        plan = {"templates": chosen, "labels": names, "images": [str(file) for file in files]}
-        print_plan(settings | plan, as_json)
+        print_plan(settings | {"templates": chosen, "labels": names, "images": files}, as_json)
         return
     given = ImageFiles(files, on_bad)
     pipeline = open_model(model, device)
-    probabilities = pipeline.classify(
-        given, names, chosen, **options, batch_size=IMAGES_PER_COUNT, progress=lambda _, *counts: print_count(*counts)
-    )
+    progress = {"batch_size": IMAGES_PER_COUNT, "progress": print_count}
+    probabilities = pipeline.classify(given, names, chosen, **options, **progress)
     answers = list(zip(map(str, given.files), best_answers(probabilities, names, top), strict=True))
     if as_json:
         results = [
@@ -76,7 +70,9 @@ def classify(
         ]
         print_json(settings | {"templates": chosen, "images": results})
     else:
-        _print(answers)
+        rows = [(file, *(f"{label} {share:.1%}" for label, share in ranked)) for file, ranked in answers]
+        places = map(str, range(1, len(rows[0])))
+        print_table("labels, with probability", ["image", *places], rows)
 
 
 def _split(labels: str | None) -> list[str]:
@@ -94,14 +90,3 @@ def _split(labels: str | None) -> list[str]:
             "Use --labels-file for such labels, one per line."
         ) from error
     return [label.strip() for row in rows for label in row]
-
-
-def _print(answers: list[tuple[str, list[tuple[str, float]]]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-
-    places = range(1, len(answers[0][1]) + 1)
-    table = folded_table("labels, with probability", "image", *map(str, places))
-    for file, ranked in answers:
-        table.add_row(escape(file), *(f"{escape(label)} {share:.1%}" for label, share in ranked))
-    Console().print(table)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from palindiff.cli.output_option import JsonOption, folded_table, print_json
+from palindiff.cli.output_option import JsonOption, print_json, print_table
 
 if TYPE_CHECKING:
     from palindiff.data.rows import ImageSet
@@ -28,18 +28,15 @@ app = typer.Typer(
 
 @app.command("emoji", epilog="Example: palindiff data emoji --output data/emoji")
 def emoji(
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="New or empty folder for the images.")],
-    size_px: Annotated[int, typer.Option("--size-px", min=8, max=1024, help="Side of each image in pixels.")] = 64,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="New or empty folder for the images.")],
+    size_px: Annotated[int, typer.Option(min=8, max=1024, help="Side of each image in pixels.")] = 64,
 ) -> None:
     """Draw about 7,900 emoji in two styles, with captions, split by concept."""
-    from rich.console import Console
-
     from palindiff.data.emoji import ATTRIBUTION, STYLES, build_emoji_set
 
-    table = folded_table(f"images in {output}", "split", *STYLES)
-    for split, of_split in build_emoji_set(output, size_px).items():
-        table.add_row(split, *(f"{of_split[style]:,}" for style in STYLES))
-    Console().print(table)
+    counts = build_emoji_set(output, size_px)
+    rows = [(split, *(f"{of_split[style]:,}" for style in STYLES)) for split, of_split in counts.items()]
+    print_table(f"images in {output}", ["split", *STYLES], rows)
     for style, source in ATTRIBUTION.items():
         typer.echo(f"{style}: {source}")
 
@@ -47,27 +44,21 @@ def emoji(
 @app.command("show", epilog="Example: palindiff data show 'cc3m/{00000..00331}.tar' --check-images")
 def show(
     path: Annotated[str, typer.Argument(help="Folder, .tar, .parquet, pattern of these, or a Hub name.")],
-    split: Annotated[str, typer.Option("--split", help="Split to show; unsplit data are `train`.")] = "train",
+    split: Annotated[str, typer.Option(help="Split to show; unsplit data are `train`.")] = "train",
     kind: Annotated[
         Literal["auto", "folder", "classes", "webdataset", "parquet", "hub"],
         typer.Option("--kind", help="Kind of source; auto: detect it from the files."),
     ] = "auto",
-    subset: Annotated[str | None, typer.Option("--subset", help="Configuration of a Hub data set.")] = None,
-    image_column: Annotated[
-        str | None, typer.Option("--image-column", help="Key or column of the image. Default: infer it.")
-    ] = None,
+    subset: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Key or column of the image. Default: infer it.")] = None,
     caption_column: Annotated[
-        str | None, typer.Option("--caption-column", help="Key or column of the captions. Default: infer it.")
+        str | None, typer.Option(help="Key or column of the captions. Default: infer it.")
     ] = None,
     check_images: Annotated[
         bool, typer.Option("--check-images", help="Decode every image to find damaged ones. Default: off.")
     ] = False,
-    epochs: Annotated[
-        float, typer.Option("--epochs", min=0.001, help="Epochs to compute the number of training steps for.")
-    ] = 6,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Images a step, for the number of training steps.")
-    ] = 256,
+    epochs: Annotated[float, typer.Option(min=0.001, help="Epochs to compute the number of training steps for.")] = 6,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step, for the number of training steps.")] = 256,
     as_json: JsonOption = False,
 ) -> None:
     """Print the number of images and captions, the first rows, rows left out and why, and the number of steps."""
@@ -108,24 +99,19 @@ def _summarize(images: "ImageSet") -> dict[str, Any]:
 
 
 def _print_summary(title: str, summary: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-
-    console, each, training = Console(), summary["captions_per_image"], summary["training"]
-    console.print(
+    each, training = summary["captions_per_image"], summary["training"]
+    typer.echo(
         f"{summary['num_images']:,} images, {summary['num_captions']:,} captions "
         f"({each['min']} to {each['max']} an image, mean {each['mean']:.2f}), {len(summary['labels']):,} classes"
     )
-    table = folded_table(f"first rows of {title}", "image", "class", "captions")
+    rows = []
     for row in summary["first_rows"]:
-        captions = "\n".join(shorten(caption, MAX_SHOWN_LETTERS, placeholder=" ...") for caption in row["captions"])
-        table.add_row(escape(row["name"]), escape(row["label"] or ""), escape(captions))
-    console.print(table)
+        captions = (shorten(caption, MAX_SHOWN_LETTERS, placeholder=" ...") for caption in row["captions"])
+        rows.append((row["name"], row["label"] or "", "\n".join(captions)))
+    print_table(f"first rows of {title}", ["image", "class", "captions"], rows)
     if "shards" in summary:
-        table = folded_table(f"shards of {title}", "", "number")
-        for name, number in _shard_lines(summary):
-            table.add_row(escape(name[:MAX_SHOWN_LETTERS]), f"{number:,}")
-        console.print(table)
+        lines = [(name[:MAX_SHOWN_LETTERS], f"{number:,}") for name, number in _shard_lines(summary)]
+        print_table(f"shards of {title}", ["", "number"], lines)
     typer.echo(summary["left_out"] or "No row was left out.")
     typer.echo(
         f"{training['epochs']:g} epochs at batch {training['batch_size']:,}: "

@@ -1,14 +1,17 @@
 """`palindiff estimate`: estimate what a run costs, before anything is trained."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from palindiff.cli.output_option import JsonOption, folded_table, print_json
+from palindiff.cli.output_option import JsonOption, print_json, print_table
 from palindiff.cli.recipe_option import PresetOption, RecipeOption, SetOption
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from palindiff.training.cost.estimate import Estimate
 
 BYTE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -27,9 +30,7 @@ def estimate(
     preset: PresetOption = None,
     images: Annotated[
         int | None,
-        typer.Option(
-            "--images", min=1, help="Training images, for the disk size of cached features.", show_default="none"
-        ),
+        typer.Option(min=1, help="Training images, for the disk size of cached features.", show_default="none"),
     ] = None,
     device: Annotated[
         Literal["gpu", "cpu"], typer.Option("--device", help="Kind of device; bf16 and attention differ in memory.")
@@ -37,14 +38,13 @@ def estimate(
     device_tflops: Annotated[
         float | None,
         typer.Option(
-            "--device-tflops",
             metavar="X",
             min=0.001,
             help="Sustained TFLOP/s of one device (well below its peak), to estimate time.",
             show_default="none",
         ),
     ] = None,
-    processes: Annotated[int, typer.Option("--processes", min=1, help="Processes, each with its own device.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes, each with its own device.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Estimate what a run of a recipe costs.
@@ -70,51 +70,39 @@ def estimate(
     if as_json:
         print_json(settings | found.model_dump())
         return
-    from rich.console import Console
-
-    table = folded_table(f"estimate of {recipe}", "", "")
-    table.show_header = False
-    for title, lines in _sections(found, settings).items():
-        table.add_row(f"[bold]{title}[/bold]", "")
-        for name, value in lines.items():
-            table.add_row(f"  {name}", value)
-        table.add_section()
-    Console().print(table)
+    print_table(f"estimate of {recipe}", ["", ""], *_sections(found, settings))
 
 
-def _sections(found: "Estimate", settings: Mapping[str, object]) -> dict[str, dict[str, str]]:
-    """Write an estimate as titles, each with lines of a name and a value."""
-    parameters, memory, work, disk = found.parameters, found.memory_bytes, found.tflop, found.disk_bytes
-    disk_bytes = {"an image": disk.image, "a caption": disk.caption}
-    if disk.total is not None:
-        disk_bytes[f"{settings['images']:,} images"] = disk.total
-    sections = {
-        "parameters": _counts(parameters.parts | {"trained": parameters.trained}),
-        "of the query stream": _counts(parameters.new),
-        f"memory of a process, {settings['device']}": {
-            name: f"{value}  {MEMORY_NOTES.get(name, '')}".rstrip()
-            for name, value in _scaled(memory.model_dump(), BYTE_UNITS).items()
-        },
-        "work of a step": _scaled({**work.step, "total": work.whole_step}, WORK_UNITS),
-        "work of naming an image": _scaled({**work.named_image, "total": work.whole_named_image}, WORK_UNITS),
-        "disk": _scaled(disk_bytes, BYTE_UNITS),
-    }
-    if (time := found.time) is not None:
-        sections[f"time, {settings['processes']} x {settings['device_tflops']:g} TFLOP/s"] = {
+def _sections(found: "Estimate", settings: Mapping[str, object]) -> "Iterator[list[tuple[str | Text, str]]]":
+    """Write an estimate as sections of a table: a title, then lines of a name and a value."""
+    parameters, memory, work = found.parameters, found.memory_bytes.model_dump(), found.tflop
+    disk, time = found.disk_bytes, found.time
+    in_bytes, in_flop = partial(scaled, units=BYTE_UNITS), partial(scaled, units=WORK_UNITS)
+    total = {} if disk.total is None else {f"{settings['images']:,} images": disk.total}
+    yield _section("parameters", parameters.parts | {"trained": parameters.trained})
+    yield _section("of the query stream", parameters.new)
+    yield _section(f"memory of a process, {settings['device']}", memory, in_bytes, MEMORY_NOTES)
+    yield _section("work of a step", {**work.step, "total": work.whole_step}, in_flop)
+    yield _section("work of naming an image", {**work.named_image, "total": work.whole_named_image}, in_flop)
+    yield _section("disk", {"an image": disk.image, "a caption": disk.caption} | total, in_bytes)
+    if time is not None:
+        lines = {
             "a step": f"{time.step_s:.3g} s",
             "the run": f"{time.hours:,.1f} hours",
             "trained on": f"{time.images_per_s:,.1f} images a second",
             "named": f"{time.named_images_per_s:,.1f} images a second on one device",
         }
-    return sections
+        yield _section(f"time, {settings['processes']} x {settings['device_tflops']:g} TFLOP/s", lines, str)
 
 
-def _counts(counts: Mapping[str, int]) -> dict[str, str]:
-    return {name: f"{count:,}" for name, count in counts.items()}
+def _section(
+    title: str, values: Mapping[str, Any], write: Callable[[Any], str] = "{:,}".format, notes: Mapping[str, str] = {}
+) -> "list[tuple[str | Text, str]]":
+    """Make the rows of a title and of named values, each written as text, maybe with a note."""
+    from rich.text import Text
 
-
-def _scaled(numbers: Mapping[str, float], units: tuple[tuple[float, str], ...]) -> dict[str, str]:
-    return {name: scaled(number, units) for name, number in numbers.items()}
+    lines = [(f"  {name}", f"{write(value)}  {notes.get(name, '')}".rstrip()) for name, value in values.items()]
+    return [(Text(title, "bold"), ""), *lines]
 
 
 def scaled(number: float, units: tuple[tuple[float, str], ...]) -> str:

@@ -12,7 +12,7 @@ from palindiff.cli.output_option import DryRunOption, print_plan
 
 
 def export(
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="New or empty folder.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="New or empty folder.")],
     model: ModelOption = DEFAULT_MODEL,
     variant: Annotated[
         Literal["fp16", "bf16"] | None,
@@ -20,9 +20,7 @@ def export(
     ] = None,
     max_shard_size: Annotated[
         str | None,
-        typer.Option(
-            "--max-shard-size", metavar="SIZE", help="Split larger weight files: 5GB, 200MB, ...", show_default="none"
-        ),
+        typer.Option(metavar="SIZE", help="Split larger weight files: 5GB, 200MB, ...", show_default="none"),
     ] = None,
     dry_run: DryRunOption = False,
 ) -> None:

@@ -3,19 +3,16 @@
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from palindiff.cli.inputs import read_lines
 from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_model
 from palindiff.cli.naming_option import GuidanceOption
-from palindiff.cli.output_option import DryRunOption, JsonOption, folded_table, print_count, print_json, print_plan
+from palindiff.cli.output_option import DryRunOption, JsonOption, print_count, print_json, print_plan, print_table
 from palindiff.inference.defaults import GENERATED_FILES_BATCH_SIZE, GENERATION_GUIDANCE_SCALE, GENERATION_STEPS
 from palindiff.inference.labels import check_texts
-
-if TYPE_CHECKING:
-    from palindiff.inference.image_files import GeneratedFile
 
 MAX_SEED = 2**62
 
@@ -27,18 +24,16 @@ def generate(
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Folder for the PNG files; existing files are kept.")
+        Path, typer.Option(metavar="DIR", help="Folder for the PNG files; existing files are kept.")
     ] = Path("generations"),
     num_images: Annotated[int, typer.Option("--num", min=1, help="Images of each prompt.")] = 1,
     seed: Annotated[
-        int,
-        typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of each prompt's first image; the next adds 1."),
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of each prompt's first image; the next adds 1.")
     ] = 0,
     guidance_scale: GuidanceOption = GENERATION_GUIDANCE_SCALE,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = GENERATION_STEPS,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = GENERATION_STEPS,
     batch_size: Annotated[
-        int,
-        typer.Option("--batch-size", min=1, help="Images generated together; changes images only by rounding."),
+        int, typer.Option(min=1, help="Images generated together; changes images only by rounding.")
     ] = GENERATED_FILES_BATCH_SIZE,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -60,7 +55,7 @@ def generate(
         raise NotADirectoryError(f"`{output}` is a file. Expected a folder. Pass another with --output.")
     settings = {"model": model, "num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
     if dry_run:
-        plan = {"output": str(output), "images_of_each_prompt": num_images, "prompts": wanted}
+        plan = {"output": output, "images_of_each_prompt": num_images, "prompts": wanted}
         print_plan(settings | plan, as_json)
         return
     _check_writable(output)
@@ -71,11 +66,12 @@ def generate(
     generated = []
     for each in generate_files(pipeline, wanted, options, output, model):
         generated.append(each)
-        print_count(len(generated), len(wanted) * num_images)
+        print_count("images", len(generated), len(wanted) * num_images)
     if as_json:
-        print_json(settings | {"images": [{**asdict(each), "path": str(each.path)} for each in generated]})
+        print_json(settings | {"images": [asdict(each) for each in generated]})
     else:
-        _print(generated, output)
+        rows = [(each.prompt, str(each.seed), each.path.name) for each in generated]
+        print_table(f"generated into {output}", ["prompt", "seed", "file"], rows)
 
 
 def _check_writable(output: Path) -> None:
@@ -92,13 +88,3 @@ def _check_writable(output: Path) -> None:
             f"`{output}` cannot be written ({error.strerror}). Expected a folder that takes new files. Pass another "
             "with --output."
         ) from error
-
-
-def _print(generated: "list[GeneratedFile]", output: Path) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-
-    table = folded_table(f"generated into {output}", "prompt", "seed", "file")
-    for each in generated:
-        table.add_row(escape(each.prompt), str(each.seed), escape(each.path.name))
-    Console().print(table)

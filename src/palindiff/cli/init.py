@@ -14,34 +14,29 @@ DEFAULT_RECIPE = "diffdis-cc3m-one-way"
 PARTS = ("unet", "vae", "text_encoder", "query_stream")
 
 
-SourceOption = Annotated[
-    str,
-    typer.Option(
-        "--from", metavar="DIR|NAME|FILE", help="Stable Diffusion 1.x or 2.x: folder, Hub name or .safetensors file."
-    ),
-]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", metavar="DIR", help="Folder with the configs of a 2.x .safetensors file.", show_default="none"
-    ),
-]
-
-
 def init(
-    source: SourceOption,
-    text: Annotated[
+    source: Annotated[
         str,
-        typer.Option("--text", metavar="DIR|NAME", help="CLIP that its text encoder comes from: folder or Hub name."),
+        typer.Option(
+            "--from",
+            metavar="DIR|NAME|FILE",
+            help="Stable Diffusion 1.x or 2.x: folder, Hub name or .safetensors file.",
+        ),
     ],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="New folder of the checkpoint.")],
+    text: Annotated[
+        str, typer.Option(metavar="DIR|NAME", help="CLIP that its text encoder comes from: folder or Hub name.")
+    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="New folder of the checkpoint.")],
     recipe: RecipeOption = DEFAULT_RECIPE,
     overrides: SetOption = None,
     variant: Annotated[
-        str | None, typer.Option("--variant", help="Weight files to read, such as fp16.", show_default="none")
+        str | None, typer.Option(help="Weight files to read, such as fp16.", show_default="none")
     ] = None,
-    config: ConfigOption = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the new weights.")] = 0,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with the configs of a 2.x .safetensors file.", show_default="none"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the new weights.")] = 0,
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
@@ -61,7 +56,7 @@ def init(
 
     check_is_free(output)
     query_stream = load_recipe(DiffDisRecipe, recipe, overrides or []).query_stream
-    settings = {"from": source, "text": text, "output": str(output), "seed": seed}
+    settings = {"from": source, "text": text, "output": output, "seed": seed}
     if dry_run:
         print_plan(settings | {"query_stream": str(query_stream)}, as_json)
         return

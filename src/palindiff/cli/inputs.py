@@ -14,6 +14,8 @@ from palindiff.inference.defaults import IMAGES_PER_COUNT
 if TYPE_CHECKING:
     from PIL import Image
 
+    from palindiff.data.images import ImageFileError
+
 ImagesArgument = Annotated[
     list[Path], typer.Argument(metavar="IMAGE", help="Image files; of a folder, all images below it.")
 ]
@@ -57,12 +59,12 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"`{path}` does not exist. Expected an image file or a folder. Fix the path.")
-        below = list_images(path) if path.is_dir() else []
-        if path.is_dir() and not below:
+        images = [path / name for name in list_images(path)] if path.is_dir() else [path]
+        if not images:
             raise ValueError(
                 f"The folder `{path}` holds no image. Expected PNG, JPEG, WebP or the like. Pass another folder."
             )
-        found += [path / name for name in below] or [path]
+        found += images
     return found
 
 
@@ -79,61 +81,57 @@ class ImageFiles:
         """
         from palindiff.data.images import check_header, decode_image
 
-        self.on_bad = on_bad
-        self.files, faults = _separate(files, check_header)  # after iteration without those that could not be decoded
-        if faults and on_bad == "refuse":  # nothing will be encoded: find the other bad files too
-            self.files, faults = _separate(files, decode_image)
-        self._report(faults, len(files))
+        self.files, self.on_bad = list(files), on_bad
+        errors = _read_errors(files, check_header)
+        if errors and on_bad == "refuse":  # nothing will be encoded: find the other bad files too
+            errors = _read_errors(files, decode_image)
+        self._leave_out(errors)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __iter__(self) -> "Iterator[Image.Image]":
+        """Decode the files; after the last one, `files` are those that could be decoded."""
         from palindiff.data.images import ImageFileError, decode_image
 
-        files, good, faults = self.files, [], []
-        for number, file in enumerate(files, start=1):
+        errors = {}
+        for number, file in enumerate(self.files, start=1):
             try:
-                image = decode_image(file)
+                yield decode_image(file)
             except ImageFileError as error:
-                faults.append(_fault(error))
+                errors[file] = error
                 if self.on_bad == "refuse":
-                    faults += _separate(files[number:], decode_image)[1]
+                    errors |= _read_errors(self.files[number:], decode_image)
                     break
-            else:
-                good.append(file)
-                yield image
-        self.files = good
-        self._report(faults, len(files))
+        self._leave_out(errors)
 
-    def _report(self, faults: list[str], num_files: int) -> None:
-        if not faults:
+    def _leave_out(self, errors: "dict[Path, ImageFileError]") -> None:
+        """Refuse bad files, or go on without them and say so."""
+        if not errors:
             return
-        found, listed = f"{len(faults):,} of {num_files:,} images cannot be used", "\n  ".join(["", *faults])
+        good = [file for file in self.files if file not in errors]
+        found = f"{len(self.files) - len(good):,} of {len(self.files):,} images cannot be used"
+        listed = "".join(f"\n  {str(error).partition('. Expected ')[0]}" for error in errors.values())
         if self.on_bad == "refuse":
             raise ValueError(
                 f"{found}. Expected whole PNG, JPEG, WebP or the like. Fix them, or use --on-bad skip.{listed}"
             )
-        if not self.files:
+        if not good:
             raise ValueError(f"{found}, and none is left. Expected one or more. Fix them or pass others.{listed}")
         typer.echo(f"{found} and were left out:{listed}", err=True)
+        self.files = good
 
 
-def _separate(files: Sequence[Path], read: Callable[[Path], object]) -> tuple[list[Path], list[str]]:
-    """Try to read all files -> the good ones, and what is wrong with the others."""
+def _read_errors(files: Sequence[Path], read: Callable[[Path], object]) -> "dict[Path, ImageFileError]":
+    """Try to read all files -> the errors of the bad ones."""
     from palindiff.data.images import ImageFileError
 
-    good, faults = [], []
+    errors = {}
     for done, file in enumerate(files, start=1):
         try:
             read(file)
-            good.append(file)
         except ImageFileError as error:
-            faults.append(_fault(error))
+            errors[file] = error
         if len(files) > IMAGES_PER_COUNT and (done == len(files) or done % IMAGES_PER_COUNT == 0):
-            print_count(done, len(files), "images checked")
-    return good, faults
-
-
-def _fault(error: ValueError) -> str:
-    return str(error).partition(". Expected ")[0]
+            print_count("images checked", done, len(files))
+    return errors

@@ -28,11 +28,7 @@ ABOUT = "Train and use one diffusion network for text-to-image generation, zero-
 KNOWN_ERRORS = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)  # with a message for users
 
 app = typer.Typer(
-    name="palindiff",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    add_completion=False,
+    name="palindiff", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
 )
 app.add_typer(data, name="data")
 for verb in (train, train_vae, estimate, evaluate_vae, init, generate, classify, rank, demo, export, push):

@@ -15,9 +15,7 @@ DEFAULT_MODEL = "emoji"
 ModelOption = Annotated[
     str,
     typer.Option(
-        "--model",
-        metavar="NAME|DIR",
-        help="Bundled model, checkpoint folder, or Hub name. ./NAME is always a folder.",
+        "--model", metavar="NAME|DIR", help="Bundled model, checkpoint folder, or Hub name. ./NAME is always a folder."
     ),
 ]
 DeviceOption = Annotated[
@@ -61,14 +59,15 @@ def _download(name: str, bundled: list[str]) -> Path:
     from diffusers.utils import logging as diffusers_logging
 
     from palindiff.inference.pipeline import PalindiffPipeline
+    from palindiff.pretrained.model_card import is_hub_name
 
-    is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+    asks_hub = is_hub_name(name)
     unknown = FileNotFoundError(
-        f"No model `{name}`: it is no folder{', and the Hub did not give it' if is_hub_name else ''}. Expected one of "
+        f"No model `{name}`: it is no folder{', and the Hub did not give it' if asks_hub else ''}. Expected one of "
         f"the bundled models ({', '.join(bundled) or 'none in this installation'}), a checkpoint folder, or a Hub "
         "name OWNER/MODEL. Check the name with --model."
     )
-    if not is_hub_name:
+    if not asks_hub:
         raise unknown
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity(logging.CRITICAL)

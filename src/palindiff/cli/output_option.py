@@ -3,13 +3,13 @@
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.text import Text
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, without doing it.")]
@@ -21,8 +21,8 @@ def command_line() -> str:
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """Print one JSON document."""
-    typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
+    """Print one JSON document; paths in it become strings."""
+    typer.echo(json.dumps(document, ensure_ascii=False, indent=2, default=str))
 
 
 def print_plan(plan: Mapping[str, Any], as_json: bool = False) -> None:
@@ -37,14 +37,22 @@ def print_plan(plan: Mapping[str, Any], as_json: bool = False) -> None:
             typer.echo(f"  {each}")
 
 
-def print_count(done: int, total: int, what: str = "images") -> None:
+def print_count(what: str, done: int, total: int) -> None:
     """Count on stderr, on one line that each count and an error after it overwrite."""
     typer.echo(f"{done:,} of {total:,} {what}" + ("\n" if done == total else "\r"), nl=False, err=True)
 
 
-def folded_table(title: str, *heads: str) -> "Table":
-    """Make a table that breaks long words instead of cutting them off, so that file names stay whole."""
-    from rich.markup import escape
+def print_table(title: str, heads: Sequence[str], *sections: "Iterable[Sequence[str | Text]]") -> None:
+    """Print a table of rows, with a line below each section.
+
+    Long words are broken instead of cut off, so that file names stay whole. Without heads there is no row of them.
+    """
+    from rich.console import Console
     from rich.table import Column, Table
 
-    return Table(*(Column(head, overflow="fold") for head in heads), title=escape(title))
+    table = Table(*(Column(head, overflow="fold") for head in heads), title=title, show_header=any(heads))
+    for rows in sections:
+        for row in rows:
+            table.add_row(*row)
+        table.add_section()
+    Console(markup=False, emoji=False).print(table)  # texts of users stay as they are

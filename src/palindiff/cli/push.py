@@ -1,5 +1,6 @@
 """`palindiff push`: upload a checkpoint folder with its model card to the Hub."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from palindiff.cli.output_option import DryRunOption, print_plan
 
 
 def push(
-    model: Annotated[Path, typer.Option("--model", metavar="DIR", help="Checkpoint folder, uploaded as it is.")],
+    model: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint folder, uploaded as it is.")],
     repo_id: Annotated[
         str, typer.Option("--to", metavar="OWNER/NAME", help="Repository on the Hub, created if there is none.")
     ],
@@ -52,13 +53,11 @@ def push(
 def _check_name(repo_id: str) -> None:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-    try:
+    with suppress(HFValidationError):
         validate_repo_id(repo_id)
-        has_owner = "/" in repo_id
-    except HFValidationError:
-        has_owner = False
-    if not has_owner:
-        raise ValueError(
-            f"--to is {repo_id}. Expected OWNER/NAME as the Hub allows it: letters, digits, `-`, `_` and `.`. Pass "
-            "such a name."
-        )
+        if "/" in repo_id:
+            return
+    raise ValueError(
+        f"--to is {repo_id}. Expected OWNER/NAME as the Hub allows it: letters, digits, `-`, `_` and `.`. Pass such a "
+        "name."
+    )

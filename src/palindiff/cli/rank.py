@@ -8,7 +8,7 @@ import typer
 from palindiff.cli.inputs import ImageFiles, ImagesArgument, OnBadOption, find_images, read_lines
 from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_model
 from palindiff.cli.naming_option import GuidanceOption, SeedOption, StepsOption, TopOption, best_answers
-from palindiff.cli.output_option import DryRunOption, JsonOption, folded_table, print_count, print_json, print_plan
+from palindiff.cli.output_option import DryRunOption, JsonOption, print_count, print_json, print_plan, print_table
 from palindiff.inference.defaults import IMAGES_PER_COUNT, NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import check_texts
 
@@ -49,13 +49,11 @@ def rank(
     options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
     settings = {"model": model, **options, "by": by}
     if dry_run:
-        print_plan(settings | {"captions": texts, "images": [str(file) for file in files]}, as_json)
+        print_plan(settings | {"captions": texts, "images": files}, as_json)
         return
     given = ImageFiles(files, on_bad)
     pipeline = open_model(model, device)
-    cosines = pipeline.rank(
-        given, texts, **options, batch_size=IMAGES_PER_COUNT, progress=lambda _, *counts: print_count(*counts)
-    )
+    cosines = pipeline.rank(given, texts, **options, batch_size=IMAGES_PER_COUNT, progress=print_count)
     names = [str(file) for file in given.files]
     kind, queries, offered = ("caption", names, texts) if by == "image" else ("image", texts, names)
     ranked = best_answers(cosines if by == "image" else cosines.T, offered, top)
@@ -67,16 +65,8 @@ def rank(
         ]
         print_json(settings | {"results": results})
     else:
-        _print(by, kind, answers)
-
-
-def _print(by: str, kind: str, answers: list[tuple[str, list[tuple[str, float]]]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-
-    table = folded_table(f"best {kind}s of each {by}", by, kind, "cosine")
-    for query, best in answers:
-        for place, (name, cosine) in enumerate(best):
-            is_last = place == len(best) - 1
-            table.add_row(escape(query) if place == 0 else "", escape(name), f"{cosine:.3f}", end_section=is_last)
-    Console().print(table)
+        sections = [
+            [(query if place == 0 else "", name, f"{cosine:.3f}") for place, (name, cosine) in enumerate(best)]
+            for query, best in answers
+        ]
+        print_table(f"best {kind}s of each {by}", [by, kind, "cosine"], *sections)

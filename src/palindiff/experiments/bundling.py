@@ -34,9 +34,7 @@ def bundle(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
         weights, the model was trained with another VAE than the bundled one, or the weights are too large.
     """
     if name not in SOURCES:
-        raise ValueError(
-            f"No checkpoint `{name}` is bundled. Expected one of: {', '.join(SOURCES)}. Use one of these."
-        )
+        raise ValueError(f"No checkpoint `{name}` is bundled. Expected one of: {', '.join(SOURCES)}. Use one.")
     source = next((run / part for part in SOURCES[name] if (run / part).is_dir()), None)
     if source is None:
         raise FileNotFoundError(
@@ -59,10 +57,8 @@ def bundle(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
         remove_local_paths(folder)
         num_bytes = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         if num_bytes > MAX_BYTES[name]:
-            raise ValueError(
-                f"The weights of `{name}` take {num_bytes:,} bytes. Expected at most {MAX_BYTES[name]:,}. "
-                "Use a smaller model."
-            )
+            limit = f"Expected at most {MAX_BYTES[name]:,}. Use a smaller model."
+            raise ValueError(f"The weights of `{name}` take {num_bytes:,} bytes. {limit}")
     return checkpoints / name
 
 

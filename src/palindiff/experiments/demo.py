@@ -13,7 +13,7 @@ import torch
 
 from palindiff.atomic import atomic_text
 from palindiff.data.emoji import STYLES, build_emoji_set
-from palindiff.evaluation.results import Results, read_results, write_results
+from palindiff.evaluation.results import read_results, write_results
 from palindiff.evaluation.retrieval import Row
 from palindiff.experiments import demo_sections as sections
 from palindiff.experiments import emoji_protocol as protocol
@@ -73,21 +73,20 @@ def render(
     model: EvaluatedModel, embedded: list[EmbeddedConcepts], rows: list[Row], log: list[Line], options: DemoOptions
 ) -> str:
     """Put the page together; `rows` are those of naming."""
-    content = {
-        "model": model,
-        "generation_steps": GENERATION_STEPS,
-        "guidance_scale": f"{GENERATION_GUIDANCE_SCALE:g}",
-        "generated": sections.generated_images(model.pipeline, options.data_dir, options.seed),
-        "num_concepts": len(embedded[0].rows),
-        "named": [each for concepts in embedded for each in sections.named_images(concepts)],
-        "retrieved": [each for concepts in embedded for each in sections.retrieved_images(concepts)],
-        "recall": rows,
-        "denoised_caption": sections.DENOISED_CAPTION,
-        "denoised": sections.denoised_images(model.pipeline, sections.DENOISED_CAPTION, options.seed),
-        "naming": sections.naming_steps(model.pipeline, embedded[0]),
-        "plots": sections.training_curves(log),
-    }
-    return page(content)
+    return page(
+        model=model,
+        generation_steps=GENERATION_STEPS,
+        guidance_scale=f"{GENERATION_GUIDANCE_SCALE:g}",
+        generated=sections.generated_images(model.pipeline, options.data_dir, options.seed),
+        num_concepts=len(embedded[0].rows),
+        named=[each for concepts in embedded for each in sections.named_images(concepts)],
+        retrieved=[each for concepts in embedded for each in sections.retrieved_images(concepts)],
+        recall=rows,
+        denoised_caption=sections.DENOISED_CAPTION,
+        denoised=sections.denoised_images(model.pipeline, sections.DENOISED_CAPTION, options.seed),
+        naming=sections.naming_steps(model.pipeline, embedded[0]),
+        plots=sections.training_curves(log),
+    )
 
 
 def bundled_model() -> tuple[EvaluatedModel, list[Line]]:
@@ -139,23 +138,17 @@ def seconds_per_step(recipe: DiffDisRecipe, run: Path) -> float:
 def write_rows(options: DemoOptions, rows: list[Row], command: str, elapsed_s: float) -> None:
     """Write the rows of this model, keeping those of the other one that the file holds already."""
     assert options.results is not None, "called where a result file is wanted"
-    measured = {row["model"] for row in rows}
     kept: list[Row] = []
-    origins: dict[str, object] = {}
+    origins: dict[str, object] = {}  # of the kept rows: all that their own file says beside the rows
     if options.results.exists():
         before = read_results(options.results)
-        kept = [row for row in before.rows if row["model"] not in measured]
-        origins = {str(row["model"]): _origin(before, str(row["model"])) for row in kept}
+        kept = [row for row in before.rows if row["model"] != rows[0]["model"]]
+        earlier = before.settings.pop("rows_measured_before", None)
+        file = before.model_dump(exclude={"rows"})
+        known = earlier if isinstance(earlier, dict) else {}
+        origins = {str(row["model"]): known.get(str(row["model"]), file) for row in kept}
     settings = {"minutes": options.minutes, "rows_measured_before": origins}
     write_results(options.results, [*kept, *rows], command, settings, options.seed, elapsed_s)
-
-
-def _origin(before: Results, model: str) -> object:
-    """Return where a model's kept rows come from: all that their own file says beside the rows."""
-    earlier = before.settings.get("rows_measured_before")
-    if isinstance(earlier, dict) and model in earlier:
-        return earlier[model]
-    return before.model_dump(exclude={"rows": True, "settings": {"rows_measured_before"}})
 
 
 def _with_log(name: str, pipeline: PalindiffPipeline, folder: Path) -> tuple[EvaluatedModel, list[Line]]:

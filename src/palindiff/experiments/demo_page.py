@@ -5,12 +5,13 @@ Here: rendering `demo_page.html`, a Jinja template, and what it is given. Not he
 
 import base64
 import io
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, StrictUndefined
 from PIL import Image
+
+TEMPLATE = Path(__file__).with_name("demo_page.html")
 
 
 class Figure(NamedTuple):
@@ -30,14 +31,11 @@ class RankedName(NamedTuple):
     is_right: bool
 
 
-def page(content: Mapping[str, object]) -> str:
+def page(**content: object) -> str:
     """Fill in the template; every text is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["png"] = png_uri
-    return environment.get_template("demo_page.html").render(content)
+    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    jinja.filters["png"] = png_uri
+    return jinja.from_string(TEMPLATE.read_text(encoding="utf-8")).render(content)
 
 
 def png_uri(image: Image.Image) -> str:

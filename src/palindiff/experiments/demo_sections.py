@@ -17,12 +17,7 @@ from palindiff.data.sources import DataConfig, open_images
 from palindiff.experiments.demo_page import Figure, RankedName
 from palindiff.experiments.emoji_protocol import EmbeddedConcepts, concept_images, evenly
 from palindiff.experiments.plots import Line, line_plot
-from palindiff.inference.defaults import (
-    GENERATION_GUIDANCE_SCALE,
-    GENERATION_STEPS,
-    NAMING_GUIDANCE_SCALE,
-    NAMING_STEPS,
-)
+from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, GENERATION_STEPS
 from palindiff.inference.generation import generate_images
 from palindiff.inference.pipeline import PalindiffPipeline
 
@@ -63,8 +58,7 @@ def generated_images(pipeline: PalindiffPipeline, data_dir: Path, seed: int) -> 
         "For comparison: concepts and styles in training": [row.captions[0] for row in seen],
     }
     captions = [caption for group in groups.values() for caption in group]
-    seeds = [seed + number for number in range(len(captions))]
-    images = iter(generate_images(pipeline, captions, seeds, GENERATION_GUIDANCE_SCALE))
+    images = iter(generate_images(pipeline, captions, range(seed, seed + len(captions))))
     return {title: [Figure(next(images), caption) for caption in group] for title, group in groups.items()}
 
 
@@ -91,7 +85,7 @@ def naming_steps(pipeline: PalindiffPipeline, concepts: EmbeddedConcepts) -> dic
     """Name one image: at each step the names nearest to the noisy query e_t, and to the prediction of e_0."""
     i = evenly(range(len(concepts.rows)), 3)[1]
     steps = []
-    for step in pipeline.denoise_query([concepts.rows[i].source], NAMING_STEPS, NAMING_GUIDANCE_SCALE):
+    for step in pipeline.denoise_query([concepts.rows[i].source]):
         queries = {"noisy": torch.nn.functional.normalize(step.e_t.float(), dim=-1), "predicted": step.e_0_hat.float()}
         scores = {name: (e.cpu() @ concepts.e.T)[0] for name, e in queries.items()}  # (1, d_e) -> (n,)
         ranks = {name: int((each > each[i]).sum()) + 1 for name, each in scores.items()}

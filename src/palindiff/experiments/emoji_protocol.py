@@ -44,13 +44,8 @@ class EvaluatedModel:
 
     def label(self, row: Row, style: Style, **labels: str) -> Row:
         """Complete a row of a metric with the labels of a result file."""
-        return {
-            "model": self.name,
-            "style": style,
-            **row,
-            "steps": self.steps,
-            "seconds": round(self.seconds),
-        } | labels
+        training = {"steps": self.steps, "seconds": round(self.seconds)}
+        return {"model": self.name, "style": style, **row, **training, **labels}
 
 
 @dataclass(frozen=True)
@@ -109,12 +104,11 @@ def naming_rows(model: EvaluatedModel, concepts: EmbeddedConcepts) -> list[Row]:
 def generation_rows(model: EvaluatedModel, data_dir: Path, style: Style, split: str) -> list[Row]:
     """Generate captions of `seen` or `unseen` concepts; measure how often the concept's real image is recognised."""
     rows = evenly(concept_images(data_dir, SPLITS[split], style), NUM_GENERATION_CONCEPTS)
-    chosen = evenly(rows, NUM_GENERATED)
-    captions, seeds = [row.captions[0] for row in chosen], list(range(len(chosen)))
+    chosen = evenly(range(len(rows)), NUM_GENERATED)
+    captions, seeds = [rows[i].captions[0] for i in chosen], list(range(len(chosen)))
     generated = generate_images(model.pipeline, captions, seeds, GENERATION_GUIDANCE_SCALE, GENERATION_STEPS)
-    position = {row.source.name: i for i, row in enumerate(rows)}
-    truth = torch.tensor([position[row.source.name] for row in chosen])
-    found = thumbnail_recall(as_pixels(generated), truth, as_pixels([decode_image(row.source) for row in rows]), KS)
+    real = as_pixels([decode_image(row.source) for row in rows])
+    found = thumbnail_recall(as_pixels(generated), torch.tensor(chosen), real, KS)
     return [model.label(row, style, split=split) for row in found]
 
 

@@ -1,23 +1,31 @@
 """The model card: README.md of a checkpoint folder, with the metadata header that the Hub reads.
 
-Here: writing a card from known facts, and reading the licence of another card. Unknown facts are called unknown. Not
-here: the result files that rows come from (`evaluation/results.py`), uploading (`saving.py`).
+Here: writing a card from known facts, and reading the licence of another card. The text is `model_card.md.jinja`, a Jinja
+template. Unknown facts are called unknown. Not here: the result files that rows come from (`evaluation/results.py`),
+uploading (`saving.py`).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 from huggingface_hub import ModelCardData
+from jinja2 import Environment, StrictUndefined
 from pydantic import AfterValidator, BaseModel
 
 from palindiff.atomic import atomic_text
 
 CARD_NAME = "README.md"
 TAGS = ("palindiff", "diffdis", "zero-shot-image-classification", "image-text-retrieval")
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 ANY_FOLDER = "path/to/this/folder"
+EXPORT_NOTICE = (
+    "> This folder is stock Stable Diffusion: it generates. What the card says of naming and finding holds for the "
+    "checkpoint that it was exported from."
+)
+HEAD = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 Scalar = str | bool | int | float | None
 
@@ -34,9 +42,7 @@ def public_name(source: str) -> str:
 
 def _no_path(name: str) -> str:
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or "\\" in name:
-        raise ValueError(
-            "Expected a Hub name OWNER/NAME or one word, no path: cards are published. Take `public_name`."
-        )
+        raise ValueError("Expected OWNER/NAME or one word, no path: cards are published. Use `public_name`.")
     return name
 
 
@@ -99,16 +105,14 @@ def card_text(facts: CardFacts) -> str:
         language=list(facts.language) or None,
         **facts.stated_license.model_dump(exclude_none=True),
     )
-    sections = {
-        "How to use": _examples(facts.name if is_hub_name(facts.name) else ANY_FOLDER),
-        "Training data": _items([f"`{name}`" for name in facts.datasets]) or "Not stated.",
-        "Training": _items([f"{what}: {value}" for what, value in facts.training.items()]) or "Not stated.",
-        "Results": _results(facts),
-        "Limits": _items([*facts.limits, *_KNOWN_LIMITS]),
-        "Licence": _licence(facts),
-    }
-    body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
-    return f"---\n{head.to_yaml()}\n---\n\n# {facts.name}\n\n{_what_it_is(facts)}\n\n{body}\n"
+    jinja = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    jinja.filters["cell"] = _cell
+    return jinja.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        head=head.to_yaml(),
+        facts=facts,
+        where=facts.name if is_hub_name(facts.name) else ANY_FOLDER,
+        columns=list(dict.fromkeys(name for row in facts.results for name in row)),
+    )
 
 
 def write_card(folder: Path, facts: CardFacts) -> Path:
@@ -138,16 +142,12 @@ def stable_diffusion_card(card: str) -> str:
     """Rewrite a card for the same folder without the parts that name: its licence and its history still hold."""
     head, body = _split(card)
     head["tags"] = [tag for tag in head.get("tags") or () if tag not in TAGS]
-    notice = (
-        "> This folder is stock Stable Diffusion: it generates. What is said of naming and finding holds for the "
-        "checkpoint that it was exported from."
-    )
-    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n{notice}\n\n{body.lstrip()}"
+    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n{EXPORT_NOTICE}\n\n{body.lstrip()}"
 
 
 def card_head(card: str) -> str:
     """Cut out a card's head, without its fences; empty if it has none."""
-    found = _HEAD.match(card)
+    found = HEAD.match(card)
     return found[1] if found else ""
 
 
@@ -157,70 +157,10 @@ def _split(card: str) -> tuple[dict[str, Any], str]:
         head = yaml.safe_load(card_head(card))
     except yaml.YAMLError:
         head = None
-    return head if isinstance(head, dict) else {}, _HEAD.sub("", card, count=1)
-
-
-_HEAD = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
-_KNOWN_LIMITS = (
-    "Naming picks the best of the labels that it is given, also where none of them is right.",
-    "What it generates is not filtered, unless the folder holds a `safety_checker`.",
-)
-
-
-def _what_it_is(facts: CardFacts) -> str:
-    text = (
-        "One diffusion network that reads both ways ([DiffDis](https://arxiv.org/abs/2308.09306)): it generates "
-        "images from words, names images, and finds images by words. The folder is a Stable Diffusion folder with two "
-        "more parts, `query_stream` and `query_scheduler`."
-    )
-    counts = [f"{part} {number:,}" for part, number in facts.parameters.items()]
-    return f"{text}\n\nParameters: {', '.join(counts)}." if counts else text
-
-
-def _examples(where: str) -> str:
-    return f"""Generation takes diffusers alone:
-
-```python
-from diffusers import StableDiffusionPipeline
-
-pipeline = StableDiffusionPipeline.from_pretrained("{where}")
-pipeline("a red apple").images[0].save("apple.png")
-```
-
-Naming and finding take palindiff, which generates the same images:
-
-```python
-from palindiff import PalindiffPipeline
-
-pipeline = PalindiffPipeline.from_pretrained("{where}")
-print(pipeline.classify(["apple.png"], ["apple", "pear"]))
-```"""
-
-
-def _results(facts: CardFacts) -> str:
-    if not facts.results:
-        return "Not measured."
-    names = list(dict.fromkeys(name for row in facts.results for name in row))
-    lines = [names, ["---"] * len(names), *([_cell(row.get(name)) for name in names] for row in facts.results)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\nMeasured by `{facts.measured_by}`." if facts.measured_by else table
+    return head if isinstance(head, dict) else {}, HEAD.sub("", card, count=1)
 
 
 def _cell(value: Scalar) -> str:
     if value is None:
         return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
-
-
-def _licence(facts: CardFacts) -> str:
-    own = facts.stated_license
-    link = f" ({own.license_link})" if own.license_link else ""
-    lines = [f"These weights: {own.title}{link}."]
-    for base in facts.bases:
-        known = base.license.title if base.license else "unknown; see their source"
-        lines.append(f"{base.part}, from `{base.name}`: {known}.")
-    return _items(lines)
-
-
-def _items(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
