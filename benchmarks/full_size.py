@@ -145,7 +145,7 @@ def train(trial: Trial) -> dict[str, Any]:
     ]  # fmt: skip
     recipe = load_recipe(DiffDisRecipe, RECIPE, [*own, *_changes(trial)])
     train_recipe(recipe, work / "run", show_progress=False)
-    return {"step_s": read_log(work / "run" / "log.jsonl")[-1]["elapsed_s"]}
+    return {"step_s": max(line.get("elapsed_s", 0.0) for line in read_log(work / "run" / "log.jsonl"))}
 
 
 def name(trial: Trial, fusion: str) -> dict[str, Any]:

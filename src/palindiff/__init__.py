@@ -1,4 +1,4 @@
-"""palindiff: one diffusion network that reads both ways, from words to an image and from an image to words."""
+"""palindiff: one diffusion network for text-to-image generation, zero-shot classification and image-text retrieval."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -4,32 +4,19 @@ Run at the real size: PALINDIFF_FULL_SIZE=FOLDER pytest tests/benchmarks/test_fu
 disk, half an hour).
 """
 
-import importlib.util
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
 from palindiff.evaluation.results import read_results
 from palindiff.training.cost.estimate import Hardware, estimate
+from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe
-from palindiff.training.train_diffdis import Recipe
+from toys.by_path import ROOT, load_by_path
 from toys.run import one_thread
 
-ROOT = Path(__file__).parents[2]
-
-
-def load_by_path(path):
-    """Import a file that lies in no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-full_size = load_by_path(ROOT / "benchmarks" / "full_size.py")
+full_size = load_by_path("benchmarks/full_size.py")
 
 
 def test_every_stage_runs_at_toy_size(tmp_path):
@@ -60,7 +47,7 @@ def test_the_estimate_is_that_of_the_measured_full_size_run():
     results = read_results(ROOT / "results" / "full_size.json")
     (measured,) = [row["peak_gib"] for row in results.rows if row.get("stage") == "train one step"]
     overrides = [*results.settings["overrides"], f"loop.batch_size={results.settings['batch_size']}"]
-    recipe = load_recipe(Recipe, results.settings["recipe"], overrides)
+    recipe = load_recipe(DiffDisRecipe, results.settings["recipe"], overrides)
     estimated = estimate(recipe, Hardware(device="cpu"))
     assert estimated.memory_bytes.peak / 2**30 == pytest.approx(measured, rel=0.15)
     parameters = {row["place"]: row["parameters"] for row in results.rows if row["kind"] == "parameters"}

@@ -12,17 +12,16 @@ from palindiff.cli.recipe_option import RecipeOption, SetOption
 
 DEFAULT_RECIPE = "diffdis-cc3m-one-way"
 PARTS = ("unet", "vae", "text_encoder", "query_stream")
+SourceOption = Annotated[
+    str,
+    typer.Option(
+        "--from", metavar="DIR|NAME|FILE", help="Stable Diffusion 1.x or 2.x: folder, Hub name or .safetensors file."
+    ),
+]
 
 
 def init(
-    source: Annotated[
-        str,
-        typer.Option(
-            "--from",
-            metavar="DIR|NAME|FILE",
-            help="Stable Diffusion 1.x or 2.x: folder, Hub name or .safetensors file.",
-        ),
-    ],
+    source: SourceOption,
     text: Annotated[
         str, typer.Option(metavar="DIR|NAME", help="CLIP that its text encoder comes from: folder or Hub name.")
     ],

@@ -2,7 +2,7 @@
 
 The text encoder and its tokenizer stay in their own package; `palindiff.load` puts the parts together.
 
-Run: `python -m palindiff.experiments.bundling emoji RUN` or `... vae-emoji RUN`.
+Run: `python scripts/bundle_checkpoint.py emoji RUN` or `... vae-emoji RUN`.
 """
 
 import json

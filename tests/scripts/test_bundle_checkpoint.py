@@ -1,14 +1,16 @@
-"""bundling.py: a bundled checkpoint holds the run's weights as fp16, with log, recipe and card."""
+"""scripts/bundle_checkpoint.py: a bundled checkpoint holds the run's weights as fp16, with log, recipe and card."""
 
 import json
 
 import pytest
 import torch
 
-from palindiff.experiments import bundling
 from palindiff.models.query_stream import QueryStream
 from palindiff.models.text_diffusion import text_diffusion_scheduler
+from toys.by_path import load_by_path
 from toys.models import toy_stream, toy_unet, toy_vae
+
+bundling = load_by_path("scripts/bundle_checkpoint.py")
 
 
 @pytest.fixture

@@ -1,24 +1,17 @@
 """scripts/migrate_names.py: keys and labels get their current names; numbers and commands stay as they are."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "migrate_names.py"
+from toys.by_path import load_by_path
 
 
 @pytest.fixture
 def script():
-    if not SCRIPT.exists():
-        pytest.skip("scripts/ is not part of an installed package")
-    spec = importlib.util.spec_from_file_location("migrate_names", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_by_path("scripts/migrate_names.py")
 
 
 def old_results():
