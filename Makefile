@@ -18,7 +18,7 @@ demo: .venv/installed | $(EMOJI)
 	$(BIN)/palindiff demo --output demo
 
 test: .venv/installed-dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -1,8 +1,8 @@
 """The model card: README.md of a checkpoint folder, with the metadata header that the Hub reads.
 
-Here: writing a card from known facts (its text is the Jinja template `model_card.md.jinja`), and reading another card's
-licence. Unknown facts are called unknown. Not here: the result files that rows come from
-(`evaluation/results.py`), uploading (`saving.py`).
+Here: writing a card from known facts, through the Jinja template `model_card.md.jinja`, and reading another card's
+licence. Unknown facts are called unknown. Not here: the result files that rows come from (`evaluation/results.py`),
+uploading (`saving.py`).
 """
 
 import re
