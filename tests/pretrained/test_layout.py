@@ -247,7 +247,7 @@ def test_an_unknown_name_is_told_what_names_work(refused, clip, monkeypatch, tmp
 
 def test_options_that_say_nothing_here_are_refused(refused, stable_diffusion, clip, tmp_path):
     refused(
-        ValueError, "A config folder is given beside", "Leave --config", source=stable_diffusion / "sd1", clip=clip,
+        ValueError, "A config folder is given with", "Leave --config", source=stable_diffusion / "sd1", clip=clip,
         config=tmp_path,
     )  # fmt: skip
 

@@ -152,7 +152,7 @@ def load_base(
     check_layout(folder, str(source))
     if config is not None:
         raise ValueError(
-            f"A config folder is given beside `{source}`, which has configs of its own. Expected one for a "
+            f"A config folder is given with `{source}`, which has configs of its own. Expected one for a "
             ".safetensors file only. Leave --config, or `config=`, out."
         )
     for part in ("unet", "vae"):
@@ -182,7 +182,7 @@ def _check_file(path: Path, variant: str | None, options: Mapping[str, Any]) -> 
     if unknown or not isinstance(options["dtype"], torch.dtype):
         found = f"`{'` and `'.join(unknown)}`" if unknown else f"the type {options['dtype']!r}"
         raise ValueError(
-            f"`{path}` was to be loaded with {found}. Expected one torch type as `dtype`, and no option besides: a "
+            f"`{path}` was to be loaded with {found}. Expected one torch type as `dtype`, and no other option: a "
             "file holds U-Net, VAE and text encoder alone. Remove it, and change the pipeline after loading."
         )
 
