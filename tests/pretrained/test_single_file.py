@@ -244,7 +244,7 @@ def test_what_is_no_safetensors_is_refused(refused, clips, tmp_path):
 
 def test_a_variant_of_a_file_is_refused(refused, made, clips):
     refused(
-        ValueError, "The variant fp16 is asked of", "Leave --variant", source=made / "sd1.safetensors",
+        ValueError, "loaded with `variant`. Expected", "also --variant", source=made / "sd1.safetensors",
         clip=clips["sd1"], config=made / "sd1", variant="fp16",
     )  # fmt: skip
 

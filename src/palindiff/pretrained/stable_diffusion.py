@@ -146,7 +146,7 @@ def load_base(
     dtype = options.pop("dtype", None) or options.pop("torch_dtype", None)
     options["dtype"] = dtype or torch.float32  # without one, transformers' parts would take the type of their files
     if not Path(source).is_dir() and Path(source).suffix in (*PICKLE_ENDINGS, ".safetensors"):
-        _check_file(Path(source), variant, options)
+        _check_file(Path(source), options if variant is None else options | {"variant": variant})
         return load_single_file(Path(source), clip, config, options["dtype"])
     folder = find_base(source, variant, **options)
     check_layout(folder, str(source))
@@ -166,16 +166,11 @@ def load_base(
     return base, encoder
 
 
-def _check_file(path: Path, variant: str | None, options: Mapping[str, Any]) -> None:
+def _check_file(path: Path, options: Mapping[str, Any]) -> None:
     if path.suffix in PICKLE_ENDINGS:
         raise ValueError(
             f"`{path}` is a pickle, which runs code when opened and is never read. Expected a .safetensors file or "
             "a folder in diffusers' layout. Get the model in one of these forms."
-        )
-    if variant is not None:
-        raise ValueError(
-            f"The variant {variant} is asked of `{path}`, and one file holds its weights once. Expected a variant "
-            "only for a folder. Leave --variant, or `variant=`, out."
         )
     known = NO_CHECKER | {"dtype": options["dtype"]}
     unknown = [name for name, value in options.items() if name not in known or value != known[name]]
@@ -183,7 +178,8 @@ def _check_file(path: Path, variant: str | None, options: Mapping[str, Any]) -> 
         found = f"`{'` and `'.join(unknown)}`" if unknown else f"the type {options['dtype']!r}"
         raise ValueError(
             f"`{path}` was to be loaded with {found}. Expected one torch type as `dtype`, and no other option: a "
-            "file holds U-Net, VAE and text encoder alone. Remove it, and change the pipeline after loading."
+            "file holds U-Net, VAE and text encoder alone, in one variant. Remove it (`variant` is also --variant), "
+            "and change the pipeline after loading."
         )
 
 
