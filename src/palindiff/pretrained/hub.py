@@ -58,7 +58,7 @@ def find_base_configs(source: str) -> Path:
         return Path(source)
     if source == PAPER_BASE:
         return STABLE_DIFFUSION_1
-    with no_such("Stable Diffusion", source, f"a folder, a Hub name, or `{PAPER_BASE}` (known without a download)"):
+    with no_such("configs of", source, f"a folder, a Hub name, or `{PAPER_BASE}` (known without a download)"):
         return Path(snapshot_download(source, allow_patterns=list(BASE_CONFIGS)))
 
 
