@@ -18,7 +18,7 @@ from palindiff.atomic import atomic_folder
 from palindiff.data.emoji import ATTRIBUTION
 from palindiff.models.query_stream import QueryStream
 from palindiff.pretrained.bundled import CHECKPOINTS
-from palindiff.pretrained.saving import remove_local_paths
+from palindiff.pretrained.saving import make_portable
 from palindiff.training.loop.run_log import read_log
 
 SOURCES = {"emoji": ("checkpoint", "latest"), "vae-emoji": ("vae",)}  # where a run keeps the weights, best first
@@ -54,7 +54,7 @@ def bundle(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
             (folder / "README.md").write_text(model_card(run, log, parameters), encoding="utf-8")
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
         shutil.copy(run / "recipe.yaml", folder / "recipe.yaml")
-        remove_local_paths(folder)
+        make_portable(folder)
         num_bytes = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         if num_bytes > MAX_BYTES[name]:
             limit = f"Expected at most {MAX_BYTES[name]:,}. Use a smaller model."

@@ -147,7 +147,7 @@ def test_a_failure_leaves_nothing_behind(init, root, tmp_path):
     output = tmp_path / "out" / "start"
     code, out, err = init("--from", broken, output=output)  # the last --from holds
     assert (code, out) == (2, "")
-    assert "palindiff: The weights of `unet` lack `conv_in.bias`" in err
+    assert "palindiff: The part `unet` lacks `conv_in.bias`" in err
     assert not list(output.parent.iterdir())
 
 

@@ -97,7 +97,7 @@ def test_a_bundled_model_with_a_weight_missing_is_refused(base):
     del weights["conv_in.bias"]
     save_file(weights, path, metadata={"format": "pt"})
     try:
-        with pytest.raises(ValueError, match=r"The weights of `unet` lack `conv_in\.bias`"):
+        with pytest.raises(ValueError, match=r"The part `unet` lacks `conv_in\.bias`"):
             load("toy", base=base)
     finally:
         path.write_bytes(whole)

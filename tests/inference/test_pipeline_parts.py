@@ -13,20 +13,16 @@ from toys.models import toy_images, toy_pipeline, toy_unet
 def test_a_query_stream_of_another_unet_is_refused(pipeline):
     whole = pipeline.components | {"requires_safety_checker": False}
     wide = toy_unet(d_c=32, widths=(16, 16))
-    with pytest.raises(
-        ValueError, match=r"attention sites have widths \[8, 8, 16\]; this one has \[16, 16, 16\]\. Exp"
-    ):
+    with pytest.raises(ValueError, match=r"`site_widths` = \[8, 8, 16\]; this one has \[16, 16, 16\]\. Exp"):
         PalindiffPipeline(**whole | {"unet": wide})
     deep = toy_unet(d_c=32)
     blocks = deep.down_blocks[0].attentions[1].transformer_blocks
     blocks.append(copy.deepcopy(blocks[0]))
-    with pytest.raises(
-        ValueError, match=r"have these numbers of blocks: \[1, 1, 1\]; this one has \[1, 2, 1\]\. Expected"
-    ):
+    with pytest.raises(ValueError, match=r"`site_num_blocks` = \[1, 1, 1\]; this one has \[1, 2, 1\]\. Expected"):
         PalindiffPipeline(**whole | {"unet": deep})
     other = toy_unet(d_c=32)
     other.mid_block.resnets[-1].out_channels = 24
-    with pytest.raises(ValueError, match=r"mid block has this number of channels: 16; this one has 24\. Expected"):
+    with pytest.raises(ValueError, match=r"`mid_channels` = 16; this one has 24\. Expected"):
         PalindiffPipeline(**whole | {"unet": other})
 
 
@@ -50,8 +46,8 @@ def test_a_query_stream_of_another_text_tower_is_refused(towers, tower, told):
     ("settings", "told"),
     [
         ({"prediction_type": "epsilon"}, "`prediction_type` = 'epsilon'. Expected 'sample'"),
-        ({"clip_sample": True}, "`clip_sample` = True, which clips the query. Expected False"),
-        ({"thresholding": True}, "`thresholding` = True, which clips the query. Expected False"),
+        ({"clip_sample": True}, "`clip_sample` = True. Expected False: a query must not be clipped"),
+        ({"thresholding": True}, "`thresholding` = True. Expected False: a query must not be clipped"),
     ],
 )
 def test_a_query_scheduler_that_is_none_is_refused(pipeline, settings, told):

@@ -339,9 +339,7 @@ def test_stream_refuses_what_cannot_work():
 def test_stream_refuses_other_unets(settings, found):
     unet = toy_unet()
     unet.register_to_config(**settings)
-    with pytest.raises(
-        ValueError, match=rf"The U-Net has {found}\. Expected the layout of Stable Diffusion 1.x or 2.x"
-    ):
+    with pytest.raises(ValueError, match=rf"The U-Net has .* \({found}\), which .* Expected Stable Diffusion 1.x or"):
         toy_stream(unet)
 
 

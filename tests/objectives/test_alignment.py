@@ -71,7 +71,7 @@ def test_global_batch_of_one_process_is_the_batch_itself():
     ("broken", "sentence"),
     [
         (lambda e_0_hat, e_0: (e_0_hat[:3], e_0), r"`e_0_hat` has shape \(3, 8\)"),
-        (lambda e_0_hat, e_0: (e_0_hat[:3], e_0[:3]), r"`positives` has shape \(6, 6\).*Expected \(3, 3\)"),
+        (lambda e_0_hat, e_0: (e_0_hat[:3], e_0[:3]), r"`positives` \(6, 6\).*Expected .* \(3, 3\)"),
     ],
 )
 def test_loss_refuses_wrong_queries(broken, sentence):

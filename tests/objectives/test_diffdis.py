@@ -12,7 +12,9 @@ from diffusers import DDIMScheduler
 from palindiff.models.text_diffusion import text_diffusion_scheduler
 from palindiff.models.unet_encoder import unet_encoder_parameters
 from palindiff.objectives.diffdis import DiffDisConfig, DiffDisObjective
+from palindiff.pretrained.text_encoders import load_text_encoder
 from toys.models import D_E, toy_stream, toy_unet
+from toys.text_encoders import write_clip
 
 
 def toy_objective(prediction_type="epsilon", unet=None, stream_settings=None, **settings):
@@ -197,6 +199,21 @@ def test_a_dropped_image_becomes_the_zero_latent_when_named_and_stays_when_gener
     zeros = batch | {"z_mean": torch.zeros(4, 3, 4, 4), "z_std": torch.zeros(4, 3, 4, 4)}
     assert losses["alignment"].item() == pytest.approx(kept(zeros, draws)["alignment"].item(), rel=1e-5)
     assert losses["generation"].item() == pytest.approx(kept(batch, draws)["generation"].item(), rel=1e-6)
+
+
+@torch.no_grad()
+def test_texts_encodes_the_captions_and_last_the_empty_one_as_each_by_itself(tmp_path):
+    encoder = load_text_encoder(str(write_clip(tmp_path / "clip")))
+    unet, schedulers = toy_unet(), (text_diffusion_scheduler(), text_diffusion_scheduler())
+    objective = DiffDisObjective(unet, toy_stream(unet), *schedulers, None, DiffDisConfig(), encoder)
+    captions = ["a flat emoji of a red apple", "fire"]
+    ids, mask = encoder.tokenize(captions)
+    c, e_0, c_empty = objective.texts({"ids": ids, "mask": mask})
+    expected, empty = encoder.encode(captions), encoder.encode([""])
+    assert (c.shape, c_empty.shape, e_0.shape) == (expected.c.shape, empty.c.shape, expected.e.shape)
+    for found, alone in ((c, expected.c), (e_0, expected.e), (c_empty, empty.c)):
+        assert torch.allclose(found, alone, atol=1e-6)  # a batch of another size is summed in another order
+    assert not torch.allclose(c_empty, c[-1:], atol=1e-3)  # so that a mistaken row would show
 
 
 def test_naming_sees_its_own_view_of_an_image_and_generation_does_not():

@@ -48,7 +48,7 @@ def copy(stable_diffusion, tmp_path):
         ("inpainting", ["takes 9 channels where the VAE makes 4: it is made for inpainting", "by masking"]),
         ("depth", ["takes 5 channels where the VAE makes 4: it is made for depth to image"]),
         ("pix2pix", ["takes 8 channels where the VAE makes 4: it is made for instruct-pix2pix"]),
-        ("upscaler", ["has class embeddings, as upscalers have (`num_class_embeds` = 1000)", "no input"]),
+        ("upscaler", ["has class embeddings, as upscalers have (`num_class_embeds` = 1000)", "does not support"]),
         ("unclip", ["has class embeddings, as upscalers and unCLIP have (`class_embed_type` = 'projection')"]),
     ],
 )
@@ -98,7 +98,7 @@ def test_a_palindiff_checkpoint_is_told_what_it_is(refused, stable_diffusion, cl
     [
         (
             lambda root, tmp: write_other_clip(tmp),
-            ["has width 32, that of", " 16. Expected the CLIP", "Name that one"],
+            ["`hidden_size` is 32 there and 16 in CLIP", "Expected the CLIP", "Name that CLIP's", "of width 768"],
         ),
         (
             lambda root, tmp: write_changed_clip(root / "clip_1", tmp / "changed"),
@@ -123,7 +123,7 @@ def test_another_text_encoder_is_refused(refused, stable_diffusion, tmp_path, wr
 
 def test_a_clip_of_pointers_or_without_weights_is_refused(refused, stable_diffusion, tmp_path):
     pointers = as_lfs_pointers(shutil.copytree(stable_diffusion / "clip_1", tmp_path / "pointers"))
-    with pytest.raises(ValueError, match=r"weights in .*pointers` cannot be read.*Expected safetensors.*Git LFS"):
+    with pytest.raises(ValueError, match=r"pointers/model.safetensors` cannot be read.*Expected the weights.*Git LFS"):
         load_text_encoder(str(pointers))
 
 
@@ -164,8 +164,8 @@ def test_a_variant_must_be_chosen_where_there_is_no_other(refused, half, clip, n
 
 def test_a_variant_is_read_where_it_is_and_the_plain_weights_elsewhere(half, stable_diffusion):
     for folder in (half / "whole", half / "shards"):
-        assert weights_variant(folder, "unet", "fp16") == "fp16"
-    assert weights_variant(stable_diffusion / "sd1", "unet", "fp16") is None
+        assert weights_variant(folder / "unet", "diffusion_pytorch_model", "fp16") == "fp16"
+    assert weights_variant(stable_diffusion / "sd1" / "unet", "diffusion_pytorch_model", "fp16") is None
 
 
 def test_an_index_of_shards_that_names_none_is_refused(refused, half, clip, tmp_path):
@@ -189,9 +189,9 @@ def test_a_missing_shard_is_named(refused, half, clip, tmp_path):
 @pytest.mark.parametrize(
     ("part", "tensor", "told"),
     [
-        ("unet", "conv_in.bias", "The weights of `unet` lack `conv_in.bias`"),
-        ("vae", "quant_conv.bias", "The weights of `vae` lack `quant_conv.bias`"),
-        ("text_encoder", "final_layer_norm.weight", "lacks 1 weights"),
+        ("unet", "conv_in.bias", "The part `unet` lacks `conv_in.bias`"),
+        ("vae", "quant_conv.bias", "The part `vae` lacks `quant_conv.bias`"),
+        ("text_encoder", "final_layer_norm.weight", "lacks `text_model.final_layer_norm.weight`. Expected"),
     ],
 )
 def test_a_hole_is_named(refused, copy, clip, part, tensor, told):
@@ -241,12 +241,13 @@ def test_a_tokenizer_longer_than_the_text_encoder_is_refused(refused, copy, clip
 def test_an_unknown_name_is_told_what_names_work(refused, clip, monkeypatch, tmp_path, name):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     told = f"No Stable Diffusion `{name}`: it is no folder, and neither the Hub nor its cache"
-    refused(FileNotFoundError, told, "Check the name, the connection", source=name, clip=clip, cache_dir=tmp_path)
+    remedies = ("--variant fp16", "Fix the name or the connection")
+    refused(FileNotFoundError, told, *remedies, source=name, clip=clip, cache_dir=tmp_path)
 
 
 def test_options_that_say_nothing_here_are_refused(refused, stable_diffusion, clip, tmp_path):
     refused(
-        ValueError, "A config folder is given beside", "Leave --config", source=stable_diffusion / "sd1", clip=clip,
+        ValueError, "A config folder is given with", "Leave --config", source=stable_diffusion / "sd1", clip=clip,
         config=tmp_path,
     )  # fmt: skip
 

@@ -141,12 +141,15 @@ def test_another_file_without_configs_is_told_what_it_lacks(refused, made, clips
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("inpainting", ["takes 9 channels: it is made for inpainting", "inpainting by masking works with any"]),
-        ("pix2pix", ["takes 8 channels: it is made for instruct-pix2pix"]),
-        ("depth", ["takes 5 channels: it is made for depth to image"]),
-        ("upscaler", ["takes 7 channels: it is made for upscaling"]),
-        ("unclip", ["or another model with added embeddings, for which naming has no input"]),
-        ("sdxl", ["is a Stable Diffusion XL", "for which naming has no input"]),
+        (
+            "inpainting",
+            ["takes 9 channels where the VAE makes 4: it is made for inpainting", "inpainting by masking works"],
+        ),
+        ("pix2pix", ["takes 8 channels where the VAE makes 4: it is made for instruct-pix2pix"]),
+        ("depth", ["takes 5 channels where the VAE makes 4: it is made for depth to image"]),
+        ("upscaler", ["has added or class embeddings, as Stable Diffusion XL, unCLIP and upscalers have"]),
+        ("unclip", ["has added or class embeddings, as Stable", "unCLIP", "which naming does not support"]),
+        ("sdxl", ["as Stable Diffusion XL", "(`label_emb` = 'model.diffusion_model.label_emb.", "does not support"]),
     ],
 )
 def test_files_of_other_kinds_are_named(refused, other_pipelines, made, clips, tmp_path, name, told):
@@ -181,9 +184,13 @@ def test_another_text_encoder_is_refused(refused, stable_diffusion, made, tmp_pa
         ("sd1", "model.diffusion_model.out.2.weight", "The weights of `unet` in"),
         ("sd1", "first_stage_model.quant_conv.weight", "The weights of `vae` in"),
         ("sd1", "first_stage_model.decoder.mid.attn_1.q.weight", "The weights of `vae` in"),
-        ("sd1", f"{TOWER}final_layer_norm.weight", "lacks 1 weights (`final_layer_norm.weight` is the first)"),
-        ("sd2", f"{TOWER_2}ln_final.bias", "lacks 1 weights (`final_layer_norm.bias` is the first)"),
-        ("sd2", f"{TOWER_2}transformer.resblocks.2.attn.in_proj_weight", "lacks 3 weights (`encoder.layers.2.self"),
+        ("sd1", f"{TOWER}final_layer_norm.weight", "lacks `final_layer_norm.weight`. Expected"),
+        ("sd2", f"{TOWER_2}ln_final.bias", "lacks `final_layer_norm.bias`. Expected"),
+        (
+            "sd2",
+            f"{TOWER_2}transformer.resblocks.2.attn.in_proj_weight",
+            "lacks `encoder.layers.2.self_attn.k_proj.weight`, and 2 more",
+        ),
         ("sd1", "model.diffusion_model.input_blocks.0.0.weight", "holds no U-Net of Stable Diffusion's first layout"),
     ],
 )
@@ -237,7 +244,7 @@ def test_what_is_no_safetensors_is_refused(refused, clips, tmp_path):
 
 def test_a_variant_of_a_file_is_refused(refused, made, clips):
     refused(
-        ValueError, "The variant fp16 is asked of", "Leave --variant", source=made / "sd1.safetensors",
+        ValueError, "loaded with `variant`. Expected", "also --variant", source=made / "sd1.safetensors",
         clip=clips["sd1"], config=made / "sd1", variant="fp16",
     )  # fmt: skip
 
@@ -274,7 +281,7 @@ def test_configs_of_the_other_version_are_refused(refused, made, clips, name, to
 
 
 def test_configs_of_other_kinds_are_refused(refused, made, other_pipelines, clips):
-    for name, told in (("sdxl", "has added embeddings"), ("inpainting", "takes 9 channels")):
+    for name, told in (("sdxl", "has more than one text encoder"), ("inpainting", "takes 9 channels")):
         refused(
             ValueError, told, str(other_pipelines / name), source=made / "sd1.safetensors", clip=clips["sd1"],
             config=other_pipelines / name,

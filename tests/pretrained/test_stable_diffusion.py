@@ -179,7 +179,7 @@ def test_the_checkpoint_tells_where_it_comes_from(stable_diffusion, tmp_path):
     assert "license: creativeml-openrail-m" in card
     assert "from `sd1`: creativeml-openrail-m" in card
     assert "from `clip_1`: unknown" in card
-    assert "names nothing before it is trained" in card
+    assert "it cannot name images before it is trained" in card
     assert str(tmp_path) not in card
 
 

@@ -49,10 +49,9 @@ def without_adapters(method: Method) -> Method:
             steps = method(self, *arguments, **options)
             while True:
                 with adapters_off(self.unet, self.text_encoder):
-                    try:
-                        step = next(steps)
-                    except StopIteration:
-                        return
+                    step = next(steps, None)
+                if step is None:
+                    return
                 yield step  # with adapters enabled: the caller may generate an image between two steps
 
         return cast("Method", generate_steps)

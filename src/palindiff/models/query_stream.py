@@ -22,7 +22,7 @@ from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_layers import HeadLayer, QueryLayers, SiteQuery
 from palindiff.models.strict_model import StrictModel
 from palindiff.models.text_diffusion import DenoisingStep, Predict, denoise, guided
-from palindiff.models.unet_encoder import attention_sites, check_unet
+from palindiff.models.unet_encoder import attention_sites, check_unet, site_sizes
 
 FUSIONS = {"one_way": one_way, "joint": joint}
 MAX_LOGIT_SCALE = 100.0  # CLIP's clamp
@@ -107,21 +107,18 @@ class QueryStream(StrictModel):
 
         Raises: ValueError if the U-Net's layout is not Stable Diffusion's.
         """
-        check_unet(unet)
-        transformers = list(attention_sites(unet))
+        check_unet(unet.config)
         stream = cls(
             d_e=d_e,
-            site_widths=[transformer.inner_dim for transformer in transformers],
-            site_num_blocks=[len(transformer.transformer_blocks) for transformer in transformers],
-            mid_channels=unet.mid_block.resnets[-1].out_channels,
             pooling=pooling,
             clip_projection_settings=None if clip_projection is None else clip_projection.settings,
+            **site_sizes(unet),
             **config.model_dump(exclude={"query_ffn"}),
         )
         if clip_projection is not None:
             stream.clip_projection.load_state_dict(clip_projection.state_dict())
         if config.query_ffn == "copy":
-            for site, transformer in zip(stream.layers.sites, transformers, strict=True):
+            for site, transformer in zip(stream.layers.sites, attention_sites(unet), strict=True):
                 site.copy_image_ffns(transformer)
         return stream
 

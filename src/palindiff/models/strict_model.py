@@ -1,13 +1,14 @@
 """A diffusers model that is loaded completely or not at all.
 
 diffusers only warns where weights are missing or left over or settings are unknown, and falls back to pickles.
-Here: a `from_pretrained` that raises an error of one sentence in each case. Not here: any network.
+Here: a `from_pretrained` that raises an error of one sentence in each case, and its checks, which other loaders use
+too. Not here: any network.
 """
 
 import difflib
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +17,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.utils import logging as diffusers_logging
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 
 class StrictModel(ModelMixin, ConfigMixin):
@@ -45,7 +47,11 @@ class StrictModel(ModelMixin, ConfigMixin):
                     "`save_pretrained` writes. Save the model again."
                 ) from error
         _check_settings(cls, model, source)
-        _check_weights(info, source)
+        other_shapes = [
+            f"has `{name}` of shape {tuple(shape)} where {tuple(expected)} belongs"
+            for name, shape, expected in info["mismatched_keys"]
+        ]
+        check_weights(f"`{source}`", info["missing_keys"], info["unexpected_keys"], other_shapes)
         return (model, info) if wants_info else model  # type: ignore[return-value]  # a pair where it is asked for
 
 
@@ -67,21 +73,33 @@ def _check_settings(model_class: type, model: StrictModel, source: Path) -> None
         )
 
 
-def _check_weights(info: dict[str, Any], source: Path) -> None:
+def check_weights(
+    subject: str, missing: Collection[str], unexpected: Collection[str] = (), other: Collection[str] = ()
+) -> None:
+    """Refuse weights of a part that are missing or that it has no place for; `other` says what else does not fit.
+
+    Raises: ValueError; `subject` is what it calls the part.
+    """
     found = [
-        *(f"lacks `{name}`" for name in sorted(info["missing_keys"])),
-        *(f"has `{name}`, for which there is no place" for name in sorted(info["unexpected_keys"])),
-        *(
-            f"has `{name}` of shape {tuple(shape)} where {tuple(expected)} belongs"
-            for name, shape, expected in info["mismatched_keys"]
-        ),
+        *(f"lacks `{name}`" for name in sorted(missing)),
+        *(f"has `{name}`, for which there is no place" for name in sorted(unexpected)),
+        *other,
     ]
     if found:
         more = f", and {len(found) - 1} more weights do not fit" if len(found) > 1 else ""
         raise ValueError(
-            f"`{source}` {found[0]}{more}. Expected exactly the weights that its config.json asks for. "
-            "Copy both files from the same checkpoint, or save it again."
+            f"{subject} {found[0]}{more}. Expected exactly the weights that its config asks for. "
+            "Copy both from the same checkpoint, or save it again."
         )
+
+
+def no_safetensors(folder: Path, expected: str) -> str:
+    """Say which weights a folder holds instead of the expected ones."""
+    held = sorted(path.name for path in folder.iterdir() if path.suffix in (*PICKLE_ENDINGS, ".safetensors"))
+    return (
+        f"`{folder}` holds these weights: {', '.join(held) or 'none'}. Expected {expected}: pickles run code when "
+        "opened and are never read. Save the model again with `save_pretrained`."
+    )
 
 
 def _unreadable(folder: Path, error: OSError) -> str:
@@ -89,22 +107,18 @@ def _unreadable(folder: Path, error: OSError) -> str:
         return f"`{folder}` is no folder, and neither the Hub nor its cache on this machine has it. Check the name."
     if not (folder / "config.json").is_file():
         return f"`{folder}` has no config.json. Expected what `save_pretrained` writes. Pass the model's own folder."
-    held = sorted(path.name for path in folder.iterdir() if path.name != "config.json" and path.is_file())
-    if any(name.endswith(".safetensors") for name in held):
-        reason = " ".join(str(error).split())
-        return f"`{folder}` cannot be read ({reason}). Expected undamaged JSON and safetensors. Copy the folder again."
-    return (
-        f"`{folder}` holds these weights: {', '.join(held) or 'none'}. Expected {WEIGHTS_NAME}: pickles run code when "
-        "opened and are never read. Save the model again with `save_pretrained`."
-    )
+    if not any(folder.glob("*.safetensors")):
+        return no_safetensors(folder, WEIGHTS_NAME)
+    reason = " ".join(str(error).split())
+    return f"`{folder}` cannot be read ({reason}). Expected undamaged JSON and safetensors. Copy the folder again."
 
 
 @contextmanager
-def without_warnings() -> Iterator[None]:
-    """Silence diffusers while it loads; what it would warn of is raised as an error."""
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity(logging.CRITICAL)
+def without_warnings(library: Any = diffusers_logging) -> Iterator[None]:
+    """Silence a library, by its `logging` module, while it loads; what it would warn of is raised as an error."""
+    verbosity = library.get_verbosity()
+    library.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        diffusers_logging.set_verbosity(verbosity)
+        library.set_verbosity(verbosity)

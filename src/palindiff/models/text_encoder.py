@@ -7,7 +7,7 @@ Here: tokenizing and encoding. Not here: loading text encoders (`pretrained/text
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -97,7 +97,14 @@ class TextEncoder(nn.Module):
         digest = hashlib.sha256()
         for part in (self.pooling, config, _tokenizer_identity(self.tokenizer)):
             digest.update(json.dumps(part, sort_keys=True).encode())
-        for name, tensor in self._weights():
+        weights = sorted(self.model.state_dict().items())
+        if self.pooling == "mean":
+            weights = [(name, tensor) for name, tensor in weights if not name.startswith("pooler.")]
+        if self.projection is not None:
+            weights += [
+                (f"projection.{name}", tensor) for name, tensor in sorted(self.projection.state_dict().items())
+            ]
+        for name, tensor in weights:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
@@ -202,13 +209,6 @@ class TextEncoder(nn.Module):
         if self.projection is not None:
             self.projection._apply(fn)
         return super()._apply(fn, recurse)
-
-    def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in sorted(self.model.state_dict().items()):
-            if not (self.pooling == "mean" and name.startswith("pooler.")):
-                yield name, tensor
-        for name, tensor in sorted(self.projection.state_dict().items()) if self.projection is not None else ():
-            yield f"projection.{name}", tensor
 
 
 def tokenize_captions(

@@ -4,7 +4,8 @@ Here: the image's stream, exactly as diffusers computes it, and the attention th
 Not here: the second stream (`query_stream.py`), which takes part through `visit`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,18 +20,23 @@ Carry = tuple[Tensor, ...]
 VisitSite = Callable[[int, Transformer2DModel, Tensor, Tensor, Carry], tuple[Tensor, Carry]]
 """(site number, its layers, image tokens (b, n, ch), context, carry) -> tokens after the site, carry for the next"""
 
-PLAIN_SETTINGS = {
-    "addition_embed_type": None,
-    "attention_type": "default",
-    "center_input_sample": False,
-    "class_embed_type": None,
-    "dual_cross_attention": False,
-    "encoder_hid_dim_type": None,
-    "num_class_embeds": None,
-    "only_cross_attention": False,
-    "time_embedding_act_fn": None,
+SETTINGS = {
+    "addition_embed_type": (None, "added embeddings, as Stable Diffusion XL and unCLIP have"),
+    "class_embed_type": (None, "class embeddings, as upscalers and unCLIP have"),
+    "num_class_embeds": (None, "class embeddings, as upscalers have"),
+    "label_emb": (None, "added or class embeddings, as Stable Diffusion XL, unCLIP and upscalers have"),  # in one file
+    "encoder_hid_dim_type": (None, "conditions besides the text"),
+    "time_cond_proj_dim": (None, "a guidance scale among its inputs, as latent consistency models have"),
+    "time_embedding_act_fn": (None, "an activation after its time embedding"),
+    "attention_type": ("default", "further attention layers, as GLIGEN has"),
+    "center_input_sample": (False, "centered latents"),
+    "dual_cross_attention": (False, "two transformers at each attention site"),
+    "only_cross_attention": (False, "no self-attention"),
 }
-"""Settings that the encoder half below supports; they may also be None or missing."""
+"""The value of each setting that the encoder half below supports, besides None, and what another value means."""
+
+BLOCKS = {"CrossAttnDownBlock2D", "DownBlock2D", "UNetMidBlock2DCrossAttn"}
+WORKS = "Expected Stable Diffusion 1.x or 2.x for text to image. Start from such a base model"
 
 
 def unet_encoder(
@@ -62,6 +68,16 @@ def attention_sites(unet: UNet2DConditionModel) -> Iterator[Transformer2DModel]:
     """Yield the transformers of the encoder half in the order in which they run."""
     for block in (*unet.down_blocks, unet.mid_block):
         yield from getattr(block, "attentions", ())
+
+
+def site_sizes(unet: UNet2DConditionModel) -> dict[str, Any]:
+    """Return the sizes of the encoder half that a query stream is made for, under the names of its settings."""
+    sites = list(attention_sites(unet))
+    return {
+        "site_widths": [transformer.inner_dim for transformer in sites],
+        "site_num_blocks": [len(transformer.transformer_blocks) for transformer in sites],
+        "mid_channels": unet.mid_block.resnets[-1].out_channels,
+    }
 
 
 def unet_encoder_parameters(unet: UNet2DConditionModel) -> Iterator[torch.nn.Parameter]:
@@ -107,24 +123,20 @@ def attend(attention: Attention, tokens: Tensor, keys: Tensor, values: Tensor) -
     return attention.to_out[0](attended.transpose(1, 2).flatten(2))  # (b, heads, m, d) -> (b, m, heads * d)
 
 
-def check_unet(unet: UNet2DConditionModel) -> None:
-    """Refuse a U-Net whose encoder half has layers that Stable Diffusion's does not have.
+def check_unet(config: Mapping[str, Any], subject: str = "The U-Net") -> None:
+    """Refuse the config of a U-Net whose encoder half has layers or inputs that Stable Diffusion's does not have.
 
-    Raises: ValueError.
+    Raises: ValueError; `subject` is what it calls the U-Net.
     """
     found = [
-        f"`{name}` = {unet.config[name]!r}"
-        for name, plain in PLAIN_SETTINGS.items()
-        if unet.config.get(name) not in (None, plain) and not isinstance(unet.config[name], list | tuple)
+        f"{meaning} (`{name}` = {config[name]!r})"
+        for name, (supported, meaning) in SETTINGS.items()
+        if config.get(name) not in (None, supported) and not isinstance(config[name], list | tuple)
     ]
-    kinds = {type(block).__name__ for block in unet.down_blocks} | {type(unet.mid_block).__name__}
-    found += sorted(kinds - {"CrossAttnDownBlock2D", "DownBlock2D", "UNetMidBlock2DCrossAttn"})
+    kinds = {*config.get("down_block_types", ()), config.get("mid_block_type", "UNetMidBlock2DCrossAttn")}
+    found += [f"blocks of type `{kind}`" for kind in sorted(map(str, kinds - BLOCKS))]
     if found:
-        raise ValueError(
-            f"The U-Net has {', '.join(found)}. Expected the layout of Stable Diffusion 1.x or 2.x: "
-            "CrossAttnDownBlock2D and DownBlock2D, UNetMidBlock2DCrossAttn, no added embeddings, uncentered "
-            "latents. Use such a U-Net."
-        )
+        raise ValueError(f"{subject} has {' and '.join(found)}, which naming does not support. {WORKS}.")
 
 
 def _visit(unet, resnet, transformer, site, hidden, time, context, visit, carry):  # type: ignore[no-untyped-def]

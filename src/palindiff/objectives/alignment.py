@@ -56,13 +56,10 @@ def global_batch(tensor: Tensor) -> Tensor:
 
 def _check_shapes(e_0_hat: Tensor, e_0: Tensor, positives: Tensor) -> None:
     """Check shapes only: reading values would synchronise with the GPU in every step."""
-    if e_0_hat.shape != e_0.shape:
+    b, found = len(e_0), [tuple(tensor.shape) for tensor in (e_0_hat, e_0, positives)]
+    if e_0_hat.shape != e_0.shape or positives.shape != (b, b):
         raise ValueError(
-            f"`e_0_hat` has shape {tuple(e_0_hat.shape)} and `e_0` {tuple(e_0.shape)} in `alignment_loss`. "
-            "Expected the same (b, d). Pass one predicted query for each caption of the batch."
-        )
-    if positives.shape != (len(e_0), len(e_0)):
-        raise ValueError(
-            f"`positives` has shape {tuple(positives.shape)} in `alignment_loss`. "
-            f"Expected ({len(e_0)}, {len(e_0)}). Pass `same_caption(caption_id)`."
+            f"`e_0_hat` has shape {found[0]}, `e_0` {found[1]} and `positives` {found[2]} in `alignment_loss`. "
+            f"Expected the same (b, d), and ({b}, {b}). Pass one predicted query for each caption of the batch, and "
+            "`same_caption(caption_id)`."
         )

@@ -131,11 +131,9 @@ class DiffDisObjective(nn.Module):
 
     def parameter_groups(self, learning_rate: float, new_learning_rate: float) -> list[dict[str, object]]:
         """The paper's two learning rates: one of the U-Net and text encoder, one of the new query stream."""
-        parts: list[tuple[nn.Module, float]] = [(self.unet, learning_rate), (self.query_stream, new_learning_rate)]
-        if self.caption_encoder is not None:
-            parts.append((self.caption_encoder, learning_rate))
-        groups = [{"params": [w for w in part.parameters() if w.requires_grad], "lr": rate} for part, rate in parts]
-        return [group for group in groups if group["params"]]
+        rates = {self.unet: learning_rate, self.query_stream: new_learning_rate, self.caption_encoder: learning_rate}
+        trained = {part: [w for w in part.parameters() if w.requires_grad] for part in rates if part is not None}
+        return [{"params": weights, "lr": rates[part]} for part, weights in trained.items() if weights]
 
     def texts(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Take a batch's c and e_0 and the empty caption's c as they come, or encode them now, all in one forward.

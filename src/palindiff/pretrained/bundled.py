@@ -47,12 +47,10 @@ def load_vae(source: str, with_weights: bool = True) -> AutoencoderKL:
     Raises: OSError if the folder holds none.
     """
     folder = bundled_folder(BUNDLED_VAE) if source == "bundled" else source
-    if not with_weights:
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
+    if with_weights:
+        vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
     else:
-        vae = (
-            bundled_vae() if source == "bundled" else AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
-        )
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
     return vae.requires_grad_(False).eval()
 
 

@@ -4,7 +4,7 @@ Here: comparing both text encoders tensor by tensor, and taking from CLIP what t
 (`text_encoders.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,8 +12,6 @@ from transformers import CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from palindiff.models.clip_projection import LAYER_SETTINGS, ClipProjection
 from palindiff.models.text_encoder import CLIP_TEXT_TYPE, TextEncoder
-
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 def with_clip_projection(
@@ -32,28 +30,40 @@ def with_clip_projection(
     Raises: ValueError that names the first difference, or what is not a CLIP.
     """
     check_clip(clip, name)
-    _check_model(model, name, clip)
     whole = clip.model
     assert isinstance(whole, CLIPTextModel), "a CLIP is loaded as transformers' CLIPTextModel"
     assert clip.projection is not None, "as `check_clip` has checked"
+    if model.config.model_type != CLIP_TEXT_TYPE:
+        raise ValueError(
+            f"The text encoder of `{name}` is a `{model.config.model_type}`. Expected CLIP's, as in Stable "
+            "Diffusion 1.x and 2.x. Start from one of these."
+        )
     pairs = {setting: (getattr(model.config, setting), getattr(whole.config, setting)) for setting in LAYER_SETTINGS}
     differences = [f"`{each}` is {here!r} there and {of_clip!r} in CLIP" for each, (here, of_clip) in pairs.items()
                    if here != of_clip]  # fmt: skip
     compare = differing_tensors if with_weights else differing_shapes
-    if differences := differences or compare(model.state_dict(), whole.state_dict()):
-        more = f", and {len(differences) - 1} more" if len(differences) > 1 else ""
-        raise ValueError(
-            f"The text encoder of `{name}` is not that of `{clip.name}`: {differences[0]}{more}. Expected the CLIP "
-            "that the text encoder was taken from, whose projection makes captions' embeddings. Name that CLIP's "
-            "folder (openai/clip-vit-large-patch14 for Stable Diffusion 1.x, "
-            "laion/CLIP-ViT-H-14-laion2B-s32B-b79K for 2.x); "
-            "a text encoder that was trained further has none."
-        )
+    check_same(differences or compare(model.state_dict(), whole.state_dict()), name, clip)
     num_kept = model.config.num_hidden_layers
     projection = ClipProjection.from_clip(whole, clip.projection.weight, num_kept)
     encoder = TextEncoder(model.requires_grad_(False), tokenizer, "clip", projection, name)
     encoder.check()
     return encoder
+
+
+def check_same(differences: Sequence[str], name: str, clip: TextEncoder) -> None:
+    """Refuse a text encoder that differs from CLIP's.
+
+    Raises: ValueError that names the first difference.
+    """
+    if differences:
+        more = f", and {len(differences) - 1} more" if len(differences) > 1 else ""
+        raise ValueError(
+            f"The text encoder of `{name}` is not that of `{clip.name}`: {differences[0]}{more}. Expected the CLIP "
+            "that the text encoder was taken from, whose projection makes captions' embeddings. Name that CLIP's "
+            "folder (openai/clip-vit-large-patch14 for Stable Diffusion 1.x, of width 768; "
+            "laion/CLIP-ViT-H-14-laion2B-s32B-b79K for 2.x, of width 1024); a text encoder that was trained further "
+            "has none."
+        )
 
 
 def differing_tensors(of_base: Mapping[str, Tensor], of_clip: Mapping[str, Tensor]) -> list[str]:
@@ -94,24 +104,10 @@ def check_clip(clip: TextEncoder, name: str) -> None:
         )
 
 
-def _check_model(model: PreTrainedModel, name: str, clip: TextEncoder) -> None:
-    if model.config.model_type != CLIP_TEXT_TYPE:
-        raise ValueError(
-            f"The text encoder of `{name}` is a `{model.config.model_type}`. Expected CLIP's, as in Stable "
-            "Diffusion 1.x and 2.x. Start from one of these."
-        )
-    if model.config.hidden_size != clip.d_c:
-        raise ValueError(
-            f"The text encoder of `{name}` has width {model.config.hidden_size}, that of `{clip.name}` {clip.d_c}. "
-            "Expected the CLIP that it was taken from (768: openai/clip-vit-large-patch14; 1024: "
-            "laion/CLIP-ViT-H-14-laion2B-s32B-b79K). Name that one."
-        )
-
-
 def _is_same(tensor: Tensor, other: Tensor) -> bool:
     if torch.equal(tensor, other):
         return True
-    for half in _HALVES:
+    for half in (torch.float16, torch.bfloat16):
         rounded, other_rounded = tensor.to(half), other.to(half)
         was_half = torch.equal(rounded.to(tensor.dtype), tensor) or torch.equal(other_rounded.to(other.dtype), other)
         if was_half and torch.equal(rounded, other_rounded):

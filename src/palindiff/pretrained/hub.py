@@ -5,7 +5,8 @@ Not here: what the folder must hold (`text_encoders.py`, `layout.py`).
 
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -41,12 +42,11 @@ def find_text_encoder(source: str, with_weights: bool = True) -> Path:
         return package_folder()
     if source == PAPER_CLIP and not with_weights:
         return STABLE_DIFFUSION_1 / "text_encoder"
-    return folder_of(
-        source,
-        (*TEXT_CONFIGS, *TEXT_WEIGHTS) if with_weights else TEXT_CONFIGS,
-        f"No text encoder `{source}`: it is no folder, and neither the Hub nor its cache on this machine has it. "
-        f"Expected a folder, a Hub name, or `{PACKAGE_SOURCE}`. Fix the name or the connection.",
-    )
+    if Path(source).is_dir():
+        return Path(source)
+    files = (*TEXT_CONFIGS, *TEXT_WEIGHTS) if with_weights else TEXT_CONFIGS
+    with no_such("text encoder", source, f"a folder, a Hub name, or `{PACKAGE_SOURCE}`"):
+        return Path(snapshot_download(source, allow_patterns=list(files)))
 
 
 def find_base_configs(source: str) -> Path:
@@ -54,27 +54,27 @@ def find_base_configs(source: str) -> Path:
 
     Raises: FileNotFoundError if there are none.
     """
-    if source == PAPER_BASE and not Path(source).exists():
-        return STABLE_DIFFUSION_1
-    return folder_of(
-        source,
-        BASE_CONFIGS,
-        f"No configs of `{source}`: it is no folder, and neither the Hub nor its cache on this machine has them. "
-        f"Expected a folder, a Hub name, or `{PAPER_BASE}` (known without a download). Fix the name or connection.",
-    )
-
-
-def folder_of(source: str, files: Sequence[str], unknown: str) -> Path:
-    """Return a folder as it is; of a Hub name, download some files or find them in the cache.
-
-    Raises: FileNotFoundError with the message `unknown` if neither has any.
-    """
     if Path(source).is_dir():
         return Path(source)
+    if source == PAPER_BASE:
+        return STABLE_DIFFUSION_1
+    with no_such("configs of", source, f"a folder, a Hub name, or `{PAPER_BASE}` (known without a download)"):
+        return Path(snapshot_download(source, allow_patterns=list(BASE_CONFIGS)))
+
+
+@contextmanager
+def no_such(what: str, source: str, expected: str) -> Iterator[None]:
+    """Download what a Hub name stands for, or find it in the cache.
+
+    Raises: FileNotFoundError if neither is possible.
+    """
     try:
-        return Path(snapshot_download(source, allow_patterns=list(files)))
+        yield
     except (OSError, ValueError, HfHubHTTPError) as missing:
-        raise FileNotFoundError(unknown) from missing
+        raise FileNotFoundError(
+            f"No {what} `{source}`: it is no folder, and neither the Hub nor its cache on this machine has it. "
+            f"Expected {expected}. Fix the name or the connection."
+        ) from missing
 
 
 def package_folder() -> Path:

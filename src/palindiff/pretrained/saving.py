@@ -14,7 +14,6 @@ from diffusers import StableDiffusionPipeline
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from torch import nn
 
-from palindiff.atomic import atomic_text
 from palindiff.pretrained.layout import INDEX_NAME, OUR_PARTS
 from palindiff.pretrained.model_card import CARD_NAME, CardFacts, card_text, stable_diffusion_card
 
@@ -32,10 +31,9 @@ class HubMixin(StableDiffusionPipeline):
         return StableDiffusionPipeline(**parts, requires_safety_checker=self.config.requires_safety_checker)
 
     def to_json_string(self) -> str:
-        """Write the index under stock names, so that diffusers' generic loaders take the folder too."""
+        """Write the index under the stock pipeline's name, so that diffusers' generic loaders take the folder too."""
         index = json.loads(super().to_json_string()) | {"_class_name": StableDiffusionPipeline.__name__}
-        index.pop("_name_or_path", None)
-        return json.dumps(with_known_extractor(index), indent=2, sort_keys=True) + "\n"
+        return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
     def save_pretrained(
         self,
@@ -53,7 +51,7 @@ class HubMixin(StableDiffusionPipeline):
         _check_bare(self.components)
         folder, use_flashpack = Path(save_directory), options.pop("use_flashpack", False)
         super().save_pretrained(folder, safe_serialization, variant, max_shard_size, use_flashpack=use_flashpack)
-        remove_local_paths(folder)
+        make_portable(folder)
         if self.model_card is not None:
             (folder / CARD_NAME).write_text(self.model_card, encoding="utf-8")
         if push_to_hub:
@@ -110,29 +108,24 @@ def export_stable_diffusion(
     """Write the stock Stable Diffusion folder of a pipeline, with its card, if it has one."""
     _check_bare(pipeline.components)
     pipeline.to_stable_diffusion().save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
-    index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
-    atomic_text(folder / INDEX_NAME, json.dumps(with_known_extractor(index), indent=2, sort_keys=True) + "\n")
-    remove_local_paths(folder)
+    make_portable(folder)
     if pipeline.model_card is not None:
         (folder / CARD_NAME).write_text(stable_diffusion_card(pipeline.model_card), encoding="utf-8")
 
 
-def with_known_extractor(index: dict[str, Any]) -> dict[str, Any]:
-    """Call a CLIP image processor in an index as every version of transformers does.
+def make_portable(folder: Path) -> None:
+    """Rewrite every config.json and the index so that they can be loaded elsewhere.
 
-    Without torchvision, transformers 5 calls it by a name of its own, which others do not know.
+    The path that a part was loaded from is removed: it means nothing on another machine. A CLIP image processor is
+    called as every version of transformers does: without torchvision, transformers 5 calls it by a name of its own,
+    which others do not know.
     """
-    if index.get("feature_extractor") == ["transformers", "CLIPImageProcessorPil"]:
-        return index | {"feature_extractor": ["transformers", "CLIPImageProcessor"]}
-    return index
-
-
-def remove_local_paths(folder: Path) -> None:
-    """Remove from every config.json the path that its part was loaded from, which means nothing elsewhere."""
-    for path in folder.rglob("config.json"):
+    for path in (*folder.rglob("config.json"), *folder.glob(INDEX_NAME)):
         config = json.loads(path.read_text(encoding="utf-8"))
-        if config.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        config.pop("_name_or_path", None)
+        if config.get("feature_extractor") == ["transformers", "CLIPImageProcessorPil"]:
+            config["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def files_to_push(folder: Path) -> Sequence[Path]:

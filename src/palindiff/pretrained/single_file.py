@@ -17,20 +17,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from palindiff.models.strict_model import without_warnings
+from palindiff.models.strict_model import check_weights, without_warnings
 from palindiff.models.text_encoder import TextEncoder
-from palindiff.pretrained.clip_projection import check_clip, differing_shapes, differing_tensors, with_clip_projection
-from palindiff.pretrained.hub import STABLE_DIFFUSION_1
-from palindiff.pretrained.layout import (
-    INDEX_NAME,
-    START,
-    TASKS,
-    WORKS,
-    check_configs,
-    check_small_parts,
-    check_whole,
-    read_json,
+from palindiff.models.unet_encoder import WORKS
+from palindiff.pretrained.clip_projection import (
+    check_clip,
+    check_same,
+    differing_shapes,
+    differing_tensors,
+    with_clip_projection,
 )
+from palindiff.pretrained.hub import STABLE_DIFFUSION_1
+from palindiff.pretrained.layout import INDEX_NAME, check_configs, check_layout, check_whole, read_json
 
 UNET = "model.diffusion_model."
 TEXT_1, TEXT_2 = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
@@ -61,26 +59,18 @@ def load_single_file(
     """
     check_clip(clip, str(path))
     held, width = _read_text_encoder(path)
-    if differences := differing_tensors(held, clip.model.state_dict()):
-        raise ValueError(
-            f"The text encoder in `{path}` is not that of `{clip.name}`: {differences[0]}. Expected the CLIP that it "
-            "was taken from. Name that CLIP's folder; a text encoder that was trained further has none."
-        )
-    folder, name = _config_folder(path, config, width), str(config or path)
-    text_model, tokenizer = cast("CLIPTextModel", clip.model), clip.tokenizer
-    if config is not None:
-        check_small_parts(folder, name)
-    unet_config, vae_config = (read_json(folder / part / "config.json", name) for part in ("unet", "vae"))
-    check_configs(unet_config, vae_config, clip.d_c, name)
-    scheduler = scheduler_of(folder)
-    if config is not None:
+    check_same(differing_tensors(held, clip.model.state_dict()), str(path), clip)
+    check_configs({"cross_attention_dim": width}, {}, clip.d_c, str(path))
+    if config is None:
+        folder, text_model, tokenizer = STABLE_DIFFUSION_1, cast("CLIPTextModel", clip.model), clip.tokenizer
+        _check_version(path, width)
+    else:
+        folder = Path(config)
+        check_layout(folder, str(config))
         text_model = _shortened_model(folder, clip)
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")  # 2.x pads otherwise than its CLIP
-    if missing := sorted(text_model.state_dict().keys() - held.keys()):
-        raise ValueError(
-            f"The text encoder in `{path}` lacks {len(missing)} weights (`{missing[0]}` is the first). Expected a "
-            "whole one, to compare with CLIP's. Copy the file again."
-        )
+    check_weights(f"The text encoder in `{path}`", text_model.state_dict().keys() - held.keys())
+    scheduler = scheduler_of(folder)
     unet = _convert(UNet2DConditionModel, path, folder, "unet", dtype)
     vae = _convert(AutoencoderKL, path, folder, "vae", dtype)
     encoder = with_clip_projection(text_model, tokenizer, str(path), clip)
@@ -96,7 +86,7 @@ def scheduler_of(folder: Path) -> Any:
 
     Raises: FileNotFoundError if there is no index; ValueError if it names no scheduler of diffusers.
     """
-    _, kind = read_json(folder / INDEX_NAME, str(folder)).get("scheduler") or (None, None)
+    _, kind = read_json(folder, INDEX_NAME).get("scheduler") or (None, None)
     if not (isinstance(kind, str) and kind.endswith("Scheduler") and hasattr(diffusers, kind)):
         raise ValueError(
             f"`{folder}` names a scheduler `{kind}`. Expected one of diffusers' schedulers. Fix its {INDEX_NAME}."
@@ -156,15 +146,12 @@ def _from_open_clip(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor
 
 def _shortened_model(folder: Path, clip: TextEncoder) -> CLIPTextModel:
     """Copy CLIP's text model with as many layers as the config folder says."""
-    path = folder / "text_encoder" / "config.json"
-    read_json(path, str(folder))
-    config = CLIPTextConfig.from_pretrained(path.parent)
-    shortened = CLIPTextModel(config).eval()
+    shortened = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder")).eval()
     held, whole = shortened.state_dict(), clip.model.state_dict()
     if differences := differing_shapes(held, whole):
         raise ValueError(
-            f"`{path}` does not describe the text encoder of `{clip.name}`: {differences[0]}. Expected the config "
-            "folder of the same model. Name another --config."
+            f"`{folder / 'text_encoder' / 'config.json'}` does not describe the text encoder of `{clip.name}`: "
+            f"{differences[0]}. Expected the config folder of the same model. Name another --config."
         )
     shortened.load_state_dict({name: whole[name] for name in held})
     return shortened
@@ -174,39 +161,23 @@ def _check_kind(path: Path, shapes: Mapping[str, list[int]], names: list[str]) -
     if FIRST_CONV not in shapes or TEXT_KEYS not in shapes:
         missing = TEXT_KEYS if FIRST_CONV in shapes else FIRST_CONV
         raise ValueError(
-            f"`{path}` holds no U-Net of Stable Diffusion's first layout (`{missing}` is missing). {WORKS} For a "
+            f"`{path}` holds no U-Net of Stable Diffusion's first layout (`{missing}` is missing). {WORKS}. For a "
             "model in diffusers' layout, name its folder; a LoRA is no model of its own."
         )
-    ch = shapes[FIRST_CONV][1]
-    if ch != 4:
-        raise ValueError(
-            f"The U-Net in `{path}` takes {ch} channels: it is made for {TASKS.get(ch, 'another task')}, and naming "
-            f"has latents alone to give it. {WORKS} {START}; inpainting by masking works with any."
-        )
-    if any(name.startswith(("conditioner.embedders.", f"{UNET}label_emb.")) for name in names):
-        raise ValueError(
-            f"`{path}` is a Stable Diffusion XL, or another model with added embeddings, for which naming has no "
-            f"input. {WORKS} {START}."
-        )
+    embeddings = next((name for name in names if name.startswith(f"{UNET}label_emb.")), None)
+    check_configs({"in_channels": shapes[FIRST_CONV][1], "label_emb": embeddings}, {}, None, str(path))
     if not any(name.startswith((TEXT_1, TEXT_2)) for name in names):
         raise ValueError(
-            f"`{path}` holds no text encoder of Stable Diffusion 1.x or 2.x. {WORKS} Name a file with the whole model."
+            f"`{path}` holds no text encoder of Stable Diffusion 1.x or 2.x. {WORKS}. Name a file with the whole "
+            "model."
         )
 
 
-def _config_folder(path: Path, config: str | Path | None, width: int) -> Path:
-    """Return the given folder of configs, or Stable Diffusion 1.x's, if the file's U-Net reads text of that width."""
-    if config is not None:
-        if not (Path(config) / "unet" / "config.json").is_file():
-            raise FileNotFoundError(
-                f"`{config}` has no unet/config.json. Expected a folder in diffusers' layout of the same model; it "
-                "needs no weights. Name one."
-            )
-        return Path(config)
-    if width != read_json(STABLE_DIFFUSION_1 / "unet" / "config.json", str(path))["cross_attention_dim"]:
+def _check_version(path: Path, width: int) -> None:
+    """Refuse a file without configs unless its U-Net reads text of the width of Stable Diffusion 1.x."""
+    if width != read_json(STABLE_DIFFUSION_1, "unet/config.json")["cross_attention_dim"]:
         raise ValueError(
             f"`{path}` reads text of width {width}, as Stable Diffusion 2.x does, and the file does not say whether "
             "it predicts noise or velocity. Expected a folder in diffusers' layout of the same model, without "
             "weights. Name it: --config DIR, or `config=`."
         )
-    return STABLE_DIFFUSION_1

@@ -14,21 +14,12 @@ from diffusers import StableDiffusionPipeline
 from huggingface_hub import try_to_load_from_cache
 
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
-from palindiff.models.strict_model import without_warnings
+from palindiff.models.strict_model import PICKLE_ENDINGS, without_warnings
 from palindiff.models.text_diffusion import text_diffusion_scheduler
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.pretrained.clip_projection import with_clip_projection
-from palindiff.pretrained.hub import STABLE_DIFFUSION_1, find_base_configs
-from palindiff.pretrained.layout import (
-    INDEX_NAME,
-    PICKLE_ENDINGS,
-    WEIGHT_FILES,
-    check_layout,
-    check_whole,
-    is_palindiff,
-    read_json,
-    weights_variant,
-)
+from palindiff.pretrained.hub import STABLE_DIFFUSION_1, find_base_configs, no_such
+from palindiff.pretrained.layout import INDEX_NAME, check_layout, check_whole, is_palindiff, read_json, weights_variant
 from palindiff.pretrained.model_card import (
     CARD_NAME,
     BaseWeights,
@@ -92,10 +83,10 @@ def parts_from_configs(folder: Path) -> dict[str, Any]:
 
     Raises: FileNotFoundError or ValueError if a config is missing or damaged.
     """
-    index = read_json(folder / INDEX_NAME, str(folder))
+    index = read_json(folder, INDEX_NAME)
     parts: dict[str, Any] = {"scheduler": scheduler_of(folder)}
     for name in ("unet", "vae"):
-        config = read_json(folder / name / "config.json", str(folder))
+        config = read_json(folder, f"{name}/config.json")
         parts[name] = getattr(diffusers, index[name][1]).from_config(config).eval()
     parts["text_encoder"] = load_text_model(folder / "text_encoder", with_weights=False)
     parts["tokenizer"] = blank_tokenizer(folder / "text_encoder", parts["text_encoder"])
@@ -155,17 +146,18 @@ def load_base(
     dtype = options.pop("dtype", None) or options.pop("torch_dtype", None)
     options["dtype"] = dtype or torch.float32  # without one, transformers' parts would take the type of their files
     if not Path(source).is_dir() and Path(source).suffix in (*PICKLE_ENDINGS, ".safetensors"):
-        _check_file(Path(source), variant, options)
+        _check_file(Path(source), options if variant is None else options | {"variant": variant})
         return load_single_file(Path(source), clip, config, options["dtype"])
     folder = find_base(source, variant, **options)
     check_layout(folder, str(source))
     if config is not None:
         raise ValueError(
-            f"A config folder is given beside `{source}`, which has configs of its own. Expected one for a "
+            f"A config folder is given with `{source}`, which has configs of its own. Expected one for a "
             ".safetensors file only. Leave --config, or `config=`, out."
         )
-    own_variant = {name: weights_variant(folder, name, variant) for name in WEIGHT_FILES}
-    text_model: Any = load_text_model(folder / "text_encoder", own_variant["text_encoder"])
+    for part in ("unet", "vae"):
+        weights_variant(folder / part, "diffusion_pytorch_model", variant)
+    text_model: Any = load_text_model(folder / "text_encoder", variant)
     given = options | {"use_safetensors": True, "variant": variant, "text_encoder": text_model}
     base = StableDiffusionPipeline.from_pretrained(folder, **given)
     check_whole(base.components)
@@ -174,24 +166,20 @@ def load_base(
     return base, encoder
 
 
-def _check_file(path: Path, variant: str | None, options: Mapping[str, Any]) -> None:
+def _check_file(path: Path, options: Mapping[str, Any]) -> None:
     if path.suffix in PICKLE_ENDINGS:
         raise ValueError(
             f"`{path}` is a pickle, which runs code when opened and is never read. Expected a .safetensors file or "
             "a folder in diffusers' layout. Get the model in one of these forms."
-        )
-    if variant is not None:
-        raise ValueError(
-            f"The variant {variant} is asked of `{path}`, and one file holds its weights once. Expected a variant "
-            "only for a folder. Leave --variant, or `variant=`, out."
         )
     known = NO_CHECKER | {"dtype": options["dtype"]}
     unknown = [name for name, value in options.items() if name not in known or value != known[name]]
     if unknown or not isinstance(options["dtype"], torch.dtype):
         found = f"`{'` and `'.join(unknown)}`" if unknown else f"the type {options['dtype']!r}"
         raise ValueError(
-            f"`{path}` was to be loaded with {found}. Expected one torch type as `dtype`, and no option besides: a "
-            "file holds U-Net, VAE and text encoder alone. Remove it, and change the pipeline after loading."
+            f"`{path}` was to be loaded with {found}. Expected one torch type as `dtype`, and no other option: a "
+            "file holds U-Net, VAE and text encoder alone, in one variant. Remove it (`variant` is also --variant), "
+            "and change the pipeline after loading."
         )
 
 
@@ -202,13 +190,7 @@ def find_base(source: str | Path, variant: str | None = None, **options: Any) ->
     """
     if Path(source).is_dir():
         return Path(source)
-    try:
-        given = options | {"variant": variant, "use_safetensors": True}
-        with without_warnings():
-            return Path(HubMixin.download(str(source), **given))
-    except (OSError, ValueError) as missing:
-        raise FileNotFoundError(
-            f"No Stable Diffusion `{source}`: it is no folder, and neither the Hub nor its cache on this machine has "
-            "it as safetensors. Expected a folder in diffusers' layout, a .safetensors file, or a Hub name. Check the "
-            "name, the connection, and --variant fp16 if it has no other weights."
-        ) from missing
+    options |= {"variant": variant, "use_safetensors": True}
+    expected = "a folder, a .safetensors file, or a Hub name (with `--variant fp16` if it has no other safetensors)"
+    with no_such("Stable Diffusion", str(source), expected), without_warnings():
+        return Path(HubMixin.download(str(source), **options))
