@@ -131,6 +131,9 @@ def classification(pipeline: PalindiffPipeline, data: EvaluationImages, options:
     ]
 
 
+NAMING = {"retrieval": retrieval, "classification": classification}  # evaluators of `EvaluationImages`, by name
+
+
 def samples(pipeline: PalindiffPipeline, data: SampleSheet, options: EvaluationConfig) -> list[Row]:
     """Generate an image per prompt, each from its own fixed seed, and write them as one sheet; measures nothing."""
     if options.prompts:

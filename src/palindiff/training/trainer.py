@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from palindiff.training.base_trainer import Trainer
+from palindiff.training.cost.memory import training_bytes
 from palindiff.training.features.dataset import Progress
 from palindiff.training.loop.device import make_accelerator
-from palindiff.training.loop.distributed import check_distributed
+from palindiff.training.loop.distributed import is_sharded
 from palindiff.training.loop.loop_config import check_shares
+from palindiff.training.loop.optimizer import check_optimizer
 from palindiff.training.recipes.schema import Recipe
 from palindiff.training.train_diffdis import DiffDisTrainer
 from palindiff.training.train_vae import VaeTrainer
@@ -27,7 +29,9 @@ def recipe_classes() -> dict[str, type[Recipe]]:
     return {name: trainer.recipe_class for name, trainer in TRAINERS.items()}
 
 
-def make_trainer(recipe: Recipe, output: Path, progress: Progress | None = None) -> Trainer[Any]:
+def make_trainer(
+    recipe: Recipe, output: Path, progress: Progress | None = None, show_progress: bool = True
+) -> Trainer[Any]:
     """Start the accelerator, check what can be checked before features are computed, and choose the trainer.
 
     Raises: ModuleNotFoundError if a package is missing; ValueError if the batch does not divide evenly over processes
@@ -35,8 +39,8 @@ def make_trainer(recipe: Recipe, output: Path, progress: Progress | None = None)
     """
     accelerator = make_accelerator(recipe.machine, output)
     check_shares(recipe.loop, accelerator.num_processes)
-    check_distributed(recipe.optimizer, recipe.machine, accelerator)
-    return _trainer_of(recipe)(recipe, output, accelerator, progress)
+    check_optimizer(recipe.optimizer, is_sharded(recipe.machine, accelerator.num_processes))
+    return TRAINERS[recipe.objective_name](recipe, output, accelerator, progress, show_progress)
 
 
 def train_recipe(recipe: Recipe, output: Path, show_progress: bool = True, progress: Progress | None = None) -> Any:
@@ -45,13 +49,10 @@ def train_recipe(recipe: Recipe, output: Path, show_progress: bool = True, progr
     progress: is called while features are computed.
     Returns: the trained model: a PalindiffPipeline for "diffdis", an AutoencoderKL for "vae".
     """
-    return make_trainer(recipe, output, progress).train(show_progress)
+    return make_trainer(recipe, output, progress, show_progress).train()
 
 
 def describe(recipe: Recipe) -> dict[str, int]:
     """Count the parameters of each part, those that are trained, the bytes they take in training, and the steps."""
-    return _trainer_of(recipe).describe(recipe) | {"steps": recipe.loop.num_steps}
-
-
-def _trainer_of(recipe: Recipe) -> type[Trainer[Any]]:
-    return TRAINERS[recipe.objective_name]
+    counts = TRAINERS[recipe.objective_name].count_parameters(recipe)
+    return counts | {"training_bytes": training_bytes(counts["trained"], recipe), "steps": recipe.loop.num_steps}

@@ -1,6 +1,10 @@
-"""The recipe section `machine`, and the accelerator it describes: device, precision, processes and trackers."""
+"""The recipe section `machine`, and the accelerator it describes: device, precision, processes and trackers.
+
+Also which attention kernel a device trains with in a precision.
+"""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -10,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, LoggerType, ProjectConfiguration
 from pydantic import BaseModel, Field
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 TIMEOUT = timedelta(days=2)  # of the other processes, while one computes features or evaluates
 TRACKER_DIR = "tensorboard"  # of trackers that write files, below the run's folder
@@ -50,6 +55,15 @@ def make_accelerator(machine: MachineConfig, run_dir: Path | None = None) -> Acc
         log_with=list(machine.log_with) if run_dir and machine.log_with else None,
         project_config=project or None,
     )
+
+
+def attention_backend(device_type: str, precision: str) -> AbstractContextManager[None]:
+    """Choose the plain attention kernel for bf16 on a CPU, and torch's own choice everywhere else.
+
+    There the fused kernel's backward is much slower than the plain one; `benchmarks/attention_backend.py` measures it.
+    """
+    is_slow = device_type == "cpu" and precision == "bf16"
+    return sdpa_kernel(SDPBackend.MATH) if is_slow else nullcontext()
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
