@@ -34,24 +34,17 @@ class Trainer(ABC, Generic[R]):
     recipe_class: ClassVar[type[Recipe]]
     result_name: ClassVar[str]  # the folder of the result, below the run's
 
+    run_log: RunLog
     objective: nn.Module
     training_set: TrainingSet
     validation_set: TrainingSet | None = None  # for validation losses; None logs none
     validation_rows: Tensor  # (n,) int64, those of `validation_set` that are evaluated
     fingerprints: Mapping[str, str]  # of the training set and the frozen models
 
-    def __init__(
-        self,
-        recipe: R,
-        output: Path,
-        accelerator: Accelerator,
-        progress: Progress | None = None,
-        show_progress: bool = True,
-    ) -> None:
-        """progress: is called while features are computed, on the main process; show_progress: a bar of the steps."""
+    def __init__(self, recipe: R, output: Path, accelerator: Accelerator, progress: Progress | None = None) -> None:
+        """progress: is called while features are computed, on the main process."""
         self.recipe, self.output, self.accelerator = recipe, output, accelerator
         self.loop, self.optimizer, self.machine = recipe.loop, recipe.optimizer, recipe.machine
-        self.run_log = RunLog(output, show_progress)
         self.progress = progress if progress is not None and accelerator.is_main_process else _silent
 
     @staticmethod
@@ -95,11 +88,12 @@ class Trainer(ABC, Generic[R]):
         self.objective = self.make_objective()
         return self
 
-    def train(self) -> Any:
+    def train(self, show_progress: bool = True) -> Any:
         """Prepare, train or resume, and write the EMA weights to `output / result_name`.
 
         Returns: the trained model.
         """
+        self.run_log = RunLog(self.output, show_progress)
         state = train(self.prepare(), self.accelerator)
         self.objective.eval()
         result = self.output / self.result_name

@@ -29,9 +29,7 @@ def recipe_classes() -> dict[str, type[Recipe]]:
     return {name: trainer.recipe_class for name, trainer in TRAINERS.items()}
 
 
-def make_trainer(
-    recipe: Recipe, output: Path, progress: Progress | None = None, show_progress: bool = True
-) -> Trainer[Any]:
+def make_trainer(recipe: Recipe, output: Path, progress: Progress | None = None) -> Trainer[Any]:
     """Start the accelerator, check what can be checked before features are computed, and choose the trainer.
 
     Raises: ModuleNotFoundError if a package is missing; ValueError if the batch does not divide evenly over processes
@@ -40,7 +38,7 @@ def make_trainer(
     accelerator = make_accelerator(recipe.machine, output)
     check_shares(recipe.loop, accelerator.num_processes)
     check_optimizer(recipe.optimizer, is_sharded(recipe.machine, accelerator.num_processes))
-    return TRAINERS[recipe.objective_name](recipe, output, accelerator, progress, show_progress)
+    return TRAINERS[recipe.objective_name](recipe, output, accelerator, progress)
 
 
 def train_recipe(recipe: Recipe, output: Path, show_progress: bool = True, progress: Progress | None = None) -> Any:
@@ -49,7 +47,7 @@ def train_recipe(recipe: Recipe, output: Path, show_progress: bool = True, progr
     progress: is called while features are computed.
     Returns: the trained model: a PalindiffPipeline for "diffdis", an AutoencoderKL for "vae".
     """
-    return make_trainer(recipe, output, progress, show_progress).train()
+    return make_trainer(recipe, output, progress).train(show_progress)
 
 
 def describe(recipe: Recipe) -> dict[str, int]:

@@ -86,12 +86,11 @@ class TrainState:
         is_written = target in saved_states(self.state_dir)  # before anyone writes: the same on every process
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            _remove_incomplete(self.state_dir)
+            _remove_outdated(self.state_dir)
         if not is_written:
             self._write(target, accelerator.is_main_process)
         if accelerator.is_main_process:
-            for old in saved_states(self.state_dir)[:-NUM_SAVED_STATES]:
-                shutil.rmtree(old)
+            _remove_outdated(self.state_dir)
         accelerator.wait_for_everyone()
 
     def resume(self) -> None:
@@ -177,8 +176,8 @@ def saved_states(state_dir: Path) -> list[Path]:
     return sorted(path for path in state_dir.glob("step-*") if (path / "state.json").exists())
 
 
-def _remove_incomplete(state_dir: Path) -> None:
-    """Remove what a kill left behind: a save begun under a dotted name, or an old state half removed."""
-    half_removed = set(state_dir.glob("step-*")) - set(saved_states(state_dir))
-    for folder in half_removed | set(state_dir.glob(".step-*")):
+def _remove_outdated(state_dir: Path) -> None:
+    """Remove old states, and what a kill left behind: a save begun under a dotted name, or a state half removed."""
+    found = {*state_dir.glob("step-*"), *state_dir.glob(".step-*")}
+    for folder in found.difference(saved_states(state_dir)[-NUM_SAVED_STATES:]):
         shutil.rmtree(folder)

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs, LoggerType, ProjectConfiguration
+from accelerate.utils import InitProcessGroupKwargs, LoggerType, ProjectConfiguration, parse_flag_from_env
 from pydantic import BaseModel, Field
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -87,7 +87,7 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 def is_launched_with_fsdp() -> bool:
     """Whether accelerate's own configuration asks for FSDP."""
-    return _is_set("ACCELERATE_USE_FSDP")
+    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
 
 
 def check_launch() -> None:
@@ -102,7 +102,7 @@ def check_launch() -> None:
     found += [
         f"`{name.lower()}: true`"
         for name in ("FSDP_OFFLOAD_PARAMS", "FSDP_CPU_RAM_EFFICIENT_LOADING")
-        if _is_set(name)
+        if parse_flag_from_env(name)
     ]
     if found:
         raise ValueError(
@@ -110,7 +110,3 @@ def check_launch() -> None:
             "and frozen models loaded by every process, as in palindiff/training/launch/fsdp.yaml. Launch with that "
             "file, or with torchrun and `machine.sharding: fsdp`."
         )
-
-
-def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "false").lower() in ("true", "1")

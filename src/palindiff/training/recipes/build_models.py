@@ -63,8 +63,7 @@ def image_scheduler(config: SchedulerConfig) -> DDIMScheduler:
     return DDIMScheduler(
         num_train_timesteps=TRAIN_STEPS,
         **STABLE_DIFFUSION_NOISE,
-        prediction_type=config.prediction_type,
-        rescale_betas_zero_snr=config.rescale_betas_zero_snr,
+        **config.model_dump(),
         clip_sample=False,
         steps_offset=1,
         timestep_spacing="trailing",
