@@ -41,7 +41,7 @@ def weights(run):
 def test_two_steps_saved_and_loaded_and_two_more_equal_four(tmp_path, ema_every):
     whole, _ = train_toy(tmp_path / "whole", ema_every=ema_every)
     part = make_run(tmp_path / "parts", ema_every=ema_every)
-    part.evaluators = [stop_at(3)]  # step 2 is saved, step 3 is lost
+    part.evaluate = stop_at(3)  # step 2 is saved, step 3 is lost
     part.loop = part.loop.model_copy(update={"evaluate_every": 1})
     with pytest.raises(InterruptedError):
         train(part, cpu_accelerator())

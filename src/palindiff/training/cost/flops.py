@@ -56,9 +56,8 @@ def step_tflop(run: WeightFreeRun, recipe: DiffDisRecipe) -> dict[str, float]:
             (c.float().sum() + e_0.sum()).backward()
 
     tasks = {"generation": generate, "alignment": align}
-    left_out = {"generation": "alignment", "alignment": "generation"}.get(task)
     rows = recipe.loop.batch_size
-    works = {name: rows * count_tflop(each) for name, each in tasks.items() if name != left_out}
+    works = {name: rows * count_tflop(each) for name, each in tasks.items() if task in ("both", name)}
     if recipe.text.is_live:  # the empty caption is encoded once a step beside the row's own
         works["captions"] = (rows + 1) * count_tflop(encode) / 2
     return works

@@ -6,8 +6,8 @@ for itself while it runs, and what an allocator wastes between tensors. Not here
 (`estimate.py`).
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, Literal
 from weakref import WeakKeyDictionary, finalize
 
@@ -102,7 +102,8 @@ def count_step(
     with ExitStack() as stack:
         stack.enter_context(attention_backend(device, precision))
         if device == "gpu":
-            stack.enter_context(_norms_as_on_a_gpu(objective))
+            for norm in [each for each in objective.modules() if isinstance(each, nn.GroupNorm | nn.LayerNorm)]:
+                stack.callback(norm.register_forward_pre_hook(_in_float32).remove)
         for weight in objective.parameters():
             if weight.requires_grad:
                 stack.callback(weight.register_post_accumulate_grad_hook(live.count_gradient).remove)
@@ -115,20 +116,9 @@ def count_step(
     return live
 
 
-@contextmanager
-def _norms_as_on_a_gpu(module: nn.Module) -> Iterator[None]:
-    """Let norms run in float32 under autocast, as torch's autocast has it on CUDA and not on a CPU.
+def _in_float32(norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Let a norm run in float32 under autocast, as torch's autocast has it on CUDA and not on a CPU.
 
     Of the two lists' other differences, what these networks meet keeps nothing for backward: upsampling, softmax.
     """
-
-    def widen(norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(each.float() for each in inputs) if torch.is_autocast_enabled("cpu") else inputs
-
-    norms = [each for each in module.modules() if isinstance(each, nn.GroupNorm | nn.LayerNorm)]
-    hooks = [norm.register_forward_pre_hook(widen) for norm in norms]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return tuple(each.float() for each in inputs) if torch.is_autocast_enabled("cpu") else inputs

@@ -119,14 +119,15 @@ def _from_base(recipe: ModelRecipe, base: BaseConfig, seed: int, with_weights: b
 def _check_settings(stream: QueryStream, config: QueryStreamConfig, source: str) -> None:
     """Refuse a checkpoint whose query stream is not the recipe's; how it was initialised no longer matters."""
     settings = config.model_dump(exclude={"query_ffn", "logit_scale"})
-    differing = [name for name, value in settings.items() if stream.config[name] != value]
+    differing = [
+        f"`query_stream.{name}` is {stream.config[name]!r} there and {value!r} here"
+        for name, value in settings.items()
+        if stream.config[name] != value
+    ]
     if differing:
-        found = ", ".join(
-            f"`query_stream.{name}` is {stream.config[name]!r} there and {settings[name]!r} here" for name in differing
-        )
         raise ValueError(
-            f"`{source}` holds another query stream than the recipe: {found}. Expected the same settings. Set "
-            "them, or start from the Stable Diffusion that it was made from."
+            f"`{source}` holds another query stream than the recipe: {', '.join(differing)}. Expected the same "
+            "settings. Set them, or start from the Stable Diffusion that it was made from."
         )
 
 

@@ -5,7 +5,6 @@ Here: reading, merging, writing, a recipe's config hash and the folder of its ru
 """
 
 import hashlib
-import importlib.resources
 import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -158,8 +157,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Tree:
 
 
 def _bundled(kind: str) -> dict[str, Path]:
-    folder = Path(str(importlib.resources.files("palindiff.training.recipes"))) / kind
-    return {path.stem: path for path in folder.glob("*.yaml")}
+    return {path.stem: path for path in (Path(__file__).parent / kind).glob("*.yaml")}
 
 
 def _choose(name: str, known: Mapping[str, T], found: str, or_file: str = "") -> T:
