@@ -201,8 +201,8 @@ def test_all_problems_are_reported_at_once(write):
     assert problems_of(path, ["machine.num_workers=many", "nothing"]).splitlines() == [
         f"Recipe `{path}` has 10 problems. Fix the file or the --set options.",
         "  --set nothing: found no `=`. Expected dotted.key=value.",
-        "  `machine.qqqq`: found an unknown key. Expected one of num_workers.",
         "  `machine.num_workers` (from --set): found 'many'. Expected a valid integer.",
+        "  `machine.qqqq`: found an unknown key. Expected one of num_workers.",
         "  `nam`: found an unknown key. The nearest known one is `name`.",
         "  `section.inner.kind`: found 'rond'. Expected 'plain' or 'round'.",
         "  `section.inner.sizes.1`: found 'a'. Expected a valid integer.",
