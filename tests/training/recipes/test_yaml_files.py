@@ -126,7 +126,9 @@ def test_an_unknown_objective_is_reported_with_the_nearest(write):
 
 
 def test_a_recipe_extends_another_key_by_key(write):
-    write("name: base\nsection: {rate: 1, inner: {width: 8, sizes: [7, 8, 9]}}\nmachine: {num_workers: 3}", "base.yaml")
+    write(
+        "name: base\nsection: {rate: 1, inner: {width: 8, sizes: [7, 8, 9]}}\nmachine: {num_workers: 3}", "base.yaml"
+    )
     write("extends: base.yaml\nsection: {inner: {sizes: [5]}}", "middle.yaml")
     recipe = load_recipe(Toy, write("extends: middle.yaml\nsection: {rate: 2}"))
     assert recipe.section.rate == 2
