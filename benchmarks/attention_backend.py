@@ -1,7 +1,8 @@
 """Time of attention in bf16, forward and backward: torch's choice of a kernel against the plain kernel.
 
 Run: python benchmarks/attention_backend.py [--rounds 15] [--threads 0]. The two alternate, so that a slow phase of the
-machine affects both; medians and their ratio are printed as JSON. `training/loop/attention.py` follows the result.
+machine affects both; medians and their ratio are printed as JSON. `attention_backend` in `training/loop/device.py`
+follows the result.
 """
 
 import argparse

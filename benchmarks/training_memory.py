@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 MEGABYTE = 1e6
 HAND_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # bytes; glibc maps and unmaps larger blocks separately
@@ -70,23 +71,25 @@ def train_on_random_numbers(recipe, num_steps: int) -> None:
 
     from palindiff.training.cost.weight_free import weight_free_run
     from palindiff.training.loop.device import make_accelerator
-    from palindiff.training.loop.loop import Run, train
+    from palindiff.training.loop.loop import train
     from palindiff.training.loop.run_log import RunLog
 
     accelerator = make_accelerator(recipe.machine)
     torch.manual_seed(recipe.loop.seed)
     models = weight_free_run(recipe)
-    frozen = models.vae.to(accelerator.device), models.text_encoder.to(accelerator.device)
+    frozen = models.pipeline.vae.to(accelerator.device), models.pipeline.text_encoder.to(accelerator.device)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(
+        run = SimpleNamespace(
             objective=models.objective,
-            parameter_groups=models.objective.parameter_groups(1e-5, 1e-5),
+            parameter_groups=lambda: models.objective.parameter_groups(1e-5, 1e-5),
             training_set=models.features,
             loop=recipe.loop.model_copy(update={"num_steps": num_steps, "evaluate_every": 0, "save_every": 0}),
             optimizer=recipe.optimizer,
             machine=recipe.machine,
             run_log=RunLog(Path(folder), show_progress=False),
-            state_dir=Path(folder) / "state",
+            output=Path(folder),
+            fingerprints={},
+            evaluate=lambda step: {},
         )
         train(run, accelerator)
     del frozen

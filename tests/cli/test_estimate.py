@@ -35,7 +35,7 @@ def test_a_table_has_every_section_and_writes_nothing(palindiff, recipe, tmp_pat
     names = {line.strip("│").split("│")[0].strip() for line in out.splitlines() if line.startswith("│")}
     assert {"unet", "query_stream", "vae", "text_encoder", "trained", "site 1, 32 wide", "head"} <= names
     assert {"weights", "gradients", "optimizer", "ema", "frozen", "activations", "peak"} <= names
-    assert {"generation", "alignment", "VAE", "reading", "walk", "an image", "a caption"} <= names
+    assert {"generation", "alignment", "VAE", "reading", "denoising", "an image", "a caption"} <= names
     assert {"memory of a process, gpu", "12 images", "a step", "the run", "trained on", "named"} <= names
     assert [path.name for path in tmp_path.iterdir()] == ["toy.yaml"]
 

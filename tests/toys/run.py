@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +15,7 @@ from palindiff.models.vae import VaeConfig, build_vae
 from palindiff.objectives.vae import VaeObjective, VaeObjectiveConfig
 from palindiff.training.features.images_in_memory import ImagesInMemory
 from palindiff.training.loop.device import MachineConfig
-from palindiff.training.loop.loop import Run, train
+from palindiff.training.loop.loop import train
 from palindiff.training.loop.loop_config import LoopConfig
 from palindiff.training.loop.optimizer import OptimizerConfig
 from palindiff.training.loop.run_log import RunLog
@@ -21,20 +24,37 @@ TOY_VAE = VaeConfig(widths=(8, 8), latent_channels=2, norm_groups=4, image_size_
 OPTIMIZER = OptimizerConfig(new_learning_rate=1e-2, warmup_steps=2, decay="cosine", decay_steps=2)
 
 
+@dataclass
+class ToyRun:
+    """A `Run` of the VAE's objective without a recipe; tests may replace its evaluation and its groups."""
+
+    objective: VaeObjective
+    training_set: ImagesInMemory
+    loop: LoopConfig
+    optimizer: OptimizerConfig
+    machine: MachineConfig
+    run_log: RunLog
+    output: Path
+    evaluate: Callable = lambda step: {}
+    fingerprints: dict = field(default_factory=dict)
+
+    def parameter_groups(self):
+        return [{"params": list(self.objective.vae.parameters()), "lr": self.optimizer.new_learning_rate}]
+
+
 def make_run(run_dir, vae=TOY_VAE, optimizer=OPTIMIZER, machine=MachineConfig(), **loop):  # noqa: B008  (frozen)
     """Build a run from the same random weights and 10 random images each time."""
     torch.manual_seed(0)
     vae = build_vae(vae)
     images = torch.randint(0, 256, (10, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    return Run(
+    return ToyRun(
         objective=VaeObjective(vae, VaeObjectiveConfig()),
-        parameter_groups=[{"params": list(vae.parameters()), "lr": optimizer.new_learning_rate}],
         training_set=ImagesInMemory(images),
         loop=LoopConfig(**{"num_steps": 4, "batch_size": 4, "log_every": 1, "ema_decay": 0.9, "save_every": 2} | loop),
         optimizer=optimizer,
         machine=machine,
         run_log=RunLog(run_dir, show_progress=False),
-        state_dir=run_dir / "state",
+        output=run_dir,
     )
 
 

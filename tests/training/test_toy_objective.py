@@ -37,7 +37,7 @@ class ToyObjective(torch.nn.Linear):
 
 class ToyTrainer(Trainer):
     recipe_class, result_name, fingerprints = ToyRecipe, "line", {}
-    describe = staticmethod(lambda recipe: {"trained": 2})
+    count_parameters = staticmethod(lambda recipe: {"trained": 2})
     build_models = load_features = trained_model = lambda self: None
     make_objective = staticmethod(lambda: ToyObjective(1, 1))
     training_set = property(lambda self: self)

@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,49 +46,44 @@ DryRunOption = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class RecipeOptions:
-    """The options of the command line."""
-
-    recipe: str
-    overrides: list[str] | None
-    seed: int | None
-    output: Path | None
-    dry_run: bool
-    preset: str | None = None
-
-
-def run_recipe(options: RecipeOptions, models: "type[Recipe] | Mapping[str, type[Recipe]]") -> None:
+def run_recipe(
+    models: "type[Recipe] | Mapping[str, type[Recipe]]",
+    name: str,
+    overrides: list[str] | None,
+    seed: int | None,
+    output: Path | None,
+    dry_run: bool,
+    preset: str | None = None,
+) -> None:
     """Resolve a recipe and print it; then print its size, or train it and print the last numbers of its log.
 
-    models: the recipe's class, or the classes to choose from by `objective.name`.
+    models: the recipe's class, or the classes to choose from by `objective.name`; the rest as on the command line.
     """
     from palindiff.training.loop.run_log import LOG_FILE, read_log
     from palindiff.training.recipes.yaml_files import dump_recipe, load_recipe, prepare_run_dir
     from palindiff.training.trainer import describe, train_recipe
 
-    overrides = [*(options.overrides or []), *([] if options.seed is None else [f"loop.seed={options.seed}"])]
-    recipe: Recipe = load_recipe(models, options.recipe, overrides, options.preset)
-    preset = [] if options.preset is None else [f"--preset {options.preset}"]
-    origin = " ".join([options.recipe, *preset, *(f"--set {override}" for override in overrides)])
-    if options.dry_run:
+    changes = [*(overrides or []), *([] if seed is None else [f"loop.seed={seed}"])]
+    recipe: Recipe = load_recipe(models, name, changes, preset)
+    origin = " ".join([name, *([f"--preset {preset}"] if preset else []), *(f"--set {each}" for each in changes)])
+    if dry_run:
         typer.echo(dump_recipe(recipe, origin))
-        _print_size(describe(recipe))
+        for part, count in describe(recipe).items():
+            _print_size(part, count)
         return
-    output = options.output or Path("runs") / Path(options.recipe).stem
+    output = output or Path("runs") / Path(name).stem
     prepare_run_dir(recipe, output, origin)
     _print_once(dump_recipe(recipe, origin))
     train_recipe(recipe, output, progress=_show_progress)
     numbers = read_log(output / LOG_FILE)[-1]
-    _print_once("".join(f"{name} {value:.4g}\n" for name, value in numbers.items()) + f"written to {output}")
+    _print_once("".join(f"{key} {value:.4g}\n" for key, value in numbers.items()) + f"written to {output}")
 
 
-def _print_size(size: Mapping[str, int]) -> None:
-    for name, count in size.items():
-        if name == "training_bytes":
-            typer.echo(f"memory: {count / 1e6:,.0f} MB for weights, gradients, Adam and EMA, without activations")
-        else:
-            typer.echo(f"{name}: {count:,}")
+def _print_size(name: str, count: int) -> None:
+    if name == "training_bytes":
+        typer.echo(f"memory: {count / 1e6:,.0f} MB for weights, gradients, Adam and EMA, without activations")
+    else:
+        typer.echo(f"{name}: {count:,}")
 
 
 def _print_once(text: str) -> None:

@@ -28,4 +28,4 @@ def train(
     """
     from palindiff.training.trainer import recipe_classes
 
-    option.run_recipe(option.RecipeOptions(recipe, overrides, seed, output, dry_run, preset), recipe_classes())
+    option.run_recipe(recipe_classes(), recipe, overrides, seed, output, dry_run, preset)

@@ -23,4 +23,4 @@ def train_vae(
     """
     from palindiff.training.recipes.schema import VaeRecipe
 
-    option.run_recipe(option.RecipeOptions(recipe, overrides, seed, output, dry_run), VaeRecipe)
+    option.run_recipe(VaeRecipe, recipe, overrides, seed, output, dry_run)

@@ -100,13 +100,12 @@ def retrieval(pipeline: PalindiffPipeline, data: EvaluationImages, options: Eval
     scores = (e_0_hat @ pipeline.encode_text(different).T).cpu()  # (images, captions)
     positives = torch.tensor([[caption == other for other in different] for caption in data.captions])
     ks = [k for k in KS if k <= min(scores.shape)]
-    rows: list[Row] = []
     both = ((IMAGE_TO_TEXT, scores, positives), (TEXT_TO_IMAGE, scores.T, positives.T))
-    for direction, queries, relevant in both:
-        for k, recall in recall_at_k(queries, relevant, ks).items():
-            measured = {"value": recall, "chance": chance_recall(relevant, k), "n": len(queries)}
-            rows.append({"metric": f"{direction}_recall_{k}", **measured})
-    return rows
+    return [
+        {"metric": f"{direction}_recall_{k}", "value": recall, "chance": chance_recall(relevant, k), "n": len(queries)}
+        for direction, queries, relevant in both
+        for k, recall in recall_at_k(queries, relevant, ks).items()
+    ]
 
 
 def classification(pipeline: PalindiffPipeline, data: EvaluationImages, options: EvaluationConfig) -> list[Row]:
@@ -129,6 +128,9 @@ def classification(pipeline: PalindiffPipeline, data: EvaluationImages, options:
         {"metric": metric, "value": value, "chance": chance, "n": len(labels)}
         for metric, (value, chance) in found.items()
     ]
+
+
+NAMING = {"retrieval": retrieval, "classification": classification}  # evaluators of `EvaluationImages`, by name
 
 
 def samples(pipeline: PalindiffPipeline, data: SampleSheet, options: EvaluationConfig) -> list[Row]:

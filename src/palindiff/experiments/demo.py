@@ -25,7 +25,7 @@ from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, GENERATION_S
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.pretrained.bundled import bundled_folder
 from palindiff.training.loop.loop import backward_step
-from palindiff.training.loop.run_log import RunLog, read_log
+from palindiff.training.loop.run_log import read_log
 from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe, prepare_run_dir
 from palindiff.training.trainer import make_trainer, train_recipe
@@ -123,12 +123,12 @@ def timed_recipe(options: DemoOptions, run: Path, report: Report) -> DiffDisReci
 def seconds_per_step(recipe: DiffDisRecipe, run: Path) -> float:
     """Time some steps of a recipe, the first left out; only the cached features stay."""
     trainer = make_trainer(recipe, run).prepare()
-    accelerator, timed = trainer.accelerator, trainer.make_run(RunLog(run))
+    accelerator = trainer.accelerator
     objective = accelerator.prepare(trainer.objective.to(accelerator.device).train())
     seconds = []
     for step in range(TIMED_STEPS):
         started = time.perf_counter()
-        backward_step(timed, objective, accelerator, step)
+        backward_step(trainer, objective, accelerator, step)
         if accelerator.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)

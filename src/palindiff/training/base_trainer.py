@@ -18,7 +18,7 @@ from palindiff.data.sources import ImageSet, open_images
 from palindiff.evaluation.results import Row
 from palindiff.seeds import seeded_generator
 from palindiff.training.features.dataset import Progress
-from palindiff.training.loop.loop import Objective, Run, TrainingSet, compute_losses, train
+from palindiff.training.loop.loop import Objective, TrainingSet, compute_losses, train
 from palindiff.training.loop.run_log import RunLog
 from palindiff.training.recipes.schema import Recipe
 
@@ -29,11 +29,12 @@ NO_AUGMENTATION = torch.tensor([0.5, 0.0])  # the uniform numbers for an image a
 
 
 class Trainer(ABC, Generic[R]):
-    """One run of one recipe. A subclass says what its objective is made of; `train` does the rest."""
+    """One run of one recipe, as the loop takes it. A subclass says what its objective is made of."""
 
     recipe_class: ClassVar[type[Recipe]]
     result_name: ClassVar[str]  # the folder of the result, below the run's
 
+    run_log: RunLog
     objective: nn.Module
     training_set: TrainingSet
     validation_set: TrainingSet | None = None  # for validation losses; None logs none
@@ -43,12 +44,13 @@ class Trainer(ABC, Generic[R]):
     def __init__(self, recipe: R, output: Path, accelerator: Accelerator, progress: Progress | None = None) -> None:
         """progress: is called while features are computed, on the main process."""
         self.recipe, self.output, self.accelerator = recipe, output, accelerator
+        self.loop, self.optimizer, self.machine = recipe.loop, recipe.optimizer, recipe.machine
         self.progress = progress if progress is not None and accelerator.is_main_process else _silent
 
     @staticmethod
     @abstractmethod
-    def describe(recipe: Any) -> dict[str, int]:
-        """Count, without data or weights, the parameters of each part and those `trained`, and `training_bytes`."""
+    def count_parameters(recipe: Any) -> dict[str, int]:
+        """Count, without data or weights, the parameters of each part, and those `trained`."""
 
     @abstractmethod
     def build_models(self) -> None:
@@ -86,28 +88,13 @@ class Trainer(ABC, Generic[R]):
         self.objective = self.make_objective()
         return self
 
-    def make_run(self, run_log: RunLog) -> Run:
-        """Hand what was prepared to the loop."""
-        return Run(
-            objective=self.objective,
-            parameter_groups=self.parameter_groups(),
-            training_set=self.training_set,
-            loop=self.recipe.loop,
-            optimizer=self.recipe.optimizer,
-            machine=self.recipe.machine,
-            run_log=run_log,
-            state_dir=self.output / "state",
-            fingerprints=self.fingerprints,
-            evaluators=[self.evaluate],
-        )
-
     def train(self, show_progress: bool = True) -> Any:
         """Prepare, train or resume, and write the EMA weights to `output / result_name`.
 
         Returns: the trained model.
         """
-        self.prepare()
-        state = train(self.make_run(RunLog(self.output, show_progress)), self.accelerator)
+        self.run_log = RunLog(self.output, show_progress)
+        state = train(self.prepare(), self.accelerator)
         self.objective.eval()
         result = self.output / self.result_name
         if self.accelerator.is_main_process and (state.has_learned or not result.exists()):

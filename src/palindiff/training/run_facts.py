@@ -1,19 +1,15 @@
 """The facts on the card of a trained checkpoint: from its recipe, and the licences of what it started from."""
 
-from typing import TYPE_CHECKING
-
 import palindiff
+from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.pretrained.bundled import BUNDLED_LICENSE, BUNDLED_VAE
 from palindiff.pretrained.model_card import BaseWeights, CardFacts, License, public_name
 from palindiff.pretrained.stable_diffusion import base_license
+from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.recipes.yaml_files import config_hash
 
-if TYPE_CHECKING:
-    from palindiff.inference.pipeline import PalindiffPipeline
-    from palindiff.training.recipes.schema import DiffDisRecipe
 
-
-def run_facts(recipe: "DiffDisRecipe", pipeline: "PalindiffPipeline", name: str) -> CardFacts:
+def run_facts(recipe: DiffDisRecipe, pipeline: PalindiffPipeline, name: str) -> CardFacts:
     """Gather the facts of a finished run; results are measured later, so there are none."""
     parts = {"U-Net": pipeline.unet, "query stream": pipeline.query_stream}
     return CardFacts(
@@ -36,17 +32,19 @@ def run_facts(recipe: "DiffDisRecipe", pipeline: "PalindiffPipeline", name: str)
     )
 
 
-def _bases(recipe: "DiffDisRecipe") -> tuple[BaseWeights, ...]:
+def _bases(recipe: DiffDisRecipe) -> tuple[BaseWeights, ...]:
     """What a run started from; a base's own text encoder has no name of its own."""
-    text, base = recipe.text.source, recipe.base
-    parts = []
-    if base is not None:
-        parts.append(("U-Net and VAE" if base.unet_weights == "base" else "VAE", base.source))
-    if text is not None:
-        parts.append(("Text encoder", text))
-    if recipe.vae is not None and recipe.vae != "bundled":
-        parts.append(("VAE", recipe.vae))
-    found = [BaseWeights(name=public_name(name), part=part, license=base_license(name)) for part, name in parts]
+    parts: dict[str, str | None] = {"Text encoder": recipe.text.source}
+    if recipe.base is not None:
+        part = "U-Net and VAE" if recipe.base.unet_weights == "base" else "VAE"
+        parts = {part: recipe.base.source, **parts}
+    elif recipe.vae != "bundled":
+        parts["VAE"] = recipe.vae
+    bases = [
+        BaseWeights(name=public_name(name), part=part, license=base_license(name))
+        for part, name in parts.items()
+        if name is not None
+    ]
     if recipe.vae == "bundled":
-        found.append(BaseWeights(name=BUNDLED_VAE, part="VAE", license=License(license=BUNDLED_LICENSE)))
-    return tuple(found)
+        bases.append(BaseWeights(name=BUNDLED_VAE, part="VAE", license=License(license=BUNDLED_LICENSE)))
+    return tuple(bases)

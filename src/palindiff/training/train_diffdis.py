@@ -17,7 +17,8 @@ from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.objectives.diffdis import DiffDisObjective
 from palindiff.pretrained.model_card import card_text
 from palindiff.training.base_trainer import Trainer
-from palindiff.training.cost.estimate import describe
+from palindiff.training.cost.estimate import count_parameters
+from palindiff.training.cost.weight_free import fake_run
 from palindiff.training.features.dataset import (
     FeatureSet,
     LiveCaptions,
@@ -27,8 +28,7 @@ from palindiff.training.features.dataset import (
     fingerprint,
 )
 from palindiff.training.features.latent_cache import LatentCache
-from palindiff.training.recipes.build_models import build_models
-from palindiff.training.recipes.build_objective import build_objective
+from palindiff.training.recipes.build_models import build_models, build_objective
 from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.run_facts import run_facts
 
@@ -38,10 +38,16 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
 
     recipe_class = DiffDisRecipe
     result_name = "checkpoint"
-    describe = staticmethod(describe)
 
     objective: DiffDisObjective
     validation_set: FeatureSet
+
+    @staticmethod
+    def count_parameters(recipe: DiffDisRecipe) -> dict[str, int]:
+        """Count the weights of all parts, those of the frozen ones too."""
+        with fake_run(recipe) as run:
+            parameters = count_parameters(run)
+        return parameters.parts | {"trained": parameters.trained}
 
     def build_models(self) -> None:
         """Build or load the pipeline; frozen parts move to the device."""
@@ -87,9 +93,7 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
     def evaluation_rows(self, step: int) -> list[Row]:
         """Run the recipe's evaluators that the trained task allows, on cached latents."""
         options, task = self.recipe.evaluation, self.recipe.objective.task
-        naming = [
-            each for each in (evaluators.retrieval, evaluators.classification) if each.__name__ in options.evaluators
-        ]
+        naming = [measure for name, measure in evaluators.NAMING.items() if name in options.evaluators]
         rows: list[Row] = []
         if task != "generation" and naming:
             data = self._evaluation_images()

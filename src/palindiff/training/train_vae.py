@@ -17,7 +17,6 @@ from palindiff.evaluation.results import Row
 from palindiff.models.vae import build_vae, normalize_latents
 from palindiff.objectives.vae import VaeObjective
 from palindiff.training.base_trainer import Trainer
-from palindiff.training.cost.weights_memory import describe_vae
 from palindiff.training.features.dataset import ENCODE_BATCH
 from palindiff.training.features.images_in_memory import ImagesInMemory, decode_images
 from palindiff.training.recipes.schema import VaeRecipe
@@ -28,7 +27,13 @@ class VaeTrainer(Trainer[VaeRecipe]):
 
     recipe_class = VaeRecipe
     result_name = "vae"
-    describe = staticmethod(describe_vae)
+
+    @staticmethod
+    def count_parameters(recipe: VaeRecipe) -> dict[str, int]:
+        """Count the weights, all of which are trained."""
+        with torch.device("meta"):
+            num_parameters = build_vae(recipe.vae).num_parameters()
+        return {"vae": num_parameters, "trained": num_parameters}
 
     def build_models(self) -> None:
         """Build the VAE with random weights."""

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from palindiff.training.base_trainer import Trainer
+from palindiff.training.cost.memory import training_bytes
 from palindiff.training.features.dataset import Progress
 from palindiff.training.loop.device import make_accelerator
-from palindiff.training.loop.distributed import check_distributed
+from palindiff.training.loop.distributed import is_sharded
 from palindiff.training.loop.loop_config import check_shares
+from palindiff.training.loop.optimizer import check_optimizer
 from palindiff.training.recipes.schema import Recipe
 from palindiff.training.train_diffdis import DiffDisTrainer
 from palindiff.training.train_vae import VaeTrainer
@@ -35,8 +37,8 @@ def make_trainer(recipe: Recipe, output: Path, progress: Progress | None = None)
     """
     accelerator = make_accelerator(recipe.machine, output)
     check_shares(recipe.loop, accelerator.num_processes)
-    check_distributed(recipe.optimizer, recipe.machine, accelerator)
-    return _trainer_of(recipe)(recipe, output, accelerator, progress)
+    check_optimizer(recipe.optimizer, is_sharded(recipe.machine, accelerator.num_processes))
+    return TRAINERS[recipe.objective_name](recipe, output, accelerator, progress)
 
 
 def train_recipe(recipe: Recipe, output: Path, show_progress: bool = True, progress: Progress | None = None) -> Any:
@@ -50,8 +52,5 @@ def train_recipe(recipe: Recipe, output: Path, show_progress: bool = True, progr
 
 def describe(recipe: Recipe) -> dict[str, int]:
     """Count the parameters of each part, those that are trained, the bytes they take in training, and the steps."""
-    return _trainer_of(recipe).describe(recipe) | {"steps": recipe.loop.num_steps}
-
-
-def _trainer_of(recipe: Recipe) -> type[Trainer[Any]]:
-    return TRAINERS[recipe.objective_name]
+    counts = TRAINERS[recipe.objective_name].count_parameters(recipe)
+    return counts | {"training_bytes": training_bytes(counts["trained"], recipe), "steps": recipe.loop.num_steps}

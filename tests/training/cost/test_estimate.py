@@ -17,12 +17,12 @@ from palindiff.training.cost.estimate import (
     count_memory,
     count_parameters,
     count_time,
-    describe,
     estimate,
 )
 from palindiff.training.cost.flops import Work
 from palindiff.training.cost.weight_free import fake_run
 from palindiff.training.recipes.schema import DiffDisRecipe
+from palindiff.training.trainer import describe
 from toys.recipe import prepare_toy, recipe_tree, toy_recipe
 from toys.text_encoders import write_clip
 
@@ -91,7 +91,8 @@ def test_parameters_are_those_that_training_builds(task, tower, toy_parts, tmp_p
     assert (told.trained == told.parts["unet"] + told.parts["query_stream"]) == (task == "both")
     assert sum(told.new.values()) == told.parts["query_stream"]
     assert list(told.new)[:3] == ["site 1, 32 wide", "site 2, 32 wide", "site 3, 32 wide"]
-    assert describe(recipe) == told.parts | {"trained": told.trained, "training_bytes": 20 * told.trained}
+    expected = {"trained": told.trained, "training_bytes": 20 * told.trained, "steps": recipe.loop.num_steps}
+    assert describe(recipe) == told.parts | expected
 
 
 def test_what_is_held_follows_from_the_parameters(toy_parts):

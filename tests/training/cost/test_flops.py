@@ -1,4 +1,4 @@
-"""work.py: layers and a walk by hand, and what a step and a walk cost more or less of."""
+"""flops.py: layers and denoising by hand, and what a step and denoising cost more or less of."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_a_layer_s_work_is_that_by_hand():
     assert count_tflop(lambda: convolution(x).sum().backward()) * 1e12 == 2 * weight_gradient
 
 
-def test_a_walk_s_work_is_that_by_hand(toy_parts):
+def test_the_work_of_denoising_is_that_by_hand(toy_parts):
     """One token through time embedding, three sites of one block, one head layer; see `toy_recipe.recipe_tree`."""
     steps = 2
     d_e, ch, width = 32, 32, 16
@@ -44,24 +44,24 @@ def test_a_walk_s_work_is_that_by_hand(toy_parts):
 
     sites = sum(2 * d_e * ch + block(ch, n) + 2 * ch * d_e for n in num_tokens)
     head = 2 * d_e * width + block(width, num_tokens[-1]) + 2 * width * d_e
-    walk = naming(toy_parts, evaluation={"naming_steps": steps})["walk"]
-    assert walk * 1e12 == pytest.approx(steps * (time + sites + head), rel=1e-9)
+    denoising = naming(toy_parts, evaluation={"naming_steps": steps})["denoising"]
+    assert denoising * 1e12 == pytest.approx(steps * (time + sites + head), rel=1e-9)
 
 
 def test_steps_and_guidance_cost_passes_and_one_way_reads_once(toy_parts):
-    def walked(fusion, steps, scale, **more):
+    def work(fusion, steps, scale, **more):
         evaluation = {"naming_steps": steps, "naming_guidance_scale": scale}
         return naming(toy_parts, evaluation=evaluation, query_stream={"fusion": fusion} | more)
 
-    one_way, joint = walked("one_way", 2, 1.0), walked("joint", 2, 1.0)
-    assert walked("one_way", 4, 3.0)["walk"] == pytest.approx(4 * one_way["walk"])
-    assert walked("one_way", 4, 3.0)["reading"] == one_way["reading"] > 0
+    one_way, joint = work("one_way", 2, 1.0), work("joint", 2, 1.0)
+    assert work("one_way", 4, 3.0)["denoising"] == pytest.approx(4 * one_way["denoising"])
+    assert work("one_way", 4, 3.0)["reading"] == one_way["reading"] > 0
     assert joint["reading"] == 0
-    assert joint["walk"] > 2 * one_way["reading"]  # the encoder half anew at each step
-    assert walked("joint", 4, 3.0)["walk"] == pytest.approx(4 * joint["walk"])
+    assert joint["denoising"] > 2 * one_way["reading"]  # the encoder half anew at each step
+    assert work("joint", 4, 3.0)["denoising"] == pytest.approx(4 * joint["denoising"])
     assert joint["VAE"] == one_way["VAE"]
-    single = walked("joint", 8, 3.0, text_chain="none")["walk"]  # two passes, guided, without the time embedding
-    assert single == pytest.approx(joint["walk"], rel=0.01)
+    single = work("joint", 8, 3.0, text_chain="none")["denoising"]  # two passes, guided, without the time embedding
+    assert single == pytest.approx(joint["denoising"], rel=0.01)
 
 
 def test_a_step_s_work_follows_its_rows_alone(toy_parts):
@@ -84,6 +84,6 @@ def test_a_task_alone_costs_its_own_work(task, names, toy_parts):
 
 
 def test_whole_work_is_the_sum():
-    work = Work(step={"generation": 3.0, "alignment": 1.0}, named_image={"reading": 2.0, "walk": 0.5})
+    work = Work(step={"generation": 3.0, "alignment": 1.0}, named_image={"reading": 2.0, "denoising": 0.5})
     assert (work.whole_step, work.whole_named_image) == (4.0, 2.5)
     assert work.model_dump()["whole_step"] == 4.0

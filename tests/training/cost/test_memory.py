@@ -1,4 +1,4 @@
-"""live_bytes.py: by hand on a few tensors, and against what torch's own profiler sees a real step allocate."""
+"""memory.py: by hand on a few tensors, and against what torch's own profiler sees a real step allocate."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from palindiff.models.vae import VaeConfig, build_vae
 from palindiff.training.cost.memory import LiveBytes, count_step
 from palindiff.training.cost.weight_free import weight_free_run
-from palindiff.training.loop.attention import attention_backend_of
+from palindiff.training.loop.device import attention_backend
 from toys.recipe import toy_recipe
 
 KILOBYTE = 1024
@@ -74,7 +74,7 @@ def allocated_by_profiler(objective, batch, draws, precision):
     """The most bytes that torch's CPU allocator had given out at once during a real step."""
     with (
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen,
-        attention_backend_of("cpu", precision),
+        attention_backend("cpu", precision),
     ):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = objective(batch, draws)["loss"]

@@ -11,11 +11,11 @@ from palindiff.models.query_stream import QueryStreamConfig
 from palindiff.pretrained.bundled import bundled_vae, load_vae
 from palindiff.pretrained.hub import PAPER_BASE, PAPER_CLIP
 from palindiff.training.cost.estimate import Hardware, count_disk, estimate
-from palindiff.training.cost.flops import count_work
+from palindiff.training.cost.flops import step_tflop
 from palindiff.training.cost.weight_free import fake_run, weight_free_run
 from palindiff.training.recipes.build_models import ModelRecipe, build_models
+from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe
-from palindiff.training.train_diffdis import Recipe
 from toys.recipe import prepare_toy, toy_recipe
 from toys.stable_diffusion import write_clip_of, write_sd1, write_sd2
 from toys.text_encoders import write_clip
@@ -60,7 +60,7 @@ def test_a_weight_free_run_of_a_base_is_what_training_prepares(variant, bases, t
     name, clip, sections = VARIANTS[variant]
     recipe = base_recipe(toy_parts, bases, name, clip, **sections)
     parts, run = prepare_toy(recipe, tmp_path), weight_free_run(recipe)
-    for built, trained in ((run.objective, parts.objective), (run.vae, parts.pipeline.vae)):
+    for built, trained in ((run.objective, parts.objective), (run.pipeline.vae, parts.pipeline.vae)):
         assert [(n, weight.shape, weight.requires_grad) for n, weight in built.named_parameters()] == [
             (n, weight.shape, weight.requires_grad) for n, weight in trained.named_parameters()
         ]
@@ -68,7 +68,8 @@ def test_a_weight_free_run_of_a_base_is_what_training_prepares(variant, bases, t
         n: each.shape for n, each in parts.objective.named_buffers()
     }
     assert torch.equal(run.objective.scheduler.alphas_cumprod, parts.objective.scheduler.alphas_cumprod)
-    assert run.image_size_px == parts.pipeline.unet.config.sample_size * parts.pipeline.vae_scale_factor
+    assert run.pipeline.unet.config.sample_size == parts.pipeline.unet.config.sample_size
+    assert run.pipeline.vae_scale_factor == parts.pipeline.vae_scale_factor
     rows, uniform = torch.arange(3), torch.rand(3, 2)
     built, trained = (each.read(rows, uniform) for each in (run.features, parts.training_set))
     assert {n: (each.shape, each.dtype) for n, each in built.items()} == {
@@ -106,14 +107,15 @@ def test_the_kept_layer_of_a_2_x_is_no_new_weight(bases, toy_parts):
 
 
 def test_the_paper_s_recipe_is_estimated_without_a_file():
-    recipe = load_recipe(Recipe, "diffdis-cc3m", ["loop.batch_size=1"])
+    recipe = load_recipe(DiffDisRecipe, "diffdis-cc3m", ["loop.batch_size=1"])
     assert (recipe.base.source, recipe.text.source) == (PAPER_BASE, PAPER_CLIP)
     with fake_run(recipe) as models:
         assert sum(weight.numel() for weight in models.objective.unet.parameters()) == 859_520_964
-        assert models.objective.unet.config.cross_attention_dim == models.features.d_c == models.features.d_e == 768
-        assert models.image_size_px == 256
+        encoder = models.pipeline.caption_encoder
+        assert models.objective.unet.config.cross_attention_dim == encoder.d_c == encoder.d_e == 768
+        assert models.pipeline.unet.config.sample_size * models.pipeline.vae_scale_factor == 256
         assert count_disk(models, recipe, 10).total == 10 * 2 * 4 * 32 * 32 * 2
-        assert set(count_work(models, recipe).step) == {"generation", "alignment", "captions"}
+        assert set(step_tflop(models, recipe)) == {"generation", "alignment", "captions"}
 
 
 def test_a_base_that_is_missing_is_named(tmp_path, bases):
@@ -178,7 +180,7 @@ def test_a_weight_free_run_from_scratch_is_what_training_prepares(variant, tower
     recipe = toy_recipe(toy_parts, text={"source": str(source)}, **SCRATCH_VARIANTS[variant])
     parts = prepare_toy(recipe, tmp_path)
     run = weight_free_run(recipe)
-    for built, trained in ((run.objective, parts.objective), (run.vae, parts.pipeline.vae)):
+    for built, trained in ((run.objective, parts.objective), (run.pipeline.vae, parts.pipeline.vae)):
         assert [(name, weight.shape, weight.requires_grad) for name, weight in built.named_parameters()] == [
             (name, weight.shape, weight.requires_grad) for name, weight in trained.named_parameters()
         ]
@@ -187,7 +189,7 @@ def test_a_weight_free_run_from_scratch_is_what_training_prepares(variant, tower
     }
     assert run.objective.unet.is_gradient_checkpointing == parts.pipeline.unet.is_gradient_checkpointing
     assert run.objective.scheduler.config == parts.objective.scheduler.config
-    assert run.image_size_px == 16
+    assert run.pipeline.unet.config.sample_size * run.pipeline.vae_scale_factor == 16
     rows, uniform = torch.arange(3), torch.rand(3, 2)
     assert kinds(run.features.read(rows, uniform)) == kinds(parts.training_set.read(rows, uniform))
 
@@ -196,7 +198,7 @@ def test_a_fake_run_needs_no_data_and_takes_no_memory(toy_parts):
     recipe = toy_recipe(toy_parts, data={"path": "nowhere"})
     with FakeTensorMode(allow_non_fake_inputs=True):
         run = weight_free_run(recipe)
-    modules = (run.objective, run.vae, run.text_encoder)
+    modules = (run.objective, run.pipeline.vae, run.pipeline.text_encoder)
     assert all(isinstance(weight, FakeTensor) for module in modules for weight in module.parameters())
 
 

@@ -189,8 +189,9 @@ def test_no_more_than_a_batch_is_held(rows, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_unreadable_image_is_skipped_and_reported_and_the_others_are_unchanged(
-    num_workers, rows, damaged, tmp_path
+    num_workers, rows, damaged, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(latent_cache, "PART_ROWS", 8 if num_workers else 4)  # workers are started for each part
     found = encoded(store_of(damaged, tmp_path / "cache", on_bad="skip", num_workers=num_workers))
     assert list(found.unreadable) == [1]
     assert "`00000.tar/000000001.jpg`" in found.unreadable[1]

@@ -41,7 +41,7 @@ def weights(run):
 def test_two_steps_saved_and_loaded_and_two_more_equal_four(tmp_path, ema_every):
     whole, _ = train_toy(tmp_path / "whole", ema_every=ema_every)
     part = make_run(tmp_path / "parts", ema_every=ema_every)
-    part.evaluators = [stop_at(3)]  # step 2 is saved, step 3 is lost
+    part.evaluate = stop_at(3)  # step 2 is saved, step 3 is lost
     part.loop = part.loop.model_copy(update={"evaluate_every": 1})
     with pytest.raises(InterruptedError):
         train(part, cpu_accelerator())
@@ -66,7 +66,7 @@ def stop_at(last_step):
 def train_slowly(run_dir, ema_every):
     """Forty steps, slow enough to be killed among them."""
     run = make_run(run_dir, num_steps=40, save_every=3, evaluate_every=1, ema_every=ema_every)
-    run.evaluators = [lambda step: time.sleep(0.01) or {}]
+    run.evaluate = lambda step: time.sleep(0.01) or {}
     train(run, cpu_accelerator())
 
 
@@ -174,7 +174,7 @@ def test_evaluators_see_the_average_and_their_numbers_are_logged(tmp_path):
         seen.append([weight.clone() for weight in weights(run)])
         return {"told": float(step)}
 
-    run.evaluators = [evaluator]
+    run.evaluate = evaluator
     state = train(run, cpu_accelerator())
     told = [(line["step"], line["told"]) for line in read_log(tmp_path / "log.jsonl") if "told" in line]
     assert told == [(2, 2.0), (4, 4.0)]
@@ -222,7 +222,8 @@ def test_each_group_keeps_its_own_learning_rate(tmp_path):
     """With a rate of nothing in one group, its weights stay; a factor applied twice would freeze the other, too."""
     run = make_run(tmp_path)
     encoder, decoder = list(run.objective.vae.encoder.parameters()), list(run.objective.vae.decoder.parameters())
-    run.parameter_groups = [{"params": encoder, "lr": 0.0}, {"params": decoder, "lr": 1e-2}]
+    groups = [{"params": encoder, "lr": 0.0}, {"params": decoder, "lr": 1e-2}]
+    run.parameter_groups = lambda: groups
     run.objective.vae.quant_conv.requires_grad_(False)
     run.objective.vae.post_quant_conv.requires_grad_(False)
     before = [weight.detach().clone() for weight in weights(run)]
@@ -231,7 +232,7 @@ def test_each_group_keeps_its_own_learning_rate(tmp_path):
                if not torch.equal(weight, own)}  # fmt: skip
     assert changed
     assert all(name.startswith("vae.decoder.") for name in changed)
-    assert [group["lr"] for group in run.parameter_groups] == [0.0, 1e-2]
+    assert [group["lr"] for group in groups] == [0.0, 1e-2]
 
 
 def test_clipping_bounds_the_gradient_and_can_be_off(tmp_path):
@@ -266,7 +267,7 @@ def test_the_loop_refuses_an_uneven_batch_itself(tmp_path):
 def test_a_full_disk_stops_the_run_with_a_sentence(tmp_path):
     """The saved state of step 2 survives and the same call goes on from it once there is room."""
     run, limits = make_run(tmp_path, evaluate_every=3), getrlimit(RLIMIT_FSIZE)
-    run.evaluators = [lambda step: setrlimit(RLIMIT_FSIZE, (30_000, limits[1])) or {}]  # weights take 56 kB
+    run.evaluate = lambda step: setrlimit(RLIMIT_FSIZE, (30_000, limits[1])) or {}  # weights take 56 kB
     try:
         with pytest.raises(OSError, match="Step 4 could not be saved"):
             train(run, cpu_accelerator())

@@ -80,7 +80,7 @@ def test_eight_bit_moments_are_saved_and_resumed_to_the_bit(bitsandbytes, tmp_pa
             raise InterruptedError
         return {}
 
-    part.evaluators = [stop_at_3]  # step 2 is saved, step 3 is lost
+    part.evaluate = stop_at_3  # step 2 is saved, step 3 is lost
     with pytest.raises(InterruptedError):
         train(part, cpu_accelerator())
     resumed, state = train_toy(tmp_path / "parts", **settings)

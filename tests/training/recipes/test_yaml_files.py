@@ -46,7 +46,7 @@ class Section(BaseModel, frozen=True, extra="forbid"):
 class Machine(BaseModel, frozen=True, extra="forbid"):
     """What alters no numbers."""
 
-    workers: int = 0
+    num_workers: int = 0
 
 
 class Toy(BaseModel, frozen=True, extra="forbid"):
@@ -126,12 +126,14 @@ def test_an_unknown_objective_is_reported_with_the_nearest(write):
 
 
 def test_a_recipe_extends_another_key_by_key(write):
-    write("name: base\nsection: {rate: 1, inner: {width: 8, sizes: [7, 8, 9]}}\nmachine: {workers: 3}", "base.yaml")
+    write(
+        "name: base\nsection: {rate: 1, inner: {width: 8, sizes: [7, 8, 9]}}\nmachine: {num_workers: 3}", "base.yaml"
+    )
     write("extends: base.yaml\nsection: {inner: {sizes: [5]}}", "middle.yaml")
     recipe = load_recipe(Toy, write("extends: middle.yaml\nsection: {rate: 2}"))
     assert recipe.section.rate == 2
     assert (recipe.section.inner.width, recipe.section.inner.sizes) == (8, (5,))  # a list is replaced, not joined
-    assert (recipe.name, recipe.machine.workers) == ("base", 3)
+    assert (recipe.name, recipe.machine.num_workers) == ("base", 3)
 
 
 def test_an_extended_file_stands_beside_the_one_that_extends_it(write, monkeypatch, tmp_path):
@@ -198,11 +200,11 @@ def test_all_problems_are_reported_at_once(write):
         machine: {qqqq: 1}
         """
     )
-    assert problems_of(path, ["machine.workers=many", "nothing"]).splitlines() == [
+    assert problems_of(path, ["machine.num_workers=many", "nothing"]).splitlines() == [
         f"Recipe `{path}` has 10 problems. Fix the file or the --set options.",
         "  --set nothing: found no `=`. Expected dotted.key=value.",
-        "  `machine.qqqq`: found an unknown key. Expected one of workers.",
-        "  `machine.workers` (from --set): found 'many'. Expected a valid integer.",
+        "  `machine.num_workers` (from --set): found 'many'. Expected a valid integer.",
+        "  `machine.qqqq`: found an unknown key. Expected one of num_workers.",
         "  `nam`: found an unknown key. The nearest known one is `name`.",
         "  `section.inner.kind`: found 'rond'. Expected 'plain' or 'round'.",
         "  `section.inner.sizes.1`: found 'a'. Expected a valid integer.",
@@ -311,13 +313,13 @@ def test_a_dumped_recipe_reads_back_the_same(write):
     text = dump_recipe(recipe, "toy.yaml\n--set x")
     assert text.splitlines()[0] == f"# Recipe toy.yaml --set x, resolved; config hash {config_hash(recipe)[:16]}"
     assert load_recipe(Toy, write(text, "again.yaml")) == recipe
-    assert yaml.safe_load(text)["machine"] == {"workers": 0}  # defaults are written out
+    assert yaml.safe_load(text)["machine"] == {"num_workers": 0}  # defaults are written out
 
 
 def test_the_config_hash_is_of_what_alters_numbers(write):
     path = write("section: {rate: 1}")
     own = config_hash(load_recipe(Toy, path))
-    assert config_hash(load_recipe(Toy, path, ["machine.workers=9"])) == own
+    assert config_hash(load_recipe(Toy, path, ["machine.num_workers=9"])) == own
     assert config_hash(load_recipe(Toy, path, ["section.inner.width=4"])) == own  # the default, said aloud
     assert config_hash(load_recipe(Toy, path, ["section.inner.width=5"])) != own
     assert len(own) == 64
@@ -327,8 +329,8 @@ def test_a_run_dir_may_be_used_again_by_the_same_recipe(write, tmp_path):
     path, output = write("section: {rate: 1}"), tmp_path / "new" / "run"
     prepare_run_dir(load_recipe(Toy, path), output, "toy")
     (output / "log.jsonl").touch()
-    prepare_run_dir(load_recipe(Toy, path, ["machine.workers=2"]), output, "toy")
-    assert load_recipe(Toy, str(output / "recipe.yaml")).machine.workers == 2
+    prepare_run_dir(load_recipe(Toy, path, ["machine.num_workers=2"]), output, "toy")
+    assert load_recipe(Toy, str(output / "recipe.yaml")).machine.num_workers == 2
     assert sorted(file.name for file in output.iterdir()) == ["log.jsonl", "recipe.yaml"]
 
 

@@ -1,28 +1,27 @@
 """What a recipe costs before anything is trained: parameters, memory, work, disk and time.
 
 Nothing is allocated and nothing is read but configs. Here: the numbers and what they mean. Not here: the models
-(`weight_free.py`), the count of living bytes (`live_bytes.py`) and of work (`work.py`).
+(`weight_free.py`), counting the bytes of a step (`memory.py`) and its work (`flops.py`).
 """
 
 import torch
 from pydantic import BaseModel, Field
 from torch import nn
 
-from palindiff.training.cost.flops import Work, count_work
-from palindiff.training.cost.memory import DeviceKind, LiveBytes, count_step
+from palindiff.training.cost.flops import Work, naming_tflop, step_tflop
+from palindiff.training.cost.memory import FP32, DeviceKind, bytes_per_weight, count_step
 from palindiff.training.cost.weight_free import WeightFreeRun, fake_run
-from palindiff.training.cost.weights_memory import bytes_per_weight, training_bytes
 from palindiff.training.loop.distributed import UNITS, is_sharded
 from palindiff.training.loop.loop_config import check_shares
 from palindiff.training.recipes.schema import DiffDisRecipe
 
-FP16, FP32 = 2, 4  # bytes
+PARTS = ("unet", "query_stream", "vae", "text_encoder")
 
 
 class Parameters(BaseModel, frozen=True):
     """How many weights, and where."""
 
-    parts: dict[str, int]  # unet, query_stream, vae, text_encoder
+    parts: dict[str, int]  # by the name of the part
     trained: int
     new: dict[str, int]  # the query stream's, in the order in which a query meets them
 
@@ -82,41 +81,26 @@ def estimate(recipe: DiffDisRecipe, hardware: Hardware, num_images: int | None =
         does not divide evenly over processes and accumulation.
     """
     check_shares(recipe.loop, hardware.processes)
-    with fake_run(recipe) as models:
-        work = count_work(models, recipe)
+    with fake_run(recipe) as run:
+        work = Work(step=step_tflop(run, recipe), named_image=naming_tflop(run, recipe.evaluation))
         return Estimate(
-            parameters=count_parameters(models),
-            memory_bytes=count_memory(models, recipe, hardware),
+            parameters=count_parameters(run),
+            memory_bytes=count_memory(run, recipe, hardware),
             tflop=work,
-            disk_bytes=count_disk(models, recipe, num_images),
+            disk_bytes=count_disk(run, recipe, num_images),
             time=count_time(work, recipe, hardware),
         )
 
 
-def describe(recipe: DiffDisRecipe) -> dict[str, int]:
-    """Count in a moment what a recipe builds: parameters of each part, those trained, and `training_bytes`."""
-    with fake_run(recipe) as models:
-        parameters = count_parameters(models)
-    trained = parameters.trained
-    kept = training_bytes(trained, bytes_per_weight(recipe, "gpu"))
-    return parameters.parts | {"trained": trained, "training_bytes": kept}
-
-
-def count_parameters(models: WeightFreeRun) -> Parameters:
+def count_parameters(run: WeightFreeRun) -> Parameters:
     """Count weights by part, and the new ones by place."""
-    objective = models.objective
-    parts = {"unet": objective.unet, "query_stream": objective.query_stream}
-    parts |= {"vae": models.vae, "text_encoder": models.text_encoder}
-    stream = objective.query_stream
-    new = {
-        f"site {number}, {site.into.out_features} wide": _count(site)
-        for number, site in enumerate(stream.layers.sites, 1)
-    }
+    stream = run.objective.query_stream
+    new = {f"site {i}, {site.into.out_features} wide": _count(site) for i, site in enumerate(stream.layers.sites, 1)}
     new |= {name: _count(child) for name, child in stream.named_children() if name not in ("sites", "clip_projection")}
     new["logit_scale"] = stream.log_logit_scale.numel()
     return Parameters(
-        parts={name: _count(part) for name, part in parts.items()},
-        trained=sum(weight.numel() for weight in objective.parameters() if weight.requires_grad),
+        parts={name: _count(getattr(run.pipeline, name)) for name in PARTS},
+        trained=sum(weight.numel() for weight in run.objective.parameters() if weight.requires_grad),
         new={name: count for name, count in new.items() if count},
     )
 
@@ -125,51 +109,38 @@ def _count(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def count_memory(models: WeightFreeRun, recipe: DiffDisRecipe, hardware: Hardware) -> Memory:
-    """Count what one process holds, on models of `fake_run`, one step of which is run."""
-    parameters = count_parameters(models)
-    trained, each = parameters.trained, bytes_per_weight(recipe, hardware.device)
-    live, is_shared = _live_bytes(models, recipe, hardware), is_sharded(recipe.machine, hardware.processes)
+def count_memory(run: WeightFreeRun, recipe: DiffDisRecipe, hardware: Hardware) -> Memory:
+    """Count what one process holds, on `fake_run`, one step of which is run."""
+    parameters, loop, machine = count_parameters(run), recipe.loop, recipe.machine
+    is_shared = is_sharded(machine, hardware.processes)
     shares = hardware.processes if is_shared else 1
-    held = {
-        "weights": trained * each.weight // shares,
-        "optimizer": round(trained * each.optimizer) // shares,
-        "ema": trained * each.ema // shares,
-        "exchange": _exchange(models.objective, trained * each.gradient, hardware.processes, is_shared),
-        "frozen": (sum(parameters.parts.values()) - trained) * FP32,
-    }
-    gradients = trained * each.gradient // shares
-    peak = gradients + live.activations_peak if is_shared else live.peak  # sharded gradients go while others come
-    return Memory(
-        **held, gradients=gradients, activations=live.activations_peak, peak=sum(held.values()) + peak
-    )  # fmt: skip
-
-
-def _exchange(objective: nn.Module, gradient_bytes: int, processes: int, is_shared: bool) -> int:
-    """What several processes gather gradients in; sharded, the weights that are whole while a unit runs."""
-    if not is_shared:
-        return gradient_bytes if processes > 1 else 0
-    units = [each for each in objective.modules() if isinstance(each, UNITS)]
-    in_units = sum(_count(unit) for unit in units)
-    return (_count(objective) - in_units + max((_count(unit) for unit in units), default=0)) * FP32
-
-
-def _live_bytes(models: WeightFreeRun, recipe: DiffDisRecipe, hardware: Hardware) -> LiveBytes:
-    loop = recipe.loop
+    per_weight = bytes_per_weight(recipe, hardware.device)
+    held = {name: round(parameters.trained * each) // shares for name, each in per_weight.items()}
+    held["exchange"] = _whole_units_bytes(run.objective) if is_shared else 0
+    if hardware.processes > 1 and not is_shared:
+        held["exchange"] = held["gradients"]
+    held["frozen"] = (sum(parameters.parts.values()) - parameters.trained) * FP32
     b = loop.batch_size // (loop.accumulation * hardware.processes)
-    batch = models.features.read(torch.arange(b), torch.rand(b, 2))
-    draws = models.objective.draw(b, torch.Generator())
+    batch, draws = run.features.read(torch.arange(b), torch.rand(b, 2)), run.objective.draw(b, torch.Generator())
     num_parts = min(loop.accumulation, 2)  # in the second the gradients of the first are there
-    return count_step(models.objective.train(), batch, draws, num_parts, recipe.machine.precision, hardware.device)
+    live = count_step(run.objective.train(), batch, draws, num_parts, machine.precision, hardware.device)
+    # sharded gradients are freed while others are computed
+    peak = live.activations_peak if is_shared else live.peak - held["gradients"]
+    return Memory(**held, activations=live.activations_peak, peak=sum(held.values()) + peak)
 
 
-def count_disk(models: WeightFreeRun, recipe: DiffDisRecipe, num_images: int | None) -> Disk:
-    """Sizes of what is kept: mean and deviation of each view, mirrored if asked for; c and e, unless encoded live."""
-    features = models.features
-    ch, h, w = features.latent_shape
-    orientations = 1 if recipe.views.flip == "none" else 2
-    image = (1 + recipe.views.crops) * orientations * 2 * ch * h * w * FP16
-    caption = 0 if recipe.text.is_live else features.num_tokens * features.d_c * FP16 + features.d_e * FP32
+def _whole_units_bytes(objective: nn.Module) -> int:
+    """The weights that are whole on each process while a unit of a sharded objective runs."""
+    units = [_count(each) for each in objective.modules() if isinstance(each, UNITS)]
+    return (_count(objective) - sum(units) + max(units, default=0)) * FP32
+
+
+def count_disk(run: WeightFreeRun, recipe: DiffDisRecipe, num_images: int | None) -> Disk:
+    """Sizes of what is cached: mean and deviation of each view, mirrored too if asked for; c and e unless live."""
+    row, views = run.features.row, recipe.views
+    num_views = (1 + views.crops) * (1 if views.flip == "none" else 2)
+    image = num_views * (row["z_mean"].nbytes + row["z_std"].nbytes)
+    caption = sum(row[name].nbytes for name in ("c", "e_0") if name in row)
     total = None if num_images is None else num_images * (image + caption)
     return Disk(image=image, caption=caption, total=total)
 

@@ -18,10 +18,10 @@ from palindiff.training.recipes.schema import DiffDisRecipe
 class Work(BaseModel, frozen=True):
     """TFLOP: 10^12 multiplications and additions of matrix products, convolutions and attention."""
 
-    step: dict[
-        str, float
-    ]  # generation, alignment, captions encoded at each step: all rows of a step, all processes, forward and backward
-    named_image: dict[str, float]  # VAE, reading, walk: one image, its steps and guidance as watched
+    step: dict[str, float]
+    """generation, alignment, captions encoded at each step: all rows and processes of a step, forward and backward"""
+    named_image: dict[str, float]
+    """VAE, reading, denoising: one image, with the steps and the guidance of the recipe's evaluation"""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -36,15 +36,10 @@ class Work(BaseModel, frozen=True):
         return sum(self.named_image.values())
 
 
-def count_work(models: WeightFreeRun, recipe: DiffDisRecipe) -> Work:
-    """Count a step and the naming of an image, on models of `fake_run`."""
-    return Work(step=step_tflop(models, recipe), named_image=naming_tflop(models, recipe.evaluation))
-
-
-def step_tflop(models: WeightFreeRun, recipe: DiffDisRecipe) -> dict[str, float]:
-    """Work of one row times the rows; the rows' similarities among each other are left out."""
-    objective, task = models.objective.train(), recipe.objective.task
-    batch = models.features.read(torch.arange(1), torch.rand(1, 2))
+def step_tflop(run: WeightFreeRun, recipe: DiffDisRecipe) -> dict[str, float]:
+    """Work of one row times the rows, on `fake_run`; the rows' similarities among each other are left out."""
+    objective, task = run.objective.train(), recipe.objective.task
+    batch = run.features.read(torch.arange(1), torch.rand(1, 2))
     draws, z_0 = objective.draw(1, torch.Generator()), batch["z_mean"].float()
     with torch.no_grad():
         c, e_0, c_empty = objective.texts(batch)
@@ -61,29 +56,29 @@ def step_tflop(models: WeightFreeRun, recipe: DiffDisRecipe) -> dict[str, float]
             (c.float().sum() + e_0.sum()).backward()
 
     tasks = {"generation": generate, "alignment": align}
-    left_out = {"generation": "alignment", "alignment": "generation"}.get(task)
     rows = recipe.loop.batch_size
-    works = {name: rows * count_tflop(run) for name, run in tasks.items() if name != left_out}
+    works = {name: rows * count_tflop(each) for name, each in tasks.items() if task in ("both", name)}
     if recipe.text.is_live:  # the empty caption is encoded once a step beside the row's own
         works["captions"] = (rows + 1) * count_tflop(encode) / 2
     return works
 
 
 @torch.no_grad()
-def naming_tflop(models: WeightFreeRun, evaluation: EvaluationConfig) -> dict[str, float]:
-    """Work of naming one image; the zero image of guidance is read once for all and left out."""
-    unet, stream = models.objective.unet.eval(), models.objective.query_stream.eval()
-    x = torch.zeros(1, 3, models.image_size_px, models.image_size_px)
-    z = torch.zeros(1, *models.features.latent_shape)
+def naming_tflop(run: WeightFreeRun, evaluation: EvaluationConfig) -> dict[str, float]:
+    """Work of naming one image, on `fake_run`; the zero image of guidance is read once for all and left out."""
+    unet, stream, vae = run.objective.unet.eval(), run.objective.query_stream.eval(), run.pipeline.vae
+    z = run.features.row["z_mean"].float()[None]
+    image_size_px = z.shape[-1] * run.pipeline.vae_scale_factor
+    x = torch.zeros(1, 3, image_size_px, image_size_px)
     query = (torch.zeros(1, stream.config.d_e), torch.zeros(1, dtype=torch.int64))
     num_steps = evaluation.naming_steps if stream.has_text_diffusion else 1
     num_passes = num_steps * (1 if evaluation.naming_guidance_scale == 1 else 2)
     reading = stream.read_image(unet, z)
     step = count_tflop(lambda: stream(unet, reading, *query))
     return {
-        "VAE": count_tflop(lambda: models.vae.encode(x)),
+        "VAE": count_tflop(lambda: vae.encode(x)),
         "reading": count_tflop(lambda: stream.read_image(unet, z)),
-        "walk": num_passes * step,
+        "denoising": num_passes * step,
     }
 
 

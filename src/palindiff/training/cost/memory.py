@@ -1,12 +1,13 @@
-"""How many bytes the tensors of a training step hold at its worst moment, counted without holding any.
+"""How many bytes training holds: for each trained weight, and in the tensors of a step at its worst moment.
 
 The step itself runs, on tensors that have shapes and no numbers (`FakeTensorMode`), so that forward, backward,
 autocast and gradient checkpointing keep and free what they do in training. Not counted: what a library's kernel takes
-for itself while it runs, and what an allocator wastes between tensors.
+for itself while it runs, and what an allocator wastes between tensors. Not here: frozen parts, sharding
+(`estimate.py`).
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, Literal
 from weakref import WeakKeyDictionary, finalize
 
@@ -15,9 +16,27 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from palindiff.training.loop.attention import attention_backend_of
+from palindiff.training.loop.device import attention_backend
+from palindiff.training.recipes.schema import Recipe
 
 DeviceKind = Literal["gpu", "cpu"]
+FP32 = 4  # bytes
+EIGHT_BIT_MOMENTS = 2 * (1 + FP32 / 256)  # bytes; each block of 256 has a scale in float32
+
+
+def bytes_per_weight(recipe: Recipe, device: DeviceKind) -> dict[str, float]:
+    """Bytes that the device holds for each trained weight, whatever the batch; float32 under bf16 autocast too.
+
+    An EMA on the CPU takes no memory of a GPU; where the CPU trains, it takes its own.
+    """
+    has_ema = device == "cpu" or recipe.machine.ema_device == "same"
+    moments = EIGHT_BIT_MOMENTS if recipe.optimizer.kind == "adamw_8bit" else 2 * FP32
+    return {"weights": FP32, "gradients": FP32, "optimizer": moments, "ema": FP32 if has_ema else 0}
+
+
+def training_bytes(num_trained: int, recipe: Recipe) -> int:
+    """Units: trained parameters -> bytes on a GPU, activations and frozen parts not counted."""
+    return round(num_trained * sum(bytes_per_weight(recipe, "gpu").values()))
 
 
 class LiveBytes(TorchDispatchMode):
@@ -42,7 +61,7 @@ class LiveBytes(TorchDispatchMode):
         return made
 
     def count_gradient(self, weight: Tensor) -> None:
-        """Progress a gradient from an activation; called once a weight has it."""
+        """Note that a storage holds a gradient, not an activation; called once a weight has its gradient."""
         assert weight.grad is not None, "autograd calls this after it has written the gradient"
         storage = weight.grad.untyped_storage()
         if storage not in self._is_gradient:
@@ -72,7 +91,7 @@ def count_step(
     precision: str,
     device: DeviceKind,
 ) -> LiveBytes:
-    """Run a step of `num_parts` equal parts as `training/loop.py:backward_step` does, up to its gradients.
+    """Run a step of `num_parts` equal parts as `backward_step` of `training/loop/loop.py` does, up to its gradients.
 
     Shapes: batch and draws of one part, as the objective takes them; all tensors on a CPU, fake ones.
     """
@@ -81,9 +100,10 @@ def count_step(
     for tensor in (*batch.values(), *draws.values()):
         live.count(tensor)
     with ExitStack() as stack:
-        stack.enter_context(attention_backend_of(device, precision))
+        stack.enter_context(attention_backend(device, precision))
         if device == "gpu":
-            stack.enter_context(_norms_as_on_a_gpu(objective))
+            for norm in [each for each in objective.modules() if isinstance(each, nn.GroupNorm | nn.LayerNorm)]:
+                stack.callback(norm.register_forward_pre_hook(_in_float32).remove)
         for weight in objective.parameters():
             if weight.requires_grad:
                 stack.callback(weight.register_post_accumulate_grad_hook(live.count_gradient).remove)
@@ -96,20 +116,9 @@ def count_step(
     return live
 
 
-@contextmanager
-def _norms_as_on_a_gpu(module: nn.Module) -> Iterator[None]:
-    """Let norms run in float32 under autocast, as torch's autocast has it on CUDA and not on a CPU.
+def _in_float32(norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Let a norm run in float32 under autocast, as torch's autocast has it on CUDA and not on a CPU.
 
     Of the two lists' other differences, what these networks meet keeps nothing for backward: upsampling, softmax.
     """
-
-    def widen(norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(each.float() for each in inputs) if torch.is_autocast_enabled("cpu") else inputs
-
-    norms = [each for each in module.modules() if isinstance(each, nn.GroupNorm | nn.LayerNorm)]
-    hooks = [norm.register_forward_pre_hook(widen) for norm in norms]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return tuple(each.float() for each in inputs) if torch.is_autocast_enabled("cpu") else inputs

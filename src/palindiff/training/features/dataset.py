@@ -121,12 +121,7 @@ class FeatureSet:
         z_mean, z_std = self.images.read(rows, is_low if self.flip == "both" else never)
         chosen = self._first[rows] + (uniform[:, 1] * self._num_captions[rows]).long()
         text_rows = self._text_row[chosen].numpy()
-        batch = {
-            "z_mean": z_mean,
-            "z_std": z_std,
-            **self.texts.read(text_rows),
-            "caption_id": self._id[chosen],
-        }
+        batch = {"z_mean": z_mean, "z_std": z_std, **self.texts.read(text_rows), "caption_id": self._id[chosen]}
         num_views = self.images.moments.shape[1]
         if num_views > 1 or self.flip == "naming":
             crop = ((2 * uniform[:, 0]) % 1 * num_views).long().clamp(max=num_views - 1)

@@ -6,11 +6,9 @@ from (`data/`).
 
 import json
 import shutil
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -77,21 +75,16 @@ class LatentCache:
         """
         own = self.parts[process::num_processes]
         missing = [(folder, part) for folder, part in own if not folder.exists()]
-        if not missing:
-            return  # without starting workers
         total = sum(len(part) for _, part in own)
         before = total - sum(len(part) for _, part in missing)
         what = "encoding images" + (f", process {process + 1} of {num_processes}" if num_processes > 1 else "")
-        batches = self._decoded([part[at : at + ENCODE_BATCH] for _, part in missing for at in part_steps(part)])
         for folder, part in missing:
             unreadable: dict[int, str] = {}
-            of_part = islice(batches, len(part_steps(part)))
 
             def report(done: int, before: int = before) -> None:
                 progress(what, before + done, total)
 
-            write_arrays(folder, len(part), self._encoded(of_part, unreadable), report, {UNREADABLE: unreadable})
-            deque(of_part, maxlen=0)  # the remaining batches, if another run has cached this part meanwhile
+            write_arrays(folder, len(part), self._encoded(part, unreadable), report, {UNREADABLE: unreadable})
             before += len(part)
 
     def read(self) -> ImageFeatures:
@@ -110,31 +103,24 @@ class LatentCache:
             raise _unreadable(unreadable)
         return ImageFeatures(map_arrays([folder / MOMENTS_FILE for folder, _ in self.parts]), unreadable)
 
-    def _decoded(self, batches: Sequence[range]) -> Iterator[tuple[range, tuple[Tensor, Sequence[str]]]]:
-        """Rows of each batch, their images (b, 1 + crops, 3, H, W) uint8, and why one cannot be read."""
+    def _encoded(self, part: range, unreadable: dict[int, str]) -> Iterator[dict[str, np.ndarray]]:
+        """Moments of each batch; unreadable images are added to `unreadable` and encoded as black images.
+
+        No batch spans two parts, so the number of processes changes no batch.
+        """
+        batches = [part[start : start + ENCODE_BATCH] for start in range(0, len(part), ENCODE_BATCH)]
         loader = DataLoader(
             _Squares(self.rows, self.size_px, self.fit, self.views),
             batch_sampler=batches,  # type: ignore[arg-type]  # anything that yields row numbers
             num_workers=self.num_workers,
             multiprocessing_context="spawn" if self.num_workers else None,
         )
-        return zip(batches, loader, strict=True)
-
-    def _encoded(
-        self, batches: Iterable[tuple[range, tuple[Tensor, Sequence[str]]]], unreadable: dict[int, str]
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Moments of each batch; unreadable images are added to `unreadable` and encoded as black images."""
-        for numbers, (images, faults) in batches:
-            found = {number: fault for number, fault in zip(numbers, faults, strict=True) if fault}
+        for rows, (images, faults) in zip(batches, loader, strict=True):
+            found = {row: fault for row, fault in zip(rows, faults, strict=True) if fault}
             if found and self.on_bad == "refuse":
                 raise _unreadable(found)
             unreadable.update(found)
             yield {"moments": encode_moments(self.vae, images, self.views.flip != "none").numpy()}
-
-
-def part_steps(part: range) -> range:
-    """Where the batches of a part start; no batch spans two parts, so the number of processes changes no batch."""
-    return range(0, len(part), ENCODE_BATCH)
 
 
 @torch.no_grad()

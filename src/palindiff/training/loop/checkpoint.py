@@ -54,15 +54,8 @@ class TrainState:
         self.ema.update(self._trained.values(), self.step)
 
     @contextmanager
-    def ema_weights(self, is_used: bool = True) -> Iterator[None]:
-        """Put the EMA weights into the full model for a while, on this process's device.
-
-        is_used: whether this process uses the full model; if not, it only takes part in gathering shards.
-        """
-        if not is_used:
-            self._copy_ema(is_used)
-            yield
-            return
+    def ema_weights(self) -> Iterator[None]:
+        """Put the EMA weights into the full model for a while, on this process's device."""
         model = self.distributed.full_model
         was_training, device = model.training, next(model.parameters()).device
         if not self.distributed.is_sharded:
@@ -76,18 +69,13 @@ class TrainState:
             if not self.distributed.is_sharded:
                 self.ema.restore(self._trained.values())
 
+    @torch.no_grad()
     def use_ema_weights(self) -> None:
         """Put the EMA weights into the full model for good, and move it to the device."""
-        self.distributed.full_model.to(next(self.distributed.sharded_model.parameters()).device)
-        self._copy_ema(is_used=True)
-
-    @torch.no_grad()
-    def _copy_ema(self, is_used: bool) -> None:
-        full = trained_weights(self.distributed.full_model)
-        for name, sharded in self._ema_tensors():
-            average = whole(sharded)
-            if is_used:
-                full[name].copy_(average)
+        device = next(self.distributed.sharded_model.parameters()).device
+        weights = trained_weights(self.distributed.full_model.to(device))
+        for name, average in self._ema_tensors():
+            weights[name].copy_(whole(average))
 
     def save(self, accelerator: Accelerator) -> None:
         """Write the whole state or nothing, then remove old states; a failure leaves the last good state in place.
@@ -98,12 +86,11 @@ class TrainState:
         is_written = target in saved_states(self.state_dir)  # before anyone writes: the same on every process
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            _remove_incomplete(self.state_dir)
+            _remove_outdated(self.state_dir)
         if not is_written:
             self._write(target, accelerator.is_main_process)
         if accelerator.is_main_process:
-            for old in saved_states(self.state_dir)[:-NUM_SAVED_STATES]:
-                shutil.rmtree(old)
+            _remove_outdated(self.state_dir)
         accelerator.wait_for_everyone()
 
     def resume(self) -> None:
@@ -189,8 +176,8 @@ def saved_states(state_dir: Path) -> list[Path]:
     return sorted(path for path in state_dir.glob("step-*") if (path / "state.json").exists())
 
 
-def _remove_incomplete(state_dir: Path) -> None:
-    """Remove what a kill left behind: a save begun under a dotted name, or an old state half removed."""
-    half_removed = set(state_dir.glob("step-*")) - set(saved_states(state_dir))
-    for folder in half_removed | set(state_dir.glob(".step-*")):
+def _remove_outdated(state_dir: Path) -> None:
+    """Remove old states, and what a kill left behind: a save begun under a dotted name, or a state half removed."""
+    found = {*state_dir.glob("step-*"), *state_dir.glob(".step-*")}
+    for folder in found.difference(saved_states(state_dir)[-NUM_SAVED_STATES:]):
         shutil.rmtree(folder)

@@ -1,6 +1,10 @@
-"""The recipe section `machine`, and the accelerator it describes: device, precision, processes and trackers."""
+"""The recipe section `machine`, and the accelerator it describes: device, precision, processes and trackers.
+
+Also which attention kernel a device trains with in a precision.
+"""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -8,8 +12,9 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs, LoggerType, ProjectConfiguration
+from accelerate.utils import InitProcessGroupKwargs, LoggerType, ProjectConfiguration, parse_flag_from_env
 from pydantic import BaseModel, Field
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 TIMEOUT = timedelta(days=2)  # of the other processes, while one computes features or evaluates
 TRACKER_DIR = "tensorboard"  # of trackers that write files, below the run's folder
@@ -52,6 +57,15 @@ def make_accelerator(machine: MachineConfig, run_dir: Path | None = None) -> Acc
     )
 
 
+def attention_backend(device_type: str, precision: str) -> AbstractContextManager[None]:
+    """Choose the plain attention kernel for bf16 on a CPU, and torch's own choice everywhere else.
+
+    There the fused kernel's backward is much slower than the plain one; `benchmarks/attention_backend.py` measures it.
+    """
+    is_slow = device_type == "cpu" and precision == "bf16"
+    return sdpa_kernel(SDPBackend.MATH) if is_slow else nullcontext()
+
+
 def check_trackers(names: tuple[str, ...]) -> None:
     """Refuse a tracker that accelerate does not know or whose package is missing.
 
@@ -73,7 +87,7 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 def is_launched_with_fsdp() -> bool:
     """Whether accelerate's own configuration asks for FSDP."""
-    return _is_set("ACCELERATE_USE_FSDP")
+    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
 
 
 def check_launch() -> None:
@@ -88,7 +102,7 @@ def check_launch() -> None:
     found += [
         f"`{name.lower()}: true`"
         for name in ("FSDP_OFFLOAD_PARAMS", "FSDP_CPU_RAM_EFFICIENT_LOADING")
-        if _is_set(name)
+        if parse_flag_from_env(name)
     ]
     if found:
         raise ValueError(
@@ -96,7 +110,3 @@ def check_launch() -> None:
             "and frozen models loaded by every process, as in palindiff/training/launch/fsdp.yaml. Launch with that "
             "file, or with torchrun and `machine.sharding: fsdp`."
         )
-
-
-def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "false").lower() in ("true", "1")

@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from palindiff.training.loop.device import MachineConfig, is_launched_with_fsdp
-from palindiff.training.loop.optimizer import OptimizerConfig, check_optimizer, make_optimizer
+from palindiff.training.loop.optimizer import OptimizerConfig, make_optimizer
 
 UNITS = (ResnetBlock2D, Downsample2D, Upsample2D, FeedForward)
 """Layers whose weights are gathered one layer at a time, just before it runs, and freed after it.
@@ -55,14 +55,6 @@ def is_sharded(machine: MachineConfig, num_processes: int) -> bool:
     return num_processes > 1 and (machine.sharding == "fsdp" or is_launched_with_fsdp())
 
 
-def check_distributed(optimizer: OptimizerConfig, machine: MachineConfig, accelerator: Accelerator) -> None:
-    """Refuse, before features are computed, what `distribute` would refuse after hours.
-
-    Raises: ModuleNotFoundError if the optimizer's package is missing; ValueError if it cannot be sharded.
-    """
-    check_optimizer(optimizer, is_sharded(machine, accelerator.num_processes))
-
-
 def distribute(
     objective: nn.Module,
     parameter_groups: list[dict[str, Any]],
@@ -70,11 +62,7 @@ def distribute(
     machine: MachineConfig,
     accelerator: Accelerator,
 ) -> Distributed:
-    """Move objective and optimizer to the accelerator's device, replicated or sharded.
-
-    Raises: as `check_distributed`.
-    """
-    check_distributed(optimizer, machine, accelerator)
+    """Move objective and optimizer to the accelerator's device, replicated or sharded."""
     if is_sharded(machine, accelerator.num_processes):
         sharded = _sharded_copy(objective, accelerator)
         groups = _sharded_groups(objective, sharded, parameter_groups)

@@ -6,8 +6,7 @@ Here: the order of those nine steps, for any objective. Not here: losses (`objec
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -16,9 +15,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from palindiff.seeds import seeded_generator
-from palindiff.training.loop.attention import attention_backend
 from palindiff.training.loop.checkpoint import TrainState
-from palindiff.training.loop.device import MachineConfig
+from palindiff.training.loop.device import MachineConfig, attention_backend
 from palindiff.training.loop.distributed import Distributed, distribute, no_gradient_sync, trained_weights, whole
 from palindiff.training.loop.ema import EMA
 from palindiff.training.loop.loop_config import LoopConfig, check_shares
@@ -49,23 +47,25 @@ class Objective(Protocol):
         ...
 
 
-Evaluator = Callable[[int], dict[str, float]]  # step -> named numbers, of the EMA weights
+class Run(Protocol):
+    """All that the loop needs: what to train, on what, how, and how it is evaluated. A `Trainer` is one."""
 
-
-@dataclass
-class Run:
-    """All that the loop needs: what to train, on what, how, and how it is evaluated."""
-
-    objective: nn.Module
-    parameter_groups: list[dict[str, Any]]  # as torch.optim takes them: params and lr
-    training_set: TrainingSet
     loop: LoopConfig
     optimizer: OptimizerConfig
     machine: MachineConfig
+    objective: nn.Module
+    training_set: TrainingSet
+    fingerprints: Mapping[str, str]  # of data and frozen models, by name
     run_log: RunLog
-    state_dir: Path
-    fingerprints: Mapping[str, str] = field(default_factory=dict)  # of data and frozen models, by name
-    evaluators: Sequence[Evaluator] = field(default_factory=tuple)
+    output: Path  # states are saved below `output / "state"`
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Group the trained weights as torch.optim takes them: params and lr."""
+        ...
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Compute named numbers of the EMA weights, which the objective then holds."""
+        ...
 
 
 def train(run: Run, accelerator: Accelerator) -> TrainState:
@@ -75,10 +75,10 @@ def train(run: Run, accelerator: Accelerator) -> TrainState:
         of another recipe; OSError if a state cannot be written.
     """
     check_shares(run.loop, accelerator.num_processes)
-    distributed = distribute(run.objective, run.parameter_groups, run.optimizer, run.machine, accelerator)
+    distributed = distribute(run.objective, run.parameter_groups(), run.optimizer, run.machine, accelerator)
     trained = trained_weights(distributed.sharded_model).values()
     ema = EMA(trained, run.loop.ema_decay, run.loop.ema_every, run.machine.ema_device)
-    state = TrainState(distributed, ema, run.state_dir, run.fingerprints)
+    state = TrainState(distributed, ema, run.output / "state", run.fingerprints)
     state.resume()
     run.run_log.start(state.step, run.loop, accelerator)
     try:
@@ -133,7 +133,7 @@ def backward_step(run: Run, objective: nn.Module, accelerator: Accelerator, step
         is_last = number == loop.accumulation
         with no_gradient_sync(objective, accelerator, is_last):
             losses = compute_losses(objective, batch, draws, accelerator)
-            with attention_backend(accelerator):
+            with attention_backend(accelerator.device.type, accelerator.mixed_precision):
                 accelerator.backward(losses["loss"] / loop.accumulation)
         for name, loss in losses.items():
             total[name] = total.get(name, 0) + loss.detach().float() / loop.accumulation
@@ -145,19 +145,18 @@ def compute_losses(
 ) -> dict[str, Tensor]:
     """Compute an objective's losses on the accelerator's device and in its precision."""
     on_device = [{name: each.to(accelerator.device) for name, each in tensors.items()} for tensors in (batch, draws)]
-    with attention_backend(accelerator), accelerator.autocast():
+    with attention_backend(accelerator.device.type, accelerator.mixed_precision), accelerator.autocast():
         losses: dict[str, Tensor] = objective(*on_device)
     return losses
 
 
 def evaluate(run: Run, state: TrainState, accelerator: Accelerator) -> None:
-    """Run every evaluator on the EMA weights, on the main process alone, and log their numbers."""
-    if run.evaluators:
-        started, is_main = time.perf_counter(), accelerator.is_main_process
-        with state.ema_weights(is_used=is_main), torch.no_grad():  # on every process: all take part in gathering
-            if is_main:
-                numbers = {name: value for each in run.evaluators for name, value in each(state.step).items()}
-                run.run_log.evaluation(state.step, numbers, time.perf_counter() - started)
+    """Evaluate the EMA weights, on the main process alone, and log the numbers."""
+    started = time.perf_counter()
+    with state.ema_weights(), torch.no_grad():  # on every process: all take part in gathering
+        if accelerator.is_main_process:
+            numbers = run.evaluate(state.step)
+            run.run_log.evaluation(state.step, numbers, time.perf_counter() - started)
     accelerator.wait_for_everyone()
 
 

