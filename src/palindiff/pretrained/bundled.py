@@ -48,7 +48,7 @@ def load_vae(source: str, with_weights: bool = True) -> AutoencoderKL:
     """
     folder = bundled_folder(BUNDLED_VAE) if source == "bundled" else source
     if with_weights:
-        vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+        vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True)
     else:
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
     return vae.requires_grad_(False).eval()
