@@ -126,10 +126,7 @@ def test_a_dry_run_prints_what_would_be_named(palindiff, files):
         ),
         (("a.png", "--labels", 'b,"c'), "--labels cannot be split (unexpected end of data)."),
         (("a.png", "--labels", '"b" c'), "--labels cannot be split (',' expected after '\"')."),
-        (
-            ("a.png", "--labels", "b", "--template", "a photo"),
-            "The template 'a photo' has no `{}`. Expected",
-        ),
+        (("a.png", "--labels", "b", "--template", "a photo"), "The template 'a photo' has no `{}`. Expected"),
         (("none.png", "--labels", "b"), "`none.png` does not exist. Expected an image file or a folder"),
         (("empty", "--labels", "b"), "The folder `empty` holds no image."),
         (("a.png", "--labels", "b", "--model", "emojy"), "No model `emojy`"),

@@ -171,8 +171,7 @@ def test_a_hub_name_that_cannot_be_had_is_one_sentence(palindiff, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"),
-    [("--num", 0), ("--batch-size", 0), ("--steps", 0), ("--guidance-scale", 0.5), ("--seed", -1)],
+    ("flag", "value"), [("--num", 0), ("--batch-size", 0), ("--steps", 0), ("--guidance-scale", 0.5), ("--seed", -1)]
 )
 def test_numbers_out_of_range_are_refused(palindiff, flag, value):
     code, out, err = palindiff("generate", "b", flag, value)

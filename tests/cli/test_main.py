@@ -56,8 +56,7 @@ def _no_arguments(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error",
-    [ValueError, FileNotFoundError, FileExistsError, PermissionError, ModuleNotFoundError, FloatingPointError],
+    "error", [ValueError, FileNotFoundError, FileExistsError, PermissionError, ModuleNotFoundError, FloatingPointError]
 )
 def test_a_known_error_is_one_line_and_exit_code_2(error, capsys):
     with pytest.raises(SystemExit) as stopped:

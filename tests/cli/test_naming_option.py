@@ -2,11 +2,7 @@
 
 import pytest
 
-VERBS = {
-    "generate": ("b",),
-    "classify": ("a.png", "--labels", "b,c"),
-    "rank": ("a.png", "--caption", "b"),
-}
+VERBS = {"generate": ("b",), "classify": ("a.png", "--labels", "b,c"), "rank": ("a.png", "--caption", "b")}
 
 
 @pytest.mark.parametrize("verb", VERBS)

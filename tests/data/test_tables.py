@@ -72,18 +72,10 @@ def test_files_with_pattern_characters_in_their_name_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "named", "sentence"),
     [
-        (
-            ("image", "mask", "text"),
-            {},
-            "has 2 columns that could hold images. Expected one of image, mask. Set `i",
-        ),
+        (("image", "mask", "text"), {}, "has 2 columns that could hold images. Expected one of image, mask. Set `i"),
         (("text",), {}, "has no column that could hold images. Expected one besides text. Add the images"),
         (("image",), {}, "has no column that could hold captions. Expected one besides image. Add the captions"),
-        (
-            ("image", "title", "alt"),
-            {},
-            "has 2 columns that could hold captions. Expected one of title, alt. Set",
-        ),
+        (("image", "title", "alt"), {}, "has 2 columns that could hold captions. Expected one of title, alt. Set"),
         (("image", "text"), {"image": "img"}, "has no column `img`. Expected one of image. Set `image_column`"),
         (("image", "text"), {"image": "text"}, "has no images in its column `text`. Expected one of image"),
         (("image", "text"), {"caption": "image"}, "has no captions in its column `image`. Expected one of text"),

@@ -228,8 +228,7 @@ def test_document_without_markers_stays_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("where", "ks"),
-    [("k=10", ["10", "10"]), ("direction=text_to_image,is_ema=no", ["10"]), ("recall=0.4251", ["10"])],
+    ("where", "ks"), [("k=10", ["10", "10"]), ("direction=text_to_image,is_ema=no", ["10"]), ("recall=0.4251", ["10"])]
 )
 def test_where_keeps_rows_that_meet_every_condition(results_dir, where, ks):
     marker = f"<!-- results/naming.json: columns=k, where={where} -->"
@@ -248,11 +247,7 @@ def test_where_keeps_rows_that_meet_every_condition(results_dir, where, ks):
         (MARKER.replace("naming", "other") + f"\n{END}", FileNotFoundError, r"Line 1: .*other.json` does not exist"),
         (MARKER.replace("k,", "q,") + f"\n{END}", ValueError, r"Line 1: There is no column `q` in each row"),
         (MARKER.replace("where=direction", "where=direktion") + f"\n{END}", ValueError, r"no key `direktion`.*mean"),
-        (
-            MARKER.replace("=image_to", "=pixel_to") + f"\n{END}",
-            ValueError,
-            r"No row of `naming.json` has direction",
-        ),
+        (MARKER.replace("=image_to", "=pixel_to") + f"\n{END}", ValueError, r"No row of `naming.json` has direction"),
     ],
 )
 def test_document_refuses(results_dir, document, error, sentence):

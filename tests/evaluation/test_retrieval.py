@@ -101,10 +101,7 @@ def test_both_ways_swaps_its_directions_with_the_table():
     scores, positives = make_table(num_levels=5)
     recall = {row["direction"]: row["recall"] for row in both_ways(scores, positives, [2])}
     swapped = {row["direction"]: row["recall"] for row in both_ways(scores.T, positives.T, [2])}
-    assert (recall["image_to_text"], recall["text_to_image"]) == (
-        swapped["text_to_image"],
-        swapped["image_to_text"],
-    )
+    assert (recall["image_to_text"], recall["text_to_image"]) == (swapped["text_to_image"], swapped["image_to_text"])
 
 
 def test_shuffled_falls_to_chance_when_the_model_is_perfect():

@@ -27,8 +27,7 @@ def test_a_query_stream_of_another_unet_is_refused(pipeline):
 
 
 @pytest.mark.parametrize(
-    ("tower", "told"),
-    [("sentence", "queries are embeddings"), ("clip", "`clip_projection` takes features")],
+    ("tower", "told"), [("sentence", "queries are embeddings"), ("clip", "`clip_projection` takes features")]
 )
 def test_a_query_stream_of_another_text_tower_is_refused(towers, tower, told):
     pipeline = toy_pipeline(towers, tower)

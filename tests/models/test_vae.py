@@ -45,8 +45,7 @@ def draw_moments(vae, x):
 
 
 @pytest.mark.parametrize(
-    ("config", "size_px", "latent_size"),
-    [(VaeConfig(), 64, (16, 8, 8)), (TOY, 16, (4, 8, 8)), (TOY, 24, (4, 12, 12))],
+    ("config", "size_px", "latent_size"), [(VaeConfig(), 64, (16, 8, 8)), (TOY, 16, (4, 8, 8)), (TOY, 24, (4, 12, 12))]
 )
 def test_each_width_after_the_first_halves_the_side(config, size_px, latent_size):
     vae = build_vae(config).eval()

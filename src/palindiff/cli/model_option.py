@@ -1,6 +1,5 @@
 """What every verb that runs a model shares: which model, on which device, and how it is loaded."""
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,9 +55,8 @@ def hide_progress_bars() -> None:
 
 def _download(name: str, bundled: list[str]) -> Path:
     """Find a Hub name's files, downloaded now or earlier."""
-    from diffusers.utils import logging as diffusers_logging
-
     from palindiff.inference.pipeline import PalindiffPipeline
+    from palindiff.models.strict_model import without_warnings
     from palindiff.pretrained.model_card import is_hub_name
 
     asks_hub = is_hub_name(name)
@@ -69,14 +67,11 @@ def _download(name: str, bundled: list[str]) -> Path:
     )
     if not asks_hub:
         raise unknown
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity(logging.CRITICAL)
     try:
-        return Path(PalindiffPipeline.download(name, use_safetensors=True))
+        with without_warnings():
+            return Path(PalindiffPipeline.download(name, use_safetensors=True))
     except (OSError, ValueError) as error:
         raise unknown from error
-    finally:
-        diffusers_logging.set_verbosity(verbosity)
 
 
 def _find_device(name: str) -> str:

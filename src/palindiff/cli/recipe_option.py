@@ -68,8 +68,10 @@ def run_recipe(
     origin = " ".join([name, *([f"--preset {preset}"] if preset else []), *(f"--set {each}" for each in changes)])
     if dry_run:
         typer.echo(dump_recipe(recipe, origin))
-        for part, count in describe(recipe).items():
-            _print_size(part, count)
+        size = describe(recipe)
+        megabytes = size.pop("training_bytes") / 1e6
+        typer.echo("\n".join(f"{part}: {count:,}" for part, count in size.items()))
+        typer.echo(f"memory: {megabytes:,.0f} MB for weights, gradients, Adam and EMA, without activations")
         return
     output = output or Path("runs") / Path(name).stem
     prepare_run_dir(recipe, output, origin)
@@ -77,13 +79,6 @@ def run_recipe(
     train_recipe(recipe, output, progress=_show_progress)
     numbers = read_log(output / LOG_FILE)[-1]
     _print_once("".join(f"{key} {value:.4g}\n" for key, value in numbers.items()) + f"written to {output}")
-
-
-def _print_size(name: str, count: int) -> None:
-    if name == "training_bytes":
-        typer.echo(f"memory: {count / 1e6:,.0f} MB for weights, gradients, Adam and EMA, without activations")
-    else:
-        typer.echo(f"{name}: {count:,}")
 
 
 def _print_once(text: str) -> None:

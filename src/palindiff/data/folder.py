@@ -9,24 +9,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from palindiff.data.entries import (
-    CAPTION_KEYS,
-    IMAGE_SUFFIXES,
-    Entry,
-    RowFault,
-    as_captions,
-    as_fields,
-    as_record,
-    class_caption,
-    describe_file,
-)
+from palindiff.data import entries
+from palindiff.data.entries import Entry, RowFault
 
 METADATA_NAME = "metadata.jsonl"
 
 
 def scan_folder(root: Path, image_key: str = "file_name", caption_key: str | None = None) -> Iterator[Entry]:
     """Yield an entry for each line of `metadata.jsonl`, then one for each image that no line names."""
-    caption_keys = (caption_key,) if caption_key else CAPTION_KEYS
+    caption_keys = (caption_key,) if caption_key else entries.CAPTION_KEYS
     named: set[str] = set()
     with (root / METADATA_NAME).open("rb") as lines:  # as bytes: a caption may hold other line ends than \n
         for number, line in enumerate(lines, start=1):
@@ -61,7 +52,7 @@ def list_images(root: Path) -> list[str]:
 
 def is_image(file_name: str) -> bool:
     """Whether a file's suffix is that of an image."""
-    return not file_name.startswith(".") and os.path.splitext(file_name)[1].lower() in IMAGE_SUFFIXES
+    return not file_name.startswith(".") and os.path.splitext(file_name)[1].lower() in entries.IMAGE_SUFFIXES
 
 
 def has_class_folders(root: Path) -> bool:
@@ -73,15 +64,17 @@ def _read_line(
     root: Path, line: bytes, image_key: str, caption_keys: Sequence[str], named: set[str]
 ) -> dict[str, Any]:
     """Read the row of one line, and add the image that it names to `named` even if the row has another fault."""
-    record = as_record(line)
+    record = entries.as_record(line)
     name = _image_name(record, image_key)
     named.add(name)
     return {
         "name": name,
-        "captions": as_captions(next((record[key] for key in caption_keys if record.get(key) is not None), None)),
+        "captions": entries.as_captions(
+            next((record[key] for key in caption_keys if record.get(key) is not None), None)
+        ),
         "label": None if record.get("label") is None else str(record["label"]),
-        "fields": as_fields(record, (image_key, *caption_keys)),
-        **describe_file(root / name, name),
+        "fields": entries.as_fields(record, (image_key, *caption_keys)),
+        **entries.describe_file(root / name, name),
     }
 
 
@@ -89,8 +82,8 @@ def _read_class_image(root: Path, name: str, template: str) -> dict[str, Any]:
     label, *rest = Path(name).parts
     if len(rest) != 1:
         raise RowFault("image outside the class folders", "expected CLASS/image")
-    captions = (class_caption(label, template),)
-    return {"name": name, "captions": captions, "label": label, **describe_file(root / name, name)}
+    captions = (entries.class_caption(label, template),)
+    return {"name": name, "captions": captions, "label": label, **entries.describe_file(root / name, name)}
 
 
 def _image_name(record: dict[str, Any], key: str) -> str:

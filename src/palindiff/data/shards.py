@@ -18,17 +18,8 @@ from typing import Any, BinaryIO
 
 from datasets import Dataset
 
-from palindiff.data.entries import (
-    IMAGE_SUFFIXES,
-    Entry,
-    RowFault,
-    as_captions,
-    as_fields,
-    as_record,
-    as_text,
-    class_caption,
-    describe_image,
-)
+from palindiff.data import entries
+from palindiff.data.entries import Entry, RowFault
 from palindiff.data.index import index_on_disk
 
 CLASS_NAMES = "classnames.txt"
@@ -139,24 +130,24 @@ def _read_sample(tar: Path, stream: BinaryIO, members: list[TarInfo], reading: S
     kinds = [member.name.rpartition(".")[2].lower() for member in members]
     of_kind = dict(zip(kinds, members, strict=True))
     twice = [kind for kind in of_kind if kinds.count(kind) > 1]
-    images = [kind for kind in of_kind if f".{kind}" in IMAGE_SUFFIXES]
+    images = [kind for kind in of_kind if f".{kind}" in entries.IMAGE_SUFFIXES]
     if twice or len(images) > 1:
         raise RowFault("several members of a kind", f"{' and '.join(twice or images)} of one key")
     if not images:
         raise RowFault("no image", f"only {', '.join(of_kind)}")
     data = {kind: _read(stream, of_kind[kind]) for kind in ("txt", "json", "cls") if kind in of_kind}
-    record = as_record(data["json"]) if "json" in data else {}
-    label = _label(as_text(data["cls"]), reading.class_names) if "cls" in data else None
-    text = as_text(data["txt"]) if "txt" in data else None
+    record = entries.as_record(data["json"]) if "json" in data else {}
+    label = _label(entries.as_text(data["cls"]), reading.class_names) if "cls" in data else None
+    text = entries.as_text(data["txt"]) if "txt" in data else None
     member = of_kind[images[0]]
     return {
         "name": f"{tar.name}/{member.name}",
         "path": str(tar.absolute()),
         "offset": member.offset_data,
-        **describe_image(stream, member.size, member.name, member.offset_data),
+        **entries.describe_image(stream, member.size, member.name, member.offset_data),
         "captions": _captions(text, record, label, reading),
         "label": label,
-        "fields": as_fields(record, (reading.caption_key or "caption",)),
+        "fields": entries.as_fields(record, (reading.caption_key or "caption",)),
     }
 
 
@@ -180,11 +171,11 @@ def _label(text: str, class_names: Sequence[str]) -> str | None:
 def _captions(text: str | None, record: dict[str, Any], label: str | None, reading: ShardReading) -> tuple[str, ...]:
     """Return the lines of KEY.txt, else the caption of KEY.json, else the class's name; or only `caption_key`."""
     if text is not None and reading.caption_key in (None, "txt"):
-        return as_captions([line for line in text.split("\n") if line.strip()] or text)
+        return entries.as_captions([line for line in text.split("\n") if line.strip()] or text)
     if (caption := record.get(reading.caption_key or "caption")) is not None:
-        return as_captions(caption)
+        return entries.as_captions(caption)
     if label is None or reading.caption_key:
         raise RowFault("no caption")
     if not reading.class_names and _NUMBER.fullmatch(label):
         raise RowFault("no caption", f"class {label} has no name: {CLASS_NAMES} is missing")
-    return (class_caption(label, reading.template),)
+    return (entries.class_caption(label, reading.template),)

@@ -14,16 +14,8 @@ import pyarrow  # type: ignore[import-untyped]
 from datasets import ClassLabel, Dataset, Features, Image, LargeList, List, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 
-from palindiff.data.entries import (
-    CAPTION_KEYS,
-    Entry,
-    RowFault,
-    as_captions,
-    as_fields,
-    class_caption,
-    describe_file,
-    describe_image,
-)
+from palindiff.data import entries
+from palindiff.data.entries import Entry, RowFault
 from palindiff.data.index import index_on_disk
 
 _SCAN_BATCH = 256
@@ -92,7 +84,7 @@ def find_columns(features: Features, image: str | None, caption: str | None, sou
     image = _one_of(images, image, "image", features, source)
     label = "label" if "label" in features and image != "label" else None
     texts = [name for name, kind in kinds.items() if kind in ("text", "texts") and name not in (image, label)]
-    usual = [name for name in CAPTION_KEYS if name in texts][:1]
+    usual = [name for name in entries.CAPTION_KEYS if name in texts][:1]
     if caption or texts or not label:
         caption = _one_of(texts if caption else usual or texts, caption, "caption", features, source)
     return Columns(image, caption, label, tuple(getattr(features[label], "names", None) or ()) if label else ())
@@ -121,12 +113,12 @@ def scan_table(table: Dataset, columns: Columns, template: str) -> Iterator[Entr
 def _read_row(number: int, image: Any, record: Mapping[str, Any], columns: Columns, template: str) -> dict[str, Any]:
     label = _label(record, columns)
     if columns.caption is not None:
-        captions = as_captions(record[columns.caption])
+        captions = entries.as_captions(record[columns.caption])
     elif label is not None:
-        captions = (class_caption(label, template),)
+        captions = (entries.class_caption(label, template),)
     else:
         raise RowFault("no caption", "and no class")
-    fields = as_fields(record, (columns.caption or "",))
+    fields = entries.as_fields(record, (columns.caption or "",))
     file = _describe_cell(image, f"row {number}")
     return {"table_row": number, "captions": captions, "label": label, "fields": fields, **file}
 
@@ -140,10 +132,10 @@ def _describe_cell(cell: Any, place: str) -> dict[str, Any]:
     if cell is not None and cell.is_valid:
         with pyarrow.BufferReader(cell.as_buffer()) as stream:
             name = path or place
-            return {"name": name, **describe_image(stream, stream.size(), name)}
+            return {"name": name, **entries.describe_image(stream, stream.size(), name)}
     if not path or not os.path.isabs(path):
         raise RowFault("no image", f"only the name `{path}`" if path else "")
-    return {"name": Path(path).name, **describe_file(Path(path), path)}
+    return {"name": Path(path).name, **entries.describe_file(Path(path), path)}
 
 
 def _label(record: Mapping[str, Any], columns: Columns) -> str | None:

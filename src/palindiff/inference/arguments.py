@@ -1,7 +1,7 @@
 """Checks of what a caller passes to name images: options, images, latents.
 
 Not here: labels (`labels.py`), images that cannot be decoded (`data/images.py`), components that do not fit together
-(`checkpoint_folder.py`).
+(`pretrained/layout.py`).
 """
 
 import math

@@ -33,13 +33,7 @@ from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_diffusion import DenoisingStep, first_noise
 from palindiff.models.text_encoder import TextEncoder
-from palindiff.pretrained.layout import (
-    check_fit,
-    check_index,
-    check_query_scheduler,
-    check_text_width,
-    check_whole,
-)
+from palindiff.pretrained.layout import check_fit, check_index, check_query_scheduler, check_text_width, check_whole
 from palindiff.pretrained.model_card import read_card
 from palindiff.pretrained.saving import HubMixin
 from palindiff.pretrained.stable_diffusion import stable_diffusion_parts, start_card
@@ -309,11 +303,7 @@ class PalindiffPipeline(HubMixin):
         return F.normalize(e.mean(dim=1), dim=-1)
 
     def classify(
-        self,
-        images: Images,
-        labels: Sequence[str],
-        templates: Sequence[str] = LABEL_TEMPLATES,
-        **naming_options: Any,
+        self, images: Images, labels: Sequence[str], templates: Sequence[str] = LABEL_TEMPLATES, **naming_options: Any
     ) -> Tensor:
         """Zero-shot classification: the probability of each label for each image; options as in `encode_image`.
 

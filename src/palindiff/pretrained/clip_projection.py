@@ -15,11 +15,7 @@ from palindiff.models.text_encoder import CLIP_TEXT_TYPE, TextEncoder
 
 
 def with_clip_projection(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
-    clip: TextEncoder,
-    with_weights: bool = True,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, clip: TextEncoder, with_weights: bool = True
 ) -> TextEncoder:
     """Join a pipeline's own text model and tokenizer with the projection of its CLIP, and the layers that it lacks.
 

@@ -17,19 +17,10 @@ from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.strict_model import PICKLE_ENDINGS, without_warnings
 from palindiff.models.text_diffusion import text_diffusion_scheduler
 from palindiff.models.text_encoder import TextEncoder
+from palindiff.pretrained import model_card
 from palindiff.pretrained.clip_projection import with_clip_projection
 from palindiff.pretrained.hub import STABLE_DIFFUSION_1, find_base_configs, no_such
 from palindiff.pretrained.layout import INDEX_NAME, check_layout, check_whole, is_palindiff, read_json, weights_variant
-from palindiff.pretrained.model_card import (
-    CARD_NAME,
-    BaseWeights,
-    CardFacts,
-    License,
-    card_text,
-    is_hub_name,
-    public_name,
-    read_base_license,
-)
 from palindiff.pretrained.saving import HubMixin
 from palindiff.pretrained.single_file import load_single_file, scheduler_of
 from palindiff.pretrained.text_encoders import blank_tokenizer, load_text_encoder, load_text_model
@@ -118,22 +109,24 @@ def build_base(
 
 def start_card(source: str | Path, text: str | Path) -> str:
     """Write the card of a checkpoint before any training."""
-    name, license_ = public_name(str(source)), base_license(source)
+    name, license_ = model_card.public_name(str(source)), base_license(source)
     bases = (
-        BaseWeights(name=name, part="U-Net, VAE and text encoder", license=license_),
-        BaseWeights(name=public_name(str(text)), part="Text projection", license=base_license(text)),
+        model_card.BaseWeights(name=name, part="U-Net, VAE and text encoder", license=license_),
+        model_card.BaseWeights(
+            name=model_card.public_name(str(text)), part="Text projection", license=base_license(text)
+        ),
     )
     limits = ("The query stream is new: it cannot name images before it is trained.",)
-    return card_text(CardFacts(name=name, bases=bases, license=license_, limits=limits))
+    return model_card.card_text(model_card.CardFacts(name=name, bases=bases, license=license_, limits=limits))
 
 
-def base_license(source: str | Path) -> License | None:
+def base_license(source: str | Path) -> model_card.License | None:
     """Read a base's licence from the card in or next to it, or in the Hub's cache; None if none is stated."""
     path = Path(source)
     if path.exists():
-        return read_base_license(path if path.is_dir() else path.parent)
-    cached = try_to_load_from_cache(str(source), CARD_NAME) if is_hub_name(str(source)) else None
-    return read_base_license(Path(cached).parent) if isinstance(cached, str) else None
+        return model_card.read_base_license(path if path.is_dir() else path.parent)
+    cached = try_to_load_from_cache(str(source), model_card.CARD_NAME) if model_card.is_hub_name(str(source)) else None
+    return model_card.read_base_license(Path(cached).parent) if isinstance(cached, str) else None
 
 
 def load_base(

@@ -19,14 +19,7 @@ from palindiff.pretrained.model_card import card_text
 from palindiff.training.base_trainer import Trainer
 from palindiff.training.cost.estimate import count_parameters
 from palindiff.training.cost.weight_free import fake_run
-from palindiff.training.features.dataset import (
-    FeatureSet,
-    LiveCaptions,
-    ViewConfig,
-    caption_features,
-    default_cache_dir,
-    fingerprint,
-)
+from palindiff.training.features import dataset
 from palindiff.training.features.latent_cache import LatentCache
 from palindiff.training.recipes.build_models import build_models, build_objective
 from palindiff.training.recipes.schema import DiffDisRecipe
@@ -40,7 +33,7 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
     result_name = "checkpoint"
 
     objective: DiffDisObjective
-    validation_set: FeatureSet
+    validation_set: dataset.FeatureSet
 
     @staticmethod
     def count_parameters(recipe: DiffDisRecipe) -> dict[str, int]:
@@ -61,10 +54,10 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
         The processes share the encoding of images; for the rest one computes and the others wait.
         """
         accelerator, machine = self.accelerator, self.recipe.machine
-        self.cache_dir = Path(machine.cache_dir) if machine.cache_dir else default_cache_dir()
+        self.cache_dir = Path(machine.cache_dir) if machine.cache_dir else dataset.default_cache_dir()
         caches = [
             self._latent_cache(self.open_split(), self.recipe.views),
-            self._latent_cache(self.open_split(is_validation=True), ViewConfig(flip="none")),
+            self._latent_cache(self.open_split(is_validation=True), dataset.ViewConfig(flip="none")),
         ]
         for cache in caches:
             cache.encode(self.progress, accelerator.process_index, accelerator.num_processes)
@@ -76,7 +69,7 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
         num_images = min(len(self.validation_set), self.recipe.evaluation.num_images)
         self.validation_rows = torch.linspace(0, len(self.validation_set) - 1, num_images).round().long()
         self.fingerprints = {
-            "VAE": fingerprint(self.pipeline.vae),
+            "VAE": dataset.fingerprint(self.pipeline.vae),
             "text encoder": self.text_encoder.fingerprint,
             "training set": training_images.fingerprint,
         }
@@ -113,13 +106,13 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
         """The pipeline with the EMA weights."""
         return self.pipeline
 
-    def _latent_cache(self, images: ImageSet, views: ViewConfig) -> LatentCache:
+    def _latent_cache(self, images: ImageSet, views: dataset.ViewConfig) -> LatentCache:
         vae, data = self.pipeline.vae, self.recipe.data
         size_px = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
         num_workers = self.recipe.machine.num_workers
         return LatentCache(images, vae, size_px, data.fit, views, self.cache_dir, num_workers, data.on_bad)
 
-    def _feature_set(self, cache: LatentCache) -> tuple[ImageSet, FeatureSet]:
+    def _feature_set(self, cache: LatentCache) -> tuple[ImageSet, dataset.FeatureSet]:
         """The rows whose images could be read, and their features; skipped images are reported."""
         cache.encode(self.progress)  # does nothing, unless the processes have no folder in common
         latents = cache.read()
@@ -129,13 +122,15 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
         captions = [of_one for of_one, _ in rows.texts()]
         flat = [caption for of_one in captions for caption in of_one]
         if self.recipe.text.is_live:
-            return rows, FeatureSet(captions, latents, LiveCaptions(flat, self.text_encoder), cache.views.flip)
-        texts = caption_features(flat, self.text_encoder, self.cache_dir, self.progress)
-        return rows, FeatureSet(captions, latents, texts, cache.views.flip)
+            return rows, dataset.FeatureSet(
+                captions, latents, dataset.LiveCaptions(flat, self.text_encoder), cache.views.flip
+            )
+        texts = dataset.caption_features(flat, self.text_encoder, self.cache_dir, self.progress)
+        return rows, dataset.FeatureSet(captions, latents, texts, cache.views.flip)
 
     def _empty_caption(self) -> torch.Tensor:
         """Shapes: -> (1, l, d_c) float32, the condition of the empty caption."""
-        features = caption_features([""], self.text_encoder, self.cache_dir, self.progress)
+        features = dataset.caption_features([""], self.text_encoder, self.cache_dir, self.progress)
         return torch.from_numpy(features.c.astype(np.float32))
 
     def _evaluation_images(self) -> evaluators.EvaluationImages:

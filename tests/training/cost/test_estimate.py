@@ -11,14 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from palindiff.models.vae import VaeConfig, build_vae
-from palindiff.training.cost.estimate import (
-    Hardware,
-    count_disk,
-    count_memory,
-    count_parameters,
-    count_time,
-    estimate,
-)
+from palindiff.training.cost.estimate import Hardware, count_disk, count_memory, count_parameters, count_time, estimate
 from palindiff.training.cost.flops import Work
 from palindiff.training.cost.weight_free import fake_run
 from palindiff.training.recipes.schema import DiffDisRecipe

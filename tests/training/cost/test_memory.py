@@ -72,10 +72,7 @@ def test_norms_keep_twice_as_much_on_a_gpu_in_bf16():
 
 def allocated_by_profiler(objective, batch, draws, precision):
     """The most bytes that torch's CPU allocator had given out at once during a real step."""
-    with (
-        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen,
-        attention_backend("cpu", precision),
-    ):
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen, attention_backend("cpu", precision):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = objective(batch, draws)["loss"]
         loss.backward()

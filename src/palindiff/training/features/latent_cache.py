@@ -21,14 +21,7 @@ from palindiff.data.images import Fit, ImageFileError, crop_square, decode_image
 from palindiff.data.on_bad import OnBad
 from palindiff.data.sources import ImageSet
 from palindiff.seeds import seeded_generator
-from palindiff.training.features.dataset import (
-    ENCODE_BATCH,
-    ImageFeatures,
-    Progress,
-    ViewConfig,
-    fingerprint,
-    key_of,
-)
+from palindiff.training.features.dataset import ENCODE_BATCH, ImageFeatures, Progress, ViewConfig, fingerprint, key_of
 from palindiff.training.features.memmap import map_arrays, write_arrays
 
 PART_ROWS = 32_768  # images of one part; a killed run loses less than one part of each process
