@@ -19,7 +19,7 @@ from palindiff.training.trainer import describe
 from toys.recipe import prepare_toy, recipe_tree, toy_recipe
 from toys.text_encoders import write_clip
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "training_memory.py"
+BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "training_memory.py"
 CPU = Hardware(device="cpu")
 
 
