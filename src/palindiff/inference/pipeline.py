@@ -16,16 +16,9 @@ from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, L
 from torch import Tensor
 
 from palindiff.data.images import Fit, read_pixels
+from palindiff.inference import arguments
 from palindiff.inference.adapters import without_adapters
-from palindiff.inference.arguments import (
-    ImageInput,
-    Images,
-    ManyImages,
-    as_images,
-    check_image,
-    check_options,
-    square_side,
-)
+from palindiff.inference.arguments import ImageInput, Images, ManyImages
 from palindiff.inference.clip_adapter import ClipAdapter
 from palindiff.inference.defaults import CAPTIONS_AT_ONCE, IMAGES_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templates
@@ -179,7 +172,7 @@ class PalindiffPipeline(HubMixin):
                 cannot be read.
         """
         self.check_options(num_inference_steps, guidance_scale, seed, batch_size, fit)
-        given, found, done = as_images(images, self.unet), [], 0
+        given, found, done = arguments.as_images(images, self.unet), [], 0
         for part in self._batches(given, batch_size, fit):
             *_, last = self.denoise_query(part, num_inference_steps, guidance_scale, seed)
             found.append(last.e_0_hat)
@@ -236,7 +229,7 @@ class PalindiffPipeline(HubMixin):
                 ImageFileError if an image cannot be read.
         """
         self.check_options(fit=fit)
-        squares = [self._read_pixels(image, fit) for image in as_images(images, self.unet)]
+        squares = [self._read_pixels(image, fit) for image in arguments.as_images(images, self.unet)]
         return self.encode_pixels(torch.stack(squares))  # b x (3, H, W) -> (b, 3, H, W)
 
     def check_options(self, *options: Any, **named: Any) -> None:
@@ -245,7 +238,9 @@ class PalindiffPipeline(HubMixin):
         Raises: TypeError, ValueError.
         """
         num_train_timesteps = self.query_scheduler.config.num_train_timesteps
-        check_options(num_train_timesteps if self.query_stream.has_text_diffusion else None, *options, **named)
+        arguments.check_options(
+            num_train_timesteps if self.query_stream.has_text_diffusion else None, *options, **named
+        )
 
     @property
     def image_size_px(self) -> int:
@@ -253,7 +248,7 @@ class PalindiffPipeline(HubMixin):
 
         Raises: ValueError if the U-Net was made for latents that are not square.
         """
-        return square_side(self.unet.config.sample_size) * int(self.vae_scale_factor)
+        return arguments.square_side(self.unet.config.sample_size) * int(self.vae_scale_factor)
 
     def _batches(
         self, images: ManyImages | Tensor | ImageReading, batch_size: int, fit: Fit
@@ -269,7 +264,7 @@ class PalindiffPipeline(HubMixin):
 
     def _encoded(self, images: Images, fit: Fit) -> Tensor | ImageReading:
         """Encode images; return latents and readings unchanged."""
-        given = as_images(images, self.unet)
+        given = arguments.as_images(images, self.unet)
         return given if isinstance(given, Tensor | ImageReading) else self.encode_latents(given, fit)
 
     def _read(self, given: Tensor | ImageReading, device: torch.device) -> ImageReading:
@@ -278,7 +273,7 @@ class PalindiffPipeline(HubMixin):
 
     def _read_pixels(self, image: ImageInput, fit: Fit) -> Tensor:
         """Shapes: one image -> x (3, H, W) float in [-1, 1]."""
-        check_image(image)
+        arguments.check_image(image)
         return read_pixels(image, self.image_size_px, fit)
 
     @torch.no_grad()

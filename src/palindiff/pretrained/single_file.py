@@ -20,13 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from palindiff.models.strict_model import check_weights, without_warnings
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.models.unet_encoder import WORKS
-from palindiff.pretrained.clip_projection import (
-    check_clip,
-    check_same,
-    differing_shapes,
-    differing_tensors,
-    with_clip_projection,
-)
+from palindiff.pretrained import clip_projection
 from palindiff.pretrained.hub import STABLE_DIFFUSION_1
 from palindiff.pretrained.layout import INDEX_NAME, check_configs, check_layout, check_whole, read_json
 
@@ -57,9 +51,9 @@ def load_single_file(
 
     Raises: FileNotFoundError or ValueError, in a sentence, for all that cannot work.
     """
-    check_clip(clip, str(path))
+    clip_projection.check_clip(clip, str(path))
     held, width = _read_text_encoder(path)
-    check_same(differing_tensors(held, clip.model.state_dict()), str(path), clip)
+    clip_projection.check_same(clip_projection.differing_tensors(held, clip.model.state_dict()), str(path), clip)
     check_configs({"cross_attention_dim": width}, {}, clip.d_c, str(path))
     if config is None:
         folder, text_model, tokenizer = STABLE_DIFFUSION_1, cast("CLIPTextModel", clip.model), clip.tokenizer
@@ -73,7 +67,7 @@ def load_single_file(
     scheduler = scheduler_of(folder)
     unet = _convert(UNet2DConditionModel, path, folder, "unet", dtype)
     vae = _convert(AutoencoderKL, path, folder, "vae", dtype)
-    encoder = with_clip_projection(text_model, tokenizer, str(path), clip)
+    encoder = clip_projection.with_clip_projection(text_model, tokenizer, str(path), clip)
     text_model.to(unet.dtype)
     parts = (vae, text_model, tokenizer, unet, scheduler)
     base = StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False)  # the file holds no checker
@@ -148,7 +142,7 @@ def _shortened_model(folder: Path, clip: TextEncoder) -> CLIPTextModel:
     """Copy CLIP's text model with as many layers as the config folder says."""
     shortened = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder")).eval()
     held, whole = shortened.state_dict(), clip.model.state_dict()
-    if differences := differing_shapes(held, whole):
+    if differences := clip_projection.differing_shapes(held, whole):
         raise ValueError(
             f"`{folder / 'text_encoder' / 'config.json'}` does not describe the text encoder of `{clip.name}`: "
             f"{differences[0]}. Expected the config folder of the same model. Name another --config."

@@ -10,17 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, models, processors
-from transformers import (
-    MODEL_MAPPING,
-    AutoConfig,
-    AutoTokenizer,
-    CLIPTextModelWithProjection,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from palindiff.models.clip_projection import ClipProjection
@@ -97,7 +89,7 @@ def blank_tokenizer(folder: Path, model: PreTrainedModel) -> PreTrainedTokenizer
     rules.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", end_id)])
     length = config.get("model_max_length") or _UNLIMITED
     tokens = {"eos_token": "<end>", "pad_token": "<end>", "unk_token": "<end>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=rules, **tokens)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=rules, **tokens)
     tokenizer.model_max_length = min(int(length), num_positions(model))
     return tokenizer
 
@@ -112,20 +104,22 @@ def _kind_of(folder: Path) -> str:
 
 def _load_clip(folder: Path, variant: str | None, with_weights: bool) -> tuple[PreTrainedModel, ClipProjection | None]:
     """Load the text half of a CLIP, and its projection where the checkpoint has one."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type == "clip":
         width = config.projection_dim  # the text part's own `projection_dim` is often missing or stale
         config = config.text_config
         config.projection_dim = width
-    model, missing = _load(CLIPTextModelWithProjection, folder, config, variant, with_weights, _OTHER_OF_CLIP)
+    model, missing = _load(
+        transformers.CLIPTextModelWithProjection, folder, config, variant, with_weights, _OTHER_OF_CLIP
+    )
     if _TEXT_PROJECTION in missing:
         return model.text_model, None
     return model.text_model, ClipProjection.from_clip(model.text_model, model.text_projection.weight.detach())
 
 
 def _load_sentence_encoder(folder: Path, variant: str | None, with_weights: bool) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    model_class: Any = MODEL_MAPPING[type(config)]
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    model_class: Any = transformers.MODEL_MAPPING[type(config)]
     if "decoder_input_ids" in inspect.signature(model_class.forward).parameters:  # T5: what a decoder asks for too
         raise _unknown_pooling(folder)
     has_pooler = "add_pooling_layer" in inspect.signature(model_class).parameters
@@ -202,7 +196,7 @@ def _load_tokenizer(folder: Path, model: PreTrainedModel) -> PreTrainedTokenizer
             f"`{folder}` has no tokenizer. Expected tokenizer.json or a vocabulary in the folder. "
             "Save it there with `tokenizer.save_pretrained`."
         )
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     if not tokenizer.is_fast or len(tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"`{place}` holds a `{type(tokenizer).__name__}` of {len(tokenizer)} tokens. Expected a fast tokenizer of "

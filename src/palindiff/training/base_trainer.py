@@ -24,7 +24,6 @@ from palindiff.training.recipes.schema import Recipe
 
 R = TypeVar("R", bound=Recipe)
 
-LATEST = "latest"  # folder of the EMA weights as of the last evaluation
 NO_AUGMENTATION = torch.tensor([0.5, 0.0])  # the uniform numbers for an image as it is, and its first caption
 
 
@@ -106,7 +105,7 @@ class Trainer(ABC, Generic[R]):
         """Measure the current weights, and write them as `latest/`, which can be used while training continues."""
         numbers = self.validation_losses()
         numbers |= {str(row["metric"]): float(cast("float", row["value"])) for row in self.evaluation_rows(step)}
-        self._write(self.output / LATEST)
+        self._write(self.output / "latest")
         return numbers
 
     def validation_losses(self) -> dict[str, float]:

@@ -17,7 +17,6 @@ from palindiff.evaluation.results import Row
 from palindiff.models.vae import build_vae, normalize_latents
 from palindiff.objectives.vae import VaeObjective
 from palindiff.training.base_trainer import Trainer
-from palindiff.training.features.dataset import ENCODE_BATCH
 from palindiff.training.features.images_in_memory import ImagesInMemory, decode_images
 from palindiff.training.recipes.schema import VaeRecipe
 
@@ -73,7 +72,7 @@ class VaeTrainer(Trainer[VaeRecipe]):
 
 
 @torch.no_grad()
-def latent_moments(vae: AutoencoderKL, images: Tensor, batch_size: int = ENCODE_BATCH) -> tuple[Tensor, Tensor]:
+def latent_moments(vae: AutoencoderKL, images: Tensor, batch_size: int = 64) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of a draw of the posterior, over images and positions.
 
     Shapes: images (n, 3, H, W) uint8 -> mean, deviation (ch,).

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from palindiff.data.images import ImageFileError, decode_image, to_tensor
 from palindiff.data.sources import DataConfig, open_images
 from palindiff.pretrained.text_encoders import load_text_encoder
+from palindiff.seeds import hash_63_bits as caption_id
 from palindiff.training.features import latent_cache
 from palindiff.training.features.dataset import (
     CaptionFeatures,
@@ -20,7 +21,6 @@ from palindiff.training.features.dataset import (
     ImageFeatures,
     ViewConfig,
     caption_features,
-    caption_id,
     default_cache_dir,
 )
 from palindiff.training.features.latent_cache import LatentCache, encode_moments

@@ -102,7 +102,7 @@ class FeatureSet:
         self._num_captions = torch.tensor([len(of_one) for of_one in captions])
         self._first = self._num_captions.cumsum(0) - self._num_captions
         self._text_row = torch.tensor([texts.row[caption] for of_one in captions for caption in of_one])
-        self._id = torch.tensor([caption_id(caption) for caption in texts.row])[self._text_row]
+        self._id = torch.tensor([hash_63_bits(caption) for caption in texts.row])[self._text_row]
 
     def __len__(self) -> int:
         return len(self._num_captions)
@@ -128,11 +128,6 @@ class FeatureSet:
             is_flipped = never if self.flip == "none" else is_low
             batch["z_named_mean"], batch["z_named_std"] = self.images.read(rows, is_flipped, crop)
         return batch
-
-
-def caption_id(caption: str) -> int:
-    """Number a caption so that equal captions have equal numbers in every process: 63 bits of its SHA-256."""
-    return hash_63_bits(caption)
 
 
 def caption_features(

@@ -81,9 +81,8 @@ def write_arrays(
                     if name not in files:
                         files[name] = open_files.enter_context((folder / f"{name}.npy").open("wb"))
                         header = np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(array))
-                        np.lib.format.write_array_header_1_0(
-                            files[name], header | {"shape": (num_rows, *array.shape[1:])}
-                        )
+                        header["shape"] = (num_rows, *array.shape[1:])
+                        np.lib.format.write_array_header_1_0(files[name], header)
                     files[name].write(array.tobytes())
                 done += len(array)
                 progress(done)

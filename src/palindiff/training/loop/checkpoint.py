@@ -54,8 +54,15 @@ class TrainState:
         self.ema.update(self._trained.values(), self.step)
 
     @contextmanager
-    def ema_weights(self) -> Iterator[None]:
-        """Put the EMA weights into the full model for a while, on this process's device."""
+    def ema_weights(self, is_used: bool = True) -> Iterator[None]:
+        """Put the EMA weights into the full model for a while, on this process's device.
+
+        is_used: whether this process uses the full model; if not, it only takes part in gathering shards.
+        """
+        if not is_used:
+            gather(self._ema_tensors(), is_kept=False)
+            yield
+            return
         model = self.distributed.full_model
         was_training, device = model.training, next(model.parameters()).device
         if not self.distributed.is_sharded:

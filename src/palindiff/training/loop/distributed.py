@@ -152,14 +152,9 @@ def as_sharded(shard: Tensor, weight: Tensor) -> Tensor:
     """Undo `local_shard`: the tensor, sharded as a weight is, of which `shard` is this process's part."""
     if not isinstance(weight, DTensor):
         return shard
-    return DTensor.from_local(
-        shard.to(weight.device),
-        weight.device_mesh,
-        weight.placements,
-        run_check=False,
-        shape=weight.shape,
-        stride=weight.stride(),
-    )
+    mesh, placements, stride = weight.device_mesh, weight.placements, weight.stride()
+    on_device = shard.to(weight.device)
+    return DTensor.from_local(on_device, mesh, placements, run_check=False, shape=weight.shape, stride=stride)
 
 
 def shard_like(tensor: Tensor, weight: Tensor) -> Tensor:

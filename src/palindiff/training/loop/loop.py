@@ -153,7 +153,7 @@ def compute_losses(
 def evaluate(run: Run, state: TrainState, accelerator: Accelerator) -> None:
     """Evaluate the EMA weights, on the main process alone, and log the numbers."""
     started = time.perf_counter()
-    with state.ema_weights(), torch.no_grad():  # on every process: all take part in gathering
+    with state.ema_weights(accelerator.is_main_process), torch.no_grad():  # all processes take part in gathering
         if accelerator.is_main_process:
             numbers = run.evaluate(state.step)
             run.run_log.evaluation(state.step, numbers, time.perf_counter() - started)

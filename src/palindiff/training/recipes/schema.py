@@ -29,9 +29,7 @@ class BaseConfig(BaseModel, frozen=True, extra="forbid"):
     source: str  # a Stable Diffusion 1.x or 2.x (folder, Hub name, .safetensors), or a palindiff checkpoint's folder
     variant: str | None = None  # weights besides the usual ones, such as fp16; None takes the usual ones
     config: str | None = None  # a folder in diffusers' layout that describes a .safetensors of Stable Diffusion 2.x
-    unet_weights: Literal["base", "random"] = (
-        "base"  # "random": the base's U-Net with new weights (the paper's Table 4)
-    )
+    unet_weights: Literal["base", "random"] = "base"  # "random": the base's U-Net, new weights (the paper's Table 4)
     image_size_px: int | None = Field(None, gt=0)  # of training, and of the checkpoint; None is the base's own
 
 

@@ -29,17 +29,11 @@ DEFAULT_OBJECTIVE = "diffdis"  # of a recipe without `objective.name`
 ALTER_NO_NUMBERS = {"machine": set(MachineConfig.model_fields) - {"precision"}}
 RESOLVED = "resolved; config hash"  # in the first line of a run's own recipe.yaml
 SCHEDULE = {"loop.num_steps", "optimizer.decay", "optimizer.decay_steps", "optimizer.cycles"}
-YAML_ENDINGS = (".yaml", ".yml")
 
 
 def recipe_names() -> list[str]:
     """List the bundled recipes."""
     return sorted(_bundled(RECIPES))
-
-
-def preset_names() -> list[str]:
-    """List the bundled presets, smallest card first."""
-    return sorted(_bundled(PRESETS))
 
 
 def load_recipe(
@@ -171,7 +165,7 @@ def _choose(name: str, known: Mapping[str, T], found: str, or_file: str = "") ->
 
 def _find_recipe(recipe: str, beside: Path) -> Path:
     """Find a bundled recipe by name, or a file; FILE.yaml in another recipe's `extends` is relative to that file."""
-    if not recipe.endswith(YAML_ENDINGS):
+    if not recipe.endswith((".yaml", ".yml")):
         return _choose(recipe, _bundled(RECIPES), f"No recipe is called `{recipe}`", "FILE.yaml or ")
     if not (beside / recipe).is_file():
         names = ", ".join(recipe_names())
