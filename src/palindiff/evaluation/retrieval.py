@@ -47,17 +47,12 @@ def recall_rows(
     """
     recall = recall_at_k(scores, positives, ks)
     controls = [_recall(each, positives, ks) for each in shuffled]  # the same scores, checked above
-    return [
-        {
-            "direction": direction,
-            "k": k,
-            "recall": recall[k],
-            "chance": chance_recall(positives, k),
-            "shuffled": math.fsum(control[k] for control in controls) / len(controls),
-            "n": len(scores),
-        }
-        for k in recall
-    ]
+    rows: list[Row] = []
+    for k in recall:
+        shuffled_recall = math.fsum(control[k] for control in controls) / len(controls)
+        measured = {"recall": recall[k], "chance": chance_recall(positives, k), "shuffled": shuffled_recall}
+        rows.append({"direction": direction, "k": k, **measured, "n": len(scores)})
+    return rows
 
 
 def recall_at_k(scores: Tensor, positives: Tensor, ks: Sequence[int]) -> dict[int, float]:

@@ -13,8 +13,7 @@ import torch
 
 from palindiff.atomic import atomic_text
 from palindiff.data.emoji import STYLES, build_emoji_set
-from palindiff.evaluation.results import read_results, write_results
-from palindiff.evaluation.retrieval import Row
+from palindiff.evaluation.results import Row, read_results, write_results
 from palindiff.experiments import demo_sections as sections
 from palindiff.experiments import emoji_protocol as protocol
 from palindiff.experiments.demo_page import page

@@ -17,7 +17,8 @@ from palindiff.data.emoji import STYLES, Style
 from palindiff.data.images import decode_image, to_pixels, to_tensor
 from palindiff.data.rows import CaptionedImage
 from palindiff.data.sources import DataConfig, open_images
-from palindiff.evaluation.retrieval import Row, both_ways
+from palindiff.evaluation.results import Row
+from palindiff.evaluation.retrieval import both_ways
 from palindiff.evaluation.thumbnails import thumbnail_recall
 from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.generation import generate_images

@@ -13,8 +13,7 @@ from diffusers import AutoencoderKL
 from palindiff.data.images import decode_image, fit_image, to_image
 from palindiff.data.sources import DataConfig, open_images
 from palindiff.evaluation.evaluators import reconstruction
-from palindiff.evaluation.results import write_results
-from palindiff.evaluation.retrieval import Row
+from palindiff.evaluation.results import Row, write_results
 from palindiff.evaluation.sheets import pairs_sheet
 from palindiff.experiments.emoji_protocol import as_pixels, evenly
 from palindiff.pretrained.bundled import bundled_folder
