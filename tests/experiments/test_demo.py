@@ -92,7 +92,7 @@ def test_the_bundled_model_makes_the_page_with_its_own_log(bundled_base, emoji_d
 
 
 def test_minutes_become_steps_by_the_time_of_a_step(emoji_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "seconds_per_step", lambda overrides: 0.5)
+    monkeypatch.setattr(demo, "seconds_per_step", lambda recipe, run: 0.5)
     recipe = timed_recipe(options(tmp_path, emoji_dir, minutes=2.0, seed=9), tmp_path / "run", silent)
     assert recipe.loop.num_steps == int(120 * SHARE_OF_TIME_FOR_STEPS / 0.5)
     assert recipe.optimizer.decay_steps == recipe.loop.num_steps // 3
@@ -112,7 +112,7 @@ def test_a_begun_run_keeps_its_number_of_steps(emoji_dir, tmp_path, monkeypatch)
     run = tmp_path / "run"
     begun = timed_recipe(options(tmp_path, emoji_dir, minutes=0.01), run, silent)
     prepare_run_dir(begun, run, "begun")
-    monkeypatch.setattr(demo, "seconds_per_step", lambda overrides: pytest.fail("a begun run is not timed again"))
+    monkeypatch.setattr(demo, "seconds_per_step", lambda recipe, run: pytest.fail("a begun run is not timed again"))
     assert timed_recipe(options(tmp_path, emoji_dir, minutes=50.0), run, silent) == begun
 
 
