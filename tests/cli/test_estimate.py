@@ -9,6 +9,12 @@ from palindiff.cli.estimate import BYTE_UNITS, WORK_UNITS, scaled
 from toys.recipe import recipe_tree
 
 
+@pytest.fixture(scope="module")
+def cached():
+    """Documents of this file's recipe by their options: an estimate takes seconds."""
+    return {}
+
+
 @pytest.fixture
 def recipe(toy_parts, tmp_path):
     """A recipe file on a data set that is not there."""
@@ -18,13 +24,15 @@ def recipe(toy_parts, tmp_path):
 
 
 @pytest.fixture
-def estimated(palindiff, recipe):
+def estimated(palindiff, recipe, cached):
     """Estimate with options -> the JSON document."""
 
     def run(*options):
-        code, out, err = palindiff("estimate", "--recipe", recipe, "--json", *options)
-        assert code == 0, err
-        return json.loads(out)
+        if options not in cached:
+            code, out, err = palindiff("estimate", "--recipe", recipe, "--json", *options)
+            assert code == 0, err
+            cached[options] = json.loads(out)
+        return cached[options]
 
     return run
 
@@ -54,7 +62,7 @@ def test_json_holds_the_question_and_the_answer(estimated):
 
 
 def test_options_change_what_they_say(estimated):
-    alone = estimated("--set", "machine.precision=bf16")
+    alone = estimated()
     found = estimated("--set", "machine.precision=bf16", "--device", "cpu", "--processes", 2, "--images", 1000,
                  "--device-tflops", 0.25)  # fmt: skip
     assert found["memory_bytes"]["activations"] != alone["memory_bytes"]["activations"]

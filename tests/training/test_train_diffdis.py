@@ -302,7 +302,7 @@ def test_noise_cannot_be_predicted_from_pure_noise():
 
 
 def test_what_would_fail_at_the_first_evaluation_is_refused_before_the_run_begins():
-    with pytest.raises(ValidationError, match=r"the template 'an emoji' has no `\{\}`"):
+    with pytest.raises(ValidationError, match=r"he template 'an emoji' has no `\{\}`"):
         EvaluationConfig(templates=("an emoji",))
     for name in ("naming_steps", "num_inference_steps"):
         with pytest.raises(ValidationError, match="less than or equal to 1000"):

@@ -10,7 +10,7 @@ from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.query_stream import QueryStreamConfig
 from palindiff.pretrained.bundled import bundled_vae, load_vae
 from palindiff.pretrained.hub import PAPER_BASE, PAPER_CLIP
-from palindiff.training.cost.estimate import Hardware, count_disk, estimate
+from palindiff.training.cost.estimate import Hardware, count_disk, count_memory, estimate
 from palindiff.training.cost.flops import step_tflop
 from palindiff.training.cost.weight_free import fake_run, weight_free_run
 from palindiff.training.recipes.build_models import ModelRecipe, build_models
@@ -77,11 +77,9 @@ def test_a_weight_free_run_of_a_base_is_what_training_prepares(variant, bases, t
     }
 
 
-def test_live_captions_cost_work_and_no_disk_and_a_trained_text_encoder_costs_more_of_both_memory_and_work(
-    bases, toy_parts
-):
+def test_live_captions_cost_work_and_no_disk_and_a_trained_text_encoder_costs_more_of_both_memory_and_work(toy_parts):
     kept, live, trained = (
-        estimate(base_recipe(toy_parts, bases, "sd1", "clip_1", text=text), CPU)
+        estimate(toy_recipe(toy_parts, text=text), CPU)
         for text in ({}, {"keep_features": False}, {"is_trained": True})
     )
     assert kept.disk_bytes.caption > live.disk_bytes.caption == trained.disk_bytes.caption == 0
@@ -140,16 +138,18 @@ def test_a_single_file_is_built_from_its_configs_alone(bases, toy_parts):
         assert models.objective.query_stream.config.clip_projection_settings["num_layers"] == 1
 
 
-def test_sharding_an_average_elsewhere_and_8_bit_moments_lower_what_a_card_holds(bases, toy_parts):
-    recipe = base_recipe(toy_parts, bases, "sd1", "clip_1")
-    gpu = Hardware(processes=2)
-    whole = estimate(recipe, gpu).memory_bytes
+def test_sharding_an_average_elsewhere_and_8_bit_moments_lower_what_a_card_holds(toy_parts):
+    recipe = toy_recipe(toy_parts)
+
+    def memory(recipe):
+        with fake_run(recipe) as run:
+            return count_memory(run, recipe, Hardware(processes=2))
 
     def changed(section, **values):
         update = {section: getattr(recipe, section).model_copy(update=values)}
-        return estimate(recipe.model_copy(update=update), gpu).memory_bytes
+        return memory(recipe.model_copy(update=update))
 
-    shared = changed("machine", sharding="fsdp")
+    whole, shared = memory(recipe), changed("machine", sharding="fsdp")
     for name in ("weights", "gradients", "optimizer", "ema"):
         assert getattr(shared, name) == getattr(whole, name) // 2
     assert changed("machine", ema_device="cpu").ema == 0
