@@ -2,14 +2,14 @@
 
 import json
 import re
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import datasets
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from palindiff.cli.data import app, show
+from palindiff.cli.data import app
 from palindiff.data import emoji as emoji_set
 from palindiff.data.sources import Kind
 from toys.sources import sample, square, write_lines, write_tar
@@ -78,8 +78,10 @@ def test_show_takes_split_kind_and_columns(images):
 def test_an_unknown_kind_is_refused_with_those_there_are(images):
     done = CliRunner().invoke(app, ["show", images, "--kind", "fodler"])
     assert done.exit_code == 2
-    assert re.search(r"Invalid value for '--kind': .*'fodler' is not one of 'auto', 'folder', 'classes'", done.output)
-    assert set(get_args(get_type_hints(show)["kind"])) == {"auto", *get_args(Kind)}
+    kinds = ", ".join(map(repr, ("auto", *get_args(Kind))))
+    assert f"Invalid value for '--kind': 'fodler' is not one of {kinds}." in " ".join(
+        re.sub("[│╭╮╰╯─]", " ", done.output).split()
+    )
 
 
 def test_a_long_file_name_comes_out_whole(tmp_path, cells):

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -46,8 +46,7 @@ def show(
     path: Annotated[str, typer.Argument(help="Folder, .tar, .parquet, pattern of these, or a Hub name.")],
     split: Annotated[str, typer.Option(help="Split to show; unsplit data are `train`.")] = "train",
     kind: Annotated[
-        Literal["auto", "folder", "classes", "webdataset", "parquet", "hub"],
-        typer.Option("--kind", help="Kind of source; auto: detect it from the files."),
+        str, typer.Option(metavar="KIND", help="Kind of source, such as webdataset; auto: detect it from the files.")
     ] = "auto",
     subset: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Key or column of the image. Default: infer it.")] = None,
@@ -63,8 +62,10 @@ def show(
 ) -> None:
     """Print the number of images and captions, the first rows, rows left out and why, and the number of steps."""
     from palindiff.data.downloads import read_downloads
-    from palindiff.data.sources import DataConfig, find_shards, open_images
+    from palindiff.data.sources import DataConfig, Kind, find_shards, open_images
 
+    if kind not in (kinds := ("auto", *get_args(Kind))):
+        raise typer.BadParameter(f"'{kind}' is not one of {', '.join(map(repr, kinds))}.", param_hint="'--kind'")
     given = {"path": path, "split": split, "kind": kind, "subset": subset, "check_images": check_images}
     columns = {"image_column": image_column, "caption_column": caption_column}
     config = DataConfig.model_validate({**given, **columns, "on_bad": "skip"})
