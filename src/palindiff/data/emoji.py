@@ -241,13 +241,8 @@ def _draw(folder: Path, concept: Concept, style: Style, emoji: Emoji, svg: Path,
     file_name = f"{style}/{svg.stem.lower()}.png"
     (folder / style).mkdir(parents=True, exist_ok=True)
     draw_svg(svg.read_bytes(), size_px).save(folder / file_name)
-    return {
-        "file_name": file_name,
-        "captions": emoji.captions(style),
-        "style": style,
-        "label": concept.name,
-        "is_representative": emoji is concept.representative,
-    }
+    row = {"file_name": file_name, "captions": emoji.captions(style), "style": style, "label": concept.name}
+    return row | {"is_representative": emoji is concept.representative}
 
 
 def _words(shortcode: str) -> str:

@@ -62,14 +62,9 @@ def generate_files(
             pipeline, texts, seeds, options.guidance_scale, options.num_inference_steps, options.batch_size
         )
         for image, (prompt, seed) in zip(generated, part, strict=True):
-            metadata = {
-                "prompt": prompt,
-                "seed": str(seed),
-                "guidance_scale": f"{options.guidance_scale:g}",
-                "num_inference_steps": str(options.num_inference_steps),
-                "model": model,
-                "palindiff": palindiff.__version__,
-            }
+            metadata = {"prompt": prompt, "seed": str(seed), "guidance_scale": f"{options.guidance_scale:g}"}
+            metadata["num_inference_steps"] = str(options.num_inference_steps)
+            metadata |= {"model": model, "palindiff": palindiff.__version__}
             yield GeneratedFile(write_png(image, output, f"{file_stem(prompt)}-{seed}", metadata), prompt, seed)
 
 

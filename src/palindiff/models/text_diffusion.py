@@ -29,14 +29,9 @@ def text_diffusion_scheduler(num_train_timesteps: int = TRAIN_STEPS) -> DDIMSche
 
     Source: DiffDis Algorithm 3 as `DDIMScheduler.step`; "trailing" is decisions row 12.
     """
-    return DDIMScheduler(
-        num_train_timesteps=num_train_timesteps,
-        **STABLE_DIFFUSION_NOISE,
-        prediction_type="sample",
-        clip_sample=False,
-        timestep_spacing="trailing",
-        set_alpha_to_one=True,
-    )
+    sampling = {"prediction_type": "sample", "clip_sample": False, "set_alpha_to_one": True}
+    sampling["timestep_spacing"] = "trailing"
+    return DDIMScheduler(num_train_timesteps=num_train_timesteps, **STABLE_DIFFUSION_NOISE, **sampling)
 
 
 def noisy_query(scheduler: SchedulerMixin, e_0: Tensor, eps_e: Tensor, t_e: Tensor, signal_scale: float) -> Tensor:

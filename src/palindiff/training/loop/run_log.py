@@ -41,13 +41,9 @@ class RunLog:
         self._elapsed_s = max((line.get("elapsed_s", 0.0) for line in kept), default=0.0)
         atomic_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._log = path.open("a", buffering=1)
-        accelerator.init_trackers(
-            PROJECT,
-            init_kwargs={
-                "tensorboard": {"purge_step": step + 1},  # drops the same steps as the log does
-                "wandb": {"name": self.run_dir.absolute().name, "dir": str(self.run_dir)},
-            },
-        )
+        tensorboard = {"purge_step": step + 1}  # drops the same steps as the log does
+        wandb = {"name": self.run_dir.absolute().name, "dir": str(self.run_dir)}
+        accelerator.init_trackers(PROJECT, init_kwargs={"tensorboard": tensorboard, "wandb": wandb})
 
     def check_finite(self, step: int, losses: dict[str, Tensor], norm: Tensor) -> None:
         """Stop a run that diverged before its weights are changed.

@@ -60,14 +60,9 @@ def build_objective(
 
 def image_scheduler(config: SchedulerConfig) -> DDIMScheduler:
     """Build the scheduler of the image diffusion: Stable Diffusion's noise, trailing steps."""
-    return DDIMScheduler(
-        num_train_timesteps=TRAIN_STEPS,
-        **STABLE_DIFFUSION_NOISE,
-        **config.model_dump(),
-        clip_sample=False,
-        steps_offset=1,
-        timestep_spacing="trailing",
-    )
+    sampling = {"clip_sample": False, "steps_offset": 1, "timestep_spacing": "trailing"}
+    noise = STABLE_DIFFUSION_NOISE | config.model_dump()
+    return DDIMScheduler(num_train_timesteps=TRAIN_STEPS, **noise, **sampling)
 
 
 def training_scheduler(scheduler: SchedulerMixin) -> DDPMScheduler:
