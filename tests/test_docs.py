@@ -37,7 +37,7 @@ OLD_WORDS = re.compile(
     re.IGNORECASE,
 )
 
-SMALLEST = {"data": {"path": "images"}, "text": {"source": "tower"}, "loop": {"num_steps": 1}}
+SMALLEST = {"data": {"path": "images"}, "text": {"source": "encoder"}, "loop": {"num_steps": 1}}
 SECTIONS = {name for name, section in DiffDisRecipe.model_validate(SMALLEST) if isinstance(section, BaseModel)}
 
 

@@ -16,8 +16,8 @@ from toys.text_encoders import write_text_encoders
 def recipe(tmp_path):
     """A recipe file that states what a toy run differs in."""
     toy_vae().save_pretrained(tmp_path / "vae")
-    (tmp_path / "towers").mkdir()
-    text = {"source": str(write_text_encoders(tmp_path / "towers")["sentence"])}
+    (tmp_path / "encoders").mkdir()
+    text = {"source": str(write_text_encoders(tmp_path / "encoders")["sentence"])}
     tree = {
         "data": {"path": str(write_images(tmp_path / "images"))},
         "text": text,

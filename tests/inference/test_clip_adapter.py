@@ -35,11 +35,14 @@ def clip(pipeline):
     return pipeline.as_clip(num_inference_steps=2)
 
 
-@pytest.mark.parametrize("tower", ["sentence", "clip"])
+@pytest.mark.parametrize("encoder", ["sentence", "clip"])
 @pytest.mark.parametrize("fusion", ["one_way", "joint"])
 @pytest.mark.parametrize("text_chain", ["diffusion", "none"])
-def test_an_adapter_gives_the_pipeline_s_numbers_to_the_bit(towers, tower, fusion, text_chain):
-    pipeline, images = toy_pipeline(towers, tower, fusion=fusion, text_chain=text_chain), images_of_every_shape()
+def test_an_adapter_gives_the_pipeline_s_numbers_to_the_bit(encoder_folder, encoder, fusion, text_chain):
+    pipeline, images = (
+        toy_pipeline(encoder_folder, encoder, fusion=fusion, text_chain=text_chain),
+        images_of_every_shape(),
+    )
     clip = pipeline.as_clip(**WALK)
     embedded = clip.encode_image(preprocessed(clip, images))
     assert torch.equal(embedded, pipeline.encode_image(images, **WALK))
@@ -58,8 +61,8 @@ def test_images_and_captions_are_taken_as_many_at_a_time_as_the_pipeline_does(pi
 
 
 @pytest.mark.parametrize("fusion", ["one_way", "joint"])
-def test_neither_batch_nor_order_changes_an_embedding(towers, fusion):
-    clip = toy_pipeline(towers, fusion=fusion).as_clip(num_inference_steps=3)
+def test_neither_batch_nor_order_changes_an_embedding(encoder_folder, fusion):
+    clip = toy_pipeline(encoder_folder, fusion=fusion).as_clip(num_inference_steps=3)
     order = [3, 1, 4, 0, 2]
     for encode, batch in (
         (clip.encode_image, preprocessed(clip, toy_images(5))),
@@ -79,8 +82,8 @@ def test_a_fit_reaches_the_preprocess(pipeline):
 
 
 @pytest.mark.parametrize("kappa", [7.5, 99.0])
-def test_logit_scale_is_the_log_of_kappa(towers, kappa):
-    pipeline = toy_pipeline(towers, logit_scale=kappa)
+def test_logit_scale_is_the_log_of_kappa(encoder_folder, kappa):
+    pipeline = toy_pipeline(encoder_folder, logit_scale=kappa)
     clip = pipeline.as_clip()
     assert torch.equal(clip.logit_scale.exp(), pipeline.query_stream.logit_scale)
     assert clip.logit_scale.exp().item() == pytest.approx(kappa, rel=1e-6)  # float32
@@ -158,11 +161,11 @@ def test_a_tokenizer_pads_and_cuts_to_one_length(clip):
         clip.tokenizer(["red", None])
 
 
-@pytest.mark.parametrize("tower", ["sentence", "clip", "clip_2"])
-def test_tokens_are_distinguished_from_padding_by_their_ids(towers, tower):
+@pytest.mark.parametrize("encoder", ["sentence", "clip", "clip_2"])
+def test_tokens_are_distinguished_from_padding_by_their_ids(encoder_folder, encoder):
     """The three pad with a token of their own, with the end token, and with a token that captions have too."""
-    tokenizer = load_text_encoder(str(towers / tower)).tokenizer
-    padding = tokenizer.pad_token if tower != "clip" else "c"
+    tokenizer = load_text_encoder(str(encoder_folder / encoder)).tokenizer
+    padding = tokenizer.pad_token if encoder != "clip" else "c"
     ids, mask = map(
         torch.tensor, tokenize_captions([*CAPTIONS, f"a {padding} b", f"a {padding} {padding}"], tokenizer)
     )
@@ -171,17 +174,17 @@ def test_tokens_are_distinguished_from_padding_by_their_ids(towers, tower):
 
 
 @pytest.mark.parametrize("length", [6, POSITIONS])
-@pytest.mark.parametrize("tower", ["sentence", "clip"])
-def test_ids_may_be_padded_to_another_length_and_be_int32(towers, tower, length):
-    pipeline = toy_pipeline(towers, tower)
+@pytest.mark.parametrize("encoder", ["sentence", "clip"])
+def test_ids_may_be_padded_to_another_length_and_be_int32(encoder_folder, encoder, length):
+    pipeline = toy_pipeline(encoder_folder, encoder)
     clip, captions = pipeline.as_clip(), ["a red", ""]
     ids = pipeline.tokenizer(captions, padding="max_length", max_length=length, return_tensors="pt").input_ids
     e = clip.encode_text(ids.int())
     assert (e - pipeline.encode_text(captions)).abs().max() <= 1e-5  # attention sums over more or fewer zeros
 
 
-def test_parts_are_the_pipeline_s_own(towers):
-    pipeline = toy_pipeline(towers)
+def test_parts_are_the_pipeline_s_own(encoder_folder):
+    pipeline = toy_pipeline(encoder_folder)
     clip, images = pipeline.as_clip(num_inference_steps=2), toy_images()
     assert not clip.training
     assert clip.device == torch.device("cpu")
@@ -206,23 +209,23 @@ def offload(pipeline, device):
 
 
 @pytest.mark.parametrize("fusion", ["one_way", "joint"])
-def test_offloaded_parts_are_brought_before_they_are_used(towers, monkeypatch, fusion):
+def test_offloaded_parts_are_brought_before_they_are_used(encoder_folder, monkeypatch, fusion):
     images = toy_images()
-    plain = toy_pipeline(towers, fusion=fusion, text_chain="none").as_clip()
-    clip = offload(toy_pipeline(towers, fusion=fusion, text_chain="none"), "cpu").as_clip()
+    plain = toy_pipeline(encoder_folder, fusion=fusion, text_chain="none").as_clip()
+    clip = offload(toy_pipeline(encoder_folder, fusion=fusion, text_chain="none"), "cpu").as_clip()
     image, text = preprocessed(clip, images), clip.tokenizer(CAPTIONS)
     assert torch.equal(clip.encode_image(image), plain.encode_image(image))
     assert torch.equal(clip.encode_text(text), plain.encode_text(text))
     monkeypatch.setattr(torch, "autocast", lambda *device, **options: nullcontext())  # which knows no device `meta`
-    elsewhere = offload(toy_pipeline(towers, "clip", fusion=fusion, text_chain="none"), "meta").as_clip()
+    elsewhere = offload(toy_pipeline(encoder_folder, "clip", fusion=fusion, text_chain="none"), "meta").as_clip()
     assert elsewhere.device.type == "meta"
     assert elsewhere.encode_image(image).device.type == "meta"
     assert elsewhere.encode_text(elsewhere.tokenizer("red")).device.type == "meta"
 
 
-def test_parts_offloaded_weight_by_weight_are_refused(towers):
+def test_parts_offloaded_weight_by_weight_are_refused(encoder_folder):
     for name, encode in (("text_encoder", "encode_text"), ("vae", "encode_image")):
-        pipeline = toy_pipeline(towers)
+        pipeline = toy_pipeline(encoder_folder)
         clip = pipeline.as_clip()
         given = clip.tokenizer("red") if name == "text_encoder" else preprocessed(clip, toy_images(1))
         cpu_offload(getattr(pipeline, name), torch.device("cpu"))
@@ -232,8 +235,8 @@ def test_parts_offloaded_weight_by_weight_are_refused(towers):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
-def test_an_adapter_moves_to_an_accelerator(towers):
-    clip, images = toy_pipeline(towers).as_clip(), toy_images()
+def test_an_adapter_moves_to_an_accelerator(encoder_folder):
+    clip, images = toy_pipeline(encoder_folder).as_clip(), toy_images()
     image, text = preprocessed(clip, images), clip.tokenizer(CAPTIONS)
     expected = clip(image, text)
     for batch in ((image, text), (image.cuda(), text.cuda())):
@@ -281,8 +284,8 @@ def test_what_the_tokenizer_never_makes_is_refused(clip, change, error, sentence
         clip.encode_text(change(clip.tokenizer(CAPTIONS)))
 
 
-def test_ids_of_clip_without_an_end_are_refused(towers):
-    clip = toy_pipeline(towers, "clip").as_clip()
+def test_ids_of_clip_without_an_end_are_refused(encoder_folder):
+    clip = toy_pipeline(encoder_folder, "clip").as_clip()
     with pytest.raises(ValueError, match="The token that CLIP pools is not the tokenizer's end token"):
         clip.encode_text(clip.tokenizer("a b c")[:, :3])
 
@@ -303,8 +306,8 @@ def test_options_that_cannot_be_are_refused_at_once(pipeline, options, error, se
         pipeline.as_clip(**options)
 
 
-def test_a_pipeline_that_cannot_be_adapted_is_refused(towers):
-    pipeline = toy_pipeline(towers)
+def test_a_pipeline_that_cannot_be_adapted_is_refused(encoder_folder):
+    pipeline = toy_pipeline(encoder_folder)
     pipeline.tokenizer.padding_side = "left"
     with pytest.raises(ValueError, match=r"pads on the left with `\[PAD\]`.*Expected padding on the right"):
         ClipAdapter(pipeline)

@@ -83,9 +83,9 @@ def check_classification(pipeline, images, classes, templates, labels, **options
     return found
 
 
-@pytest.mark.parametrize(("tower", "fusion"), [("sentence", "one_way"), ("sentence", "joint"), ("clip", "one_way")])
-def test_clip_benchmark_s_classification_gives_palindiff_s_figures(towers, tower, fusion):
-    pipeline, images = toy_pipeline(towers, tower, fusion=fusion), toy_images(15, size_px=12)
+@pytest.mark.parametrize(("encoder", "fusion"), [("sentence", "one_way"), ("sentence", "joint"), ("clip", "one_way")])
+def test_clip_benchmark_s_classification_gives_palindiff_s_figures(encoder_folder, encoder, fusion):
+    pipeline, images = toy_pipeline(encoder_folder, encoder, fusion=fusion), toy_images(15, size_px=12)
     labels = labels_at_every_rank(pipeline.classify(images, LABELS, TEMPLATES, **WALK))
     found = check_classification(pipeline, images, LABELS, TEMPLATES, labels, **WALK)
     assert found["acc1"] == pytest.approx(3 / 15)
@@ -121,9 +121,9 @@ def captioned_batches(images, captions, clip, batch_size):
     return DataLoader(Labelled(images, captions, None, clip.preprocess), batch_size=batch_size, collate_fn=collate)
 
 
-@pytest.mark.parametrize(("tower", "fusion"), [("sentence", "one_way"), ("clip", "joint")])
-def test_clip_benchmark_s_retrieval_gives_palindiff_s_figures(towers, tower, fusion):
-    pipeline, images = toy_pipeline(towers, tower, fusion=fusion), toy_images(9)
+@pytest.mark.parametrize(("encoder", "fusion"), [("sentence", "one_way"), ("clip", "joint")])
+def test_clip_benchmark_s_retrieval_gives_palindiff_s_figures(encoder_folder, encoder, fusion):
+    pipeline, images = toy_pipeline(encoder_folder, encoder, fusion=fusion), toy_images(9)
     words = iter(f"{first} {second}" for first in "abcdef" for second in "ghij")
     captions = [[next(words) for _ in range(1 + i % 3)] for i in range(9)]  # one to three of an image
     clip, ks = pipeline.as_clip(**WALK), [1, 3, 6]
@@ -150,10 +150,10 @@ def test_clip_benchmark_s_caption_selection_runs(pipeline):
     assert found["text_acc"] == pytest.approx(sum(is_right) / 6, abs=1e-6)
 
 
-@pytest.mark.parametrize("tower", ["sentence", "clip"])
+@pytest.mark.parametrize("encoder", ["sentence", "clip"])
 @pytest.mark.parametrize("name", ["build_zero_shot_classifier", "build_zero_shot_classifier_legacy"])
-def test_open_clip_s_builder_gives_the_labels_embeddings(towers, tower, name):
-    pipeline = toy_pipeline(towers, tower)
+def test_open_clip_s_builder_gives_the_labels_embeddings(encoder_folder, encoder, name):
+    pipeline = toy_pipeline(encoder_folder, encoder)
     build, clip = getattr(open_clip_builder(), name), pipeline.as_clip()
     expected = pipeline.encode_labels(LABELS, TEMPLATES).T
     callables = [lambda c, template=template: template.replace("{}", c) for template in TEMPLATES]

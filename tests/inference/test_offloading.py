@@ -26,36 +26,36 @@ def offload(pipeline, device, told):
     return pipeline
 
 
-@pytest.mark.parametrize("tower", ["sentence", "clip"])
+@pytest.mark.parametrize("encoder", ["sentence", "clip"])
 @pytest.mark.parametrize("fusion", ["one_way", "joint"])
-def test_offloaded_parts_are_brought_before_they_are_used_and_change_no_answer(towers, fusion, tower):
+def test_offloaded_parts_are_brought_before_they_are_used_and_change_no_answer(encoder_folder, fusion, encoder):
     images, labels, told = toy_images(), ["red", "apple"], []
-    expected = toy_pipeline(towers, tower, fusion=fusion).classify(images, labels, guidance_scale=4)
-    pipeline = offload(toy_pipeline(towers, tower, fusion=fusion), "cpu", told)
+    expected = toy_pipeline(encoder_folder, encoder, fusion=fusion).classify(images, labels, guidance_scale=4)
+    pipeline = offload(toy_pipeline(encoder_folder, encoder, fusion=fusion), "cpu", told)
     assert torch.equal(pipeline.classify(images, labels, guidance_scale=4), expected)
     assert list(dict.fromkeys(told)) == ["text_encoder", "vae", "unet", "query_stream"]
 
 
-def test_denoising_from_latents_brings_unet_and_stream(towers):
+def test_denoising_from_latents_brings_unet_and_stream(encoder_folder):
     for fusion in ("one_way", "joint"):
         told = []
-        pipeline = offload(toy_pipeline(towers, fusion=fusion), "cpu", told)
+        pipeline = offload(toy_pipeline(encoder_folder, fusion=fusion), "cpu", told)
         next(pipeline.denoise_query(torch.zeros(1, 3, 4, 4), 2))
         assert told[:2] == ["unet", "query_stream"]
 
 
-def test_inputs_go_where_the_hooks_run_a_part(towers):
+def test_inputs_go_where_the_hooks_run_a_part(encoder_folder):
     """The device `meta` stands for an accelerator: weights and inputs go there, and a mixture of both would raise."""
     for fusion in ("one_way", "joint"):
-        reading = offload(toy_pipeline(towers, fusion=fusion), "meta", []).read_image(toy_images())
+        reading = offload(toy_pipeline(encoder_folder, fusion=fusion), "meta", []).read_image(toy_images())
         assert {tensor.device.type for tensor in reading.tensors} == {"meta"}
-        pipeline = offload(toy_pipeline(towers, fusion=fusion, text_chain="none"), "meta", [])
+        pipeline = offload(toy_pipeline(encoder_folder, fusion=fusion, text_chain="none"), "meta", [])
         assert next(pipeline.denoise_query(toy_images(), guidance_scale=4)).e_0_hat.device.type == "meta"
 
 
-def test_captions_are_encoded_where_the_text_encoder_runs(towers, monkeypatch):
+def test_captions_are_encoded_where_the_text_encoder_runs(encoder_folder, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *device, **options: nullcontext())  # which knows no device `meta`
-    pipeline = offload(toy_pipeline(towers, "clip"), "meta", [])
+    pipeline = offload(toy_pipeline(encoder_folder, "clip"), "meta", [])
     encoded = pipeline.caption_encoder.encode(["red"])
     assert {tensor.device.type for tensor in (encoded.c, encoded.mask, encoded.e)} == {"meta"}
 
@@ -69,8 +69,8 @@ def test_captions_are_encoded_where_the_text_encoder_runs(towers, monkeypatch):
         ("query_stream", lambda pipeline: pipeline.encode_image(torch.zeros(1, 3, 4, 4))),
     ],
 )
-def test_a_part_offloaded_weight_by_weight_is_refused(towers, part, name_it):
-    pipeline = toy_pipeline(towers)
+def test_a_part_offloaded_weight_by_weight_is_refused(encoder_folder, part, name_it):
+    pipeline = toy_pipeline(encoder_folder)
     expected = name_it(pipeline)
     cpu_offload(getattr(pipeline, part), torch.device("cpu"))  # as `enable_sequential_cpu_offload()` does
     with pytest.raises(
@@ -83,10 +83,10 @@ def test_a_part_offloaded_weight_by_weight_is_refused(towers, part, name_it):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
-def test_naming_and_generation_take_turns_under_model_offload(towers):
+def test_naming_and_generation_take_turns_under_model_offload(encoder_folder):
     images, captions = toy_images(), ["red", "apple"]
-    expected = toy_pipeline(towers).rank(images, captions, guidance_scale=4)
-    pipeline = toy_pipeline(towers)
+    expected = toy_pipeline(encoder_folder).rank(images, captions, guidance_scale=4)
+    pipeline = toy_pipeline(encoder_folder)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.enable_model_cpu_offload()
     for _ in range(2):

@@ -46,17 +46,17 @@ def train_two_steps(pipeline):
     objective.eval()
 
 
-@pytest.mark.parametrize("tower", ["sentence", "clip"])
-def test_generation_is_stock_stable_diffusion_to_the_bit(towers, tower, tmp_path):
-    pipeline = toy_pipeline(towers, tower)
+@pytest.mark.parametrize("encoder", ["sentence", "clip"])
+def test_generation_is_stock_stable_diffusion_to_the_bit(encoder_folder, encoder, tmp_path):
+    pipeline = toy_pipeline(encoder_folder, encoder)
     pipeline.save_pretrained(tmp_path / "before")
     stock = generated(StableDiffusionPipeline.from_pretrained(tmp_path / "before"))
     assert np.array_equal(generated(PalindiffPipeline.from_pretrained(tmp_path / "before")), stock)
     assert stock.std() > 0.05  # an image, not a grey square
 
 
-def test_generation_is_stock_after_training_both_tasks(towers, tmp_path):
-    pipeline = toy_pipeline(towers)
+def test_generation_is_stock_after_training_both_tasks(encoder_folder, tmp_path):
+    pipeline = toy_pipeline(encoder_folder)
     untrained = generated(pipeline)
     train_two_steps(pipeline)
     pipeline.save_pretrained(tmp_path)
@@ -66,16 +66,16 @@ def test_generation_is_stock_after_training_both_tasks(towers, tmp_path):
 
 
 @pytest.mark.parametrize("loader", [DiffusionPipeline, AutoPipelineForText2Image])
-def test_generic_loaders_take_a_saved_folder_for_stable_diffusion(towers, loader, tmp_path):
-    pipeline = toy_pipeline(towers)
+def test_generic_loaders_take_a_saved_folder_for_stable_diffusion(encoder_folder, loader, tmp_path):
+    pipeline = toy_pipeline(encoder_folder)
     pipeline.save_pretrained(tmp_path)
     generic = loader.from_pretrained(tmp_path)
     assert type(generic) is StableDiffusionPipeline
     assert np.array_equal(generated(generic), generated(StableDiffusionPipeline.from_pretrained(tmp_path)))
 
 
-def test_a_folder_that_says_palindiff_pipeline_still_loads(towers, tmp_path):
-    pipeline = toy_pipeline(towers)
+def test_a_folder_that_says_palindiff_pipeline_still_loads(encoder_folder, tmp_path):
+    pipeline = toy_pipeline(encoder_folder)
     pipeline.save_pretrained(tmp_path)
     loaded = PalindiffPipeline.from_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
@@ -95,9 +95,9 @@ def aligned(pipeline):
     return pipeline
 
 
-@pytest.mark.parametrize("tower", ["sentence", "clip"])
-def test_a_saved_pipeline_is_the_same_pipeline(towers, tower, tmp_path):
-    saved = toy_pipeline(towers, tower)
+@pytest.mark.parametrize("encoder", ["sentence", "clip"])
+def test_a_saved_pipeline_is_the_same_pipeline(encoder_folder, encoder, tmp_path):
+    saved = toy_pipeline(encoder_folder, encoder)
     saved.save_pretrained(tmp_path)
     loaded = PalindiffPipeline.from_pretrained(str(tmp_path))
     for part in PARTS:
@@ -182,8 +182,8 @@ def denoise_by_hand(pipeline, z, times, w, seed=0):
 @pytest.mark.parametrize("fusion", ["one_way", "joint"])
 @pytest.mark.parametrize(("guidance_scale", "w"), [(4.0, 3.0), (1.0, 0.0)])
 @pytest.mark.parametrize("query_scale", ["unit", "sqrt_d"])
-def test_encode_image_is_algorithm_3_by_hand(towers, fusion, guidance_scale, w, query_scale):
-    pipeline = toy_pipeline(towers, fusion=fusion, gamma=0.5, query_scale=query_scale)
+def test_encode_image_is_algorithm_3_by_hand(encoder_folder, fusion, guidance_scale, w, query_scale):
+    pipeline = toy_pipeline(encoder_folder, fusion=fusion, gamma=0.5, query_scale=query_scale)
     images = toy_images()
     expected = denoise_by_hand(pipeline, latents_by_hand(pipeline, images), [999, 749, 499, 249], w, seed=5)
     found = pipeline.encode_image(images, num_inference_steps=4, guidance_scale=guidance_scale, seed=5)
@@ -197,8 +197,8 @@ def test_naming_is_unguided_unless_asked(pipeline):
 
 
 @pytest.mark.parametrize("fusion", ["one_way", "joint"])
-def test_guidance_steers_away_from_zero_latents_of_the_images_size(towers, fusion):
-    pipeline = toy_pipeline(towers, fusion=fusion)
+def test_guidance_steers_away_from_zero_latents_of_the_images_size(encoder_folder, fusion):
+    pipeline = toy_pipeline(encoder_folder, fusion=fusion)
     z = torch.randn(2, 3, 8, 4, generator=torch.Generator().manual_seed(0))
     expected = denoise_by_hand(pipeline, z, [999, 499], w=3)
     assert (pipeline.encode_image(z, 2, guidance_scale=4) - expected).abs().max() <= 1e-5  # float32, two steps
@@ -207,8 +207,8 @@ def test_guidance_steers_away_from_zero_latents_of_the_images_size(towers, fusio
 
 
 @pytest.mark.parametrize("fusion", ["one_way", "joint"])
-def test_neither_batch_nor_order_changes_an_embedding(towers, fusion):
-    pipeline = toy_pipeline(towers, fusion=fusion)
+def test_neither_batch_nor_order_changes_an_embedding(encoder_folder, fusion):
+    pipeline = toy_pipeline(encoder_folder, fusion=fusion)
     images = toy_images(5)
     together = pipeline.encode_image(images, 3)
     order = [3, 1, 4, 0, 2]
@@ -223,8 +223,8 @@ def test_neither_batch_nor_order_changes_an_embedding(towers, fusion):
 
 @pytest.mark.parametrize("fusion", ["one_way", "joint"])
 @pytest.mark.parametrize(("text_chain", "changes"), [("diffusion", True), ("none", False)])
-def test_a_seed_matters_where_there_is_noise(towers, fusion, text_chain, changes):
-    pipeline = toy_pipeline(towers, fusion=fusion, text_chain=text_chain)
+def test_a_seed_matters_where_there_is_noise(encoder_folder, fusion, text_chain, changes):
+    pipeline = toy_pipeline(encoder_folder, fusion=fusion, text_chain=text_chain)
     images = toy_images()
     first, second, again = (pipeline.encode_image(images, 2, seed=seed) for seed in (0, 1, 0))
     assert torch.equal(first, again)
@@ -234,8 +234,8 @@ def test_a_seed_matters_where_there_is_noise(towers, fusion, text_chain, changes
 
 @pytest.mark.parametrize("fusion", ["one_way", "joint"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_regression_answers_in_one_pass_in_any_type(towers, fusion, dtype):
-    pipeline = toy_pipeline(towers, fusion=fusion, text_chain="none")
+def test_a_regression_answers_in_one_pass_in_any_type(encoder_folder, fusion, dtype):
+    pipeline = toy_pipeline(encoder_folder, fusion=fusion, text_chain="none")
     for part in PARTS:
         getattr(pipeline, part).to(dtype)
     images, stream = toy_images(), pipeline.query_stream
@@ -249,9 +249,9 @@ def test_a_regression_answers_in_one_pass_in_any_type(towers, fusion, dtype):
     assert (pipeline.encode_image(images, guidance_scale=1) - seen).abs().max() <= tolerance
 
 
-@pytest.mark.parametrize("tower", ["sentence", "clip"])
-def test_a_label_is_the_mean_over_its_templates(towers, tower):
-    pipeline = toy_pipeline(towers, tower)
+@pytest.mark.parametrize("encoder", ["sentence", "clip"])
+def test_a_label_is_the_mean_over_its_templates(encoder_folder, encoder):
+    pipeline = toy_pipeline(encoder_folder, encoder)
     labels, templates = ["red", "apple"], ["{}", "a {}", "a {} or {}"]
     for row, label in zip(pipeline.encode_labels(labels, templates), labels, strict=True):
         captions = [label, f"a {label}", f"a {label} or {label}"]

@@ -12,8 +12,8 @@ from palindiff.inference.pipeline import PalindiffPipeline
 from toys.models import toy_images, toy_pipeline
 
 
-def test_latents_carry_the_vae_s_factor(towers):
-    pipeline, images = toy_pipeline(towers), toy_images()
+def test_latents_carry_the_vae_s_factor(encoder_folder):
+    pipeline, images = toy_pipeline(encoder_folder), toy_images()
     plain = pipeline.encode_latents(images)
     pipeline.vae.register_to_config(scaling_factor=0.25)
     assert torch.equal(pipeline.encode_latents(images), plain / 4)
@@ -22,9 +22,9 @@ def test_latents_carry_the_vae_s_factor(towers):
     assert (embedded - pipeline.encode_image(plain, 2)).abs().max() > 1e-3
 
 
-def test_a_tiny_vae_serves_as_vae(towers):
+def test_a_tiny_vae_serves_as_vae(encoder_folder):
     torch.manual_seed(0)
-    pipeline = toy_pipeline(towers)
+    pipeline = toy_pipeline(encoder_folder)
     vae = AutoencoderTiny(
         encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), latent_channels=3,
         num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), scaling_factor=0.5,
@@ -51,8 +51,8 @@ def test_a_fit_reaches_every_image(pipeline, fit):
 
 
 @pytest.mark.parametrize("fusion", ["one_way", "joint"])
-def test_a_reading_and_latents_give_what_images_give(towers, fusion):
-    pipeline, images = toy_pipeline(towers, fusion=fusion), toy_images()
+def test_a_reading_and_latents_give_what_images_give(encoder_folder, fusion):
+    pipeline, images = toy_pipeline(encoder_folder, fusion=fusion), toy_images()
     embedded = pipeline.encode_image(images)
     assert torch.equal(pipeline.encode_image(pipeline.read_image(images)), embedded)
     assert torch.equal(pipeline.encode_image(pipeline.encode_latents(images)), embedded)
@@ -74,8 +74,8 @@ def test_an_image_may_be_a_file_bytes_or_one_alone(pipeline, tmp_path):
 
 
 @pytest.mark.parametrize("sample_size", [(4, 4), [4, 4], (4, 8)])
-def test_images_are_fitted_to_squares_alone(towers, sample_size):
-    pipeline, images = toy_pipeline(towers), toy_images()
+def test_images_are_fitted_to_squares_alone(encoder_folder, sample_size):
+    pipeline, images = toy_pipeline(encoder_folder), toy_images()
     plain = pipeline.encode_latents(images)
     pipeline.unet.register_to_config(sample_size=sample_size)
     if set(sample_size) == {4}:

@@ -27,10 +27,10 @@ def test_a_query_stream_of_another_unet_is_refused(pipeline):
 
 
 @pytest.mark.parametrize(
-    ("tower", "told"), [("sentence", "queries are embeddings"), ("clip", "`clip_projection` takes features")]
+    ("encoder", "told"), [("sentence", "queries are embeddings"), ("clip", "`clip_projection` takes features")]
 )
-def test_a_query_stream_of_another_text_tower_is_refused(towers, tower, told):
-    pipeline = toy_pipeline(towers, tower)
+def test_a_query_stream_of_another_text_encoder_is_refused(encoder_folder, encoder, told):
+    pipeline = toy_pipeline(encoder_folder, encoder)
     other = pipeline.text_encoder.__class__(
         pipeline.text_encoder.config.__class__(hidden_size=16, num_attention_heads=4, num_hidden_layers=1)
     )

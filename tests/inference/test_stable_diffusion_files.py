@@ -13,7 +13,7 @@ from toys.other_pipelines import write_sdxl_file
 from toys.single_file import write_ckpt, write_single_file
 from toys.stock_generation import differing, stock_generation
 
-TOWER = "cond_stage_model.transformer.text_model."
+TEXT_ENCODER = "cond_stage_model.transformer.text_model."
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_a_file_has_the_tensors_of_the_published_ones(files):
         "model.diffusion_model.output_blocks.11.0.skip_connection.weight",
         "first_stage_model.encoder.mid.attn_1.q.weight",
         "first_stage_model.decoder.up.3.upsample.conv.weight",
-        f"{TOWER}embeddings.position_ids",
+        f"{TEXT_ENCODER}embeddings.position_ids",
     }
     assert known <= set(names)
     assert {f"cond_stage_model.model.transformer.resblocks.{i}.attn.in_proj_weight" for i in (0, 22, 23)} <= set(
@@ -82,25 +82,25 @@ def test_a_file_has_the_tensors_of_the_published_ones(files):
 
 
 @pytest.mark.parametrize("text", ["flat", None])
-def test_a_tower_of_other_names_or_none_must_be_passed(stock, stable_diffusion, configs, tmp_path, text):
-    """Even where the config's folder holds the tower's weights."""
+def test_a_text_encoder_of_other_names_or_none_must_be_passed(stock, stable_diffusion, configs, tmp_path, text):
+    """Even where the config's folder holds the encoder's weights."""
     folder = stable_diffusion / "sd1"
-    path = write_single_file(folder, tmp_path / "no_tower.safetensors", text=text)
+    path = write_single_file(folder, tmp_path / "no_text_encoder.safetensors", text=text)
     for config in (str(folder), configs["sd1"]):
         with pytest.raises(SingleFileComponentError, match="Failed to load CLIPTextModel"):
             from_file(path, config)
-    tower = CLIPTextModel.from_pretrained(folder / "text_encoder")
-    assert differing(from_file(path, configs["sd1"], text_encoder=tower), stock["sd1"]) == []
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    assert differing(from_file(path, configs["sd1"], text_encoder=encoder), stock["sd1"]) == []
 
 
-def test_a_hole_in_the_tower_is_left_empty_without_a_word_and_one_elsewhere_is_not(files, configs, tmp_path):
+def test_a_hole_in_the_text_encoder_is_left_empty_without_a_word_and_one_elsewhere_is_not(files, configs, tmp_path):
     def without(name):
         weights = load_file(files["sd1"])
         del weights[name]
         save_file(weights, tmp_path / "hole.safetensors")
         return from_file(tmp_path / "hole.safetensors", configs["sd1"])
 
-    assert without(f"{TOWER}final_layer_norm.weight").text_encoder.final_layer_norm.weight.is_meta
+    assert without(f"{TEXT_ENCODER}final_layer_norm.weight").text_encoder.final_layer_norm.weight.is_meta
     for name in ("model.diffusion_model.out.2.weight", "first_stage_model.quant_conv.weight"):
         with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
             without(name)

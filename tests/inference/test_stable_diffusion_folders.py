@@ -78,14 +78,14 @@ def test_the_rest_is_that_of_its_version(stock, stable_diffusion, name, predicti
 
 
 @pytest.mark.parametrize(("version", "num_left_out"), [(1, 0), (2, 1)])
-def test_the_text_tower_is_its_clips_without_the_projection(stock, stable_diffusion, version, num_left_out):
-    tower = stock[f"sd{version}"][0].text_encoder
+def test_the_text_encoder_is_its_clips_without_the_projection(stock, stable_diffusion, version, num_left_out):
+    encoder = stock[f"sd{version}"][0].text_encoder
     clip = CLIPModel.from_pretrained(stable_diffusion / f"clip_{version}")
     whole = clip.text_model.state_dict()
-    assert all(torch.equal(weight, whole[name]) for name, weight in tower.state_dict().items())
-    missing = {name.split(".")[2] for name in whole.keys() - tower.state_dict().keys()}
+    assert all(torch.equal(weight, whole[name]) for name, weight in encoder.state_dict().items())
+    missing = {name.split(".")[2] for name in whole.keys() - encoder.state_dict().keys()}
     assert missing == ({str(NUM_LAYERS_2 - 1)} if num_left_out else set())
-    assert clip.text_projection.weight.shape[1] == tower.config.hidden_size
+    assert clip.text_projection.weight.shape[1] == encoder.config.hidden_size
     assert CLIPTokenizer.from_pretrained(stable_diffusion / f"clip_{version}").pad_token == "<|endoftext|>"
 
 
@@ -174,7 +174,7 @@ def test_pickles_are_opened_unless_safetensors_are_asked_for(stock, copy_of):
         loaded(folder, use_safetensors=True)
 
 
-def test_a_hole_is_filled_in_the_text_tower_and_left_empty_in_the_unet(copy_of):
+def test_a_hole_is_filled_in_the_text_encoder_and_left_empty_in_the_unet(copy_of):
     """Neither is refused: transformers draws what is missing, diffusers leaves it on the meta device."""
     folder = with_hole(with_hole(copy_of("sd1")), "text_encoder", "final_layer_norm.weight")
     pipeline = loaded(folder)

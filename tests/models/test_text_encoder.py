@@ -25,122 +25,116 @@ from toys.text_encoders import (
     stock_c,
     stock_pipeline,
     write_sentence_encoder,
-    write_text_encoders,
 )
 
 CAPTIONS = ["a flat emoji of a red apple", "", "fire"]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return write_text_encoders(tmp_path_factory.mktemp("towers"))
-
-
 @pytest.fixture(params=["clip", "clip_2", "sentence"])
-def tower(request, folders):
-    return load_text_encoder(str(folders[request.param]))
+def encoder(request, encoder_folder):
+    return load_text_encoder(str(encoder_folder / request.param))
 
 
-def test_c_is_what_stock_stable_diffusion_computes(tower):
+def test_c_is_what_stock_stable_diffusion_computes(encoder):
     captions = [*CAPTIONS, "a red apple " * 50]
-    encoded, (c, c_uncond) = encode(tower, captions), stock_c(stock_pipeline(tower), captions)
+    encoded, (c, c_uncond) = encode(encoder, captions), stock_c(stock_pipeline(encoder), captions)
     assert torch.equal(encoded.c, c)
     assert c.shape == (4, LENGTH, WIDTH)
-    assert torch.equal(encode(tower, [""] * 4).c, c_uncond)
+    assert torch.equal(encode(encoder, [""] * 4).c, c_uncond)
 
 
-def test_c_is_stock_for_a_textual_inversion_of_two_vectors(folders):
-    tower = load_text_encoder(str(folders["clip"]))
-    tower.tokenizer.add_tokens(["<cat>", "<cat>_1"])
-    tower.model.resize_token_embeddings(len(tower.tokenizer))
-    encoded = encode(tower, ["a <cat>"])
-    assert torch.equal(encoded.c, stock_c(stock_pipeline(tower), ["a <cat>"])[0])
+def test_c_is_stock_for_a_textual_inversion_of_two_vectors(encoder_folder):
+    encoder = load_text_encoder(str(encoder_folder / "clip"))
+    encoder.tokenizer.add_tokens(["<cat>", "<cat>_1"])
+    encoder.model.resize_token_embeddings(len(encoder.tokenizer))
+    encoded = encode(encoder, ["a <cat>"])
+    assert torch.equal(encoded.c, stock_c(stock_pipeline(encoder), ["a <cat>"])[0])
     assert encoded.mask.sum() == 5  # beginning, a, two vectors, end
 
 
-def test_mask_marks_real_tokens(tower):
-    apple = "a red apple" if tower.pooling == "clip" else "a red"
-    assert encode(tower, [apple, ""]).mask.sum(dim=1).tolist() == [5 if tower.pooling == "clip" else 4, 2]
-    assert encode(tower, [apple]).mask.dtype == torch.bool
+def test_mask_marks_real_tokens(encoder):
+    apple = "a red apple" if encoder.pooling == "clip" else "a red"
+    assert encode(encoder, [apple, ""]).mask.sum(dim=1).tolist() == [5 if encoder.pooling == "clip" else 4, 2]
+    assert encode(encoder, [apple]).mask.dtype == torch.bool
 
 
 @pytest.mark.parametrize("name", ["clip", "clip_2"])
-def test_e_is_clips_own_text_embedding_at_unit_length(folders, name):
-    tower = load_text_encoder(str(folders[name]))
-    tokens = tower.tokenizer(CAPTIONS, padding="max_length", truncation=True, return_tensors="pt")
+def test_e_is_clips_own_text_embedding_at_unit_length(encoder_folder, name):
+    encoder = load_text_encoder(str(encoder_folder / name))
+    tokens = encoder.tokenizer(CAPTIONS, padding="max_length", truncation=True, return_tensors="pt")
     with torch.no_grad():
-        clip = CLIPModel.from_pretrained(folders[name])
+        clip = CLIPModel.from_pretrained(encoder_folder / name)
         text_embeds = clip.get_text_features(tokens.input_ids).pooler_output
-        with_projection = CLIPTextModelWithProjection(tower.model.config).eval()
-        with_projection.text_model.load_state_dict(tower.model.state_dict())
-        with_projection.text_projection.weight.copy_(tower.projection.weight)
+        with_projection = CLIPTextModelWithProjection(encoder.model.config).eval()
+        with_projection.text_model.load_state_dict(encoder.model.state_dict())
+        with_projection.text_projection.weight.copy_(encoder.projection.weight)
         assert torch.equal(with_projection(tokens.input_ids).text_embeds, text_embeds)
-    e = encode(tower, CAPTIONS).e
+    e = encode(encoder, CAPTIONS).e
     assert torch.equal(e, torch.nn.functional.normalize(text_embeds, dim=-1))
     assert e.shape == (3, QUERY_WIDTH)
 
 
-def test_e_is_the_mean_over_real_tokens_by_hand(folders):
-    tower = load_text_encoder(str(folders["sentence"]))
-    tokens = tower.tokenizer(CAPTIONS, padding="max_length", truncation=True, return_tensors="pt")
+def test_e_is_the_mean_over_real_tokens_by_hand(encoder_folder):
+    encoder = load_text_encoder(str(encoder_folder / "sentence"))
+    tokens = encoder.tokenizer(CAPTIONS, padding="max_length", truncation=True, return_tensors="pt")
     with torch.no_grad():
-        features = BertModel.from_pretrained(folders["sentence"])(**tokens).last_hidden_state
-    for row, e in zip(range(3), encode(tower, CAPTIONS).e, strict=True):
+        features = BertModel.from_pretrained(encoder_folder / "sentence")(**tokens).last_hidden_state
+    for row, e in zip(range(3), encode(encoder, CAPTIONS).e, strict=True):
         num_real = int(tokens.attention_mask[row].sum())
         mean = [sum(float(features[row, i, j]) for i in range(num_real)) / num_real for j in range(WIDTH)]
         length = math.sqrt(sum(value**2 for value in mean))
         assert e.tolist() == pytest.approx([value / length for value in mean], abs=1e-6)  # float32 sums of 12 terms
 
 
-def test_encoding_ignores_order_and_company(tower):
-    together, order = encode(tower, CAPTIONS), [2, 0, 1]
-    shuffled = encode(tower, [CAPTIONS[i] for i in order])
+def test_encoding_ignores_order_and_company(encoder):
+    together, order = encode(encoder, CAPTIONS), [2, 0, 1]
+    shuffled = encode(encoder, [CAPTIONS[i] for i in order])
     for row, caption in enumerate(CAPTIONS):
-        alone = encode(tower, [caption])
+        alone = encode(encoder, [caption])
         for other, place in ((alone, 0), (shuffled, order.index(row))):
             # matrix products of another size may sum in another order
             assert torch.allclose(other.c[place], together.c[row], atol=1e-5)
             assert torch.allclose(other.e[place], together.e[row], atol=1e-6)
 
 
-def test_encoding_ignores_padding(tower):
-    short = encode(tower, ["red"])
-    tower.tokenizer.model_max_length = POSITIONS
-    long, num_real = encode(tower, ["red"]), int(short.mask.sum())
+def test_encoding_ignores_padding(encoder):
+    short = encode(encoder, ["red"])
+    encoder.tokenizer.model_max_length = POSITIONS
+    long, num_real = encode(encoder, ["red"]), int(short.mask.sum())
     assert long.c.shape[1] == POSITIONS
     assert long.mask.sum() == num_real
     assert torch.allclose(long.e, short.e, atol=1e-6)  # attention sums over more zeros
     assert torch.allclose(long.c[:, :num_real], short.c[:, :num_real], atol=1e-5)
 
 
-def test_a_long_caption_is_cut_with_one_warning(tower, caplog):
+def test_a_long_caption_is_cut_with_one_warning(encoder, caplog):
     endless, fitting = "b " * 5_000, " ".join("b" * (LENGTH - 2))
     assert len(endless) == 10_000
     with caplog.at_level(logging.WARNING):
-        cut = encode(tower, [endless, "b", endless])
+        cut = encode(encoder, [endless, "b", endless])
     num_cut = 2 * (5_000 + 2 - LENGTH)
     sentence = f"2 of 3 captions are longer than the text encoder's {LENGTH} tokens; {num_cut} tokens were cut."
     assert [record.getMessage() for record in caplog.records] == [sentence]
     caplog.clear()
-    fits = encode(tower, [fitting, "b", fitting])
+    fits = encode(encoder, [fitting, "b", fitting])
     assert not caplog.records
     assert all(torch.equal(getattr(cut, part), getattr(fits, part)) for part in ("c", "mask", "e"))
 
 
-def test_a_trained_text_encoder_gets_gradients_and_a_loaded_one_none(tower):
+def test_a_trained_text_encoder_gets_gradients_and_a_loaded_one_none(encoder):
     def encode_with_grad():
-        return tower.encode(CAPTIONS)
+        return encoder.encode(CAPTIONS)
 
-    assert not tower.model.training
+    assert not encoder.model.training
     assert not encode_with_grad().e.requires_grad
-    tower.model.requires_grad_(True)
+    encoder.model.requires_grad_(True)
     encode_with_grad().e[0, 0].backward()
-    assert all(p.grad is not None for n, p in tower.model.named_parameters() if "layer_norm" in n.lower())
+    assert all(p.grad is not None for n, p in encoder.model.named_parameters() if "layer_norm" in n.lower())
 
 
-def test_e_is_float32_and_unit_for_a_text_encoder_in_bf16(tower):
-    tower.model.to(torch.bfloat16)
-    encoded = encode(tower, CAPTIONS)
+def test_e_is_float32_and_unit_for_a_text_encoder_in_bf16(encoder):
+    encoder.model.to(torch.bfloat16)
+    encoded = encode(encoder, CAPTIONS)
     assert (encoded.c.dtype, encoded.e.dtype) == (torch.bfloat16, torch.float32)
     assert encoded.e.norm(dim=-1).tolist() == pytest.approx([1.0] * 3, abs=1e-6)  # float32 rounding
 
@@ -150,8 +144,8 @@ def projection_of(width):
     return ClipProjection({"d_e": 4, "num_layers": 0, "hidden_act": "gelu", "layer_norm_eps": 1e-5, **sizes})
 
 
-def parts_of(tower):
-    return {name: getattr(tower, name) for name in ("model", "tokenizer", "pooling", "projection", "name")}
+def parts_of(encoder):
+    return {name: getattr(encoder, name) for name in ("model", "tokenizer", "pooling", "projection", "name")}
 
 
 @pytest.mark.parametrize(
@@ -162,9 +156,9 @@ def parts_of(tower):
         (["apple", None], TypeError, r"`captions\[1\]` is a `NoneType`.*Expected a str"),
     ],
 )
-def test_encode_refuses_what_are_no_captions(folders, captions, error, sentence):
+def test_encode_refuses_what_are_no_captions(encoder_folder, captions, error, sentence):
     with pytest.raises(error, match=sentence):
-        encode(load_text_encoder(str(folders["clip"])), captions)
+        encode(load_text_encoder(str(encoder_folder / "clip")), captions)
 
 
 @pytest.mark.parametrize(
@@ -178,41 +172,41 @@ def test_encode_refuses_what_are_no_captions(folders, captions, error, sentence)
         ("sentence", {"projection": projection_of(width=32)}, r"`pooling` is 'mean'.*Expected None"),
     ],
 )
-def test_encode_refuses_parts_that_do_not_fit(folders, name, change, sentence):
-    tower = load_text_encoder(str(folders[name]))
+def test_encode_refuses_parts_that_do_not_fit(encoder_folder, name, change, sentence):
+    encoder = load_text_encoder(str(encoder_folder / name))
     with pytest.raises(ValueError, match=sentence):
-        encode(TextEncoder(**parts_of(tower) | change), CAPTIONS)
+        encode(TextEncoder(**parts_of(encoder) | change), CAPTIONS)
 
 
-def test_encode_refuses_a_clip_with_its_projection_as_the_model(folders):
-    tower = load_text_encoder(str(folders["clip"]))
-    whole = CLIPTextModelWithProjection(tower.model.config).eval()
+def test_encode_refuses_a_clip_with_its_projection_as_the_model(encoder_folder):
+    encoder = load_text_encoder(str(encoder_folder / "clip"))
+    whole = CLIPTextModelWithProjection(encoder.model.config).eval()
     with pytest.raises(ValueError, match=r"`CLIPTextModelWithProjection`.*Expected a `CLIPTextModel`.*`text_model`"):
-        encode(TextEncoder(**parts_of(tower) | {"model": whole}), CAPTIONS)
+        encode(TextEncoder(**parts_of(encoder) | {"model": whole}), CAPTIONS)
 
 
-def test_encode_refuses_a_length_over_the_positions(tower):
-    tower.tokenizer.model_max_length = POSITIONS + 1
+def test_encode_refuses_a_length_over_the_positions(encoder):
+    encoder.tokenizer.model_max_length = POSITIONS + 1
     with pytest.raises(ValueError, match=r"`tokenizer.model_max_length` is 17.*Expected at most 16"):
-        encode(tower, CAPTIONS)
+        encode(encoder, CAPTIONS)
 
 
-def test_encode_refuses_to_pool_where_no_caption_ends(folders):
-    """A new token's id is the highest, and a tower with `eos_token_id` 2 pools there; any other reads place 0."""
-    tower = load_text_encoder(str(folders["clip_2"]))
-    tower.tokenizer.add_tokens(["<cat>"])
-    tower.model.resize_token_embeddings(len(tower.tokenizer))
+def test_encode_refuses_to_pool_where_no_caption_ends(encoder_folder):
+    """A new token's id is the highest, and a encoder with `eos_token_id` 2 pools there; any other reads place 0."""
+    encoder = load_text_encoder(str(encoder_folder / "clip_2"))
+    encoder.tokenizer.add_tokens(["<cat>"])
+    encoder.model.resize_token_embeddings(len(encoder.tokenizer))
     with pytest.raises(ValueError, match=r"is not the tokenizer's end token.*eos_token_id` of the model is 2"):
-        encode(tower, ["a <cat>"])
-    tower.model.eos_token_id = tower.model.config.eos_token_id = tower.tokenizer.eos_token_id
-    assert encode(tower, ["a <cat>"]).e.shape == (1, QUERY_WIDTH)
+        encode(encoder, ["a <cat>"])
+    encoder.model.eos_token_id = encoder.model.config.eos_token_id = encoder.tokenizer.eos_token_id
+    assert encode(encoder, ["a <cat>"]).e.shape == (1, QUERY_WIDTH)
 
 
-def test_encode_refuses_an_empty_caption_without_a_single_token(folders):
-    tower = load_text_encoder(str(folders["sentence"]))
-    tower.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+def test_encode_refuses_an_empty_caption_without_a_single_token(encoder_folder):
+    encoder = load_text_encoder(str(encoder_folder / "sentence"))
+    encoder.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
     with pytest.raises(ValueError, match=r"A caption became no token at all.*saved with the text encoder"):
-        encode(tower, CAPTIONS)
+        encode(encoder, CAPTIONS)
 
 
 def test_positions_of_a_model_that_counts_after_its_padding_id():
@@ -240,49 +234,49 @@ def clip_folders(tmp_path_factory):
 @pytest.fixture(params=["clip_1", "clip_2", "sentence"])
 def parts(clip_folders, request):
     """Text encoder and stream of Stable Diffusion 1.x, of 2.x, and of a sentence encoder, new for each test."""
-    tower, unet = load_text_encoder(str(clip_folders / request.param)), toy_unet(d_c=32)
+    encoder, unet = load_text_encoder(str(clip_folders / request.param)), toy_unet(d_c=32)
     if request.param == "sentence":
-        return tower, toy_stream(unet, d_e=32)
+        return encoder, toy_stream(unet, d_e=32)
     if request.param == "clip_2":
         own = text_encoder_of(clip_folders / "clip_2", num_hidden_layers=NUM_LAYERS_2 - 1)
-        tower = with_clip_projection(own, tower.tokenizer, "base", tower)
+        encoder = with_clip_projection(own, encoder.tokenizer, "base", encoder)
     config = QueryStreamConfig(num_head_layers=1, head_width=16, head_dim=8)
-    return tower, QueryStream.for_unet(unet, tower.d_e, config, "clip", tower.projection)
+    return encoder, QueryStream.for_unet(unet, encoder.d_e, config, "clip", encoder.projection)
 
 
 def test_a_frozen_text_encoder_has_no_gradient(parts):
-    tower, _ = parts
-    encoded = tower(*tower.tokenize(CAPTIONS))
+    encoder, _ = parts
+    encoded = encoder(*encoder.tokenize(CAPTIONS))
     assert not encoded.c.requires_grad
     assert not encoded.e.requires_grad
-    assert not any(weight.requires_grad for weight in tower.parameters())
+    assert not any(weight.requires_grad for weight in encoder.parameters())
 
 
 @pytest.mark.parametrize("through", ["c", "e"])
 def test_gradients_reach_a_trained_text_encoder(parts, through):
-    tower, stream = parts
-    tower.requires_grad_(True)
-    found = getattr(tower(*tower.tokenize(CAPTIONS)), through)
+    encoder, stream = parts
+    encoder.requires_grad_(True)
+    found = getattr(encoder(*encoder.tokenize(CAPTIONS)), through)
     (found * torch.randn(found.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
-    gradients = {name: weight.grad for name, weight in tower.model.named_parameters()}
+    gradients = {name: weight.grad for name, weight in encoder.model.named_parameters()}
     first = next(name for name in gradients if name.endswith(("mlp.fc1.weight", "intermediate.dense.weight")))
     assert gradients[first].abs().sum() > 0
     assert all(weight.grad is None for weight in stream.parameters())
 
 
 def test_it_stays_in_eval_mode_and_holds_no_weight_of_the_stream(parts):
-    tower, _ = parts
-    tower.requires_grad_(True).train()
-    assert not any(module.training for module in tower.modules())
-    assert tower.state_dict().keys() == {f"model.{name}" for name in tower.model.state_dict()}
-    assert {name.split(".")[0] for name, _ in tower.named_parameters()} == {"model"}
+    encoder, _ = parts
+    encoder.requires_grad_(True).train()
+    assert not any(module.training for module in encoder.modules())
+    assert encoder.state_dict().keys() == {f"model.{name}" for name in encoder.model.state_dict()}
+    assert {name.split(".")[0] for name, _ in encoder.named_parameters()} == {"model"}
 
 
 def test_encoding_reads_no_value_of_a_tensor(parts):
     """Fake tensors have none; a look at one would make a GPU wait."""
-    tower, _ = parts
+    encoder, _ = parts
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    ids, mask = (mode.from_tensor(tokens) for tokens in tower.tokenize(CAPTIONS))
+    ids, mask = (mode.from_tensor(tokens) for tokens in encoder.tokenize(CAPTIONS))
     with mode:
-        encoded = tower(ids, mask)
-    assert (encoded.c.shape, encoded.e.shape) == ((3, LENGTH, tower.d_c), (3, tower.d_e))
+        encoded = encoder(ids, mask)
+    assert (encoded.c.shape, encoded.e.shape) == ((3, LENGTH, encoder.d_c), (3, encoder.d_e))

@@ -91,8 +91,8 @@ def test_normalizing_changes_no_reconstruction(noise):
 
 
 def test_a_stock_pipeline_generates_through_it(tmp_path):
-    tower = load_text_encoder(str(write_sentence_encoder(tmp_path / "tower")))
-    parts = stock_pipeline(tower).components | {"vae": toy_vae()}
+    encoder = load_text_encoder(str(write_sentence_encoder(tmp_path / "encoder")))
+    parts = stock_pipeline(encoder).components | {"vae": toy_vae()}
     pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     assert pipeline.vae_scale_factor == 2
     assert pipeline("a red apple", num_inference_steps=1).images[0].size == (16, 16)

@@ -77,24 +77,24 @@ def test_a_completed_text_encoder_embeds_as_its_clip_does(folder, version):
     kept = {} if version == 1 else {"num_hidden_layers": NUM_LAYERS_2 - 1}
     own = text_encoder_of(folder / f"clip_{version}", **kept)
     tokenizer = CLIPTokenizer.from_pretrained(folder / f"clip_{version}", pad_token="!")
-    tower = with_clip_projection(own, tokenizer, "base", whole)
-    assert (tower.name, tower.pooling, not tower.has_missing_layers) == ("base", "clip", version == 1)
+    encoder = with_clip_projection(own, tokenizer, "base", whole)
+    assert (encoder.name, encoder.pooling, not encoder.has_missing_layers) == ("base", "clip", version == 1)
     assert not any(weight.requires_grad for weight in own.parameters())
 
-    def embed(tower):
+    def embed(encoder):
         with torch.no_grad():
-            return tower.encode(["a red apple", ""]).e
+            return encoder.encode(["a red apple", ""]).e
 
-    assert torch.equal(embed(tower), embed(whole))
+    assert torch.equal(embed(encoder), embed(whole))
 
 
 def test_a_text_encoder_goes_to_a_device_with_its_missing_layers(folder):
     """Or captions of Stable Diffusion 2.x could be encoded on a CPU alone."""
     whole = load_text_encoder(str(folder / "clip_2"))
     own = text_encoder_of(folder / "clip_2", num_hidden_layers=NUM_LAYERS_2 - 1)
-    tower = with_clip_projection(own, whole.tokenizer, "base", whole)
-    assert tower.to("meta") is tower
-    assert {w.device.type for part in (tower.model, tower.projection) for w in part.parameters()} == {"meta"}
+    encoder = with_clip_projection(own, whole.tokenizer, "base", whole)
+    assert encoder.to("meta") is encoder
+    assert {w.device.type for part in (encoder.model, encoder.projection) for w in part.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -131,9 +131,9 @@ def test_more_layers_than_clip_has_are_refused(folder, clip):
 def test_what_is_no_clip_with_a_projection_is_refused(folder, clip, tmp_path):
     sentence = load_text_encoder(str(write_sentence_encoder(tmp_path / "sentence")))
     plain = TextEncoder(clip.model, clip.tokenizer, "clip", None, "plain")
-    for tower, told in ((sentence, "is a sentence encoder"), (plain, "has no text projection")):
+    for encoder, told in ((sentence, "is a sentence encoder"), (plain, "has no text projection")):
         with pytest.raises(ValueError, match=told):
-            check_clip(tower, "base")
+            check_clip(encoder, "base")
     with pytest.raises(ValueError, match=r"text encoder of `base` is a `bert`. Expected CLIP's"):
         with_clip_projection(sentence.model, sentence.tokenizer, "base", clip)
     other = load_text_encoder(str(folder / "clip_1"), max_length=5)

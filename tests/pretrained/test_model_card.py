@@ -30,7 +30,7 @@ from toys.saving import write_stable_diffusion
 RAIL = License(license="creativeml-openrail-m")
 MINE = License(license="other", license_name="mine", license_link="https://example.org/licence")
 BASE = BaseWeights(name="somebody/stable-diffusion", part="U-Net and VAE", license=RAIL)
-TOWER = BaseWeights(name="clip-on-disk", part="Text encoder")
+TEXT_ENCODER = BaseWeights(name="clip-on-disk", part="Text encoder")
 
 
 def head_of(facts):
@@ -43,7 +43,11 @@ def section(card, heading):
 
 def test_the_head_tells_the_hub_what_it_is_and_where_it_comes_from():
     facts = CardFacts(
-        name="me/mine", bases=(BASE, TOWER), datasets=("somebody/images", "emoji"), language=("en",), license=MINE
+        name="me/mine",
+        bases=(BASE, TEXT_ENCODER),
+        datasets=("somebody/images", "emoji"),
+        language=("en",),
+        license=MINE,
     )
     assert head_of(facts) == {
         "library_name": "diffusers",
@@ -63,11 +67,11 @@ def test_the_head_tells_the_hub_what_it_is_and_where_it_comes_from():
     ("facts", "told"),
     [
         ({}, UNKNOWN_LICENSE),
-        ({"bases": (TOWER,)}, UNKNOWN_LICENSE),
+        ({"bases": (TEXT_ENCODER,)}, UNKNOWN_LICENSE),
         ({"bases": (BASE,)}, RAIL),
         ({"bases": (BASE, BASE)}, RAIL),
-        ({"bases": (BASE, TOWER)}, UNKNOWN_LICENSE),  # the folder holds both
-        ({"bases": (BASE, TOWER), "license": MINE}, MINE),
+        ({"bases": (BASE, TEXT_ENCODER)}, UNKNOWN_LICENSE),  # the folder holds both
+        ({"bases": (BASE, TEXT_ENCODER), "license": MINE}, MINE),
     ],
 )
 def test_a_licence_is_given_or_all_bases_have_it_or_it_is_unknown(facts, told):
@@ -76,7 +80,7 @@ def test_a_licence_is_given_or_all_bases_have_it_or_it_is_unknown(facts, told):
 
 
 def test_the_body_tells_each_fact_and_says_what_is_not_known():
-    card = card_text(CardFacts(name="mine", bases=(BASE, TOWER), datasets=("emoji",), training={"steps": 8000}))
+    card = card_text(CardFacts(name="mine", bases=(BASE, TEXT_ENCODER), datasets=("emoji",), training={"steps": 8000}))
     assert section(card, "Training data") == "- `emoji`"
     assert section(card, "Training") == "- steps: 8000"
     assert section(card, "Results") == "Not measured."

@@ -25,7 +25,7 @@ from toys.text_encoders import write_sentence_encoder
 
 SMALL = QueryStreamConfig(num_head_layers=1, head_width=16, head_dim=8)
 FULL, HALF = torch.float32, torch.float16
-TOWER, TOWER_2 = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
+TEXT_ENCODER, TEXT_ENCODER_2 = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_a_half_file_is_read_in_full_precision_unless_a_type_is_given(stable_dif
     assert set(dtypes_of(full).values()) == {FULL}
     assert set(dtypes_of(half).values()) == {HALF}
     assert differing(half, halves) == []
-    parts = ("unet", "vae")  # the tower is CLIP's, whose numbers the file holds rounded
+    parts = ("unet", "vae")  # the encoder is CLIP's, whose numbers the file holds rounded
     for part in parts:
         ours, theirs = getattr(full, part).state_dict(), getattr(halves, part).state_dict()
         assert all(torch.equal(ours[key], theirs[key].float()) for key in theirs)
@@ -184,11 +184,11 @@ def test_another_text_encoder_is_refused(refused, stable_diffusion, made, tmp_pa
         ("sd1", "model.diffusion_model.out.2.weight", "The weights of `unet` in"),
         ("sd1", "first_stage_model.quant_conv.weight", "The weights of `vae` in"),
         ("sd1", "first_stage_model.decoder.mid.attn_1.q.weight", "The weights of `vae` in"),
-        ("sd1", f"{TOWER}final_layer_norm.weight", "lacks `final_layer_norm.weight`. Expected"),
-        ("sd2", f"{TOWER_2}ln_final.bias", "lacks `final_layer_norm.bias`. Expected"),
+        ("sd1", f"{TEXT_ENCODER}final_layer_norm.weight", "lacks `final_layer_norm.weight`. Expected"),
+        ("sd2", f"{TEXT_ENCODER_2}ln_final.bias", "lacks `final_layer_norm.bias`. Expected"),
         (
             "sd2",
-            f"{TOWER_2}transformer.resblocks.2.attn.in_proj_weight",
+            f"{TEXT_ENCODER_2}transformer.resblocks.2.attn.in_proj_weight",
             "lacks `encoder.layers.2.self_attn.k_proj.weight`, and 2 more",
         ),
         ("sd1", "model.diffusion_model.input_blocks.0.0.weight", "holds no U-Net of Stable Diffusion's first layout"),
@@ -204,7 +204,7 @@ def test_a_hole_is_refused(refused, made, clips, tmp_path, name, hole, told):
 
 def test_what_no_text_encoder_has_is_named(refused, made, clips, tmp_path):
     weights = load_file(made / "sd2.safetensors")
-    weights[f"{TOWER_2}transformer.resblocks.3.ls_1.weight"] = torch.ones(32)
+    weights[f"{TEXT_ENCODER_2}transformer.resblocks.3.ls_1.weight"] = torch.ones(32)
     save_file(weights, tmp_path / "more.safetensors")
     refused(
         ValueError, "CLIP has no `encoder.layers.3.ls_1.weight`",
@@ -216,7 +216,7 @@ def test_what_no_text_encoder_has_is_named(refused, made, clips, tmp_path):
 def test_a_file_without_a_text_encoder_of_known_names_is_refused(
     refused, stable_diffusion, made, clips, tmp_path, text
 ):
-    path = write_single_file(stable_diffusion / "sd1", tmp_path / "no_tower.safetensors", text=text)
+    path = write_single_file(stable_diffusion / "sd1", tmp_path / "no_text_encoder.safetensors", text=text)
     refused(
         ValueError, "holds no text encoder", "Name a file with the whole model",
         source=path, clip=clips["sd1"], config=made / "sd1",
@@ -306,7 +306,7 @@ def test_configs_of_another_unet_are_told_what_does_not_fit(refused, made, clips
     ],
 )  # fmt: skip
 def test_half_a_folder_of_configs_is_refused(refused, made, clips, tmp_path, name):
-    """Without the scheduler's or the tower's, version 2 would be generated as version 1."""
+    """Without the scheduler's or the encoder's, version 2 would be generated as version 1."""
     folder = shutil.copytree(made / "sd2", tmp_path / "sd2")
     (folder / name).unlink()
     call = {"source": made / "sd2.safetensors", "clip": clips["sd2"], "config": folder}

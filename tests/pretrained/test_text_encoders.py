@@ -23,21 +23,15 @@ from toys.text_encoders import (
     stock_pipeline,
     write_clip,
     write_sentence_encoder,
-    write_text_encoders,
 )
 
 CAPTIONS = ["a flat emoji of a red apple", "", "fire"]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return write_text_encoders(tmp_path_factory.mktemp("towers"))
-
-
 @pytest.fixture
-def folder(folders, tmp_path):
+def folder(encoder_folder, tmp_path):
     """Return a function that copies a toy text encoder, to be broken."""
-    return lambda name: shutil.copytree(folders[name], tmp_path / name)
+    return lambda name: shutil.copytree(encoder_folder / name, tmp_path / name)
 
 
 def rewrite(path, **changes):
@@ -53,55 +47,55 @@ def rewrite_weights(folder, change):
 # ---- one text encoder from many folders
 
 
-def test_every_clip_folder_gives_the_same_text_encoder(folders, tmp_path):
-    tower = load_text_encoder(str(folders["clip"]))
-    tower.model.save_pretrained(tmp_path / "plain")
-    with_projection = CLIPTextModelWithProjection(tower.model.config)
-    with_projection.text_model.load_state_dict(tower.model.state_dict())
-    with_projection.text_projection.weight.data.copy_(tower.projection.weight)
+def test_every_clip_folder_gives_the_same_text_encoder(encoder_folder, tmp_path):
+    encoder = load_text_encoder(str(encoder_folder / "clip"))
+    encoder.model.save_pretrained(tmp_path / "plain")
+    with_projection = CLIPTextModelWithProjection(encoder.model.config)
+    with_projection.text_model.load_state_dict(encoder.model.state_dict())
+    with_projection.text_projection.weight.data.copy_(encoder.projection.weight)
     with_projection.save_pretrained(tmp_path / "with_projection")
     for name in ("plain", "with_projection"):
-        tower.tokenizer.save_pretrained(tmp_path / name)
+        encoder.tokenizer.save_pretrained(tmp_path / name)
     plain, whole = (load_text_encoder(str(tmp_path / name)) for name in ("plain", "with_projection"))
-    expected, encoded = encode(tower, CAPTIONS), encode(whole, CAPTIONS)
+    expected, encoded = encode(encoder, CAPTIONS), encode(whole, CAPTIONS)
     assert torch.equal(encoded.c, expected.c)
     assert torch.equal(encoded.e, expected.e)
-    assert tower.fingerprint == whole.fingerprint
-    assert tower.projection.weight.shape == (QUERY_WIDTH, 32)
+    assert encoder.fingerprint == whole.fingerprint
+    assert encoder.projection.weight.shape == (QUERY_WIDTH, 32)
     assert plain.projection is None
     with pytest.raises(ValueError, match=r"Stable Diffusion folder has none, and the CLIP folder.*is needed"):
         encode(plain, CAPTIONS)
 
 
 @pytest.mark.parametrize("name", ["clip", "clip_2", "sentence"])
-def test_a_text_encoder_survives_a_stock_pipeline(folders, tmp_path, name):
+def test_a_text_encoder_survives_a_stock_pipeline(encoder_folder, tmp_path, name):
     """The reloaded sentence encoder has a pooler again, of random weights: neither c, e nor fingerprint may see it."""
-    tower = load_text_encoder(str(folders[name]))
-    expected = encode(tower, CAPTIONS)
-    stock_pipeline(tower).save_pretrained(tmp_path)
+    encoder = load_text_encoder(str(encoder_folder / name))
+    expected = encode(encoder, CAPTIONS)
+    stock_pipeline(encoder).save_pretrained(tmp_path)
     loaded = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
-    again = TextEncoder(loaded.text_encoder, loaded.tokenizer, tower.pooling, tower.projection, "again")
+    again = TextEncoder(loaded.text_encoder, loaded.tokenizer, encoder.pooling, encoder.projection, "again")
     encoded = encode(again, CAPTIONS)
     assert all(torch.equal(getattr(encoded, part), getattr(expected, part)) for part in ("c", "mask", "e"))
     assert torch.equal(loaded.encode_prompt(CAPTIONS, "cpu", 1, False)[0], expected.c)
-    assert again.fingerprint == tower.fingerprint
+    assert again.fingerprint == encoder.fingerprint
 
 
-def test_the_text_encoder_of_a_pipeline_folder_takes_the_pipelines_tokenizer(folders, tmp_path):
-    tower = load_text_encoder(str(folders["clip"]))
-    stock_pipeline(tower).save_pretrained(tmp_path)
+def test_the_text_encoder_of_a_pipeline_folder_takes_the_pipelines_tokenizer(encoder_folder, tmp_path):
+    encoder = load_text_encoder(str(encoder_folder / "clip"))
+    stock_pipeline(encoder).save_pretrained(tmp_path)
     loaded = load_text_encoder(str(tmp_path / "text_encoder"))
     assert loaded.projection is None
-    assert loaded.tokenizer.get_vocab() == tower.tokenizer.get_vocab()
+    assert loaded.tokenizer.get_vocab() == encoder.tokenizer.get_vocab()
 
 
 @pytest.mark.parametrize("name", ["clip", "sentence"])
-def test_a_loaded_text_encoder_is_frozen_and_in_eval_mode(folders, name):
-    tower = load_text_encoder(str(folders[name]))
-    assert not any(module.training for module in tower.model.modules())
-    assert not any(parameter.requires_grad for parameter in tower.model.parameters())
-    assert tower.projection is None or not tower.projection.weight.requires_grad
-    assert not [key for key in tower.model.state_dict() if "pooler" in key]
+def test_a_loaded_text_encoder_is_frozen_and_in_eval_mode(encoder_folder, name):
+    encoder = load_text_encoder(str(encoder_folder / name))
+    assert not any(module.training for module in encoder.model.modules())
+    assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
+    assert encoder.projection is None or not encoder.projection.weight.requires_grad
+    assert not [key for key in encoder.model.state_dict() if "pooler" in key]
 
 
 def test_a_half_checkpoint_of_older_make_loads_in_float32(folder):
@@ -113,57 +107,59 @@ def test_a_half_checkpoint_of_older_make_loads_in_float32(folder):
         weights["text_model.embeddings.position_ids"] = torch.arange(POSITIONS)[None]
 
     rewrite_weights(clip, make_older)
-    tower = load_text_encoder(str(clip))
-    assert {tower.model.dtype, tower.projection.weight.dtype} == {torch.float32}
+    encoder = load_text_encoder(str(clip))
+    assert {encoder.model.dtype, encoder.projection.weight.dtype} == {torch.float32}
 
 
-def test_length_is_the_text_encoder_s_own_or_the_one_asked_for(folders, folder):
+def test_length_is_the_text_encoder_s_own_or_the_one_asked_for(encoder_folder, folder):
     clip = folder("clip")
     rewrite(clip / "tokenizer_config.json", model_max_length=10**30)  # how tokenizers say "unknown"
     assert load_text_encoder(str(clip)).tokenizer.model_max_length == POSITIONS
-    assert load_text_encoder(str(folders["clip"])).tokenizer.model_max_length == LENGTH  # from the tokenizer
+    assert load_text_encoder(str(encoder_folder / "clip")).tokenizer.model_max_length == LENGTH  # from the tokenizer
     assert (
-        load_text_encoder(str(folders["sentence"])).tokenizer.model_max_length == LENGTH
+        load_text_encoder(str(encoder_folder / "sentence")).tokenizer.model_max_length == LENGTH
     )  # sentence_bert_config.json
-    assert encode(load_text_encoder(str(folders["sentence"]), max_length=5), CAPTIONS).c.shape[1] == 5
+    assert encode(load_text_encoder(str(encoder_folder / "sentence"), max_length=5), CAPTIONS).c.shape[1] == 5
 
 
 @pytest.mark.parametrize("max_length", [2, POSITIONS + 1])
-def test_load_refuses_a_length_the_text_encoder_has_no_places_for(folders, max_length):
+def test_load_refuses_a_length_the_text_encoder_has_no_places_for(encoder_folder, max_length):
     with pytest.raises(ValueError, match=rf"`max_length` is {max_length}.*Expected 3 to 16"):
-        load_text_encoder(str(folders["sentence"]), max_length)
+        load_text_encoder(str(encoder_folder / "sentence"), max_length)
 
 
-def test_fingerprint_tells_what_changes_an_encoding(folders):
-    def fingerprint(change=lambda tower: None, max_length=None):
-        tower = load_text_encoder(str(folders["clip"]), max_length)
-        change(tower)
-        return tower.fingerprint
+def test_fingerprint_tells_what_changes_an_encoding(encoder_folder):
+    def fingerprint(change=lambda encoder: None, max_length=None):
+        encoder = load_text_encoder(str(encoder_folder / "clip"), max_length)
+        change(encoder)
+        return encoder.fingerprint
 
     changes = [
-        lambda tower: tower.model.final_layer_norm.bias.data[0].add_(1e-3),
-        lambda tower: tower.projection.weight[0, 0].add_(1e-3),
-        lambda tower: tower.tokenizer.add_tokens(["<cat>"]),
-        lambda tower: setattr(tower.model.config, "use_attention_mask", True),
-        lambda tower: tower.model.half(),
+        lambda encoder: encoder.model.final_layer_norm.bias.data[0].add_(1e-3),
+        lambda encoder: encoder.projection.weight[0, 0].add_(1e-3),
+        lambda encoder: encoder.tokenizer.add_tokens(["<cat>"]),
+        lambda encoder: setattr(encoder.model.config, "use_attention_mask", True),
+        lambda encoder: encoder.model.half(),
     ]
     found = [fingerprint(), fingerprint(max_length=5), *map(fingerprint, changes)]
     assert len(set(found)) == len(found)
-    assert fingerprint(lambda tower: encode(tower, CAPTIONS)) == found[0]  # a call leaves its traces in a tokenizer
+    assert (
+        fingerprint(lambda encoder: encode(encoder, CAPTIONS)) == found[0]
+    )  # a call leaves its traces in a tokenizer
 
 
 # ---- the Hub, and the package
 
 
-def test_a_hub_name_is_read_from_the_cache_when_offline(folders, tmp_path, monkeypatch):
+def test_a_hub_name_is_read_from_the_cache_when_offline(encoder_folder, tmp_path, monkeypatch):
     commit = "0" * 40
-    cached = tmp_path / "models--someone--tower"
-    shutil.copytree(folders["sentence"], cached / "snapshots" / commit)
+    cached = tmp_path / "models--someone--encoder"
+    shutil.copytree(encoder_folder / "sentence", cached / "snapshots" / commit)
     (cached / "refs").mkdir()
     (cached / "refs/main").write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert load_text_encoder("someone/tower").pooling == "mean"
+    assert load_text_encoder("someone/encoder").pooling == "mean"
     for absent in ("someone/else", "no/such/folder", "package:none"):
         with pytest.raises(FileNotFoundError, match=rf"No text encoder `{absent}`.*Expected a folder, a Hub name"):
             load_text_encoder(absent)
@@ -175,8 +171,8 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
         load_text_encoder(PACKAGE_SOURCE)
 
 
-def test_a_package_of_other_weights_is_refused_unimported(folders, tmp_path, monkeypatch):
-    shutil.copytree(folders["sentence"], tmp_path / PACKAGE / "model")
+def test_a_package_of_other_weights_is_refused_unimported(encoder_folder, tmp_path, monkeypatch):
+    shutil.copytree(encoder_folder / "sentence", tmp_path / PACKAGE / "model")
     (tmp_path / PACKAGE / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, PACKAGE, raising=False)
@@ -216,8 +212,10 @@ def shapes(module):
 
 
 @pytest.mark.parametrize("kind", ["clip", "clip_2", "sentence"])
-def test_a_text_encoder_without_weights_is_that_with_them_but_for_its_numbers(kind, folders):
-    loaded, built = (load_text_encoder(str(folders[kind]), with_weights=is_loaded) for is_loaded in (True, False))
+def test_a_text_encoder_without_weights_is_that_with_them_but_for_its_numbers(kind, encoder_folder):
+    loaded, built = (
+        load_text_encoder(str(encoder_folder / kind), with_weights=is_loaded) for is_loaded in (True, False)
+    )
     assert shapes(built.model) == shapes(loaded.model)
     assert (built.pooling, built.max_length) == (loaded.pooling, LENGTH)
     assert (built.d_c, built.d_e) == (loaded.d_c, loaded.d_e)

@@ -98,7 +98,7 @@ def with_old_vae_keys(folder):
 
 
 def with_old_safety_keys(folder):
-    """Name the safety checker's weights as every Stable Diffusion 1.x folder does: a tower within a tower."""
+    """Name the safety checker's weights as every Stable Diffusion 1.x folder does: one model within another."""
 
     def rename(weights):
         return {re.sub(r"^vision_model\.(?!vision_model)", "vision_model.vision_model.", name): weight

@@ -52,12 +52,12 @@ def toy_inputs(b: int = 2, seed: int = 3) -> tuple[torch.Tensor, torch.Tensor, t
     return z, torch.randn(b, D_E, generator=generator), torch.randint(1000, (b,), generator=generator)
 
 
-def toy_pipeline(folder: Path, tower: str = "sentence", **settings):
+def toy_pipeline(folder: Path, encoder: str = "sentence", **settings):
     """A whole pipeline for 8 px images; `folder` holds what `write_text_encoders` writes."""
     from palindiff.inference.pipeline import PalindiffPipeline
     from palindiff.pretrained.text_encoders import load_text_encoder
 
-    text = load_text_encoder(str(folder / tower))
+    text = load_text_encoder(str(folder / encoder))
     unet = toy_unet(d_c=text.d_c)
     stream = toy_stream(unet, d_e=text.d_e, pooling=text.pooling, projection=text.projection, **settings)
     scheduler = DDIMScheduler.from_config(

@@ -34,7 +34,7 @@ from toys.stable_diffusion import text_encoder_of, toy_scheduler, toy_unet, toy_
 from toys.text_encoders import QUERY_WIDTH, WIDTH, write_clip
 
 NOT_SAFE = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-NUM_LAYERS_XL, WIDTH_XL = 11, 40  # of the second tower: single files are known by its tenth layer, of 32
+NUM_LAYERS_XL, WIDTH_XL = 11, 40  # of the second encoder: single files are known by its tenth layer, of 32
 
 
 def write_inpainting(root):
@@ -75,7 +75,7 @@ def write_unclip(root):
 
 
 def write_sdxl(root):
-    """Two towers, three levels, and a U-Net that is told the image's size."""
+    """Two text encoders, three levels, and a U-Net that is told the image's size."""
     clip, second = write_clip_of(root, 1), root / "clip_xl"
     write_clip(
         second,
@@ -104,7 +104,7 @@ def write_sdxl(root):
 
 
 def write_sdxl_file(folder, path):
-    """The single file of an SDXL folder: both towers stand below `conditioner`."""
+    """The single file of an SDXL folder: both text encoders stand below `conditioner`."""
     first = {
         name.replace("cond_stage_model", "conditioner.embedders.0"): weight
         for name, weight in text_weights(folder, "clip").items()

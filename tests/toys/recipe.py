@@ -62,7 +62,7 @@ def write_drawings(folder):
 
 def write_toy_parts(root):
     """Write the folders that `recipe_tree` names."""
-    write_sentence_encoder(root / "tower")
+    write_sentence_encoder(root / "encoder")
     toy_vae().save_pretrained(root / "vae")
     write_drawings(root / "images")
     return root
@@ -72,7 +72,7 @@ def recipe_tree(root, **sections):
     """A recipe as YAML holds it; keyword arguments lie over its sections."""
     tree = {
         "data": {"path": str(root / "images")},
-        "text": {"source": str(root / "tower")},
+        "text": {"source": str(root / "encoder")},
         "vae": str(root / "vae"),
         "unet": {"widths": [32, 32], "head_dim": 16, "norm_groups": 8},
         "query_stream": {"num_head_layers": 1, "head_width": 16, "head_dim": 8, "gamma": 1.0},

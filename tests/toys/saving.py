@@ -14,13 +14,13 @@ PROMPT = "a red apple"
 
 def write_stable_diffusion(root):
     """Write `root/base`, stock with four latent channels, and `root/checkpoint`, the same with a query stream."""
-    tower = load_text_encoder(str(write_clip(root / "clip")))
+    encoder = load_text_encoder(str(write_clip(root / "clip")))
     torch.manual_seed(0)
-    stock = stock_pipeline(tower)
+    stock = stock_pipeline(encoder)
     for part in (stock.unet, stock.vae):
         part.eval()
     stock.save_pretrained(root / "base")
-    stream = toy_stream(stock.unet, d_e=tower.d_e, pooling=tower.pooling, projection=tower.projection)
+    stream = toy_stream(stock.unet, d_e=encoder.d_e, pooling=encoder.pooling, projection=encoder.projection)
     PalindiffPipeline(
         **stock.components,
         query_stream=stream,

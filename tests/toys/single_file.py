@@ -35,7 +35,7 @@ def write_single_file(folder, path, half=False, text="guess", with_ema=False):
     """Write the file of a diffusers folder with one text encoder.
 
     `text` is "clip" (1.x: transformers' names), "open_clip" (2.x: OpenCLIP's, with the last layer that the folder
-    leaves out), "flat" (1.x without `text_model.`, as some merges have it) or None (no tower at all). Beside the parts
+    leaves out), "flat" (1.x without `text_model.`, as some merges have it) or None (none at all). Beside the parts
     stand the tables of the noise schedule, as the original code saves them; `with_ema` adds the averaged U-Net, zero
     here, as the larger ones of the published files do.
     """
@@ -80,29 +80,29 @@ def text_weights(folder, text):
         clip = load_file(write_clip_of(folder.parent, 2) / "model.safetensors")
         return {f"cond_stage_model.model.{name}": weight for name, weight in open_clip_weights(clip).items()}
     before = "cond_stage_model.transformer." + ("" if text == "flat" else "text_model.")
-    tower = tower_of(of(folder, "text_encoder"))
-    positions = torch.arange(len(tower["embeddings.position_embedding.weight"]))[None]
-    return {before + name: weight for name, weight in {**tower, "embeddings.position_ids": positions}.items()}
+    encoder = tower_of(of(folder, "text_encoder"))
+    positions = torch.arange(len(encoder["embeddings.position_embedding.weight"]))[None]
+    return {before + name: weight for name, weight in {**encoder, "embeddings.position_ids": positions}.items()}
 
 
 def open_clip_weights(clip):
-    """OpenCLIP's names for a tower with its projection, with query, key and value in one matrix."""
-    tower = tower_of(clip)
+    """OpenCLIP's names for a encoder with its projection, with query, key and value in one matrix."""
+    encoder = tower_of(clip)
     weights = {
-        "positional_embedding": tower["embeddings.position_embedding.weight"],
-        "token_embedding.weight": tower["embeddings.token_embedding.weight"],
-        "ln_final.weight": tower["final_layer_norm.weight"],
-        "ln_final.bias": tower["final_layer_norm.bias"],
+        "positional_embedding": encoder["embeddings.position_embedding.weight"],
+        "token_embedding.weight": encoder["embeddings.token_embedding.weight"],
+        "ln_final.weight": encoder["final_layer_norm.weight"],
+        "ln_final.bias": encoder["final_layer_norm.bias"],
         "text_projection": clip["text_projection.weight"].T,  # (d_e, d_c) -> (d_c, d_e)
         "logit_scale": clip.get("logit_scale", torch.tensor(2.6592)),
     }
-    for i in range(1 + max(int(name.split(".")[2]) for name in tower if name.startswith("encoder.layers."))):
+    for i in range(1 + max(int(name.split(".")[2]) for name in encoder if name.startswith("encoder.layers."))):
         layer, block = f"encoder.layers.{i}", f"transformer.resblocks.{i}"
         for kind in ("weight", "bias"):
-            three = [tower[f"{layer}.self_attn.{each}_proj.{kind}"] for each in "qkv"]
+            three = [encoder[f"{layer}.self_attn.{each}_proj.{kind}"] for each in "qkv"]
             weights[f"{block}.attn.in_proj_{kind}"] = torch.cat(three)
             for name, old in OPEN_CLIP_LAYER.items():
-                weights[f"{block}.{old}.{kind}"] = tower[f"{layer}.{name}.{kind}"]
+                weights[f"{block}.{old}.{kind}"] = encoder[f"{layer}.{name}.{kind}"]
     return weights
 
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x at toy size, in the folders that diffusers writes, and the CLIP each tower came from.
+"""Stable Diffusion 1.x and 2.x at toy size, in the folders that diffusers writes, and the CLIP each encoder came from.
 
 What makes the layouts what they are is kept (four levels, two layers each, eight pixels a latent, numbers of heads
 against widths of heads, 23 of 24 text layers); only widths are small. Every norm and bias is drawn, not 1 or 0: a
@@ -75,10 +75,10 @@ def save(pipeline, folder, **saving):
 def text_encoder_of(clip, **config):
     """The first layers of a CLIP folder's text encoder as a model of its own, which transformers saves unprefixed."""
     whole = CLIPModel.from_pretrained(clip)
-    tower = CLIPTextModel(type(whole.config.text_config).from_dict({**whole.config.text_config.to_dict(), **config}))
+    encoder = CLIPTextModel(type(whole.config.text_config).from_dict({**whole.config.text_config.to_dict(), **config}))
     kept = whole.text_model.state_dict()
-    tower.load_state_dict({name: kept[name] for name in tower.state_dict()})
-    return tower.eval()
+    encoder.load_state_dict({name: kept[name] for name in encoder.state_dict()})
+    return encoder.eval()
 
 
 def toy_unet(seed=0, **settings):

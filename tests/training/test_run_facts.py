@@ -17,7 +17,7 @@ from toys.recipe import toy_recipe, train_toy_recipe
 def parts(toy_parts, tmp_path_factory):
     """The toy parts with cards of their own."""
     root = shutil.copytree(toy_parts, tmp_path_factory.mktemp("licensed") / "parts")
-    for part in ("tower", "vae"):
+    for part in ("encoder", "vae"):
         (root / part / "README.md").write_text("---\nlicense: mit\n---\n")
     return root
 
@@ -30,7 +30,7 @@ def test_training_writes_a_card_beside_its_checkpoint(parts, tmp_path):
     assert card_head(card).startswith("library_name: diffusers\nlicense: mit\n")
     for line in (
         "# first run", "- `images`", "- steps: 2", "- batch size: 4", "- images: 16 px", "Not measured.",
-        f"identity {config_hash(recipe)[:16]}", "- Text encoder, from `tower`: mit.", "- VAE, from `vae`: mit.",
+        f"identity {config_hash(recipe)[:16]}", "- Text encoder, from `encoder`: mit.", "- VAE, from `vae`: mit.",
         f"Parameters: U-Net {pipeline.unet.num_parameters():,}, query stream",
     ):  # fmt: skip
         assert line in card

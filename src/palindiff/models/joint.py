@@ -31,6 +31,7 @@ def predict(
     (z,) = tensors
 
     def visit(site: int, transformer: Transformer2DModel, tokens: Tensor, context: Tensor, carry: Carry):  # type: ignore[no-untyped-def]
+        """Run a site's blocks on query and image together; the carry is the query, h (b, d_e)."""
         own, (h,) = layers.sites[site], carry
         q = own.into(h + drive)[:, None]  # (b, d_e) -> (b, 1, ch)
         for number, block in enumerate(transformer.transformer_blocks):

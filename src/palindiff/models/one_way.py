@@ -22,6 +22,7 @@ def read_image(layers: QueryLayers, unet: UNet2DConditionModel, z: Tensor) -> tu
     """
 
     def visit(site: int, transformer: Transformer2DModel, tokens: Tensor, context: Tensor, carry: Carry):  # type: ignore[no-untyped-def]
+        """Run a site's blocks on the image; the carry is every block's keys and values so far."""
         for block in transformer.transformer_blocks:
             normed = block.norm1(tokens)
             keys, values = keys_values(block.attn1, normed)

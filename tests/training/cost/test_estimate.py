@@ -73,9 +73,9 @@ def test_memory_is_that_of_a_measured_run(changes, middling):
 
 
 @pytest.mark.parametrize("task", ["both", "generation", "alignment"])
-@pytest.mark.parametrize("tower", ["tower", "clip"])
-def test_parameters_are_those_that_training_builds(task, tower, toy_parts, tmp_path):
-    source = write_clip(tmp_path / "clip") if tower == "clip" else toy_parts / tower
+@pytest.mark.parametrize("encoder", ["encoder", "clip"])
+def test_parameters_are_those_that_training_builds(task, encoder, toy_parts, tmp_path):
+    source = write_clip(tmp_path / "clip") if encoder == "clip" else toy_parts / encoder
     recipe = toy_recipe(toy_parts, objective={"task": task}, text={"source": str(source)})
     parts = prepare_toy(recipe, tmp_path)
     with fake_run(recipe) as models:

@@ -174,9 +174,9 @@ def kinds(tensors):
 
 
 @pytest.mark.parametrize("variant", SCRATCH_VARIANTS)
-@pytest.mark.parametrize("tower", ["tower", "clip"])
-def test_a_weight_free_run_from_scratch_is_what_training_prepares(variant, tower, toy_parts, tmp_path):
-    source = write_clip(tmp_path / "clip") if tower == "clip" else toy_parts / tower
+@pytest.mark.parametrize("encoder", ["encoder", "clip"])
+def test_a_weight_free_run_from_scratch_is_what_training_prepares(variant, encoder, toy_parts, tmp_path):
+    source = write_clip(tmp_path / "clip") if encoder == "clip" else toy_parts / encoder
     recipe = toy_recipe(toy_parts, text={"source": str(source)}, **SCRATCH_VARIANTS[variant])
     parts = prepare_toy(recipe, tmp_path)
     run = weight_free_run(recipe)

@@ -42,8 +42,8 @@ def rows(toy_parts):
 
 
 @pytest.fixture
-def tower(toy_parts):
-    return load_text_encoder(str(toy_parts / "tower"))
+def encoder(toy_parts):
+    return load_text_encoder(str(toy_parts / "encoder"))
 
 
 def encode_images(rows, cache_dir, vae=None, size_px=SIDE_PX, fit="crop", views=PLAIN, num_workers=0, progress=silent):
@@ -104,11 +104,11 @@ def test_images_are_encoded_once_and_then_read(rows, tmp_path):
     assert told == [("encoding images", 12, 12)]
 
 
-def test_captions_are_encoded_once_and_then_read(tower, tmp_path):
-    first = caption_features(CAPTIONS, tower, tmp_path / "one", silent)
-    anew = caption_features(CAPTIONS, tower, tmp_path / "two", silent)
-    calls = count_calls(tower.model)
-    again = caption_features(CAPTIONS, tower, tmp_path / "one", silent)
+def test_captions_are_encoded_once_and_then_read(encoder, tmp_path):
+    first = caption_features(CAPTIONS, encoder, tmp_path / "one", silent)
+    anew = caption_features(CAPTIONS, encoder, tmp_path / "two", silent)
+    calls = count_calls(encoder.model)
+    again = caption_features(CAPTIONS, encoder, tmp_path / "one", silent)
     assert not calls
     for found in (anew, again):
         assert np.array_equal(first.c, found.c)
@@ -116,11 +116,11 @@ def test_captions_are_encoded_once_and_then_read(tower, tmp_path):
         assert first.row == found.row == {"a red a": 0, "a red b": 1, "": 2, "red": 3}
 
 
-def test_text_features_are_those_of_each_caption_alone(tower, tmp_path):
-    found = caption_features(CAPTIONS, tower, tmp_path, silent)
+def test_text_features_are_those_of_each_caption_alone(encoder, tmp_path):
+    found = caption_features(CAPTIONS, encoder, tmp_path, silent)
     for caption, row in found.row.items():
         with torch.no_grad():
-            encoded = tower.encode([caption])
+            encoded = encoder.encode([caption])
         c, e = torch.from_numpy(found.c[row].astype(np.float32)), torch.from_numpy(found.e[row].copy())
         torch.testing.assert_close(c, encoded.c[0], rtol=1e-3, atol=1e-3)  # float16
         torch.testing.assert_close(e, encoded.e[0], rtol=0, atol=1e-6)  # float32, another batch
@@ -150,11 +150,11 @@ def test_what_makes_latents_is_in_their_key(rows, toy_parts, tmp_path):
 
 
 def test_what_makes_text_features_is_in_their_key(toy_parts, tmp_path):
-    source = str(toy_parts / "tower")
+    source = str(toy_parts / "encoder")
     other_weights = load_text_encoder(source)
     with torch.no_grad():
         other_weights.model.embeddings.word_embeddings.weight[7] += 1
-    for number, (captions, tower) in enumerate(
+    for number, (captions, encoder) in enumerate(
         [
             (CAPTIONS, load_text_encoder(source)),
             ([*CAPTIONS, "one more"], load_text_encoder(source)),
@@ -164,7 +164,7 @@ def test_what_makes_text_features_is_in_their_key(toy_parts, tmp_path):
         ],
         start=1,
     ):
-        c = caption_features(captions, tower, tmp_path, silent).c
+        c = caption_features(captions, encoder, tmp_path, silent).c
         assert c.shape == (len(set(captions)), 7 if number == 4 else 12, 32)
         assert len(folders(tmp_path)) == number
 
@@ -365,9 +365,9 @@ def test_features_lie_where_the_environment_says(monkeypatch, tmp_path):
     assert default_cache_dir() == tmp_path / ".cache" / "palindiff"
 
 
-def test_kept_files_are_plain_numpy_arrays(rows, tower, tmp_path):
+def test_kept_files_are_plain_numpy_arrays(rows, encoder, tmp_path):
     encode_images(rows, tmp_path)
-    caption_features(CAPTIONS, tower, tmp_path, silent)
+    caption_features(CAPTIONS, encoder, tmp_path, silent)
     found = {path.name: np.load(path) for path in tmp_path.glob("*/*.npy")}
     assert {name: (array.shape, array.dtype) for name, array in found.items()} == {
         "moments.npy": ((12, 1, 2, 2, 3, 8, 8), np.float16),

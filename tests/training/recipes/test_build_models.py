@@ -177,7 +177,7 @@ def test_any_generation_scheduler_s_noise_can_be_learned(bases):
 
 @pytest.mark.parametrize("is_trained", [False, True])
 def test_captions_encoded_at_each_step_train_as_kept_features_do(is_trained, toy_parts, tmp_path):
-    """A frozen tower gives the same run, but for the rounding of kept features to half precision; a trained one "
+    """A frozen encoder gives the same run, but for the rounding of kept features to half precision; a trained one "
     "moves."""
     kept = train_toy_recipe(toy_recipe(toy_parts), tmp_path / "kept")
     text = {"keep_features": False, "is_trained": is_trained}
