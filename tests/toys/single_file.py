@@ -86,7 +86,7 @@ def text_weights(folder, text):
 
 
 def open_clip_weights(clip):
-    """OpenCLIP's names for a encoder with its projection, with query, key and value in one matrix."""
+    """OpenCLIP's names for a text encoder with its projection, with query, key and value in one matrix."""
     encoder = tower_of(clip)
     weights = {
         "positional_embedding": encoder["embeddings.position_embedding.weight"],
