@@ -19,7 +19,7 @@ from palindiff.data.emoji import ATTRIBUTION
 from palindiff.models.query_stream import QueryStream
 from palindiff.pretrained.bundled import CHECKPOINTS
 from palindiff.pretrained.saving import make_portable
-from palindiff.training.loop.run_log import read_log
+from palindiff.training.loop.run_log import read_log, training_cost
 
 SOURCES = {"emoji": ("checkpoint", "latest"), "vae-emoji": ("vae",)}  # where a run keeps the weights, best first
 PARTS = {"emoji": {"unet": UNet2DConditionModel, "query_stream": QueryStream}, "vae-emoji": {"": AutoencoderKL}}
@@ -64,13 +64,14 @@ def bundle(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
 
 def model_card(run: Path, log: list[dict[str, float]], parameters: dict[str, int]) -> str:
     """Fill in the card of the bundled emoji model: size, data with attribution, training."""
+    steps, seconds = training_cost(log)
     return CARD.read_text(encoding="utf-8").format(
         **{part: count / 1e6 for part, count in parameters.items()},
         parameters=sum(parameters.values()) / 1e6,
         attribution="; ".join(f"{style}: {credit}" for style, credit in ATTRIBUTION.items()),
         recipe=(run / "recipe.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# "),
-        steps=int(max(line["step"] for line in log)),
-        hours=max(line.get("elapsed_s", 0.0) for line in log) / 3600,
+        steps=steps,
+        hours=seconds / 3600,
     )
 
 
@@ -92,7 +93,10 @@ def _log_of(source: Path, run: Path) -> list[dict[str, float]]:
 
 def _check_vae(trained_with: Path, bundled: Path) -> None:
     """Refuse a model whose latents are not those of the bundled VAE."""
-    ours, theirs = (AutoencoderKL.from_pretrained(path).half().state_dict() for path in (trained_with, bundled))
+    ours, theirs = (
+        AutoencoderKL.from_pretrained(path, use_safetensors=True).half().state_dict()
+        for path in (trained_with, bundled)
+    )
     if ours.keys() != theirs.keys() or any(not torch.equal(ours[name], theirs[name]) for name in ours):
         raise ValueError(
             f"`{trained_with}` is not the VAE in `{bundled}`. Expected the VAE that the model was trained with. "

@@ -2,15 +2,17 @@
 
 Only names change: a file whose numbers would differ after renaming is refused and not written.
 
-Run: python scripts/migrate_names.py FILE ... (results/*.json, log.jsonl, recipe.yaml, query_stream folders)
+Run: python scripts/migrate_names.py FILE ... (results/*.json, log.jsonl, recipe.yaml; query_stream folders
+without a CLIP projection)
 """
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
-from palindiff.atomic import atomic_text
+from palindiff.atomic import atomic_folder, atomic_text
 
 NAMES = {  # whole words, old -> new
     "picture_to_text": "image_to_text",
@@ -32,6 +34,7 @@ NAMES = {  # whole words, old -> new
 }
 RECALL_KEY = re.compile(r"(picture_to_text|text_to_picture)_recall_(\d+)")
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\w.])")
+PROJECTION_SETTINGS = ("projection_width", "text_tail_settings")  # of a query stream, null without a projection
 TENSORS = {"picture_into_head": "image_into_head"}
 
 
@@ -79,21 +82,25 @@ def migrate(path: Path) -> None:
 
 
 def migrate_tensors(folder: Path) -> None:
-    """Rename tensors of a query stream's weights.
+    """Rename the settings and tensors of a query stream.
 
-    Raises: ValueError if a tensor would change.
+    Raises: ValueError if it holds a CLIP projection, which is stored otherwise now, or two tensors would share a name.
     """
-    import torch
     from safetensors.torch import load_file, save_file
 
     weights = folder / "diffusion_pytorch_model.safetensors"
     before = load_file(weights)
     after = {".".join(TENSORS.get(part, part) for part in name.split(".")): tensor for name, tensor in before.items()}
-    if len(after) != len(before) or not all(
-        torch.equal(x, y) for x, y in zip(before.values(), after.values(), strict=True)
-    ):
-        raise ValueError(f"Renaming would change a tensor of `{weights}`. Expected only names to change. Fix TENSORS.")
-    save_file(after, weights, metadata={"format": "pt"})
+    if len(after) != len(before):
+        raise ValueError(f"Two tensors of `{weights}` would share a name. Expected only names to change. Fix TENSORS.")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if any(config.pop(name, None) is not None for name in PROJECTION_SETTINGS):
+        raise ValueError(f"`{folder}` holds a CLIP projection. Expected none. Build it again with `palindiff init`.")
+    with atomic_folder(folder, replace=True) as unfinished:
+        shutil.copytree(folder, unfinished, dirs_exist_ok=True)
+        save_file(after, unfinished / weights.name, metadata={"format": "pt"})
+        settings = {"clip_projection_settings": None} | config
+        (unfinished / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def emoji_dir(toy_parts, tmp_path, monkeypatch):
     monkeypatch.setattr(demo_sections, "FREE_WORDING", ("a red circle",))
     monkeypatch.setattr(demo_sections, "NUM_GENERATED", 2)
     monkeypatch.setattr(emoji_protocol, "NUM_GENERATED", 2)
-    monkeypatch.setattr(emoji_protocol, "GENERATION_STEPS", 2)
+    monkeypatch.setattr(emoji_protocol, "METRIC_STEPS", 2)
     return write_emoji_set(tmp_path / "emoji")
 
 

@@ -43,7 +43,7 @@ def test_settings_of_the_results_are_the_protocol_s():
     retrieval = f"at guidance scale {naming:g} (no guidance) with {emoji_protocol.NAMING_STEPS} DDIM steps"
     generated = (
         f"{emoji_protocol.NUM_GENERATED} captions are generated at guidance scale {generation:g} with "
-        f"{emoji_protocol.GENERATION_STEPS} DDIM steps."
+        f"{emoji_protocol.METRIC_STEPS} DDIM steps."
     )
     concepts = f"the real images of {emoji_protocol.NUM_GENERATION_CONCEPTS} concepts"
     for words in (WORDS, RESULTS):

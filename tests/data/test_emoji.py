@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -283,3 +284,10 @@ def test_missing_package_is_named_with_its_remedy(package, monkeypatch, tmp_path
     with pytest.raises(ModuleNotFoundError, match=rf"`{package}` is not installed.*pip install 'palindiff\[emoji\]'"):
         build_emoji_set(tmp_path / "set", 16, [the("OK hand")])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_readme_counts_images_and_concepts():
+    pairs = [(concept.name, each.characters) for concept in CONCEPTS for each in concept.members]
+    drawn = [name for name, characters in pairs for svgs in SVGS.values() if characters in svgs]
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"renders {len(drawn):,} images of {len(set(drawn)):,} concepts" in readme

@@ -43,7 +43,7 @@ def _toy(monkeypatch, toy_parts, tmp_path):
     monkeypatch.setattr(demo_sections, "FREE_WORDING", ("a red <circle>",))
     monkeypatch.setattr(demo_sections, "NUM_GENERATED", 2)
     monkeypatch.setattr(emoji_protocol, "NUM_GENERATED", 2)
-    monkeypatch.setattr(emoji_protocol, "GENERATION_STEPS", 2)
+    monkeypatch.setattr(emoji_protocol, "METRIC_STEPS", 2)
 
 
 @pytest.fixture(scope="module")

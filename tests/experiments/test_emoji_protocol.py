@@ -13,8 +13,8 @@ from palindiff.evaluation.thumbnails import thumbnail_recall
 from palindiff.experiments import emoji_protocol
 from palindiff.experiments.emoji_protocol import (
     GENERATION_GUIDANCE_SCALE,
-    GENERATION_STEPS,
     KS,
+    METRIC_STEPS,
     EmbeddedConcepts,
     as_pixels,
     concept_images,
@@ -95,7 +95,7 @@ def test_equal_captions_are_all_right_when_naming(model, embedded):
 @pytest.fixture
 def few(monkeypatch):
     """Ten candidates of which four are generated, in two steps; with random weights more would show no more."""
-    for name, number in (("NUM_GENERATION_CONCEPTS", 10), ("NUM_GENERATED", 4), ("GENERATION_STEPS", 2)):
+    for name, number in (("NUM_GENERATION_CONCEPTS", 10), ("NUM_GENERATED", 4), ("METRIC_STEPS", 2)):
         monkeypatch.setattr(emoji_protocol, name, number)
 
 
@@ -125,5 +125,5 @@ def test_generation_is_measured_in_both_styles_on_seen_and_unseen_concepts(model
 def test_the_settings_are_those_of_the_published_numbers():
     """A change here is a change of every published number."""
     assert (emoji_protocol.NUM_GENERATION_CONCEPTS, emoji_protocol.NUM_GENERATED) == (237, 200)
-    assert (KS, GENERATION_STEPS, GENERATION_GUIDANCE_SCALE) == ((1, 5, 10), 20, 4.0)
+    assert (KS, METRIC_STEPS, GENERATION_GUIDANCE_SCALE) == ((1, 5, 10), 20, 4.0)
     assert (NAMING_STEPS, NAMING_GUIDANCE_SCALE) == (8, 1.0)

@@ -192,7 +192,7 @@ def test_encode_refuses_a_length_over_the_positions(encoder):
 
 
 def test_encode_refuses_to_pool_where_no_caption_ends(encoder_folder):
-    """A new token's id is the highest, and a text encoder with `eos_token_id` 2 pools there; any other reads place 0."""
+    """A new token's id is the highest, and a model with `eos_token_id` 2 pools there; any other reads place 0."""
     encoder = load_text_encoder(str(encoder_folder / "clip_2"))
     encoder.tokenizer.add_tokens(["<cat>"])
     encoder.model.resize_token_embeddings(len(encoder.tokenizer))

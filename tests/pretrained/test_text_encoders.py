@@ -178,6 +178,7 @@ def test_a_package_of_other_weights_is_refused_unimported(encoder_folder, tmp_pa
     monkeypatch.delitem(sys.modules, PACKAGE, raising=False)
     with pytest.raises(ValueError, match=r"SHA-256 of .* is [0-9a-f]{64}. Expected 53aa5117.*--force-reinstall"):
         load_text_encoder(PACKAGE_SOURCE)
+    assert load_text_encoder(PACKAGE_SOURCE, with_weights=False).pooling == "mean"  # its weights are not read
     (tmp_path / PACKAGE / "model/model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"is none, for it is missing. Expected 53aa5117"):
         load_text_encoder(PACKAGE_SOURCE)

@@ -6,7 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from palindiff.models.query_stream import QueryStream
 from toys.by_path import load_by_path
+from toys.models import toy_stream, toy_unet
+
+WEIGHTS, OLD_LAYER = "diffusion_pytorch_model.safetensors", "picture_into_head"
 
 
 @pytest.fixture
@@ -76,20 +80,40 @@ def test_changed_number_is_refused_and_the_file_kept(script, tmp_path, monkeypat
     assert path.read_bytes() == before
 
 
-def test_tensors_are_renamed_and_their_values_kept(script, tmp_path):
-    path = tmp_path / "diffusion_pytorch_model.safetensors"
-    old = {"blocks.0.picture_into_head.weight": torch.randn(2, 3), "gamma": torch.ones(1)}
-    save_file(old, path)
-    script.migrate(tmp_path)
-    new = load_file(path)
-    assert sorted(new) == ["blocks.0.image_into_head.weight", "gamma"]
-    assert torch.equal(new["blocks.0.image_into_head.weight"], old["blocks.0.picture_into_head.weight"])
+@pytest.fixture
+def old_stream(tmp_path):
+    """A query stream's folder with the former names."""
+    stream = toy_stream(toy_unet())
+    stream.save_pretrained(tmp_path / "query_stream")
+    weights, config = (tmp_path / "query_stream" / name for name in (WEIGHTS, "config.json"))
+    save_file({name.replace("image_into_head", OLD_LAYER): each for name, each in load_file(weights).items()}, weights)
+    settings = json.loads(config.read_text())
+    assert settings.pop("clip_projection_settings", None) is None
+    config.write_text(json.dumps(settings | {"projection_width": None, "text_tail_settings": None}))
+    return stream, tmp_path / "query_stream"
 
 
-def test_tensors_that_would_share_a_name_are_refused(script, tmp_path):
-    path = tmp_path / "diffusion_pytorch_model.safetensors"
-    save_file({"picture_into_head": torch.zeros(1), "image_into_head": torch.ones(1)}, path)
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match="would change a tensor"):
-        script.migrate(tmp_path)
-    assert path.read_bytes() == before
+def test_a_query_stream_s_settings_and_tensors_are_renamed_and_it_loads(script, old_stream):
+    stream, folder = old_stream
+    with pytest.raises(ValueError, match=r"query stream|projection_width|image_into_head"):
+        QueryStream.from_pretrained(folder)
+    script.migrate(folder)
+    migrated = QueryStream.from_pretrained(folder).state_dict()
+    assert migrated.keys() == stream.state_dict().keys()
+    assert all(torch.equal(migrated[name], each) for name, each in stream.state_dict().items())
+
+
+@pytest.mark.parametrize("fault", ["shared name", "projection"])
+def test_a_query_stream_that_cannot_be_renamed_is_refused_and_kept(script, old_stream, fault):
+    _, folder = old_stream
+    if fault == "projection":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"projection_width": 4}))
+    else:
+        save_file({OLD_LAYER: torch.zeros(1), "image_into_head": torch.ones(1)}, folder / WEIGHTS)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(
+        ValueError, match="would share a name" if fault == "shared name" else "holds a CLIP projection"
+    ):
+        script.migrate(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -30,7 +30,7 @@ def test_training_writes_a_card_beside_its_checkpoint(parts, tmp_path):
     assert card_head(card).startswith("library_name: diffusers\nlicense: mit\n")
     for line in (
         "# first run", "- `images`", "- steps: 2", "- batch size: 4", "- images: 16 px", "Not measured.",
-        f"identity {config_hash(recipe)[:16]}", "- Text encoder, from `encoder`: mit.", "- VAE, from `vae`: mit.",
+        f"config hash {config_hash(recipe)[:16]}", "- Text encoder, from `encoder`: mit.", "- VAE, from `vae`: mit.",
         f"Parameters: U-Net {pipeline.unet.num_parameters():,}, query stream",
     ):  # fmt: skip
         assert line in card

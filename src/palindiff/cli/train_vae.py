@@ -12,8 +12,8 @@ def train_vae(
 ) -> None:
     """Train a VAE by a recipe, or resume a run.
 
-    A VAE encodes images as latents and decodes them. Writes DIR/vae in fp16, DIR/latest (the same at the last
-    evaluation), DIR/log.jsonl, DIR/recipe.yaml, and DIR/state for resuming.
+    A VAE encodes images as latents and decodes them. Writes DIR/vae in fp16, DIR/log.jsonl,
+    DIR/recipe.yaml, and DIR/state for resuming.
 
     \b
     Examples:

@@ -24,7 +24,7 @@ from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, GENERATION_S
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.pretrained.bundled import bundled_folder
 from palindiff.training.loop.loop import backward_step
-from palindiff.training.loop.run_log import read_log
+from palindiff.training.loop.run_log import read_log, training_cost
 from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe, prepare_run_dir
 from palindiff.training.trainer import make_trainer, train_recipe
@@ -152,5 +152,4 @@ def write_rows(options: DemoOptions, rows: list[Row], command: str, elapsed_s: f
 
 def _with_log(name: str, pipeline: PalindiffPipeline, folder: Path) -> tuple[EvaluatedModel, list[Line]]:
     log = read_log(folder / "log.jsonl")
-    steps, seconds = max(line["step"] for line in log), max(line.get("elapsed_s", 0.0) for line in log)
-    return EvaluatedModel(name, pipeline, int(steps), seconds), log
+    return EvaluatedModel(name, pipeline, *training_cost(log)), log

@@ -17,6 +17,7 @@ from palindiff.data.emoji import STYLES, Style
 from palindiff.data.images import decode_image, to_pixels, to_tensor
 from palindiff.data.rows import CaptionedImage
 from palindiff.data.sources import DataConfig, open_images
+from palindiff.evaluation.evaluators import KS
 from palindiff.evaluation.results import Row
 from palindiff.evaluation.retrieval import both_ways
 from palindiff.evaluation.thumbnails import thumbnail_recall
@@ -24,10 +25,9 @@ from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, NAMING_GUIDA
 from palindiff.inference.generation import generate_images
 from palindiff.inference.pipeline import PalindiffPipeline
 
-KS = (1, 5, 10)
 NUM_GENERATION_CONCEPTS = 237  # candidates of the generation metric, in each style and split
 NUM_GENERATED = 200  # captions generated of them
-GENERATION_STEPS = 20  # DDIM steps of the generation metric
+METRIC_STEPS = 20  # DDIM steps of the generation metric
 SPLITS = {"seen": "train", "unseen": "test"}  # result label -> split of the emoji set
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ def generation_rows(model: EvaluatedModel, data_dir: Path, style: Style, split: 
     rows = evenly(concept_images(data_dir, SPLITS[split], style), NUM_GENERATION_CONCEPTS)
     chosen = evenly(range(len(rows)), NUM_GENERATED)
     captions, seeds = [rows[i].captions[0] for i in chosen], list(range(len(chosen)))
-    generated = generate_images(model.pipeline, captions, seeds, GENERATION_GUIDANCE_SCALE, GENERATION_STEPS)
+    generated = generate_images(model.pipeline, captions, seeds, GENERATION_GUIDANCE_SCALE, METRIC_STEPS)
     real = as_pixels([decode_image(row.source) for row in rows])
     found = thumbnail_recall(as_pixels(generated), torch.tensor(chosen), real, KS)
     return [model.label(row, style, split=split) for row in found]

@@ -1,6 +1,6 @@
 """Reconstruction error of a VAE on seen and unseen images, and a sheet of images before and after.
 
-Here: which images, and the rows of `results/vae.json`. Not here: the error itself (`training/train_vae.py`).
+Here: which images, and the rows of `results/vae.json`. Not here: the error itself (`evaluation/evaluators.py`).
 """
 
 import time
@@ -16,9 +16,9 @@ from palindiff.evaluation.evaluators import reconstruction
 from palindiff.evaluation.results import Row, write_results
 from palindiff.evaluation.sheets import pairs_sheet
 from palindiff.experiments.emoji_protocol import as_pixels, evenly
-from palindiff.pretrained.bundled import bundled_folder
+from palindiff.pretrained.bundled import BUNDLED_VAE, bundled_folder, load_vae
 from palindiff.training.features.images_in_memory import decode_images
-from palindiff.training.loop.run_log import read_log
+from palindiff.training.loop.run_log import read_log, training_cost
 
 NUM_SHOWN = 32  # pairs on the sheet, evenly spread over the split
 SPLITS = ("train", "test")
@@ -35,15 +35,14 @@ def report_vae(
     """
     started = time.perf_counter()
     is_bundled = model == "bundled"
-    run = bundled_folder("vae-emoji") if is_bundled else Path(model)
-    vae = AutoencoderKL.from_pretrained(run if is_bundled else run / "vae", torch_dtype=torch.float32).eval()
-    log = read_log(run / "log.jsonl")
-    steps, seconds = max(line["step"] for line in log), round(max(line.get("elapsed_s", 0) for line in log))
+    run = bundled_folder(BUNDLED_VAE) if is_bundled else Path(model)
+    vae = load_vae("bundled" if is_bundled else str(run / "vae"))
+    steps, seconds = training_cost(read_log(run / "log.jsonl"))
     rows: list[Row] = []
     for split in SPLITS:
         images = decode_images(open_images(DataConfig(path=str(data_dir), split=split)), vae.config.sample_size)
         measured = {str(row["metric"]): round(cast("float", row["value"]), 3) for row in reconstruction(vae, images)}
-        rows.append({"split": split, "n": len(images), **measured, "steps": steps, "seconds": seconds})
+        rows.append({"split": split, "n": len(images), **measured, "steps": steps, "seconds": round(seconds)})
     if results is not None:  # before the sheet: a new file would make the git tree dirty
         settings = {"parameters": vae.num_parameters(), "latent_channels": vae.config.latent_channels}
         write_results(results, rows, command, settings, seed, time.perf_counter() - started)

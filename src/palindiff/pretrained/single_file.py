@@ -67,7 +67,9 @@ def load_single_file(
     scheduler = scheduler_of(folder)
     unet = _convert(UNet2DConditionModel, path, folder, "unet", dtype)
     vae = _convert(AutoencoderKL, path, folder, "vae", dtype)
-    encoder = clip_projection.with_clip_projection(text_model, tokenizer, str(path), clip)
+    encoder = clip_projection.with_clip_projection(
+        text_model, tokenizer, str(path), clip, with_weights=False
+    )  # CLIP's own
     text_model.to(unet.dtype)
     parts = (vae, text_model, tokenizer, unet, scheduler)
     base = StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False)  # the file holds no checker

@@ -20,7 +20,7 @@ from palindiff.models.text_encoder import TextEncoder
 from palindiff.pretrained import model_card
 from palindiff.pretrained.clip_projection import with_clip_projection
 from palindiff.pretrained.hub import STABLE_DIFFUSION_1, find_base_configs, no_such
-from palindiff.pretrained.layout import INDEX_NAME, check_layout, check_whole, is_palindiff, read_json, weights_variant
+from palindiff.pretrained.layout import INDEX_NAME, check_layout, check_whole, read_json, weights_variant
 from palindiff.pretrained.saving import HubMixin
 from palindiff.pretrained.single_file import load_single_file, scheduler_of
 from palindiff.pretrained.text_encoders import blank_tokenizer, load_text_encoder, load_text_model
@@ -81,7 +81,7 @@ def parts_from_configs(folder: Path) -> dict[str, Any]:
         parts[name] = getattr(diffusers, index[name][1]).from_config(config).eval()
     parts["text_encoder"] = load_text_model(folder / "text_encoder", with_weights=False)
     parts["tokenizer"] = blank_tokenizer(folder / "text_encoder", parts["text_encoder"])
-    if is_palindiff(folder):
+    if "query_stream" in index:
         parts["query_stream"] = QueryStream.from_config(QueryStream.load_config(folder / "query_stream")).eval()
         query_scheduler = getattr(diffusers, index["query_scheduler"][1])
         parts["query_scheduler"] = query_scheduler.from_pretrained(folder, subfolder="query_scheduler")

@@ -32,6 +32,7 @@ class Trainer(ABC, Generic[R]):
 
     recipe_class: ClassVar[type[Recipe]]
     result_name: ClassVar[str]  # the folder of the result, below the run's
+    writes_latest: ClassVar[bool] = True  # whether each evaluation writes the model as `latest/`
 
     run_log: RunLog
     objective: nn.Module
@@ -102,10 +103,11 @@ class Trainer(ABC, Generic[R]):
         return self.trained_model()
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Measure the current weights, and write them as `latest/`, which can be used while training continues."""
+        """Measure the current weights, and write them as `latest/`, to be used while training continues."""
         numbers = self.validation_losses()
         numbers |= {str(row["metric"]): float(cast("float", row["value"])) for row in self.evaluation_rows(step)}
-        self._write(self.output / "latest")
+        if self.writes_latest:
+            self._write(self.output / "latest")
         return numbers
 
     def validation_losses(self) -> dict[str, float]:

@@ -27,7 +27,7 @@ def run_facts(recipe: DiffDisRecipe, pipeline: PalindiffPipeline, name: str) -> 
             "learning rates": f"{recipe.optimizer.learning_rate:g} (U-Net), {recipe.optimizer.new_learning_rate:g}",
             "average of the weights": recipe.loop.ema_decay,
             "seed": recipe.loop.seed,
-            "recipe": f"identity {config_hash(recipe)[:16]}, palindiff {palindiff.__version__}",
+            "recipe": f"config hash {config_hash(recipe)[:16]}, palindiff {palindiff.__version__}",
         },
     )
 

@@ -26,6 +26,7 @@ class VaeTrainer(Trainer[VaeRecipe]):
 
     recipe_class = VaeRecipe
     result_name = "vae"
+    writes_latest = False  # normalizing latents encodes the whole training set
 
     @staticmethod
     def count_parameters(recipe: VaeRecipe) -> dict[str, int]:

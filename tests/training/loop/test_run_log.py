@@ -97,6 +97,14 @@ def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path):
     assert len(list((tmp_path / "tensorboard" / "palindiff").iterdir())) == 2
 
 
+def test_wandb_gets_the_run_s_name_and_folder(tmp_path, monkeypatch):
+    accelerator, passed = cpu_accelerator(), []
+    monkeypatch.setattr(accelerator, "init_trackers", lambda name, init_kwargs: passed.append((name, init_kwargs)))
+    started(tmp_path / "run", accelerator=accelerator).finish()
+    ((name, init_kwargs),) = passed
+    assert (name, init_kwargs["wandb"]) == ("palindiff", {"name": "run", "dir": str(tmp_path / "run")})
+
+
 def test_without_trackers_only_the_log_is_written(tmp_path):
     run_log = started(tmp_path, accelerator=with_trackers(tmp_path))
     take_steps(run_log, 1, 5)

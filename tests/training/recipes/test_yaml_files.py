@@ -85,6 +85,12 @@ def test_a_bundled_recipe_states_what_its_file_states():
     assert (recipe.data.path, recipe.optimizer.decay, recipe.loop.batch_size) == ("data/emoji", "cosine", 32)
 
 
+def test_the_recipes_beside_the_bundled_weights_can_be_read_again():
+    folders = [path for path in files("palindiff").joinpath("checkpoints").iterdir() if path.is_dir()]
+    read = {folder.name: type(load_recipe(recipe_classes(), str(folder / "recipe.yaml"))) for folder in folders}
+    assert read == {"emoji": DiffDisRecipe, "vae-emoji": VaeRecipe}
+
+
 def test_an_unknown_name_lists_the_nearest_and_all():
     sentence = problems_of("vae-emojis")
     assert "No recipe is called `vae-emojis`. The nearest is `vae-emoji`." in sentence

@@ -56,7 +56,7 @@ class LatentCache:
     def parts(self) -> list[tuple[Path, range]]:
         """Each part's folder and its rows."""
         whole = range(len(self.rows))
-        if len(whole) <= PART_ROWS or (self.path / MOMENTS_FILE).exists():  # the latter: cached by an older version
+        if len(whole) <= PART_ROWS:
             return [(self.path, whole)]
         parts = [whole[start : start + PART_ROWS] for start in whole[::PART_ROWS]]
         return [(self.path / f"rows-{part.start:09d}-{part.stop:09d}", part) for part in parts]

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -94,6 +94,11 @@ class RunLog:
         if self._log is not None:
             self._log.write(json.dumps({"step": step, **numbers}) + "\n")
             self._accelerator.log(dict(numbers), step=step)
+
+
+def training_cost(log: Sequence[Mapping[str, float]]) -> tuple[int, float]:
+    """Return how many steps and seconds a log tells of."""
+    return int(max(line["step"] for line in log)), max(line.get("elapsed_s", 0.0) for line in log)
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
