@@ -4,41 +4,8 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a forked child of a process with more threads may hang
 
-import pytest
 
-from toys.other_pipelines import OTHER_PIPELINES
-from toys.recipe import write_toy_parts
-from toys.stable_diffusion import write_sd1, write_sd2
-from toys.text_encoders import write_text_encoders
-
-
-@pytest.fixture(scope="session")
-def toy_parts(tmp_path_factory):
-    """A folder with a text encoder, a VAE and drawn images, as `toy_recipe.recipe_tree` names them."""
-    return write_toy_parts(tmp_path_factory.mktemp("parts"))
-
-
-@pytest.fixture(scope="session")
-def encoder_folder(tmp_path_factory):
-    """A folder with the toy text encoders `clip`, `clip_2` and `sentence`, which nobody writes into."""
-    folder = tmp_path_factory.mktemp("text_encoders")
-    write_text_encoders(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def stable_diffusion(tmp_path_factory):
-    """A folder with `sd1`, `sd2` and the CLIPs they came from, `clip_1` and `clip_2`, which nobody writes into."""
-    folder = tmp_path_factory.mktemp("stable_diffusion")
-    write_sd1(folder, with_safety_checker=True)
-    write_sd2(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def other_pipelines(tmp_path_factory):
-    """A folder with one folder for each of `OTHER_PIPELINES`, which nobody writes into."""
-    folder = tmp_path_factory.mktemp("other_pipelines")
-    for write in OTHER_PIPELINES.values():
-        write(folder)
-    return folder
+def pytest_configure(config):
+    """Load shared fixtures; not in the process that only hands out tests to others, whose start all wait for."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", 0):
+        config.pluginmanager.import_plugin("toys.fixtures")

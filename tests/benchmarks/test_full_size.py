@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from palindiff.evaluation.results import read_results
-from palindiff.training.cost.estimate import Hardware, estimate
+from palindiff.training.cost.estimate import Hardware, count_memory, count_parameters
+from palindiff.training.cost.weight_free import fake_run
 from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe
 from toys.by_path import ROOT, load_by_path
@@ -48,11 +49,12 @@ def test_the_estimate_is_that_of_the_measured_full_size_run():
     (measured,) = [row["peak_gib"] for row in results.rows if row.get("stage") == "train one step"]
     overrides = [*results.settings["overrides"], f"loop.batch_size={results.settings['batch_size']}"]
     recipe = load_recipe(DiffDisRecipe, results.settings["recipe"], overrides)
-    estimated = estimate(recipe, Hardware(device="cpu"))
-    assert estimated.memory_bytes.peak / 2**30 == pytest.approx(measured, rel=0.15)
+    with fake_run(recipe) as run:
+        memory, estimated = count_memory(run, recipe, Hardware(device="cpu")), count_parameters(run)
+    assert memory.peak / 2**30 == pytest.approx(measured, rel=0.15)
     parameters = {row["place"]: row["parameters"] for row in results.rows if row["kind"] == "parameters"}
-    assert parameters.pop("U-Net") == estimated.parameters.parts["unet"]
-    assert sum(parameters.values()) == sum(estimated.parameters.new.values())
+    assert parameters.pop("U-Net") == estimated.parts["unet"]
+    assert sum(parameters.values()) == sum(estimated.new.values())
 
 
 @pytest.mark.full_size

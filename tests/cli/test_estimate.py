@@ -18,7 +18,9 @@ def cached():
 @pytest.fixture
 def recipe(toy_parts, tmp_path):
     """A recipe file on a data set that is not there."""
-    tree = recipe_tree(toy_parts, data={"path": "nowhere"}, machine={"cache_dir": str(tmp_path / "cache")})
+    tree = recipe_tree(
+        toy_parts, data={"path": "nowhere"}, unet={"widths": [32]}, machine={"cache_dir": str(tmp_path / "cache")}
+    )
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(tree))
     return tmp_path / "toy.yaml"
 
@@ -69,7 +71,7 @@ def test_options_change_what_they_say(estimated):
     assert (alone["memory_bytes"]["exchange"], found["memory_bytes"]["exchange"] > 0) == (0, True)
     assert found["disk_bytes"]["total"] == 1000 * (found["disk_bytes"]["image"] + found["disk_bytes"]["caption"])
     assert found["time"]["step_s"] == pytest.approx(found["tflop"]["whole_step"] / 0.5)
-    assert estimated("--set", "unet.widths=[32]")["parameters"]["trained"] < alone["parameters"]["trained"]
+    assert estimated("--set", "unet.widths=[16]")["parameters"]["trained"] < alone["parameters"]["trained"]
 
 
 @pytest.mark.parametrize(

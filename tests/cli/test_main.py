@@ -84,10 +84,12 @@ def test_an_unknown_verb_is_exit_code_2():
     assert "No such command 'pain'" in result.output
 
 
-def test_the_module_runs_as_the_command_does():
+def test_the_module_runs_as_the_command_does(tmp_path):
     """From a shell: one line on stderr, nothing on stdout, no traceback."""
-    command = [sys.executable, "-m", "palindiff.cli.main", "train-vae", "--recipe", "vae-emojis", "--dry-run"]
+    command = [sys.executable, "-m", "palindiff.cli.main", "data", "show", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("palindiff: No recipe is called `vae-emojis`. The nearest is `vae-emoji`.")
+    assert done.stderr.startswith(
+        f"palindiff: `{tmp_path}` has no images of the split `train`. Expected metadata.jsonl"
+    )
     assert done.stderr.count("\n") == 1

@@ -26,4 +26,5 @@ def test_every_preset_is_estimated_and_leaves_a_tenth_of_its_card_free():
 def test_the_rows_are_what_is_estimated_now():
     found = estimate(load_recipe(DiffDisRecipe, "diffdis-cc3m", preset="12gb"), Hardware())
     assert found.memory_bytes.peak / 1e9 == pytest.approx(ROWS["12gb"]["peak_gb"], rel=1e-3)
+    assert set(found.tflop.step) == {"generation", "alignment", "captions"}
     assert found.tflop.whole_step == pytest.approx(ROWS["12gb"]["step_tflop"], rel=1e-3)

@@ -1,9 +1,8 @@
 """train_diffdis.py: a whole toy recipe, from images to a Stable Diffusion folder, stopped, killed and resumed."""
 
+import multiprocessing
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -201,12 +200,14 @@ def test_a_killed_command_resumes_to_the_weights_of_an_unkilled_run(toy_parts, t
     sections = {"loop": {"num_steps": 24, "save_every": 3}, "machine": {"num_threads": 1}}
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(recipe_tree(toy_parts, **sections)))
     arguments = ["train", "--recipe", str(tmp_path / "toy.yaml"), "--output", str(tmp_path / "killed")]
-    log, quiet = tmp_path / "killed" / "log.jsonl", {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    child = subprocess.Popen([sys.executable, "-m", "palindiff.cli.main", *arguments], **quiet)
-    while child.poll() is None and max((line["step"] for line in read_log(log)), default=0) < 4:
+    log = tmp_path / "killed" / "log.jsonl"
+    child = multiprocessing.get_context("fork").Process(target=run_command, args=(arguments, monkeypatch))
+    child.start()
+    while child.is_alive() and max((line["step"] for line in read_log(log)), default=0) < 4:
         time.sleep(0.002)
     child.kill()
-    assert child.wait() == -signal.SIGKILL
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert 4 <= max(line["step"] for line in read_log(log)) < 24
     assert saved_states(tmp_path / "killed" / "state")
     assert not (tmp_path / "killed" / "checkpoint").exists()

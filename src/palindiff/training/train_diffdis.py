@@ -21,6 +21,7 @@ from palindiff.training.cost.estimate import count_parameters
 from palindiff.training.cost.weight_free import fake_run
 from palindiff.training.features import dataset
 from palindiff.training.features.latent_cache import LatentCache
+from palindiff.training.features.views import ViewConfig
 from palindiff.training.recipes.build_models import build_models, build_objective
 from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.run_facts import run_facts
@@ -57,7 +58,7 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
         self.cache_dir = Path(machine.cache_dir) if machine.cache_dir else dataset.default_cache_dir()
         caches = [
             self._latent_cache(self.open_split(), self.recipe.views),
-            self._latent_cache(self.open_split(is_validation=True), dataset.ViewConfig(flip="none")),
+            self._latent_cache(self.open_split(is_validation=True), ViewConfig(flip="none")),
         ]
         for cache in caches:
             cache.encode(self.progress, accelerator.process_index, accelerator.num_processes)
@@ -106,7 +107,7 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
         """The pipeline with the EMA weights."""
         return self.pipeline
 
-    def _latent_cache(self, images: ImageSet, views: dataset.ViewConfig) -> LatentCache:
+    def _latent_cache(self, images: ImageSet, views: ViewConfig) -> LatentCache:
         vae, data = self.pipeline.vae, self.recipe.data
         size_px = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
         num_workers = self.recipe.machine.num_workers

@@ -1,5 +1,6 @@
 """estimate.py: against a measured run, against counts by hand, and what must not change it or must change it so."""
 
+import functools
 import json
 import os
 import subprocess
@@ -69,7 +70,9 @@ def test_memory_is_that_of_a_measured_run(changes, middling):
         section, _, name = key.partition(".")
         tree[section][name] = value
     assert measured > 150e6
-    assert estimate(DiffDisRecipe.model_validate(tree), CPU).memory_bytes.peak == pytest.approx(measured, rel=0.15)
+    recipe = DiffDisRecipe.model_validate(tree)
+    with fake_run(recipe) as run:
+        assert count_memory(run, recipe, CPU).peak == pytest.approx(measured, rel=0.15)
 
 
 @pytest.mark.parametrize("task", ["both", "generation", "alignment"])
@@ -92,10 +95,12 @@ def test_parameters_are_those_that_training_builds(task, encoder, toy_parts, tmp
 
 
 def test_what_is_held_follows_from_the_parameters(toy_parts):
-    told = estimate(toy_recipe(toy_parts, objective={"task": "alignment"}), CPU)
-    trained, memory = told.parameters.trained, told.memory_bytes
+    recipe = toy_recipe(toy_parts, objective={"task": "alignment"})
+    with fake_run(recipe) as run:
+        parameters, memory = count_parameters(run), count_memory(run, recipe, CPU)
+    trained = parameters.trained
     assert [memory.weights, memory.gradients, memory.ema, memory.optimizer] == [4 * trained] * 3 + [8 * trained]
-    assert memory.frozen == 4 * (sum(told.parameters.parts.values()) - trained)
+    assert memory.frozen == 4 * (sum(parameters.parts.values()) - trained)
     assert memory.peak < memory.weights + memory.gradients + memory.ema + memory.optimizer + memory.frozen + (
         memory.activations
     )
@@ -104,13 +109,20 @@ def test_what_is_held_follows_from_the_parameters(toy_parts):
 @pytest.fixture(scope="module")
 def narrow(middling):
     """A recipe whose activations outweigh its weights."""
-    more = {"unet": {"widths": [32, 32], "head_dim": 16, "norm_groups": 8}}
+    more = {"unet": {"widths": [32], "head_dim": 16, "norm_groups": 8}}
     more["query_stream"] = {"num_head_layers": 1, "head_width": 16, "head_dim": 8}
-    return middling[0] | more
+    return middling[0] | more | {"machine": {}}
 
 
 def memory_of(tree, processes=1, loop=None, **sections):
-    recipe = DiffDisRecipe.model_validate(tree | sections | {"loop": {"num_steps": 2, "batch_size": 4} | (loop or {})})
+    """Count once for all tests: it takes seconds."""
+    tree = tree | sections | {"loop": {"num_steps": 2, "batch_size": 4} | (loop or {})}
+    return _memory_of(DiffDisRecipe.model_validate(tree).model_dump_json(), processes)
+
+
+@functools.cache
+def _memory_of(tree, processes):
+    recipe = DiffDisRecipe.model_validate_json(tree)
     with fake_run(recipe) as models:
         return count_memory(models, recipe, Hardware(device="cpu", processes=processes))
 

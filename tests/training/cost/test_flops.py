@@ -1,5 +1,7 @@
 """flops.py: layers and denoising by hand, and what a step and denoising cost more or less of."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch import nn
 
 from palindiff.training.cost.flops import Work, count_tflop, naming_tflop, step_tflop
 from palindiff.training.cost.weight_free import fake_run
+from palindiff.training.recipes.schema import DiffDisRecipe
 from toys.recipe import toy_recipe
 
 
@@ -17,7 +20,13 @@ def naming(root, **sections):
 
 
 def step(root, **sections):
-    recipe = toy_recipe(root, **sections)
+    """Count once for all tests: it takes seconds."""
+    return _step(toy_recipe(root, **sections).model_dump_json())
+
+
+@functools.cache
+def _step(recipe):
+    recipe = DiffDisRecipe.model_validate_json(recipe)
     with fake_run(recipe) as models:
         return step_tflop(models, recipe)
 

@@ -14,16 +14,16 @@ from palindiff.data.images import ImageFileError, decode_image, to_tensor
 from palindiff.data.sources import DataConfig, open_images
 from palindiff.pretrained.text_encoders import load_text_encoder
 from palindiff.seeds import hash_63_bits as caption_id
-from palindiff.training.features import latent_cache
+from palindiff.training.features import latent_cache, views
 from palindiff.training.features.dataset import (
     CaptionFeatures,
     FeatureSet,
     ImageFeatures,
-    ViewConfig,
     caption_features,
     default_cache_dir,
 )
 from palindiff.training.features.latent_cache import LatentCache, encode_moments
+from palindiff.training.features.views import ViewConfig
 from toys.recipe import SIDE_PX, toy_vae, write_drawings
 from toys.run import write_images
 
@@ -194,7 +194,7 @@ def test_crops_lie_behind_the_whole_image_and_are_the_same_each_time(rows, tmp_p
 
 def test_crops_hold_the_share_that_is_asked_for(rows, tmp_path, monkeypatch):
     boxes = []
-    monkeypatch.setattr(latent_cache, "crop_square", lambda image, *box: boxes.append(box) or image)
+    monkeypatch.setattr(views, "crop_square", lambda image, *box: boxes.append(box) or image)
     encode_images(rows, tmp_path, views=ViewConfig(crops=20, min_crop_area=0.5))
     areas = [side**2 for side, _, _ in boxes]
     assert len(areas) == 12 * 20

@@ -1,9 +1,8 @@
 """latent_cache.py: large sets in parts that a kill does not undo, shared by processes; what cannot be read."""
 
+import multiprocessing
+import os
 import signal
-import subprocess
-import sys
-import textwrap
 
 import datasets
 import numpy as np
@@ -12,9 +11,9 @@ import torch
 
 from palindiff.data.images import ImageFileError
 from palindiff.data.sources import DataConfig, open_images
-from palindiff.training.features import latent_cache
-from palindiff.training.features.dataset import ViewConfig
+from palindiff.training.features import latent_cache, views
 from palindiff.training.features.latent_cache import LatentCache
+from palindiff.training.features.views import ViewConfig
 from toys.cc3m import write_downloads
 from toys.recipe import SIDE_PX, toy_vae
 
@@ -94,15 +93,6 @@ def test_parts_hold_what_one_part_holds_to_the_bit(rows, views, tmp_path, monkey
         assert torch.equal(one, other)
 
 
-def test_a_set_kept_in_one_file_before_there_were_parts_is_read(rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(latent_cache, "PART_ROWS", 100)
-    whole = encoded(store_of(rows, tmp_path / "cache")).moments
-    monkeypatch.setattr(latent_cache, "PART_ROWS", 4)
-    vae = toy_vae()
-    vae.encoder.register_forward_hook(lambda *_: pytest.fail("encoded again"))
-    assert np.array_equal(encoded(store_of(rows, tmp_path / "cache", vae)).moments, whole)
-
-
 def test_an_encoding_stopped_between_and_within_parts_resumes(rows, tmp_path):
     store = store_of(rows, tmp_path / "cache")
     expected = content(encoded(store_of(rows, tmp_path / "whole")))
@@ -116,25 +106,18 @@ def test_an_encoding_stopped_between_and_within_parts_resumes(rows, tmp_path):
     assert np.array_equal(content(found), expected)
 
 
+def encode_until_killed(store):
+    """Runs in a forked process."""
+    store.encode(lambda what, done, total: done >= 10 and os.kill(os.getpid(), signal.SIGKILL))
+
+
 def test_a_killed_process_loses_no_finished_part_and_its_rest_is_removed(rows, tmp_path):
     """SIGKILL while the third part is written, which leaves a hidden folder."""
-    code = f"""
-        import os, signal, sys
-        sys.path[:0] = {sys.path!r}
-        import datasets, pathlib
-        datasets.config.HF_DATASETS_CACHE = pathlib.Path({str(tmp_path / "datasets")!r})
-        from palindiff.training.features import latent_cache
-        from palindiff.data.sources import DataConfig, open_images
-        from test_latent_cache import store_of
-        latent_cache.ENCODE_BATCH, latent_cache.PART_ROWS = 2, 4
-        rows = open_images(DataConfig(path={str(tmp_path / "cc3m")!r}))
-        tell = lambda what, done, total: done >= 10 and os.kill(os.getpid(), signal.SIGKILL)
-        store_of(rows, pathlib.Path({str(tmp_path / "cache")!r})).encode(tell)
-    """
-    here = str(tmp_path.__class__(__file__).parent)
-    code = textwrap.dedent(code).replace("sys.path[:0] = ", f"sys.path[:0] = [{here!r}] + ", 1)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    fork = multiprocessing.get_context("fork")
+    child = fork.Process(target=encode_until_killed, args=(store_of(rows, tmp_path / "cache"),))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     store, vae = store_of(rows, tmp_path / "cache"), toy_vae()
     names = part_names(store)
     assert [name for name in names if not name.startswith(".")] == [
@@ -180,8 +163,8 @@ def test_two_runs_may_encode_the_same_parts_at_once(rows, tmp_path):
 def test_no_more_than_a_batch_is_held(rows, tmp_path, monkeypatch):
     """Images are decoded as they are encoded, and features are mapped, not read."""
     decoded, most = [], []
-    read = latent_cache.decode_image
-    monkeypatch.setattr(latent_cache, "decode_image", lambda source: decoded.append(1) or read(source))
+    read = views.decode_image
+    monkeypatch.setattr(views, "decode_image", lambda source: decoded.append(1) or read(source))
     found = encoded(store_of(rows, tmp_path), lambda what, done, total: most.append(len(decoded) - done))
     assert max(most) <= latent_cache.ENCODE_BATCH
     assert all(isinstance(array, np.memmap) for array in found.moments.arrays)

@@ -111,8 +111,20 @@ def _count(module: nn.Module) -> int:
 
 def count_memory(run: WeightFreeRun, recipe: DiffDisRecipe, hardware: Hardware) -> Memory:
     """Count what one process holds, on `fake_run`, one step of which is run."""
-    parameters, loop, machine = count_parameters(run), recipe.loop, recipe.machine
+    held, loop, machine = count_held(run, recipe, hardware), recipe.loop, recipe.machine
+    b = loop.batch_size // (loop.accumulation * hardware.processes)
+    batch, draws = run.features.read(torch.arange(b), torch.rand(b, 2)), run.objective.draw(b, torch.Generator())
+    num_parts = min(loop.accumulation, 2)  # in the second the gradients of the first are there
+    live = count_step(run.objective.train(), batch, draws, num_parts, machine.precision, hardware.device)
+    # sharded gradients are freed while others are computed
     is_shared = is_sharded(machine, hardware.processes)
+    peak = live.activations_peak if is_shared else live.peak - held["gradients"]
+    return Memory(**held, activations=live.activations_peak, peak=sum(held.values()) + peak)
+
+
+def count_held(run: WeightFreeRun, recipe: DiffDisRecipe, hardware: Hardware) -> dict[str, int]:
+    """Bytes by the name that `Memory` gives them, of what one process holds from step to step."""
+    parameters, is_shared = count_parameters(run), is_sharded(recipe.machine, hardware.processes)
     shares = hardware.processes if is_shared else 1
     per_weight = bytes_per_weight(recipe, hardware.device)
     held = {name: round(parameters.trained * each) // shares for name, each in per_weight.items()}
@@ -120,13 +132,7 @@ def count_memory(run: WeightFreeRun, recipe: DiffDisRecipe, hardware: Hardware) 
     if hardware.processes > 1 and not is_shared:
         held["exchange"] = held["gradients"]
     held["frozen"] = (sum(parameters.parts.values()) - parameters.trained) * FP32
-    b = loop.batch_size // (loop.accumulation * hardware.processes)
-    batch, draws = run.features.read(torch.arange(b), torch.rand(b, 2)), run.objective.draw(b, torch.Generator())
-    num_parts = min(loop.accumulation, 2)  # in the second the gradients of the first are there
-    live = count_step(run.objective.train(), batch, draws, num_parts, machine.precision, hardware.device)
-    # sharded gradients are freed while others are computed
-    peak = live.activations_peak if is_shared else live.peak - held["gradients"]
-    return Memory(**held, activations=live.activations_peak, peak=sum(held.values()) + peak)
+    return held
 
 
 def _whole_units_bytes(objective: nn.Module) -> int:

@@ -10,29 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
 from torch import Tensor
 
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.seeds import hash_63_bits
 from palindiff.training.features.memmap import StackedArrays, write_arrays
+from palindiff.training.features.views import Flip
 
 FORMAT = 2  # of the cached files; part of every key
 ENCODE_BATCH = 64
-Flip = Literal["both", "naming", "none"]
 Progress = Callable[[str, int, int], None]  # what is being computed, how many are done, of how many
-
-
-class ViewConfig(BaseModel, frozen=True, extra="forbid"):
-    """Data augmentation: which views of an image are drawn. Generation always trains on whole images."""
-
-    flip: Flip = "both"  # tasks for which half of the images are mirrored
-    crops: int = Field(0, ge=0)  # random square crops of each image, cached for naming; 0 turns them off
-    min_crop_area: float = Field(0.7, gt=0, le=1)  # smallest share of the image that a crop covers
 
 
 @dataclass(frozen=True)

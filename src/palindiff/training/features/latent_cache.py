@@ -1,7 +1,7 @@
 """Latents of a set of images, computed once by the frozen VAE and cached on disk in parts.
 
-Here: decoding, encoding, and the cache folder. Not here: reading rows for training (`dataset.py`), where images come
-from (`data/`).
+Here: encoding, and the cache folder. Not here: decoding (`views.py`), reading rows for training (`dataset.py`), where
+images come from (`data/`).
 """
 
 import json
@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from palindiff.data.images import Fit, ImageFileError, crop_square, decode_image, fit_image, to_pixels, to_tensor
+from palindiff.data.images import Fit, ImageFileError, to_pixels
 from palindiff.data.on_bad import OnBad
 from palindiff.data.sources import ImageSet
-from palindiff.seeds import seeded_generator
-from palindiff.training.features.dataset import ENCODE_BATCH, ImageFeatures, Progress, ViewConfig, fingerprint, key_of
+from palindiff.training.features.dataset import ENCODE_BATCH, ImageFeatures, Progress, fingerprint, key_of
 from palindiff.training.features.memmap import map_arrays, write_arrays
+from palindiff.training.features.views import Squares, ViewConfig
 
 PART_ROWS = 32_768  # images of one part; a killed run loses less than one part of each process
 MOMENTS_FILE, UNREADABLE = "moments.npy", "unreadable"
@@ -103,7 +103,7 @@ class LatentCache:
         """
         batches = [part[start : start + ENCODE_BATCH] for start in range(0, len(part), ENCODE_BATCH)]
         loader = DataLoader(
-            _Squares(self.rows, self.size_px, self.fit, self.views),
+            Squares(self.rows, self.size_px, self.fit, self.views),
             batch_sampler=batches,  # type: ignore[arg-type]  # anything that yields row numbers
             num_workers=self.num_workers,
             multiprocessing_context="spawn" if self.num_workers else None,
@@ -127,27 +127,6 @@ def encode_moments(vae: AutoencoderKL, images: Tensor, is_flipped_too: bool = Tr
             moments = torch.stack([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor
             found.append(moments.half().cpu())
     return torch.stack(found, dim=1).unflatten(1, (images.shape[1], -1))  # (b, v*o, ...) -> (b, v, o, ...)
-
-
-class _Squares(Dataset[tuple[Tensor, str]]):
-    """Each image as a square, its crops behind it, (1 + crops, 3, H, W) uint8; and why it cannot be read, or ""."""
-
-    def __init__(self, rows: ImageSet, size_px: int, fit: Fit, views: ViewConfig) -> None:
-        self.rows, self.size_px, self.fit, self.views = rows, size_px, fit, views
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        try:
-            whole = fit_image(decode_image(self.rows[index].source), self.size_px, self.fit)
-        except ImageFileError as error:
-            return torch.zeros(1 + self.views.crops, 3, self.size_px, self.size_px, dtype=torch.uint8), str(error)
-        uniform = torch.rand(self.views.crops, 3, generator=seeded_generator(0, "crops", index))
-        area = self.views.min_crop_area + (1 - self.views.min_crop_area) * uniform[:, :1]
-        boxes = torch.cat([area.sqrt(), uniform[:, 1:]], dim=1).tolist()
-        views = (whole, *(crop_square(whole, *box) for box in boxes))
-        return torch.stack([to_tensor(image) for image in views]), ""
 
 
 def _unreadable(found: Mapping[int, str]) -> ImageFileError:

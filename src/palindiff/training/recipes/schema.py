@@ -15,7 +15,7 @@ from palindiff.models.query_stream import QueryStreamConfig
 from palindiff.models.vae import VaeConfig
 from palindiff.objectives.diffdis import DiffDisConfig
 from palindiff.objectives.vae import VaeObjectiveConfig
-from palindiff.training.features.dataset import ViewConfig
+from palindiff.training.features.views import ViewConfig
 from palindiff.training.loop.device import MachineConfig
 from palindiff.training.loop.loop_config import LoopConfig
 from palindiff.training.loop.optimizer import OptimizerConfig
