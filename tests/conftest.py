@@ -1,5 +1,6 @@
 """What the tests of several rooms stand on."""
 
+import gc
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a forked child of a process with more threads may hang
@@ -9,3 +10,10 @@ def pytest_configure(config):
     """Load shared fixtures; not in the process that only hands out tests to others, whose start all wait for."""
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", 0):
         config.pluginmanager.import_plugin("toys.fixtures")
+
+
+def pytest_collection_finish():
+    """Leave what was imported out of garbage collection: it is most of the heap, and never garbage."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)

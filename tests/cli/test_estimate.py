@@ -65,13 +65,14 @@ def test_json_holds_the_question_and_the_answer(estimated):
 
 def test_options_change_what_they_say(estimated):
     alone = estimated()
-    found = estimated("--set", "machine.precision=bf16", "--device", "cpu", "--processes", 2, "--images", 1000,
-                 "--device-tflops", 0.25)  # fmt: skip
+    found = estimated("--set", "machine.precision=bf16", "--set", "unet.widths=[16]", "--device", "cpu",
+                      "--processes", 2, "--images", 1000, "--device-tflops", 0.25)  # fmt: skip
+    assert found["set"] == ["machine.precision=bf16", "unet.widths=[16]"]
     assert found["memory_bytes"]["activations"] != alone["memory_bytes"]["activations"]
     assert (alone["memory_bytes"]["exchange"], found["memory_bytes"]["exchange"] > 0) == (0, True)
     assert found["disk_bytes"]["total"] == 1000 * (found["disk_bytes"]["image"] + found["disk_bytes"]["caption"])
     assert found["time"]["step_s"] == pytest.approx(found["tflop"]["whole_step"] / 0.5)
-    assert estimated("--set", "unet.widths=[16]")["parameters"]["trained"] < alone["parameters"]["trained"]
+    assert found["parameters"]["trained"] < alone["parameters"]["trained"]
 
 
 @pytest.mark.parametrize(

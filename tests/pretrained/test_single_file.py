@@ -100,7 +100,8 @@ def test_the_own_configs_are_those_of_stable_diffusion_1():
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(STABLE_DIFFUSION_1 / "vae"))
     assert sum(weight.numel() for weight in unet.parameters()) == 859_520_964
     assert sum(weight.numel() for weight in vae.parameters()) == 83_653_863
-    names = {ldm_unet_name(name, unet.state_dict()): weight.shape for name, weight in unet.state_dict().items()}
+    weights = unet.state_dict()
+    names = {ldm_unet_name(name, weights): weight.shape for name, weight in weights.items()}
     assert len(names) == 686
     assert len({ldm_vae_name(name) for name in vae.state_dict()}) == 248
     assert names["input_blocks.0.0.weight"] == (320, 4, 3, 3)

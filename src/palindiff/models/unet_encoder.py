@@ -151,7 +151,7 @@ def _visit(unet, resnet, transformer, site, hidden, time, context, visit, carry)
         tokens, carry = visit(site, transformer, tokens, context, carry)
         return _tokens_out(transformer, tokens, hidden), carry
 
-    if unet.is_gradient_checkpointing and torch.is_grad_enabled():
+    if torch.is_grad_enabled() and unet.is_gradient_checkpointing:
         return checkpoint(run, hidden, time, context, *carry, use_reentrant=False)
     return run(hidden, time, context, *carry)
 

@@ -74,8 +74,8 @@ def test_steps_and_guidance_cost_passes_and_one_way_reads_once(toy_parts):
 
 
 def test_a_step_s_work_follows_its_rows_alone(toy_parts):
-    four = step(toy_parts, machine={"precision": "bf16"})
-    eight = step(toy_parts, loop={"num_steps": 2, "batch_size": 8, "accumulation": 2})
+    four = step(toy_parts, unet={"widths": [32]}, machine={"precision": "bf16"})
+    eight = step(toy_parts, unet={"widths": [32]}, loop={"num_steps": 2, "batch_size": 8, "accumulation": 2})
     assert eight == pytest.approx({name: 2 * tflop for name, tflop in four.items()})
 
 

@@ -105,8 +105,8 @@ def test_count_is_what_a_real_step_allocates(precision, is_checkpointing, fusion
     )
 
     def draw(run):
-        batch = run.features.read(torch.arange(16), torch.rand(16, 2))
-        return batch, run.objective.draw(16, torch.Generator())
+        batch = run.features.read(torch.arange(8), torch.rand(8, 2))
+        return batch, run.objective.draw(8, torch.Generator())
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake = weight_free_run(recipe)
@@ -116,5 +116,5 @@ def test_count_is_what_a_real_step_allocates(precision, is_checkpointing, fusion
     batch, draws = draw(real)
     held = sum(each.untyped_storage().nbytes() for each in (*batch.values(), *draws.values()))
     allocated = held + allocated_by_profiler(real.objective.train(), batch, draws, precision)
-    assert counted == pytest.approx(allocated, rel=0.03)  # small scratch of kernels, some 10 MB being counted
-    assert counted > 5e6
+    assert counted == pytest.approx(allocated, rel=0.03)  # small scratch of kernels, some 5 MB being counted
+    assert counted > 2.5e6

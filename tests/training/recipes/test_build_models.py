@@ -75,12 +75,9 @@ def test_the_seed_draws_the_query_stream_and_nothing_of_the_base(bases):
 def test_a_random_unet_has_the_base_s_layout_and_new_weights(bases):
     base, random = (build_models(model_recipe(bases, unet_weights=w), seed=0) for w in ("base", "random"))
     assert random.unet.config.items() >= {k: v for k, v in base.unet.config.items() if k[0] != "_"}.items()
-    moved = [
-        name
-        for name, weight in base.unet.state_dict().items()
-        if not torch.equal(weight, random.unet.state_dict()[name])
-    ]
-    assert len(moved) > 0.9 * len(base.unet.state_dict())
+    before, after = base.unet.state_dict(), random.unet.state_dict()
+    moved = [name for name, weight in before.items() if not torch.equal(weight, after[name])]
+    assert len(moved) > 0.9 * len(before)
 
 
 def test_training_takes_another_image_size_and_the_checkpoint_keeps_it(bases, toy_parts, tmp_path):
@@ -206,7 +203,8 @@ def test_a_trained_text_encoder_is_resumed_averaged_and_saved(toy_parts, tmp_pat
     prefix = "caption_encoder.model."
     trained = {name.removeprefix(prefix): weight for name, weight in average.items() if name.startswith(prefix)}
     assert trained
-    assert all(torch.equal(weight, loaded.text_encoder.state_dict()[name]) for name, weight in trained.items())
+    weights = loaded.text_encoder.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in trained.items())
 
 
 def test_recipes_from_scratch_stay_as_they_were(toy_parts):
