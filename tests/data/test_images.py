@@ -1,5 +1,8 @@
 """images.py: every kind of image becomes the same plain RGB, and what is broken is refused by name."""
 
+import contextlib
+import io
+import math
 import random
 import struct
 import zlib
@@ -7,7 +10,8 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from palindiff.data.images import (
     ImageFileError,
@@ -199,3 +203,129 @@ def test_crop_is_taken_at_the_given_place_and_resized():
     assert corner.crop((2, 2, 8, 8)).getcolors() == [(36, (255, 0, 0))]  # bicubic looks beyond the box's edge
     assert crop_square(image, 0.5, 0.0, 0.0).crop((0, 0, 6, 6)).getcolors() == [(36, (255, 255, 255))]
     assert crop_square(image, 1.0, 0.3, 0.7).tobytes() == image.tobytes()
+
+
+def exif_by_hand(*entries):
+    """EXIF as the format describes it, with one directory of entries (tag, type, count, value or offset) -> bytes."""
+    body = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4)
+
+
+def camera_photo(*entries, orientation=6):
+    """A sideways JPEG as a phone writes it, with further EXIF entries -> bytes."""
+    image = Image.new("RGB", (32, 16), "red")
+    image.paste("blue", (16, 0, 32, 16))
+    return encode(image, "JPEG", exif=exif_by_hand((0x0112, 3, 1, orientation), *entries))
+
+
+def test_every_door_gives_the_same_pixels(tmp_path):
+    data = camera_photo()
+    (tmp_path / "photo.jpg").write_bytes(data)
+    expected = decode_image(data)
+    assert expected.size == (16, 32)
+    opened = Image.open(tmp_path / "photo.jpg")
+    doors = [tmp_path / "photo.jpg", str(tmp_path / "photo.jpg"), ImageSource("x", data=data), opened,
+             opened.convert("RGB"), expected, np.array(expected)]  # fmt: skip
+    for door in doors:
+        assert decode_image(door).tobytes() == expected.tobytes()
+    assert pixels(decode_image(np.array([[0, 255]], dtype=np.uint8))) == [[[0] * 3, [255] * 3]]
+    assert pixels(decode_image(np.array([[[255, 0, 0, 0]]], dtype=np.uint8))) == [[[255] * 3]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_as_pil_turns_it(orientation):
+    data = camera_photo(orientation=orientation)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert decode_image(data).tobytes() == expected.convert("RGB").tobytes()
+
+
+def test_an_opened_image_is_checked_as_a_file_is(tmp_path):
+    (tmp_path / "cut.png").write_bytes(encode(noise())[:700])
+    with pytest.raises(ImageFileError, match=r"`image` cannot be decoded .*Expected a whole, undamaged image"):
+        decode_image(Image.open(tmp_path / "cut.png"))
+    with pytest.raises(ImageFileError, match="`image` is 9000 x 9000 pixels"):
+        decode_image(Image.new("1", (9000, 9000)))
+
+
+ARRAYS = [np.zeros((2, 2), np.float32), np.zeros((3, 4, 4), np.uint16), np.zeros((0, 4, 3), np.uint8)]
+
+
+@pytest.mark.parametrize("array", ARRAYS)
+def test_an_array_that_is_no_image_is_refused(array):
+    with pytest.raises(ImageFileError, match=r"`image` is an array of shape \(.* Expected pixels \(H, W\), \(H, W, 3"):
+        decode_image(array)
+
+
+ODD_ENTRIES = {
+    "XResolution as text": (0x011A, 2, 4, 0x41424344),
+    "XResolution divided by zero, far beyond the end": (0x011A, 5, 1, 2**31),
+    "a directory beyond the end": (0x8769, 4, 1, 10**6),
+    "GPS as text": (0x8825, 2, 4, 0x41424344),
+    "a type that is none": (0x0110, 99, 1, 0),
+    "more values than the file has bytes": (0x010F, 2, 2**31, 8),
+}
+
+
+@pytest.mark.parametrize("name", ODD_ENTRIES)
+def test_an_odd_tag_turns_a_photo_all_the_same(name):
+    assert decode_image(camera_photo(ODD_ENTRIES[name])).size == (16, 32)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_metadata_are_ignored_or_refused(seed):
+    generator = random.Random(seed)
+    data = bytearray(camera_photo((0x011A, 5, 1, 8), (0x010F, 2, 4, 8), (0x8825, 4, 1, 8)))
+    start = data.index(b"Exif")
+    for _ in range(generator.randrange(1, 12)):
+        data[start + 6 + generator.randrange(66)] = generator.randrange(256)
+    with contextlib.suppress(ImageFileError):  # a damaged length may hide the pixels
+        assert decode_image(bytes(data)).mode == "RGB"
+
+
+def test_a_png_may_hold_much_text_and_a_long_profile():
+    text = PngInfo()
+    text.add_text("workflow", "x" * 3_000_000, zip=True)
+    text.add_itxt("prompt", "y" * 2_000_000, zip=True)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes() + bytes(2_000_000)
+    image = noise()
+    assert decode_image(encode(image, pnginfo=text)).tobytes() == image.tobytes()
+    assert decode_image(encode(image, icc_profile=profile)).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        ([0.0, 0.5, 1.0], np.float32, [0, 128, 255]),
+        ([0.0, 127.5, 255.0], np.float32, [0, 128, 255]),
+        ([0.0, 32767.5, 65535.0], np.float32, [0, 128, 255]),
+        ([0.0, 1e6, math.nan], np.float32, [0, 255, 0]),
+        ([-1.0, 0.5, 1.0], np.float32, [0, 128, 255]),
+        ([0, 128, 255], np.int32, [0, 128, 255]),
+        ([0, 32768, 65535], np.int32, [0, 128, 255]),
+        ([0, 128, 255], np.uint16, [0, 0, 1]),
+    ],
+)
+def test_grey_of_32_bits_is_scaled_to_its_range(values, kind, expected):
+    image = Image.fromarray(np.array([values], dtype=kind))
+    for source in (image, encode(image, "TIFF")):
+        assert np.array(decode_image(source))[0, :, 0].tolist() == expected
+
+
+def swapped_profile():
+    """An RGB profile unlike sRGB: linear light with sRGB's primaries -> bytes."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for name in (b"rTRC", b"gTRC", b"bTRC"):
+        entry = profile.index(name)
+        offset = struct.unpack(">I", profile[entry + 4 : entry + 8])[0]
+        profile[offset : offset + 12] = b"curv" + bytes(4) + struct.pack(">I", 0)  # an identity curve: linear
+    return bytes(profile).replace(b"sRGB", b"line").replace("sRGB".encode("utf-16-be"), "line".encode("utf-16-be"))
+
+
+def test_colours_are_converted_to_srgb_by_their_profile():
+    image = Image.new("RGB", (2, 2), (55, 128, 255))
+    found = decode_image(encode(image, icc_profile=swapped_profile())).getpixel((0, 0))
+    assert found == pytest.approx((128, 188, 255), abs=2), "linear light of 55 / 255 is 128 in sRGB"
+    with_alpha = Image.new("RGBA", (1, 1), (55, 128, 255, 255))
+    assert decode_image(encode(with_alpha, icc_profile=swapped_profile())).getpixel((0, 0)) == found
+    for ignored in (b"no profile", swapped_profile()[:200]):
+        assert decode_image(encode(image, icc_profile=ignored)).getpixel((0, 0)) == (55, 128, 255)

@@ -11,6 +11,7 @@ from PIL import Image, ImageChops
 from palindiff.evaluation.evaluators import (
     EvaluationImages,
     SampleSheet,
+    chain_use,
     classification,
     image_queries,
     reconstruction,
@@ -21,6 +22,7 @@ from palindiff.evaluation.retrieval import chance_recall, recall_at_k
 from palindiff.evaluation.sheets import contact_sheet
 from palindiff.evaluation.zero_shot import mean_class_recall, top_k_accuracy
 from palindiff.inference.generation import generate_images
+from palindiff.seeds import seeded_generator
 from toys.models import toy_vae
 from toys.recipe import prepare_toy, toy_recipe, write_drawings
 
@@ -92,10 +94,13 @@ def test_unlabelled_images_have_no_zero_shot_accuracy(toy_parts, tmp_path):
 
 
 def test_at_most_so_many_images_are_evaluated_and_evenly_spread(toy_parts, tmp_path):
-    parts = prepare_toy(toy_recipe(toy_parts, evaluation={"num_images": 3}), tmp_path)
-    rows = torch.tensor([0, 2, 5])
-    captions = [parts.validation_images[row].captions[0] for row in rows.tolist()]
-    z, _ = parts.validation_set.images.read(rows, torch.zeros(3, dtype=torch.bool))
+    encoded = []
+    recipe = toy_recipe(toy_parts, evaluation={"num_images": 3}, machine={"cache_dir": str(tmp_path / "cache")})
+    parts = prepare_toy(recipe, tmp_path, lambda what, done, total: encoded.append(total))
+    assert set(encoded) & {12, 6, 3} == {12, 3}, "no more validation images are encoded than are looked at"
+    assert [row.source.name for row in parts.validation_images] == ["0.png", "2.png", "5.png"]
+    captions = [row.captions[0] for row in parts.validation_images]
+    z, _ = parts.validation_set.images.read(torch.arange(3), torch.zeros(3, dtype=torch.bool))
     scores = parts.pipeline.rank(z.float(), captions, num_inference_steps=2, guidance_scale=1)
     expected = recall_at_k(scores, torch.eye(3, dtype=torch.bool), [1])[1]
     assert naming(parts)["image_to_text_recall_1"] == expected
@@ -128,6 +133,61 @@ def test_rows_state_chance_and_number_and_queries_may_be_shared(toy_parts, tmp_p
     e_0_hat = image_queries(parts.pipeline, data, options)
     shared = EvaluationImages((), data.captions, data.labels, e_0_hat)
     assert [evaluator(parts.pipeline, shared, options) for evaluator in (retrieval, classification)] == found
+
+
+def values(rows):
+    return {row["metric"]: row["value"] for row in rows}
+
+
+def test_a_query_that_is_ignored_shows_as_cosines_of_1_and_one_recall(toy_parts, tmp_path):
+    recipe = toy_recipe(toy_parts, query_stream={"query_scale": "sqrt_d"})
+    parts = prepare_toy(recipe, tmp_path)
+    data, stream = images_of(parts), parts.pipeline.query_stream.eval()
+    alive = values(chain_use(parts.pipeline, data, recipe.evaluation))
+    steps = [50, 250, 500, 749, 949]
+    names = [f"chain_cosine_{name}_t{t}" for name in ("other", "noise") for t in steps]
+    recalls = [f"chain_image_to_text_recall_{k}_from_noise" for k in (1, 5)]
+    assert list(alive) == [*names, *recalls, *(f"chain_image_to_text_recall_5_own_t{t}" for t in steps)]
+    assert all(-1 <= alive[name] < 0.9999 for name in names)
+    at_noise = chain_use(parts.pipeline, data, recipe.evaluation.model_copy(update={"naming_steps": 1}))
+    by_retrieval = values(retrieval(parts.pipeline, data, recipe.evaluation.model_copy(update={"naming_steps": 1})))
+    assert values(at_noise)[recalls[0]] == by_retrieval["image_to_text_recall_1"]
+    with torch.no_grad():
+        for layer in (*(site.into for site in stream.sites), stream.query_into_head):
+            layer.weight.zero_()
+    dead = values(chain_use(parts.pipeline, data, recipe.evaluation))
+    assert all(dead[name] == pytest.approx(1, abs=1e-6) for name in names)
+    assert len({dead[f"chain_image_to_text_recall_5_own_t{t}"] for t in steps} | {dead[recalls[1]]}) == 1
+
+
+def test_cosines_of_chain_use_are_those_by_hand(toy_parts, tmp_path):
+    recipe = toy_recipe(toy_parts)
+    parts = prepare_toy(recipe, tmp_path)
+    data, pipeline = images_of(parts), parts.pipeline
+    data = EvaluationImages(data.images[:3], ["a", "a", "b"])
+    found = values(chain_use(pipeline, data, recipe.evaluation))
+    e_0, t = pipeline.encode_text(data.captions), 500
+    eps = torch.randn(e_0.shape, generator=seeded_generator("chain_use"))
+    alpha = pipeline.query_scheduler.alphas_cumprod[t]
+    reading = pipeline.read_image(data.images)
+
+    def predict(clean):
+        e_t = pipeline.query_stream.signal_scale * alpha.sqrt() * clean + (1 - alpha).sqrt() * eps
+        with torch.no_grad():
+            return pipeline.query_stream(pipeline.unet, reading, e_t, torch.full((3,), t))
+
+    cosine = (predict(e_0) * predict(e_0[[2, 2, 0]])).sum(-1).mean()
+    assert found[f"chain_cosine_other_t{t}"] == pytest.approx(float(cosine), abs=1e-6)
+
+
+def test_nothing_is_told_of_a_chain_that_is_not_there(toy_parts, tmp_path):
+    recipe = toy_recipe(toy_parts, query_stream={"text_chain": "none"})
+    parts = prepare_toy(recipe, tmp_path / "none")
+    assert chain_use(parts.pipeline, images_of(parts), recipe.evaluation) == []
+    recipe = toy_recipe(toy_parts)
+    parts = prepare_toy(recipe, tmp_path / "equal")
+    same = EvaluationImages(images_of(parts).images[:2], ["a", "a"])
+    assert chain_use(parts.pipeline, same, recipe.evaluation) == []
 
 
 def test_reconstruction_is_of_the_mean_latent_image_by_image():

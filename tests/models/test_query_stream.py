@@ -1,4 +1,4 @@
-"""query_stream.py against a plain re-statement of Fig. 3, the two fusions against each other, and what it refuses."""
+"""query_stream.py against a plain re-statement of Fig. 3, the fusions against each other, and what it refuses."""
 
 import inspect
 import json
@@ -28,8 +28,9 @@ def attention_by_hand(layer, from_tokens, to_tokens):
     return layer.to_out[0](torch.cat(heads, dim=-1))
 
 
-def fig_3_by_hand(unet, stream, z, e_t, t_e, image_sees_query, t_image=0):
+def fig_3_by_hand(unet, stream, z, e_t, t_e, fusion, t_image=0):
     """The encoder half with both streams, written down in the order of Fig. 2 and 3, for layouts of `toy_unet`."""
+    sees_at_sites, sees_in_head = fusion == "joint", fusion in ("joint", "head")  # the image sees the query
     has_own_norms = stream.config.query_norms == "own"
     half = D_E // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half) / half)
@@ -38,30 +39,39 @@ def fig_3_by_hand(unet, stream, z, e_t, t_e, image_sees_query, t_image=0):
     no_text = torch.zeros(len(z), 1, 10)
     time = unet.time_embedding(unet.time_proj(torch.zeros(len(z), dtype=torch.long) + t_image))
     state = {"h": torch.zeros(len(z), D_E), "sites": iter(stream.sites)}
+    if fusion == "head":
+        state["h"] = e_t + tau
 
     def site(transformer, image):
-        own, residual = next(state["sites"]), image
-        q = own.into(state["h"] + e_t + tau).unsqueeze(1)
-        image = transformer.norm(image)
+        residual, image = image, transformer.norm(image)
         b, _, height, width = image.shape
         if transformer.use_linear_projection:
             p = transformer.proj_in(image.permute(0, 2, 3, 1).reshape(b, height * width, -1))
         else:
             p = transformer.proj_in(image).permute(0, 2, 3, 1).reshape(b, height * width, -1)
-        for i, block in enumerate(transformer.transformer_blocks):
-            p_normed, q_normed = block.norm1(p), (own.attention_norms[i] if has_own_norms else block.norm1)(q)
-            both = torch.cat([p_normed, q_normed], dim=1)
-            q = q + attention_by_hand(block.attn1, q_normed, both)
-            p = p + attention_by_hand(block.attn1, p_normed, both if image_sees_query else p_normed)
-            p = p + attention_by_hand(block.attn2, block.norm2(p), no_text)
-            p = p + block.ff(block.norm3(p))
-            q = q + own.ffns[i]((own.ffn_norms[i] if has_own_norms else block.norm3)(q))
-        state["h"] = own.out(q.squeeze(1))
+        if fusion == "head":
+            for block in transformer.transformer_blocks:
+                p = block(p, encoder_hidden_states=no_text)
+        else:
+            p = both_streams(next(state["sites"]), transformer, p)
         if transformer.use_linear_projection:
             image = transformer.proj_out(p).reshape(b, height, width, -1).permute(0, 3, 1, 2)
         else:
             image = transformer.proj_out(p.reshape(b, height, width, -1).permute(0, 3, 1, 2))
         return image + residual
+
+    def both_streams(own, transformer, p):
+        q = own.into(state["h"] + e_t + tau).unsqueeze(1)
+        for i, block in enumerate(transformer.transformer_blocks):
+            p_normed, q_normed = block.norm1(p), (own.attention_norms[i] if has_own_norms else block.norm1)(q)
+            both = torch.cat([p_normed, q_normed], dim=1)
+            q = q + attention_by_hand(block.attn1, q_normed, both)
+            p = p + attention_by_hand(block.attn1, p_normed, both if sees_at_sites else p_normed)
+            p = p + attention_by_hand(block.attn2, block.norm2(p), no_text)
+            p = p + block.ff(block.norm3(p))
+            q = q + own.ffns[i]((own.ffn_norms[i] if has_own_norms else block.norm3)(q))
+        state["h"] = own.out(q.squeeze(1))
+        return p
 
     x = unet.conv_in(z)
     for number in (0, 1):
@@ -79,7 +89,7 @@ def fig_3_by_hand(unet, stream, z, e_t, t_e, image_sees_query, t_image=0):
         p_normed, q_normed = layer.attention_norm(p), layer.attention_norm(q)
         both = torch.cat([p_normed, q_normed], dim=1)
         q = q + attention_by_hand(layer.attention, q_normed, both)
-        p = p + attention_by_hand(layer.attention, p_normed, both if image_sees_query else p_normed)
+        p = p + attention_by_hand(layer.attention, p_normed, both if sees_in_head else p_normed)
         q, p = q + layer.ffn(layer.ffn_norm(q)), p + layer.ffn(layer.ffn_norm(p))
     e_0_hat = stream.predictor(stream.head_norm(q.squeeze(1)))
     return e_0_hat / e_0_hat.norm(dim=-1, keepdim=True), x
@@ -115,11 +125,11 @@ def gradients(unet, stream, value):
 
 @pytest.mark.parametrize("use_linear_projection", [False, True])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_both_fusions_equal_fig_3_by_hand_in_values_and_gradients(fusion, use_linear_projection):
+def test_every_fusion_equals_fig_3_by_hand_in_values_and_gradients(fusion, use_linear_projection):
     unet = toy_unet(use_linear_projection)
     stream = toy_stream(unet, fusion=fusion)
     z, e_t, t_e = toy_inputs()
-    by_hand, _ = fig_3_by_hand(unet, stream, z, e_t, t_e, image_sees_query=fusion == "joint")
+    by_hand, _ = fig_3_by_hand(unet, stream, z, e_t, t_e, fusion)
     predicted = predict(stream, unet, z, e_t, t_e)
     assert (predicted - by_hand).abs().max() <= 1e-5  # fp32, some twenty layers
     expected, found = gradients(unet, stream, by_hand), gradients(unet, stream, predicted)
@@ -127,13 +137,14 @@ def test_both_fusions_equal_fig_3_by_hand_in_values_and_gradients(fusion, use_li
     assert max(float((found[name] - expected[name]).abs().max()) for name in found) <= 1e-5
 
 
-def test_one_way_cached_equals_recomputed():
+@pytest.mark.parametrize("fusion", ["one_way", "head"])
+def test_a_reading_used_again_equals_a_new_one(fusion):
     unet = toy_unet()
-    stream = toy_stream(unet)
+    stream = toy_stream(unet, fusion=fusion)
     z, e_t, t_e = toy_inputs(b=3)
     reading = stream.read_image(unet, z)
     for queries in (e_t, e_t.flip(0), torch.zeros_like(e_t)):
-        recomputed, _ = fig_3_by_hand(unet, stream, z, queries, t_e, image_sees_query=False)
+        recomputed, _ = fig_3_by_hand(unet, stream, z, queries, t_e, fusion)
         assert (stream(unet, reading, queries, t_e) - recomputed).abs().max() <= 1e-5
 
 
@@ -148,10 +159,10 @@ def test_image_features_change_with_the_query_in_joint_alone():
     _, mid = predict_with_features(one_way, unet, z, e_t, t_e)
     _, mid_other = predict_with_features(one_way, unet, z, e_t + 1, t_e)
     assert torch.equal(mid, mid_other)
-    _, mid_by_hand = fig_3_by_hand(unet, one_way, z, e_t, t_e, image_sees_query=False)
+    _, mid_by_hand = fig_3_by_hand(unet, one_way, z, e_t, t_e, "one_way")
     assert (mid - as_tokens(mid_by_hand)).abs().max() <= 1e-5
-    _, mid = fig_3_by_hand(unet, one_way, z, e_t, t_e, image_sees_query=False)
-    _, mid_other = fig_3_by_hand(unet, one_way, z, e_t + 1, t_e, image_sees_query=False)
+    _, mid = fig_3_by_hand(unet, one_way, z, e_t, t_e, "one_way")
+    _, mid_other = fig_3_by_hand(unet, one_way, z, e_t + 1, t_e, "one_way")
     assert torch.equal(mid, mid_other)
     stock = {}
     hook = unet.mid_block.register_forward_hook(lambda module, inputs, output: stock.update(mid=output))
@@ -202,7 +213,7 @@ def test_a_reading_keeps_the_shape_of_the_latents(fusion):
 
 def test_gradient_checkpointing_changes_no_gradient():
     unet = toy_unet()
-    for fusion in ("joint", "one_way"):
+    for fusion in FUSIONS:
         stream = toy_stream(unet, fusion=fusion)
         z, e_t, t_e = toy_inputs()
         unet.disable_gradient_checkpointing()
@@ -228,10 +239,10 @@ def test_image_timestep_query_gives_the_image_the_query_s_step():
     stream = toy_stream(unet, fusion="joint", image_timestep="query")
     z, e_t, t_e = toy_inputs()
     e_0_hat, mid = predict_with_features(stream, unet, z, e_t, t_e)
-    by_hand, mid_by_hand = fig_3_by_hand(unet, stream, z, e_t, t_e, image_sees_query=True, t_image=t_e)
+    by_hand, mid_by_hand = fig_3_by_hand(unet, stream, z, e_t, t_e, "joint", t_image=t_e)
     mid_by_hand = as_tokens(mid_by_hand)
     assert max((e_0_hat - by_hand).abs().max(), (mid - mid_by_hand).abs().max()) <= 1e-5  # fp32, some twenty layers
-    _, mid_at_zero = fig_3_by_hand(unet, stream, z, e_t, t_e, image_sees_query=True)
+    _, mid_at_zero = fig_3_by_hand(unet, stream, z, e_t, t_e, "joint")
     assert (mid - as_tokens(mid_at_zero)).abs().max() > 1e-4
 
 
@@ -241,6 +252,16 @@ def test_query_ffn_can_start_as_a_copy_of_the_image_s():
     theirs = unet.down_blocks[0].attentions[0].transformer_blocks[0].ff.state_dict()
     ours = stream.sites[0].ffns[0].state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_query_that_enters_at_the_head_has_no_layers_at_the_sites():
+    unet = toy_unet()
+    stream = toy_stream(unet, fusion="head", query_ffn="copy")
+    assert not list(stream.sites.parameters())
+    z, e_t, t_e = toy_inputs()
+    found = gradients(unet, stream, predict(stream, unet, z, e_t, t_e))
+    unused = {name for name, _ in stream.named_parameters() if f"stream.{name}" not in found}
+    assert unused == {"log_logit_scale"}, "DDP refuses weights without a gradient; the loss uses this one"
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -253,7 +274,7 @@ def test_shared_norms_are_the_image_s(fusion):
     stream = toy_stream(unet, fusion=fusion, query_norms="shared")
     assert not any("sites" in name and "norm" in name for name, _ in stream.named_parameters())
     z, e_t, t_e = toy_inputs()
-    by_hand, _ = fig_3_by_hand(unet, stream, z, e_t, t_e, image_sees_query=fusion == "joint")
+    by_hand, _ = fig_3_by_hand(unet, stream, z, e_t, t_e, fusion)
     assert (predict(stream, unet, z, e_t, t_e) - by_hand).abs().max() <= 1e-5  # fp32, some twenty layers
 
 

@@ -8,6 +8,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import BertModel, CLIPModel, CLIPTextModelWithProjection, RobertaConfig, RobertaModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from palindiff.models.clip_projection import ClipProjection
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
@@ -267,9 +268,30 @@ def test_gradients_reach_a_trained_text_encoder(parts, through):
 def test_it_stays_in_eval_mode_and_holds_no_weight_of_the_stream(parts):
     encoder, _ = parts
     encoder.requires_grad_(True).train()
-    assert not any(module.training for module in encoder.modules())
+    layers = [module for module in encoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+    assert layers
+    assert [module for module in encoder.modules() if module.training] == layers, "their own flag, no dropout's"
     assert encoder.state_dict().keys() == {f"model.{name}" for name in encoder.model.state_dict()}
     assert {name.split(".")[0] for name, _ in encoder.named_parameters()} == {"model"}
+
+
+def test_gradient_checkpointing_runs_every_layer_again_and_changes_no_gradient(parts):
+    encoder, _ = parts
+    encoder.requires_grad_(True).train()
+    ids, mask = encoder.tokenize(CAPTIONS)
+    (attention,) = {type(m) for m in encoder.model.modules() if type(m).__name__ in ("CLIPAttention", "BertAttention")}
+    modules, gradients, calls = [m for m in encoder.model.modules() if isinstance(m, attention)], [], []
+    for module in modules:
+        module.register_forward_hook(lambda *_: calls.append(1))
+    for num_forward_passes in (1, 2):
+        if num_forward_passes == 2:
+            encoder.model.activation_checkpointing_enable()
+        calls.clear()
+        encoder.zero_grad()
+        encoder(ids, mask).e[0, 0].backward()
+        assert len(calls) == num_forward_passes * len(modules)
+        gradients.append([weight.grad for weight in encoder.model.parameters() if weight.grad is not None])
+    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
 
 
 def test_encoding_reads_no_value_of_a_tensor(parts):

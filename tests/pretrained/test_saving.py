@@ -197,3 +197,13 @@ def test_hidden_files_stay_here(root, hub, tmp_path):
 def test_a_refusal_of_the_hub_is_told(ours, hub):
     with pytest.raises(HfHubHTTPError, match="You may not write here"):
         ours.push_to_hub("stranger/toy")
+
+
+def test_a_weight_too_large_for_half_precision_is_not_exported(root, tmp_path):
+    pipeline = PalindiffPipeline.from_pretrained(root / "checkpoint")
+    with torch.no_grad():
+        pipeline.unet.conv_in.bias[0] = 1e5
+    export_stable_diffusion(pipeline.to(torch.bfloat16), tmp_path / "bf16", "bf16")
+    with pytest.raises(ValueError, match=r"`conv_in.bias` of the part `unet` holds 1 numbers .* in another type"):
+        export_stable_diffusion(pipeline.to(torch.float16), tmp_path / "fp16", "fp16")
+    assert not (tmp_path / "fp16").exists()

@@ -1,5 +1,6 @@
 """stable_diffusion.py: each base layout becomes a checkpoint that generates as stock, and is exported as it was."""
 
+import math
 import shutil
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTokenizer
 
 from palindiff.inference.pipeline import PalindiffPipeline
@@ -204,3 +206,27 @@ def test_a_hub_name_is_asked_for_with_what_the_caller_says(monkeypatch, stable_d
 def test_an_older_name_of_the_type_works(stable_diffusion):
     ours = init(stable_diffusion / "sd1", 1, torch_dtype=torch.bfloat16)
     assert set(dtypes_of(ours).values()) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_that_are_no_numbers_are_refused_by_name(part, value, root, tmp_path):
+    folder = shutil.copytree(root / "sd1", tmp_path / "sd1")
+    (file,) = (folder / part).glob("*.safetensors")
+    tensors = load_file(file)
+    name = sorted(tensors)[3]
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"`[\w.]+` of the part `{part}` holds 1 numbers .* Get an undamaged copy"):
+        PalindiffPipeline.from_stable_diffusion(folder, root / "clip_1", SMALL)
+
+
+def test_a_weight_too_large_for_half_precision_is_refused_when_loaded_so(root, tmp_path):
+    folder = shutil.copytree(root / "sd1", tmp_path / "sd1")
+    (file,) = (folder / "unet").glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["conv_in.bias"][0] = 1e5
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"`conv_in.bias` of the part `unet` holds 1 numbers .* in torch.float16"):
+        PalindiffPipeline.from_stable_diffusion(folder, root / "clip_1", SMALL, dtype=HALF)
+    PalindiffPipeline.from_stable_diffusion(folder, root / "clip_1", SMALL)

@@ -4,6 +4,7 @@ import multiprocessing
 import shutil
 import signal
 import time
+import warnings
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from palindiff.cli.main import main
 from palindiff.data.images import ImageFileError
+from palindiff.data.sources import open_images
 from palindiff.evaluation.evaluators import EvaluationConfig
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.unet_encoder import unet_encoder_parameters
@@ -308,3 +310,48 @@ def test_what_would_fail_at_the_first_evaluation_is_refused_before_the_run_begin
     for name in ("naming_steps", "num_inference_steps"):
         with pytest.raises(ValidationError, match="less than or equal to 1000"):
             EvaluationConfig(**{name: 1001})
+
+
+@pytest.mark.parametrize(
+    ("loop", "task", "told"),
+    [
+        ({"batch_size": 8}, "both", "A micro-batch has 8 rows, so a caption has at most 7 negatives"),
+        ({"batch_size": 16, "accumulation": 4}, "alignment", "has 4 rows, so a caption has at most 3 negatives"),
+        ({"batch_size": 16}, "both", None),
+        ({"batch_size": 8}, "generation", None),
+    ],
+)
+def test_few_negatives_are_warned_of_once(loop, task, told, toy_parts, tmp_path):
+    recipe = toy_recipe(toy_parts, loop={"num_steps": 1, **loop}, objective={"task": task})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        prepare_toy(recipe, tmp_path)
+    found = [str(each.message) for each in caught if "micro-batch" in str(each.message)]
+    assert len(found) == (told is not None)
+    assert told is None or told in found[0]
+
+
+def without_validation(toy_parts, folder):
+    """The toy data without its validation split."""
+    shutil.copytree(toy_parts / "images" / "train", folder / "train")
+    return str(folder)
+
+
+def test_a_part_of_the_training_images_is_held_out_for_validation(toy_parts, tmp_path):
+    path = without_validation(toy_parts, tmp_path / "images")
+    parts = prepare_toy(toy_recipe(toy_parts, data={"path": path, "validation_fraction": 0.3}), tmp_path / "run")
+    sides = open_images(parts.recipe.data).held_out(0.3)
+    assert (len(parts.training_set), len(parts.validation_set)) == tuple(map(len, sides))
+    assert parts.fingerprints["training set"] == sides[0].fingerprint
+    assert [row.captions for row in parts.validation_images] == [row.captions for row in sides[1]]
+    assert "validation_loss" in parts.validation_losses()
+
+
+def test_a_run_without_validation_trains(toy_parts, tmp_path):
+    path = without_validation(toy_parts, tmp_path / "images")
+    with pytest.raises(ValueError, match=r"`data\.validation_fraction: 0\.05`; to train without validation"):
+        prepare_toy(toy_recipe(toy_parts, data={"path": path}), tmp_path / "run")
+    recipe = toy_recipe(toy_parts, data={"path": path}, evaluation={"validation_split": None})
+    train_toy_recipe(recipe, tmp_path / "run")
+    assert not [line for line in read_log(tmp_path / "run" / "log.jsonl") if any("recall" in key for key in line)]
+    assert (tmp_path / "run" / "checkpoint").is_dir()

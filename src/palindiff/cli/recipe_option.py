@@ -77,8 +77,9 @@ def run_recipe(
     prepare_run_dir(recipe, output, origin)
     _print_once(dump_recipe(recipe, origin))
     train_recipe(recipe, output, progress=_show_progress)
-    numbers = read_log(output / LOG_FILE)[-1]
-    _print_once("".join(f"{key} {value:.4g}\n" for key, value in numbers.items()) + f"written to {output}")
+    last = read_log(output / LOG_FILE)[-1:]  # on the main process's disk alone
+    numbers = [f"{key} {value:.4g}" for line in last for key, value in line.items()]
+    _print_once("\n".join([*numbers, f"written to {output}"]))
 
 
 def _print_once(text: str) -> None:

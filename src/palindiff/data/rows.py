@@ -16,6 +16,7 @@ from typing import Any, SupportsIndex, overload
 from datasets import Dataset
 
 from palindiff.data.images import ImageSource
+from palindiff.seeds import hash_63_bits
 
 DAMAGED = "damaged image"  # the kind of fault that only decoding an image shows
 
@@ -83,6 +84,34 @@ class ImageSet(Sequence[CaptionedImage]):
         reasons = self.reasons + Counter({DAMAGED: len(unreadable)})
         return ImageSet(kept, self._images, self.source, digest, reasons)
 
+    def select(self, rows: Sequence[int]) -> "ImageSet":
+        """Keep some rows, in the given order."""
+        digest = hashlib.sha256(json.dumps([self.fingerprint, "rows", list(rows)]).encode()).hexdigest()
+        return ImageSet(self._index.select(rows), self._images, self.source, digest, self.reasons)
+
+    def held_out(self, fraction: float) -> tuple["ImageSet", "ImageSet"]:
+        """Hold out about a fraction of the rows -> the others, and those held out, in their order.
+
+        The captions alone decide, so the same rows are held out wherever and in whatever order they are, and further
+        rows change nothing for these. Rows with an equal caption stay together, also through captions of a third row.
+
+        Raises: ValueError if all rows are linked by equal captions, so that none can be held out.
+        """
+        groups = _linked([captions for captions, _ in self.texts()])
+        places = {group: hash_63_bits(f"held out {group}") / 2**63 for group in set(groups)}
+        if len(places) < 2:
+            raise ValueError(
+                f"All {len(self):,} rows of `{self.source}` have equal captions, directly or through others. Expected "
+                "captions that differ, to hold out some. Add a validation split, or set "
+                "`evaluation.validation_split: null` and `data.validation_fraction: 0`."
+            )
+        first, *_, last = sorted(places, key=lambda group: (places[group], group))
+        places |= {first: 0.0, last: 1.0}  # neither side is empty
+        is_held_out = [places[group] < fraction for group in groups]
+        return self.select([row for row, held in enumerate(is_held_out) if not held]), self.select(
+            [row for row, held in enumerate(is_held_out) if held]
+        )
+
     def __len__(self) -> int:
         return len(self._index)
 
@@ -96,6 +125,22 @@ class ImageSet(Sequence[CaptionedImage]):
         entry = self._index[operator.index(index)]
         source = image_source(entry, self._images)
         return CaptionedImage(source, tuple(entry["captions"]), entry["label"], json.loads(entry["fields"]))
+
+
+def _linked(captions_of_rows: Sequence[Sequence[str]]) -> list[str]:
+    """Name each row's group: the first caption, in the order of text, of all rows that equal captions link."""
+    smaller: dict[str, str] = {}
+
+    def find(caption: str) -> str:
+        """Follow a caption to the name of its group."""
+        while (up := smaller.setdefault(caption, caption)) != caption:
+            smaller[caption] = caption = smaller.setdefault(up, up)
+        return caption
+
+    for captions in captions_of_rows:
+        groups = {find(caption) for caption in captions}
+        smaller |= dict.fromkeys(groups, min(groups))
+    return [find(captions[0]) for captions in captions_of_rows]
 
 
 def image_source(entry: Mapping[str, Any], images: Dataset | None) -> ImageSource:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from palindiff.data.folder import METADATA_NAME, has_class_folders, scan_classes, scan_folder
 from palindiff.data.images import Fit
@@ -27,12 +27,13 @@ _IN_NAME = re.compile(rf"(?:^|[-._])({'|'.join(SPLIT_NAMES)})[-._]")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-class DataConfig(BaseModel, frozen=True, extra="forbid"):
+class DataConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Which images to read, how their rows are named, and how they become squares."""
 
     path: str  # a folder, a tar or parquet file, a pattern such as "{split}/{00000..00331}.tar", or a Hub name
     kind: Literal["auto"] | Kind = "auto"  # "auto": detected from the files
     split: str = "train"  # a sub-folder of `path`, `{split}` in it, or a split of a Hub set; unsplit data are "train"
+    validation_fraction: float = Field(0, ge=0, lt=1)  # of the split, held out from training; 0: another split is used
     subset: str | None = None  # the configuration of a Hub data set; None: it has only one
     fit: Fit = "crop"  # "crop": the middle square; "pad": the whole image on white
     image_column: str | None = None  # key or column of the image; None: "file_name", or the only one that can be

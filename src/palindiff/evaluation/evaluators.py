@@ -6,7 +6,7 @@ apply, `n` (queries or images) and `chance`. Here: what is measured, and its opt
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,30 +15,31 @@ from diffusers import AutoencoderKL
 from pydantic import BaseModel, Field, field_validator
 from torch import Tensor
 
-from palindiff.data.images import to_pixels
+from palindiff.data.images import ImageInput, to_pixels
 from palindiff.evaluation.results import Row
 from palindiff.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, chance_recall, recall_at_k
 from palindiff.evaluation.sheets import contact_sheet
 from palindiff.evaluation.zero_shot import mean_class_recall, top_k_accuracy
-from palindiff.inference.arguments import ImageInput
-from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
+from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, IMAGES_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.generation import generate_images
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels
 from palindiff.inference.pipeline import PalindiffPipeline
-from palindiff.models.text_diffusion import TRAIN_STEPS
+from palindiff.models.text_diffusion import TRAIN_STEPS, noisy_query
 from palindiff.objectives.vae import psnr_db, squared_error
+from palindiff.seeds import seeded_generator
 
 KS = (1, 5, 10)
-Name = Literal["retrieval", "classification", "samples"]
+CHAIN_STEPS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the text diffusion, as shares of its training steps
+Name = Literal["retrieval", "classification", "chain_use", "samples"]
 
 
-class EvaluationSection(BaseModel, frozen=True, extra="forbid"):
+class EvaluationSection(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """What the recipe section `evaluation` of every objective has."""
 
-    validation_split: str = "validation"
+    validation_split: str | None = "validation"  # null: nothing is validated, unless `data.validation_fraction` is set
 
 
-class EvaluationConfig(EvaluationSection, frozen=True, extra="forbid"):
+class EvaluationConfig(EvaluationSection, frozen=True, extra="forbid", allow_inf_nan=False):
     """Which evaluators run on a model that generates and names, and their options."""
 
     evaluators: tuple[Name, ...] = ("retrieval", "classification", "samples")
@@ -57,7 +58,7 @@ class EvaluationConfig(EvaluationSection, frozen=True, extra="forbid"):
         return templates
 
 
-class VaeEvaluationConfig(EvaluationSection, frozen=True, extra="forbid"):
+class VaeEvaluationConfig(EvaluationSection, frozen=True, extra="forbid", allow_inf_nan=False):
     """Which evaluators run on a VAE, and their options."""
 
     evaluators: tuple[Literal["reconstruction"], ...] = ("reconstruction",)
@@ -130,7 +131,70 @@ def classification(pipeline: PalindiffPipeline, data: EvaluationImages, options:
     ]
 
 
-NAMING = {"retrieval": retrieval, "classification": classification}  # evaluators of `EvaluationImages`, by name
+@torch.no_grad()
+def chain_use(pipeline: PalindiffPipeline, data: EvaluationImages, options: EvaluationConfig) -> list[Row]:
+    """How much a prediction depends on the noisy query: a text diffusion that is not used equals a regression.
+
+    At each step t_e, the prediction from the image's own noisy query is compared with those from another caption's
+    query under the same noise, and from noise alone: a cosine of 1 means that the query is ignored. Beside them are
+    recall@k from noise alone, as naming works, and from the own query, which may hold the answer already. No rows for
+    a model without text diffusion, or where all captions are equal.
+
+    Source: ours.
+    Units:  mean cosine; share of images whose caption is among the first k.
+    """
+    if not pipeline.query_stream.has_text_diffusion or len(set(data.captions)) < 2:
+        return []
+    last = pipeline.query_scheduler.config.num_train_timesteps - 1
+    steps = [round(share * last) for share in CHAIN_STEPS]
+    found = _predictions(pipeline, data, steps)
+    rows: list[Row] = [
+        {"metric": f"chain_cosine_{name}_t{t}", "value": float((found["own", t] * found[name, t]).sum(-1).mean()),
+         "n": len(data.captions)}
+        for name in ("other", "noise") for t in steps
+    ]  # fmt: skip
+    recalls = {"from_noise": retrieval(pipeline, data, options)}
+    for t in steps:
+        of_step = retrieval(pipeline, replace(data, e_0_hat=found["own", t]), options)
+        recalls[f"own_t{t}"] = [row for row in of_step if str(row["metric"]).startswith(IMAGE_TO_TEXT)][-1:]
+    named = [{**row, "metric": f"chain_{row['metric']}_{name}"} for name, part in recalls.items() for row in part]
+    return rows + [row for row in named if IMAGE_TO_TEXT in str(row["metric"])]
+
+
+def _predictions(
+    pipeline: PalindiffPipeline, data: EvaluationImages, steps: Sequence[int]
+) -> dict[tuple[str, int], Tensor]:
+    """Predict the clean query at some steps, from the image's own noisy query, another caption's, and noise alone.
+
+    Shapes: -> by name of the query ("own", "other", "noise") and step: (n, d_e) float32, unit length.
+    """
+    stream, scheduler = pipeline.query_stream, pipeline.query_scheduler
+    e_0 = pipeline.encode_text(data.captions)
+    eps = torch.randn(e_0.shape, generator=seeded_generator("chain_use")).to(e_0.device)
+    clean = {"own": e_0, "other": e_0[_another_caption(data.captions)]}
+    predicted: dict[tuple[str, int], list[Tensor]] = {}
+    for start in range(0, len(e_0), IMAGES_AT_ONCE):
+        part = slice(start, start + IMAGES_AT_ONCE)
+        reading = pipeline.read_image(data.images[part])
+        for t in steps:
+            t_e = torch.full((len(reading),), t, dtype=torch.int64, device=e_0.device)
+            noisy = {"noise": eps[part]} | {
+                name: noisy_query(scheduler, e[part], eps[part], t_e, stream.signal_scale) for name, e in clean.items()
+            }
+            for name, e_t in noisy.items():
+                e_0_hat = stream(pipeline.unet, reading, e_t.to(stream.dtype), t_e)
+                predicted.setdefault((name, t), []).append(e_0_hat)
+    return {key: torch.cat(parts) for key, parts in predicted.items()}
+
+
+def _another_caption(captions: Sequence[str]) -> list[int]:
+    """For each row the next row, in a circle, with another caption."""
+    n = len(captions)
+    return [next((i + j) % n for j in range(1, n) if captions[(i + j) % n] != captions[i]) for i in range(n)]
+
+
+NAMING = {"retrieval": retrieval, "classification": classification, "chain_use": chain_use}
+"""Evaluators of `EvaluationImages`, by name."""
 
 
 def samples(pipeline: PalindiffPipeline, data: SampleSheet, options: EvaluationConfig) -> list[Row]:

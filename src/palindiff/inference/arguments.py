@@ -5,20 +5,17 @@ Not here: labels (`labels.py`), images that cannot be decoded (`data/images.py`)
 """
 
 import math
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sized
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any, Protocol, get_args
 
+import numpy as np
 from diffusers import UNet2DConditionModel
-from PIL import Image
 from torch import Tensor
 
-from palindiff.data.images import Fit, ImageSource
+from palindiff.data.images import Fit, ImageInput
 from palindiff.inference.defaults import IMAGES_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.models.image_reading import ImageReading
-
-ImageInput = Image.Image | ImageSource | Path | str | bytes
 
 
 class ManyImages(Sized, Iterable[ImageInput], Protocol):
@@ -33,7 +30,7 @@ def as_images(images: Any, unet: UNet2DConditionModel) -> Any:
 
     Raises: ValueError if there are none, or if latents do not fit this U-Net.
     """
-    if isinstance(images, ImageInput):
+    if isinstance(images, ImageInput) and not (isinstance(images, np.ndarray) and images.ndim == 4):
         return [images]
     if isinstance(images, Tensor):
         _check_latents(images, unet)
@@ -43,14 +40,14 @@ def as_images(images: Any, unet: UNet2DConditionModel) -> Any:
 
 
 def check_image(image: Any) -> None:
-    """Refuse an object that is not an image, such as an array of pixels.
+    """Refuse an object that is not an image.
 
     Raises: TypeError.
     """
     if not isinstance(image, ImageInput):
         raise TypeError(
-            f"A `{type(image).__name__}` was given to be encoded. Expected PIL images, files, or bytes of "
-            "files. Pass pixels as `Image.fromarray(...)`; latents need no encoding."
+            f"A `{type(image).__name__}` was given to be encoded. Expected PIL images, arrays of uint8, files, or "
+            "bytes of files. Pass one of these; latents need no encoding."
         )
 
 
@@ -93,20 +90,6 @@ def check_steps(num_inference_steps: int, num_train_timesteps: int) -> None:
             f"`num_inference_steps` is {num_inference_steps}. Expected 1 to {num_train_timesteps}, the steps of the "
             "scheduler. Pass a number in this range, such as 8."
         )
-
-
-def square_side(sample_size: int | Sequence[int]) -> int:
-    """Return the side of the square latents that a U-Net was made for.
-
-    Raises: ValueError if they are not square.
-    """
-    sides = (sample_size,) if isinstance(sample_size, int) else tuple(sample_size)
-    if len(set(sides)) != 1:
-        raise ValueError(
-            f"The U-Net's `sample_size` is {sides}. Expected one side: images are fitted to squares. "
-            "Encode images with the VAE and pass their latents."
-        )
-    return sides[0]
 
 
 def _check_latents(z: Tensor, unet: UNet2DConditionModel) -> None:

@@ -15,10 +15,10 @@ from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, LOADABLE_CLASSES
 from torch import Tensor
 
-from palindiff.data.images import Fit, read_pixels
+from palindiff.data.images import Fit, ImageInput, read_pixels
 from palindiff.inference import arguments
 from palindiff.inference.adapters import without_adapters
-from palindiff.inference.arguments import ImageInput, Images, ManyImages
+from palindiff.inference.arguments import Images, ManyImages
 from palindiff.inference.clip_adapter import ClipAdapter
 from palindiff.inference.defaults import CAPTIONS_AT_ONCE, IMAGES_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templates
@@ -26,6 +26,7 @@ from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_diffusion import DenoisingStep, first_noise
 from palindiff.models.text_encoder import TextEncoder
+from palindiff.models.unet_encoder import square_side
 from palindiff.pretrained.layout import check_fit, check_index, check_query_scheduler, check_text_width, check_whole
 from palindiff.pretrained.model_card import read_card
 from palindiff.pretrained.saving import HubMixin
@@ -63,6 +64,9 @@ class PalindiffPipeline(HubMixin):
         image_encoder=None,
         requires_safety_checker: bool = False,
     ) -> None:
+        if unet is not None and vae is not None and unet.config.sample_size is None:  # as diffusers allows it
+            side = square_side(vae.config.sample_size) // 2 ** (len(vae.config.block_out_channels) - 1)
+            unet.register_to_config(sample_size=side)
         super().__init__(
             vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder,
             requires_safety_checker,
@@ -248,7 +252,7 @@ class PalindiffPipeline(HubMixin):
 
         Raises: ValueError if the U-Net was made for latents that are not square.
         """
-        return arguments.square_side(self.unet.config.sample_size) * int(self.vae_scale_factor)
+        return square_side(self.unet.config.sample_size) * int(self.vae_scale_factor)
 
     def _batches(
         self, images: ManyImages | Tensor | ImageReading, batch_size: int, fit: Fit

@@ -11,7 +11,7 @@ from torch import Tensor
 from palindiff.models.query_layers import QueryLayers, masked_text
 from palindiff.models.unet_encoder import Carry, attend, image_block, keys_values, unet_encoder
 
-IMAGE_SEES_QUERY = True
+READS_ONCE, HAS_SITES = False, True
 
 
 def read_image(layers: QueryLayers, unet: UNet2DConditionModel, z: Tensor) -> tuple[Tensor, ...]:
@@ -44,7 +44,4 @@ def predict(
     t = torch.zeros(len(z), dtype=torch.int64, device=z.device) if t_image is None else t_image
     mid, (h,) = unet_encoder(unet, z, t, masked_text(unet, z), visit, (torch.zeros_like(drive),))
     image = layers.image_into_head(mid.flatten(2).transpose(1, 2))  # (b, ch, h, w) -> (b, h*w, head_width)
-    tokens = torch.cat([layers.query_into_head(h)[:, None], image], dim=1)
-    for layer in layers.head:
-        tokens = layer(tokens, *keys_values(layer.attention, layer.attention_norm(tokens)))
-    return tokens[:, 0]
+    return layers.run_head(layers.query_into_head(h)[:, None], image)

@@ -11,7 +11,7 @@ from torch import Tensor
 from palindiff.models.query_layers import QueryLayers, masked_text
 from palindiff.models.unet_encoder import Carry, attend, attention_sites, image_block, keys_values, unet_encoder
 
-IMAGE_SEES_QUERY = False
+READS_ONCE, HAS_SITES = True, True
 
 
 def read_image(layers: QueryLayers, unet: UNet2DConditionModel, z: Tensor) -> tuple[Tensor, ...]:

@@ -5,13 +5,14 @@ Not here: how image and query attend to each other (`one_way.py`, `joint.py`).
 
 from typing import NamedTuple
 
+import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from palindiff.models.unet_encoder import attend
+from palindiff.models.unet_encoder import attend, keys_values
 
 
 class SiteQuery(nn.Module):
@@ -59,10 +60,21 @@ class HeadLayer(nn.Module):
 class QueryLayers(NamedTuple):
     """The layers that a fusion runs; the image's are those of the U-Net."""
 
-    sites: list[SiteQuery]
+    sites: list[SiteQuery]  # none where a fusion has no use for them
     image_into_head: nn.Linear
     query_into_head: nn.Linear
     head: list[HeadLayer]
+
+    def run_head(self, query: Tensor, image: Tensor) -> Tensor:
+        """Run the query head on both, attending to each other.
+
+        Source: DiffDis §3.3.
+        Shapes: query (b, 1, head_width); image (b, n, head_width) -> the query (b, head_width).
+        """
+        tokens = torch.cat([query, image], dim=1)
+        for layer in self.head:
+            tokens = layer(tokens, *keys_values(layer.attention, layer.attention_norm(tokens)))
+        return tokens[:, 0]
 
 
 def masked_text(unet: UNet2DConditionModel, z: Tensor) -> Tensor:

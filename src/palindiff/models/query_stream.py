@@ -16,7 +16,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 
-from palindiff.models import joint, one_way
+from palindiff.models import head, joint, one_way
 from palindiff.models.clip_projection import ClipProjection
 from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_layers import HeadLayer, QueryLayers, SiteQuery
@@ -24,14 +24,15 @@ from palindiff.models.strict_model import StrictModel
 from palindiff.models.text_diffusion import DenoisingStep, Predict, denoise, guided
 from palindiff.models.unet_encoder import attention_sites, check_unet, site_sizes
 
-FUSIONS = {"one_way": one_way, "joint": joint}
+FUSIONS = {"one_way": one_way, "joint": joint, "head": head}
 MAX_LOGIT_SCALE = 100.0  # CLIP's clamp
 
 
-class QueryStreamConfig(BaseModel, frozen=True, extra="forbid"):
+class QueryStreamConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Settings of the query stream that a recipe may choose; the others follow from U-Net and text encoder."""
 
-    fusion: Literal["one_way", "joint"] = "one_way"  # a key of FUSIONS; "joint": the image attends to the query too
+    fusion: Literal["one_way", "joint", "head"] = "one_way"
+    """A key of FUSIONS: "joint", the image attends to the query too; "head", they meet in the query head alone"""
     text_chain: Literal["diffusion", "none"] = "diffusion"  # "none": regression, without noise or time, in one pass
     gamma: float = Field(0.01, gt=0, le=1)  # the paper's γ: scale of e_0 in the text diffusion
     query_scale: Literal["unit", "sqrt_d"] = "unit"  # length of e_0 before γ: 1, or √d for an image's signal-to-noise
@@ -51,7 +52,7 @@ class QueryStream(StrictModel):
     """Φ_θ: predicts the clean text query from a noisy one and an image, with the layers of an unmodified U-Net.
 
     Source: DiffDis Fig. 2 and 3.
-    Departs: `one_way` fusion; own LayerNorms for the query; a learned logit scale; `text_chain: none`.
+    Departs: fusions `one_way` and `head`; own LayerNorms for the query; a learned logit scale; `text_chain: none`.
     """
 
     clip_projection: ClipProjection | None  # frozen; how captions become e_0 is part of the model
@@ -79,7 +80,7 @@ class QueryStream(StrictModel):
         super().__init__()
         _check_config(self.config)
         has_own_norms = query_norms == "own"
-        sizes = zip(site_widths, site_num_blocks, strict=True)
+        sizes = zip(site_widths, site_num_blocks, strict=True) if FUSIONS[fusion].HAS_SITES else ()
         self.sites = nn.ModuleList(SiteQuery(d_e, ch, num_blocks, has_own_norms) for ch, num_blocks in sizes)
         if self.has_text_diffusion:
             self.time_features = Timesteps(d_e, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -117,7 +118,7 @@ class QueryStream(StrictModel):
         )
         if clip_projection is not None:
             stream.clip_projection.load_state_dict(clip_projection.state_dict())
-        if config.query_ffn == "copy":
+        if config.query_ffn == "copy" and stream.layers.sites:
             for site, transformer in zip(stream.layers.sites, attention_sites(unet), strict=True):
                 site.copy_image_ffns(transformer)
         return stream
@@ -230,7 +231,7 @@ def _check_config(config) -> None:  # type: ignore[no-untyped-def]
             f"In a query stream {', '.join(found)}. Expected settings that `QueryStreamConfig` allows. "
             "Fix them, in the model's config.json if it was loaded."
         ) from error
-    if config.image_timestep == "query" and not FUSIONS[config.fusion].IMAGE_SEES_QUERY:
+    if config.image_timestep == "query" and FUSIONS[config.fusion].READS_ONCE:
         raise ValueError(
             f"`image_timestep` is 'query' with `fusion` = '{config.fusion}' in a query stream. Expected 'zero': an "
             "image that is read once cannot depend on the query's step. Set `fusion: joint` or `image_timestep: zero`."

@@ -8,13 +8,15 @@ too. Not here: any network.
 import difflib
 import inspect
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.utils import logging as diffusers_logging
+from torch import nn
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -91,6 +93,24 @@ def check_weights(
             f"{subject} {found[0]}{more}. Expected exactly the weights that its config asks for. "
             "Copy both from the same checkpoint, or save it again."
         )
+
+
+GET_ANOTHER = "Get an undamaged copy, or load it in float32."
+
+
+def check_finite(parts: Mapping[str, object], remedy: str) -> None:
+    """Refuse weights that are not finite; in half precision, numbers above 65,504 are not.
+
+    Raises: ValueError.
+    """
+    for part_name, part in parts.items():
+        for name, weight in part.state_dict().items() if isinstance(part, nn.Module) else ():
+            if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+                count = int((~torch.isfinite(weight)).sum())
+                raise ValueError(
+                    f"`{name}` of the part `{part_name}` holds {count:,} numbers that are infinite or none (NaN), of "
+                    f"{weight.numel():,} in {weight.dtype}. Expected finite weights. {remedy}"
+                )
 
 
 def no_safetensors(folder: Path, expected: str) -> str:

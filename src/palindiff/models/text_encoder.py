@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from palindiff.models.clip_projection import ClipProjection
 
@@ -110,8 +111,12 @@ class TextEncoder(nn.Module):
         return digest.hexdigest()
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode."""
-        return super().train(False)
+        """Stay in eval mode, but for what whole layers look at before they checkpoint their activations."""
+        super().train(False)
+        for layer in self.model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.training = mode  # its own alone: what drops out are its sub-modules
+        return self
 
     def forward(self, ids: Tensor, mask: Tensor) -> EncodedCaptions:
         """Encode captions as `tokenize` returns them; no value of a tensor is read, so a GPU never has to wait.

@@ -4,7 +4,7 @@ Here: the image's stream, exactly as diffusers computes it, and the attention th
 Not here: the second stream (`query_stream.py`), which takes part through `visit`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,6 +84,20 @@ def unet_encoder_parameters(unet: UNet2DConditionModel) -> Iterator[torch.nn.Par
     """Yield the weights of the encoder half; only generation uses and trains the others, the decoder half."""
     for part in (unet.time_embedding, unet.conv_in, unet.down_blocks, unet.mid_block):
         yield from part.parameters()
+
+
+def square_side(sample_size: int | Sequence[int]) -> int:
+    """Return the side of the square latents that a U-Net was made for, from its setting, a number or two.
+
+    Raises: ValueError if they are not square.
+    """
+    sides = (sample_size,) if isinstance(sample_size, int) else tuple(sample_size)
+    if len(set(sides)) != 1:
+        raise ValueError(
+            f"The U-Net's `sample_size` is {sides}. Expected one side: images are fitted to squares. "
+            "Encode images with the VAE and pass their latents."
+        )
+    return sides[0]
 
 
 def cross_attention_without_text(unet: UNet2DConditionModel) -> Iterator[torch.nn.Parameter]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 
-class VaeConfig(BaseModel, frozen=True, extra="forbid"):
+class VaeConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Shape of the VAE; each width after the first halves the image's side once."""
 
     widths: tuple[int, ...] = (16, 48, 96, 128)  # channels at each size; all divisible by `norm_groups`

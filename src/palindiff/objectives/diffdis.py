@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from palindiff.models.query_stream import QueryStream
 from palindiff.models.text_diffusion import noisy_query
 from palindiff.models.text_encoder import TextEncoder
-from palindiff.models.unet_encoder import cross_attention_without_text, unet_encoder_parameters
+from palindiff.models.unet_encoder import cross_attention_without_text, square_side, unet_encoder_parameters
 from palindiff.objectives.alignment import alignment_loss, global_batch, same_caption
 
 Task = Literal["both", "generation", "alignment"]
 
 
-class DiffDisConfig(BaseModel, frozen=True, extra="forbid"):
+class DiffDisConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The tasks, their weight, and the drop rates that classifier-free guidance needs."""
 
     name: Literal["diffdis"] = "diffdis"  # chooses the trainer
@@ -65,7 +65,8 @@ class DiffDisObjective(nn.Module):
     def draw(self, b: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw a batch's random numbers: noise and steps of both diffusions, the posterior's noise, and the drops."""
         config = self.unet.config
-        size = (b, config.in_channels, config.sample_size, config.sample_size)
+        side = square_side(config.sample_size)
+        size = (b, config.in_channels, side, side)
         return {
             "eps_posterior": torch.randn(size, generator=generator),
             "eps_z": torch.randn(size, generator=generator),

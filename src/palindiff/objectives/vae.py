@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 
-class VaeObjectiveConfig(BaseModel, frozen=True, extra="forbid"):
+class VaeObjectiveConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Weights of the VAE's losses."""
 
     name: Literal["vae"] = "vae"  # chooses the trainer

@@ -14,6 +14,7 @@ from diffusers import StableDiffusionPipeline
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from torch import nn
 
+from palindiff.models.strict_model import check_finite
 from palindiff.pretrained.layout import INDEX_NAME, OUR_PARTS
 from palindiff.pretrained.model_card import CARD_NAME, CardFacts, card_text, stable_diffusion_card
 
@@ -107,6 +108,7 @@ def export_stable_diffusion(
 ) -> None:
     """Write the stock Stable Diffusion folder of a pipeline, with its card, if it has one."""
     _check_bare(pipeline.components)
+    check_finite(pipeline.components, "Export in another type (bf16 holds larger numbers than fp16), or train again.")
     pipeline.to_stable_diffusion().save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
     make_portable(folder)
     if pipeline.model_card is not None:

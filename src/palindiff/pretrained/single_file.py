@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from palindiff.models.strict_model import check_weights, without_warnings
+from palindiff.models.strict_model import GET_ANOTHER, check_finite, check_weights, without_warnings
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.models.unet_encoder import WORKS
 from palindiff.pretrained import clip_projection
@@ -74,6 +74,7 @@ def load_single_file(
     parts = (vae, text_model, tokenizer, unet, scheduler)
     base = StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False)  # the file holds no checker
     check_whole(base.components)
+    check_finite(base.components, GET_ANOTHER)
     return base, encoder
 
 

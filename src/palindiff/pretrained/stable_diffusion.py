@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from huggingface_hub import try_to_load_from_cache
 
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
-from palindiff.models.strict_model import PICKLE_ENDINGS, without_warnings
+from palindiff.models.strict_model import GET_ANOTHER, PICKLE_ENDINGS, check_finite, without_warnings
 from palindiff.models.text_diffusion import text_diffusion_scheduler
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.pretrained import model_card
@@ -154,6 +154,7 @@ def load_base(
     given = options | {"use_safetensors": True, "variant": variant, "text_encoder": text_model}
     base = StableDiffusionPipeline.from_pretrained(folder, **given)
     check_whole(base.components)
+    check_finite(base.components, GET_ANOTHER)
     encoder = with_clip_projection(text_model, base.tokenizer, str(source), clip)
     text_model.to(base.unet.dtype)
     return base, encoder

@@ -124,10 +124,25 @@ class Trainer(ABC, Generic[R]):
                 totals[name] = totals.get(name, 0.0) + float(loss) / num_batches
         return {f"validation_{name}": total for name, total in totals.items()}
 
-    def open_split(self, is_validation: bool = False) -> ImageSet:
-        """Open the images of the training or the validation split."""
-        split = {"split": self.recipe.evaluation.validation_split} if is_validation else {}
-        return open_images(self.recipe.data.model_copy(update=split))
+    def open_sets(self) -> tuple[ImageSet, ImageSet | None]:
+        """Open the images to train on and to validate on: of another split, or held out from the same; or none.
+
+        Raises: as `open_images`, and what to do where there is nothing to validate on.
+        """
+        data, split = self.recipe.data, self.recipe.evaluation.validation_split
+        images = open_images(data)
+        if data.validation_fraction:
+            return images.held_out(data.validation_fraction)
+        if split is None:
+            return images, None
+        try:
+            return images, open_images(data.model_copy(update={"split": split}))
+        except (FileNotFoundError, ValueError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(
+                f"{error} To validate on a part of the training images, set `data.validation_fraction: 0.05`; to "
+                "train without validation, `evaluation.validation_split: null`."
+            ) from error
 
     def _write(self, folder: Path) -> None:
         with atomic_folder(folder, replace=True) as unfinished:

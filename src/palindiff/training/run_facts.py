@@ -21,7 +21,7 @@ def run_facts(recipe: DiffDisRecipe, pipeline: PalindiffPipeline, name: str) -> 
             "task": recipe.objective.task,
             "fusion": recipe.query_stream.fusion,
             "γ": recipe.query_stream.gamma,
-            "images": f"{pipeline.unet.config.sample_size * pipeline.vae_scale_factor} px",
+            "images": f"{pipeline.image_size_px} px",
             "steps": recipe.loop.num_steps,
             "batch size": recipe.loop.batch_size,
             "learning rates": f"{recipe.optimizer.learning_rate:g} (U-Net), {recipe.optimizer.new_learning_rate:g}",

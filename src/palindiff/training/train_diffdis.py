@@ -3,6 +3,8 @@
 Not here: the order of a run (`base_trainer.py`), the losses (`objectives/diffdis.py`).
 """
 
+import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from palindiff.training.recipes.build_models import build_models, build_objectiv
 from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.run_facts import run_facts
 
+FEW_ROWS = 16  # of a micro-batch, over all processes: fewer are warned of
+
 
 class DiffDisTrainer(Trainer[DiffDisRecipe]):
     """Generation and alignment on cached latents; writes a Stable Diffusion folder with two more sub-folders."""
@@ -34,7 +38,7 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
     result_name = "checkpoint"
 
     objective: DiffDisObjective
-    validation_set: dataset.FeatureSet
+    validation_set: dataset.FeatureSet | None = None
 
     @staticmethod
     def count_parameters(recipe: DiffDisRecipe) -> dict[str, int]:
@@ -45,6 +49,13 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
 
     def build_models(self) -> None:
         """Build or load the pipeline; frozen parts move to the device."""
+        rows = self.loop.batch_size // self.loop.accumulation
+        if self.recipe.objective.task != "generation" and rows < FEW_ROWS and self.accelerator.is_main_process:
+            warnings.warn(
+                f"A micro-batch has {rows} rows, so a caption has at most {rows - 1} negatives; the paper's has 255. "
+                "Naming learns slowly: raise `loop.batch_size`, or lower `loop.accumulation`.",
+                stacklevel=2,
+            )
         self.pipeline = build_models(self.recipe, self.recipe.loop.seed)
         self.text_encoder = self.pipeline.caption_encoder.to(self.accelerator.device)
         self.pipeline.vae.to(self.accelerator.device)
@@ -56,24 +67,29 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
         """
         accelerator, machine = self.accelerator, self.recipe.machine
         self.cache_dir = Path(machine.cache_dir) if machine.cache_dir else dataset.default_cache_dir()
-        caches = [
-            self._latent_cache(self.open_split(), self.recipe.views),
-            self._latent_cache(self.open_split(is_validation=True), ViewConfig(flip="none")),
-        ]
+        training, validation = self.open_sets()
+        caches = [self._latent_cache(training, self.recipe.views)]
+        if validation is not None:
+            seen = torch.linspace(0, len(validation) - 1, min(len(validation), self.recipe.evaluation.num_images))
+            caches.append(self._latent_cache(validation.select(seen.round().int().tolist()), ViewConfig(flip="none")))
         for cache in caches:
             cache.encode(self.progress, accelerator.process_index, accelerator.num_processes)
         accelerator.wait_for_everyone()
         with accelerator.main_process_first():
-            (training_images, self.training_set), validation = (self._feature_set(cache) for cache in caches)
-            self.validation_images, self.validation_set = validation
+            training_images, self.training_set = self._feature_set(caches[0])
+            for cache in caches[1:]:
+                self.validation_images, self.validation_set = self._feature_set(cache)
+                self.validation_rows = torch.arange(len(self.validation_set))
             self.c_empty = None if self.recipe.text.is_live else self._empty_caption()
-        num_images = min(len(self.validation_set), self.recipe.evaluation.num_images)
-        self.validation_rows = torch.linspace(0, len(self.validation_set) - 1, num_images).round().long()
         self.fingerprints = {
             "VAE": dataset.fingerprint(self.pipeline.vae),
             "text encoder": self.text_encoder.fingerprint,
             "training set": training_images.fingerprint,
         }
+        if self.recipe.base is not None:  # its decoder half may stay as it is, and its scheduler makes the targets
+            scheduler = json.dumps(dict(self.pipeline.scheduler.config), sort_keys=True, default=str)
+            parts = dataset.fingerprint(self.pipeline.unet), dataset.fingerprint(self.pipeline.query_stream), scheduler
+            self.fingerprints["base"] = dataset.key_of("base", *parts)
 
     def make_objective(self) -> DiffDisObjective:
         """Put the models under their losses; without cached text features, the text encoder is part of them."""
@@ -89,8 +105,8 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
         options, task = self.recipe.evaluation, self.recipe.objective.task
         naming = [measure for name, measure in evaluators.NAMING.items() if name in options.evaluators]
         rows: list[Row] = []
-        if task != "generation" and naming:
-            data = self._evaluation_images()
+        if task != "generation" and naming and self.validation_set is not None:
+            data = self._evaluation_images(self.validation_set)
             data = replace(data, e_0_hat=evaluators.image_queries(self.pipeline, data, options))
             rows = [row for measure in naming for row in measure(self.pipeline, data, options)]
         if task != "alignment" and "samples" in options.evaluators:
@@ -109,7 +125,7 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
 
     def _latent_cache(self, images: ImageSet, views: ViewConfig) -> LatentCache:
         vae, data = self.pipeline.vae, self.recipe.data
-        size_px = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
+        size_px = self.pipeline.image_size_px
         num_workers = self.recipe.machine.num_workers
         return LatentCache(images, vae, size_px, data.fit, views, self.cache_dir, num_workers, data.on_bad)
 
@@ -134,10 +150,10 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
         features = dataset.caption_features([""], self.text_encoder, self.cache_dir, self.progress)
         return torch.from_numpy(features.c.astype(np.float32))
 
-    def _evaluation_images(self) -> evaluators.EvaluationImages:
+    def _evaluation_images(self, features: dataset.FeatureSet) -> evaluators.EvaluationImages:
         """The evaluated validation images: latents without augmentation, first captions, labels."""
         rows = self.validation_rows
-        z, _ = self.validation_set.images.read(rows, torch.zeros(len(rows), dtype=torch.bool))
+        z, _ = features.images.read(rows, torch.zeros(len(rows), dtype=torch.bool))
         images = [self.validation_images[int(row)] for row in rows]
         captions, labels = [image.captions[0] for image in images], [image.label for image in images]
         return evaluators.EvaluationImages(z.to(self.pipeline.unet.device, torch.float32), captions, labels)

@@ -41,9 +41,10 @@ class VaeTrainer(Trainer[VaeRecipe]):
 
     def load_features(self) -> None:
         """Decode the images of both splits into memory."""
-        size_px, fit, rows = self.recipe.vae.image_size_px, self.recipe.data.fit, self.open_split()
+        size_px, fit = self.recipe.vae.image_size_px, self.recipe.data.fit
+        rows, validation = self.open_sets()
         self.images = decode_images(rows, size_px, fit)
-        self.validation_images = decode_images(self.open_split(is_validation=True), size_px, fit)
+        self.validation_images = None if validation is None else decode_images(validation, size_px, fit)
         self.training_set = ImagesInMemory(self.images)
         self.fingerprints = {"training set": rows.fingerprint}
 
@@ -58,7 +59,9 @@ class VaeTrainer(Trainer[VaeRecipe]):
     def evaluation_rows(self, step: int) -> list[Row]:
         """Measure the reconstruction error on the validation images."""
         options = self.recipe.evaluation
-        rows = reconstruction(self.vae, self.validation_images, options) if options.evaluators else []
+        if self.validation_images is None or not options.evaluators:
+            return []
+        rows = reconstruction(self.vae, self.validation_images, options)
         return [{**row, "metric": f"validation_{row['metric']}"} for row in rows]
 
     def save(self, folder: Path) -> None:

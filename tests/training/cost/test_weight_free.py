@@ -111,7 +111,7 @@ def test_the_kept_layer_of_a_2_x_is_no_new_weight(bases, toy_parts):
 
 
 def test_the_paper_s_recipe_is_estimated_without_a_file():
-    recipe = load_recipe(DiffDisRecipe, "diffdis-cc3m", ["loop.batch_size=1"])
+    recipe = load_recipe(DiffDisRecipe, "diffdis-cc3m", ["loop.batch_size=2"])
     assert (recipe.base.source, recipe.text.source) == (PAPER_BASE, PAPER_CLIP)
     with fake_run(recipe) as models:
         assert sum(weight.numel() for weight in models.objective.unet.parameters()) == 859_520_964

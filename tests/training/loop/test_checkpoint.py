@@ -27,7 +27,7 @@ def make_state(state_dir, width=3, num_steps=0, seed=0):
         for weight in module.parameters():
             weight.grad = torch.randn(weight.shape, generator=generator)
         state.distributed.optimizer.step()
-        state.advance()
+        state.advance(num_steps)
     return state
 
 
@@ -62,7 +62,7 @@ def test_a_saved_state_comes_back_bit_for_bit(tmp_path):
     saved = make_state(tmp_path, num_steps=3)
     saved.save(cpu_accelerator())
     resumed = make_state(tmp_path, seed=1)
-    resumed.resume()
+    resumed.resume(cpu_accelerator())
     assert (resumed.step, resumed.ema.optimization_step) == (3, 3)
     for there, here in zip(all_tensors(saved), all_tensors(resumed), strict=True):
         assert torch.equal(there, here)
@@ -71,7 +71,7 @@ def test_a_saved_state_comes_back_bit_for_bit(tmp_path):
 def test_resuming_nothing_changes_nothing(tmp_path):
     state = make_state(tmp_path)
     before = [weight.clone() for weight in state.distributed.full_model.parameters()]
-    state.resume()
+    state.resume(cpu_accelerator())
     assert state.step == 0
     assert all(torch.equal(a, b) for a, b in zip(before, state.distributed.full_model.parameters(), strict=True))
 
@@ -84,7 +84,7 @@ def test_only_trained_weights_are_kept(tmp_path):
     assert sorted(sizes) == ["ema.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"]
     with torch.no_grad():
         module[0].weight.fill_(7.0)
-    state.resume()
+    state.resume(cpu_accelerator())
     assert bool((module[0].weight == 7.0).all())
 
 
@@ -120,7 +120,7 @@ def test_a_full_disk_leaves_the_last_good_state(tmp_path):
         state.save(cpu_accelerator())  # the weights take 24,008 bytes
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     resumed = make_state(tmp_path, width=3000, seed=1)
-    resumed.resume()
+    resumed.resume(cpu_accelerator())
     assert resumed.step == 1
     assert all(torch.equal(a, b) for a, b in zip(good, all_tensors(resumed), strict=True))
 
@@ -133,7 +133,7 @@ def test_what_a_killed_save_left_is_no_state_and_is_removed(tmp_path):
         folder.mkdir()
         (folder / "weights.safetensors").write_bytes(b"")
     resumed = make_state(tmp_path)
-    resumed.resume()
+    resumed.resume(cpu_accelerator())
     assert resumed.step == 1
     resumed.step = 2
     resumed.save(cpu_accelerator())
@@ -150,14 +150,14 @@ def test_a_damaged_state_is_reported_with_the_remedy(tmp_path, name, damage):
     path = tmp_path / "step-00000002" / name
     path.write_bytes(path.read_bytes()[: {"truncated": -3, "empty": 0}[damage]])
     with pytest.raises(ValueError, match=r"step-00000002` cannot be read .*Remove that folder.*from `step-00000001`"):
-        make_state(tmp_path).resume()
+        make_state(tmp_path).resume(cpu_accelerator())
 
 
 def test_a_missing_file_of_the_only_state_is_reported(tmp_path):
     make_state(tmp_path).save(cpu_accelerator())
     (tmp_path / "step-00000000" / "ema.safetensors").unlink()
     with pytest.raises(ValueError, match=r"step-00000000` cannot be read .*resumes from the start"):
-        make_state(tmp_path).resume()
+        make_state(tmp_path).resume(cpu_accelerator())
 
 
 def test_a_state_of_other_shapes_is_refused(tmp_path):
@@ -166,7 +166,7 @@ def test_a_state_of_other_shapes_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"this recipe differ in 1 trained tensors, first `weight`.*another output folder"
     ):
-        make_state(tmp_path, width=4).resume()
+        make_state(tmp_path, width=4).resume(cpu_accelerator())
 
 
 def test_a_state_of_other_names_is_refused(tmp_path):
@@ -174,14 +174,14 @@ def test_a_state_of_other_names_is_refused(tmp_path):
     module = nn.Sequential(nn.Linear(3, 2))
     other = state_of(module, torch.optim.AdamW(module.parameters()), tmp_path)
     with pytest.raises(ValueError, match="differ in 4 trained tensors"):
-        other.resume()
+        other.resume(cpu_accelerator())
 
 
 def test_the_format_stays_what_saved_runs_have(tmp_path):
     state = make_state(tmp_path, num_steps=1)
     state.save(cpu_accelerator())
     folder = tmp_path / "step-00000001"
-    assert json.loads((folder / "state.json").read_text()) == {"step": 1, "fingerprints": {}}
+    assert json.loads((folder / "state.json").read_text()) == {"step": 1, "ema_step": 1, "fingerprints": {}}
     assert sorted(load_file(folder / "weights.safetensors")) == ["bias", "weight"]
     moments = sorted(load_file(folder / "optimizer.safetensors"))
     assert moments == [f"{name}/{key}" for name in ("bias", "weight") for key in ("exp_avg", "exp_avg_sq", "step")]

@@ -2,6 +2,7 @@
 
 import importlib.resources
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import torch
 from accelerate import debug_launcher
 from accelerate.commands.config.config_args import load_config_from_file
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.training.loop.checkpoint import saved_states
@@ -126,6 +127,66 @@ def test_one_process_shards_nothing(tmp_path):
     assert not is_sharded(MachineConfig(), num_processes=2)
     run, state = train_toy(tmp_path, machine=SHARDED, num_steps=1)
     assert state.distributed.sharded_model is run.objective
+
+
+# --- several machines: each process has a disk of its own
+
+
+def train_on_own_disk(root, num_steps, machine=MachineConfig()):  # noqa: B008  (frozen)
+    """Runs in each of two forked processes."""
+    accelerator = cpu_accelerator()
+    run = make_run(root / f"disk-{accelerator.process_index}", optimizer=STEADY, machine=machine, num_steps=num_steps)
+    train(run, accelerator)
+    weights = {name: weight.detach().contiguous() for name, weight in run.objective.named_parameters()}
+    save_file(weights, root / f"weights-{accelerator.process_index}.safetensors")
+
+
+@pytest.mark.parametrize("machine", [MachineConfig(), SHARDED], ids=["replicated", "sharded"])
+def test_a_run_resumes_on_every_machine_from_the_first_one_s_disk(tmp_path, machine):
+    root = tmp_path / "run"
+    root.mkdir()
+    debug_launcher(train_on_own_disk, (root, 2, machine), num_processes=2)
+    assert not (root / "disk-1" / "state").exists()
+    stale = shutil.copytree(root / "disk-0" / "state" / "step-00000002", root / "disk-1" / "state" / "step-00000009")
+    debug_launcher(train_on_own_disk, (root, 4, machine), num_processes=2)
+    assert stale.exists(), "nobody looks at it"
+    train_toy(tmp_path / "whole", optimizer=STEADY)
+    assert [line["step"] for line in losses(root / "disk-0")] == [1, 2, 3, 4]
+    assert_same_state(tmp_path / "whole", root / "disk-0")
+    ends = [load_file(root / f"weights-{rank}.safetensors") for rank in (0, 1)]
+    assert all(torch.equal(ends[1][name], weight) for name, weight in ends[0].items())
+
+
+def disagree(root, change):
+    """Runs in each of two forked processes, and writes what it was told."""
+    accelerator = cpu_accelerator()
+    rank = accelerator.process_index
+    run = make_run(root / f"disk-{rank}", optimizer=STEADY)
+    if change == "data":
+        run.fingerprints = {"training set": f"of machine {rank}"}
+    elif change == "recipe":
+        run.loop = run.loop.model_copy(update={"num_steps": 4 + rank})
+    with pytest.raises(ValueError, match=r".") as told:
+        train(run, accelerator)
+    (root / f"told-{rank}").write_text(str(told.value))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("data", "Process 1 of 2 has another training set than process 0"),
+        ("recipe", "Process 1 of 2 has another `loop` than process 0"),
+        ("damage", "cannot be read"),
+    ],
+)
+def test_processes_that_disagree_all_stop_and_none_waits(tmp_path, change, sentence):
+    if change == "damage":
+        state = tmp_path / "disk-0" / "state" / "step-00000002"
+        state.mkdir(parents=True)
+        (state / "state.json").write_text("{}")
+    debug_launcher(disagree, (tmp_path, change), num_processes=2)
+    for rank in (0, 1):
+        assert sentence in (tmp_path / f"told-{rank}").read_text()
 
 
 # --- DiffDis: checkpointing, both fusions, accumulation, frozen weights, a scalar
@@ -249,10 +310,10 @@ def test_accelerate_s_own_configuration_asks_for_sharding(monkeypatch):
 def test_what_accelerate_asks_and_cannot_have_is_refused(monkeypatch, variable, value, told):
     monkeypatch.setenv("FSDP_VERSION", "2")
     monkeypatch.setenv(variable, value)
-    check_launch()  # not launched with FSDP: none of it matters
+    check_launch(MachineConfig())  # not launched with FSDP: none of it matters
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match=f"`{told}`.*Expected FSDP version 2"):
-        check_launch()
+        check_launch(MachineConfig())
 
 
 def test_the_bundled_configuration_is_not_refused(monkeypatch):
@@ -261,4 +322,30 @@ def test_the_bundled_configuration_is_not_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     for key in ("fsdp_version", "fsdp_offload_params", "fsdp_cpu_ram_efficient_loading"):
         monkeypatch.setenv(key.upper(), str(config.fsdp_config[key]).lower())
-    check_launch()
+    check_launch(MachineConfig())
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "bf16", r"`--mixed_precision bf16`.*set `machine\.precision` in the recipe"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", r"`--mixed_precision fp16`.*`machine\.precision` is 'fp32'"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", r"`--gradient_accumulation_steps 4`.*`loop\.accumulation`"),
+        ("ACCELERATE_DYNAMO_BACKEND", "inductor", "`--dynamo_backend inductor`"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "`--use_deepspeed true`"),
+    ],
+)
+def test_an_option_of_accelerate_launch_that_would_do_nothing_is_refused(monkeypatch, variable, value, told):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=rf"accelerate was launched with {told}"):
+        check_launch(MachineConfig())
+
+
+def test_what_accelerate_launch_sets_by_default_is_not_refused(monkeypatch):
+    defaults = {"MIXED_PRECISION": "no", "GRADIENT_ACCUMULATION_STEPS": "1", "DYNAMO_BACKEND": "NO"}
+    for name, value in defaults.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    for precision in ("fp32", "bf16"):
+        check_launch(MachineConfig(precision=precision))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    check_launch(MachineConfig(precision="bf16"))

@@ -1,5 +1,7 @@
 """ema.py: diffusers' average at every step, the same time constant at longer intervals, and resuming from a load."""
 
+import math
+
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
@@ -53,10 +55,29 @@ def test_a_longer_stride_keeps_the_time_constant(every):
 
 def test_the_decay_of_a_stride_is_the_product_by_hand():
     average = EMA([nn.Parameter(torch.zeros(1))], 0.9999, every=3)
+    assert average.get_decay(1) == 0  # the first move takes the weights, as diffusers' does
+    average.load([torch.zeros(1)], updated_at=5)
     warming_up = [(1 + step) / (10 + step) for step in (5, 6, 7)]  # steps 6, 7 and 8, counted from 0
     assert average.get_decay(8) == pytest.approx(warming_up[0] * warming_up[1] * warming_up[2])
-    assert average.get_decay(10**6) == pytest.approx(0.9999**3)
-    assert average.get_decay(3) == 0  # the first move takes the weights, as diffusers' does
+    average.load([torch.zeros(1)], updated_at=10**6)
+    assert average.get_decay(10**6 + 3) == pytest.approx(0.9999**3)
+
+
+@pytest.mark.parametrize("every", [7, 100])
+def test_the_first_and_the_last_step_move_the_average_whatever_the_stride(every):
+    weights = walk(10, every=1)
+    average, weight = EMA([nn.Parameter(weights[0].clone())], DECAY, every), nn.Parameter(weights[0].clone())
+    for step, value in enumerate(weights[1:], start=1):
+        weight.data.copy_(value)
+        average.update([weight], step, is_last=step == 10)
+        if step == 1:
+            torch.testing.assert_close(average.shadow_params[0], weights[1], rtol=0, atol=1e-6)
+    steps = {7: [(1, 7), (7, 10)], 100: [(1, 10)]}[every]
+    expected = weights[1]
+    for first, last in steps:
+        kept = math.prod(min(DECAY, (1 + step) / (10 + step)) for step in range(first, last))
+        expected = kept * expected + (1 - kept) * weights[last]
+    torch.testing.assert_close(average.shadow_params[0], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_on_the_cpu_the_average_is_the_same():
@@ -71,7 +92,7 @@ def test_a_loaded_average_goes_on_as_if_never_stopped():
 
     def loaded(weight):
         average = EMA([weight], DECAY, every=2)
-        average.load([whole[4]], num_steps=5)
+        average.load([whole[4]], updated_at=4)
         return average
 
     average = loaded(nn.Parameter(weights[5].clone()))
@@ -85,6 +106,6 @@ def test_weights_are_not_held_by_their_average():
     average = EMA([weight], DECAY)
     weight.data.fill_(5.0)
     assert torch.equal(average.shadow_params[0], torch.ones(2))
-    average.load([weight.detach()], num_steps=1)
+    average.load([weight.detach()], updated_at=1)
     weight.data.fill_(7.0)
     assert torch.equal(average.shadow_params[0], torch.full((2,), 5.0))

@@ -1,5 +1,8 @@
 """Starting from a base: Stable Diffusion of both kinds or a palindiff checkpoint, whole, in part, at another size."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -7,6 +10,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.training.cost.weight_free import fake_run
 from palindiff.training.loop.checkpoint import saved_states
 from palindiff.training.recipes.build_models import ModelRecipe, build_models, training_scheduler
 from toys.recipe import recipe_tree, toy_recipe, train_toy_recipe
@@ -211,3 +215,66 @@ def test_recipes_from_scratch_stay_as_they_were(toy_parts):
     tree = recipe_tree(toy_parts)
     assert "base" not in tree
     assert toy_recipe(toy_parts).base is None
+
+
+def base_with(bases, folder, part, **changes):
+    """A copy of Stable Diffusion 1.x whose config of a part is changed; of the scheduler, also its class."""
+    shutil.copytree(bases / "sd1", folder)
+    if kind := changes.pop("kind", None):
+        index = json.loads((folder / "model_index.json").read_text())
+        index[part][1] = kind
+        (folder / "model_index.json").write_text(json.dumps(index))
+    file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return model_recipe(bases, source=str(folder))
+
+
+@pytest.mark.parametrize("with_weights", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"kind": "FlowMatchEulerDiscreteScheduler"}, "the scheduler FlowMatchEulerDiscreteScheduler"),
+        ({"kind": "EDMEulerScheduler"}, "the scheduler EDMEulerScheduler"),
+        ({"kind": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}, ".* with `use_flow_sigmas`"),
+        ({"prediction_type": "sample"}, "`prediction_type` 'sample'"),
+    ],
+)
+def test_a_base_that_diffuses_in_another_way_is_refused(changes, told, with_weights, bases, tmp_path):
+    recipe = base_with(bases, tmp_path / "sd", "scheduler", **changes)
+    with pytest.raises(ValueError, match=rf"has {told}.*Start from another base"):
+        build_models(recipe, seed=0, with_weights=with_weights)
+
+
+@pytest.mark.parametrize("noise", [{"rescale_betas_zero_snr": True}, {"trained_betas": [0.1] * 999 + [1.0]}])
+def test_predicting_noise_where_nothing_else_is_left_is_refused(noise, bases, tmp_path):
+    changes = {"kind": "DDIMScheduler", "prediction_type": "epsilon", **noise}
+    recipe = base_with(bases, tmp_path / "sd", "scheduler", **changes)
+    with pytest.raises(ValueError, match=r"'epsilon' with a noise schedule that ends in pure noise.*'v_prediction'"):
+        build_models(recipe, seed=0)
+    build_models(
+        base_with(bases, tmp_path / "v", "scheduler", **changes | {"prediction_type": "v_prediction"}), seed=0
+    )
+
+
+def latent_side(bases):
+    return json.loads((bases / "sd1" / "unet" / "config.json").read_text())["sample_size"]
+
+
+@pytest.mark.parametrize("is_stated", [True, False])
+def test_a_unet_may_state_its_latents_as_a_list_or_not_at_all(is_stated, bases, tmp_path):
+    recipe = base_with(bases, tmp_path / "sd", "unet", sample_size=[latent_side(bases)] * 2 if is_stated else None)
+    pipelines = [build_models(each, seed=0) for each in (model_recipe(bases), recipe)]
+    assert pipelines[0].image_size_px == pipelines[1].image_size_px
+    options = {"num_inference_steps": 1, "output_type": "np"}
+    images = [each("a cat", generator=torch.manual_seed(0), **options).images for each in pipelines]
+    assert (images[0] == images[1]).all()
+    assert build_models(recipe, seed=0, with_weights=False).image_size_px == pipelines[0].image_size_px
+
+
+def test_a_unet_that_states_its_latents_as_a_list_trains_and_is_estimated(bases, toy_parts, tmp_path):
+    side = latent_side(bases)
+    base_with(bases, tmp_path / "sd", "unet", sample_size=[side, side])
+    recipe = toy_recipe(toy_parts, **base_sections(bases, source=str(tmp_path / "sd")))
+    train_toy_recipe(recipe, tmp_path / "run")
+    with fake_run(recipe) as run:
+        assert run.features.row["z_mean"].shape[-1] == side

@@ -1,7 +1,7 @@
 """yaml_files.py: finding, extending, overriding, reporting every problem at once, config hash, and a run's folder."""
 
 from importlib.resources import files
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
 import yaml
@@ -167,6 +167,59 @@ def test_overrides_are_yaml_and_the_last_one_counts(write):
     recipe = load_recipe(Toy, path, overrides)
     assert recipe.section.rate == 5e-4  # YAML takes this for text; the recipe's model knows better
     assert (recipe.section.inner.sizes, recipe.section.inner.kind) == ((3, 4), "round")
+
+
+@pytest.mark.parametrize("value", ["x #y", "#y", "x: y", "2024 #5", "@x"])
+def test_an_override_s_text_is_whole(value):
+    recipe = load_recipe(DiffDisRecipe, "emoji", [f"data.path={value}"])
+    assert recipe.data.path == value
+    quoted = load_recipe(DiffDisRecipe, "emoji", [f"data.path='{value}'  # a comment"])
+    assert quoted.data.path == value
+
+
+def test_an_override_that_is_no_text_names_the_quotes_that_make_it_one():
+    told = problems_of("emoji", ["data.path=2024"], DiffDisRecipe)
+    assert "`data.path` (from --set): found 2024. Expected a valid string" in told
+    assert """--set data.path='"2024"'""" in told
+    assert load_recipe(DiffDisRecipe, "emoji", ['data.path="2024"']).data.path == "2024"
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("optimizer.learning_rate=.inf", "`optimizer.learning_rate` (from --set): found inf. Expected a"),
+        ("optimizer.weight_decay=.inf", "`optimizer.weight_decay` (from --set): found inf."),
+        ("optimizer.clip_norm=.inf", "`optimizer.clip_norm` (from --set): found inf."),
+        ("objective.alignment_weight=.inf", "`objective.alignment_weight` (from --set): found inf."),
+        ("evaluation.guidance_scale=.nan", "`evaluation.guidance_scale` (from --set): found nan."),
+        ("optimizer.betas=[1.5, 2]", "`optimizer.betas.0`: found 1.5. Expected a number less than 1."),
+        ("optimizer.betas=[0.9, -1]", "`optimizer.betas.1`: found -1. Expected a number greater than or equal to 0."),
+    ],
+)
+def test_numbers_that_cannot_train_are_refused_with_the_recipe(override, sentence):
+    assert sentence in problems_of("emoji", [override], DiffDisRecipe)
+
+
+def settings_of(model):
+    """Every section of a recipe, itself included."""
+    yield model
+    for field in model.model_fields.values():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from settings_of(kind)
+
+
+@pytest.mark.parametrize("recipe", recipe_classes().values())
+def test_no_section_of_a_recipe_takes_infinity(recipe):
+    assert all(section.model_config.get("allow_inf_nan") is False for section in settings_of(recipe))
+
+
+@pytest.mark.parametrize(("size", "accumulation"), [(1, 1), (4, 4)])
+def test_a_micro_batch_of_one_row_has_no_negatives(size, accumulation):
+    overrides = [f"loop.batch_size={size}", f"loop.accumulation={accumulation}"]
+    told = problems_of("emoji", overrides, DiffDisRecipe)
+    assert f"`loop.batch_size` is {size} with `loop.accumulation` {accumulation}: a micro-batch of one row" in told
+    load_recipe(DiffDisRecipe, "emoji", [*overrides, "objective.task=generation"])
 
 
 def test_an_override_may_hold_an_equals_sign(write):
@@ -430,6 +483,29 @@ def test_a_run_is_not_prolonged_as_what_it_was_not(tmp_path, num_learned, change
 
 class WithMachine(BaseModel, frozen=True, extra="forbid"):
     machine: MachineConfig
+
+
+FREE = {  # of the recipe `emoji`: what alters no trained number, and paths, whose content fingerprints stand for
+    "loop.log_every=7", "loop.save_every=7", "loop.evaluate_every=0", "evaluation.evaluators=[]", "vae=elsewhere",
+    "evaluation.num_images=3", "evaluation.validation_split=train", "data.path=elsewhere", "text.source=elsewhere",
+    "machine.log_with=[]", "machine.gradient_checkpointing=true",
+}  # fmt: skip
+BOUND = {"loop.ema_every=2", "loop.seed=1", "data.split=test", "views.crops=9", "objective.text_drop_rate=0.3"}
+
+
+@pytest.mark.parametrize("override", sorted(FREE | BOUND))
+def test_the_config_hash_is_of_a_trained_number_alone(override, tmp_path):
+    recipe, changed = (load_recipe(DiffDisRecipe, "emoji", overrides) for overrides in ([], [override]))
+    assert recipe != changed
+    assert (config_hash(recipe) == config_hash(changed)) == (override in FREE)
+    prepare_run_dir(recipe, tmp_path, "emoji")
+    (tmp_path / "log.jsonl").touch()
+    if override in FREE:
+        prepare_run_dir(changed, tmp_path, "emoji")
+        assert load_recipe(DiffDisRecipe, str(tmp_path / "recipe.yaml")) == changed
+    else:
+        with pytest.raises(ValueError, match="holds a run of another recipe"):
+            prepare_run_dir(changed, tmp_path, "emoji")
 
 
 def test_precision_is_part_of_the_config_hash_and_the_rest_of_the_machine_is_not():

@@ -66,7 +66,7 @@ class Estimate(BaseModel, frozen=True):
     time: Time | None  # None without a throughput
 
 
-class Hardware(BaseModel, frozen=True, extra="forbid"):
+class Hardware(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """What the run is estimated for."""
 
     device: DeviceKind = "gpu"

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.models.unet_encoder import square_side
 from palindiff.objectives.diffdis import DiffDisObjective
 from palindiff.training.recipes.build_models import build_models, build_objective
 from palindiff.training.recipes.schema import DiffDisRecipe
@@ -63,7 +64,8 @@ def weight_free_run(recipe: DiffDisRecipe) -> WeightFreeRun:
     encoder, config, is_live = pipeline.caption_encoder, pipeline.unet.config, recipe.text.is_live
     c_empty = None if is_live else torch.zeros(1, encoder.max_length, encoder.d_c)
     objective = build_objective(recipe, pipeline, encoder, c_empty)
-    latent = torch.ones(config.in_channels, config.sample_size, config.sample_size).half()
+    side = square_side(config.sample_size)
+    latent = torch.ones(config.in_channels, side, side).half()
     row = {"z_mean": latent, "z_std": latent}
     if recipe.views.crops or recipe.views.flip == "naming":
         row |= {"z_named_mean": latent, "z_named_std": latent}

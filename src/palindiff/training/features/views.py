@@ -18,7 +18,7 @@ from palindiff.seeds import seeded_generator
 Flip = Literal["both", "naming", "none"]
 
 
-class ViewConfig(BaseModel, frozen=True, extra="forbid"):
+class ViewConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Data augmentation: which views of an image are drawn. Generation always trains on whole images."""
 
     flip: Flip = "both"  # tasks for which half of the images are mirrored

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from palindiff.atomic import atomic_folder
-from palindiff.training.loop.distributed import Distributed, as_sharded, gather, shard_like, trained_weights, whole
+from palindiff.training.loop.distributed import (
+    Distributed,
+    as_sharded,
+    from_main,
+    gather,
+    shard_like,
+    tensors_from_main,
+    trained_weights,
+    whole,
+)
 from palindiff.training.loop.ema import EMA
 
 NUM_SAVED_STATES = 2  # the newest, and the one before it in case the newest cannot be read
@@ -48,10 +58,10 @@ class TrainState:
         """Whether a step was made since the run began or resumed, so that files written before are outdated."""
         return self.step > self._resumed_from
 
-    def advance(self) -> None:
-        """Count a finished optimizer step and update the EMA, if that is due."""
+    def advance(self, num_steps: int) -> None:
+        """Count a finished optimizer step of a run of `num_steps`, and update the EMA, if that is due."""
         self.step += 1
-        self.ema.update(self._trained.values(), self.step)
+        self.ema.update(self._trained.values(), self.step, is_last=self.step == num_steps)
 
     @contextmanager
     def ema_weights(self, is_used: bool = True) -> Iterator[None]:
@@ -90,8 +100,7 @@ class TrainState:
         Raises: OSError if it cannot be written, for instance on a full disk.
         """
         target = self.state_dir / f"step-{self.step:08d}"
-        is_written = target in saved_states(self.state_dir)  # before anyone writes: the same on every process
-        accelerator.wait_for_everyone()
+        is_written = from_main(lambda: target in saved_states(self.state_dir), accelerator)
         if accelerator.is_main_process:
             _remove_outdated(self.state_dir)
         if not is_written:
@@ -100,19 +109,45 @@ class TrainState:
             _remove_outdated(self.state_dir)
         accelerator.wait_for_everyone()
 
-    def resume(self) -> None:
-        """Continue from the newest state, if there is one.
+    def resume(self, accelerator: Accelerator) -> None:
+        """Continue from the main process's newest state, if it has one; other processes may have another disk.
 
-        Raises: ValueError if that state is damaged, or belongs to other parameters or data.
+        Raises: ValueError, on every process, if that state is damaged, or belongs to other parameters or data.
         """
-        states = saved_states(self.state_dir)
-        if not states:
+        files: dict[str, dict[str, Tensor]] = {}
+
+        def read() -> tuple[int, int] | None:
+            """Read the files, here alone -> step, and step of the last update of the EMA."""
+            states = saved_states(self.state_dir)
+            if not states:
+                return None
+            step, ema_step, *tensors = self._read(states)
+            files.update(zip(FILES, tensors, strict=True))
+            return step, ema_step
+
+        found = from_main(read, accelerator)
+        if found is None:
             return
+        shared = {name: tensors_from_main(files.get(name, {}), accelerator) for name in FILES}
+        with torch.no_grad():
+            for name, weight in shared["weights"]:
+                self._trained[name].copy_(shard_like(weight, self._trained[name]))
+        averages = {name: shard_like(average, self._trained[name]) for name, average in shared["ema"]}
+        self.ema.load((averages[name] for name in self._trained), found[1])
+        self.step = self._resumed_from = found[0]
+        for key, value in shared["optimizer"]:
+            name, _, moment = key.rpartition("/")
+            weight = self._trained[name]
+            is_number = value.dtype == torch.int64  # AdamW counts steps in a float tensor, 8-bit AdamW in an int
+            self.distributed.optimizer.state[weight][moment] = int(value) if is_number else shard_like(value, weight)
+
+    def _read(self, states: list[Path]) -> tuple[Any, ...]:
+        """Read the newest state -> step, step of the last update of the EMA, weights, EMA, moments."""
         folder = states[-1]
         try:
             weights, average, moments = (load_file(folder / f"{name}.safetensors") for name in FILES)
             saved = json.loads((folder / "state.json").read_text())
-            step, fingerprints = int(saved["step"]), dict(saved["fingerprints"])
+            step, ema_step, fingerprints = int(saved["step"]), int(saved["ema_step"]), dict(saved["fingerprints"])
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             before = f"from `{states[-2].name}`" if len(states) > 1 else "from the start"
             raise ValueError(
@@ -120,16 +155,7 @@ class TrainState:
                 f"optimizer .safetensors, state.json. Remove that folder; the same command then resumes {before}."
             ) from error
         self._check_fits(folder, fingerprints, weights, average)
-        with torch.no_grad():
-            for name, weight in self._trained.items():
-                weight.copy_(shard_like(weights[name], weight))
-        self.ema.load((shard_like(average[name], weight) for name, weight in self._trained.items()), step)
-        self.step = self._resumed_from = step
-        for key, value in moments.items():
-            name, _, moment = key.rpartition("/")
-            weight = self._trained[name]
-            is_number = value.dtype == torch.int64  # AdamW counts steps in a float tensor, 8-bit AdamW in an int
-            self.distributed.optimizer.state[weight][moment] = int(value) if is_number else shard_like(value, weight)
+        return step, ema_step, weights, average, moments
 
     def _write(self, target: Path, is_main: bool) -> None:
         """Gather and write file by file; only the main process keeps and writes tensors."""
@@ -141,7 +167,7 @@ class TrainState:
                     if is_main:
                         save_file(tensors, folder / f"{name}.safetensors")
                 if is_main:
-                    state = {"step": self.step, "fingerprints": self.fingerprints}
+                    state = {"step": self.step, "ema_step": self.ema.updated_at, "fingerprints": self.fingerprints}
                     (folder / "state.json").write_text(json.dumps(state))
         except (OSError, SafetensorError) as error:
             raise OSError(

@@ -22,7 +22,7 @@ TRACKER_DIR = "tensorboard"  # of trackers that write files, below the run's fol
 EMADevice = Literal["same", "cpu"]  # "same": the device of the weights
 
 
-class MachineConfig(BaseModel, frozen=True, extra="forbid"):
+class MachineConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """What may change from machine to machine; only `precision` alters numbers and is part of the config hash."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -42,7 +42,7 @@ def make_accelerator(machine: MachineConfig, run_dir: Path | None = None) -> Acc
     Raises: ValueError if accelerate's own configuration or a tracker's name is not supported; ModuleNotFoundError if
         the package of a tracker is missing.
     """
-    check_launch()
+    check_launch(machine)
     check_trackers(machine.log_with)
     if machine.num_threads:
         torch.set_num_threads(machine.num_threads)
@@ -90,11 +90,12 @@ def is_launched_with_fsdp() -> bool:
     return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
 
 
-def check_launch() -> None:
-    """Refuse settings of accelerate's FSDP that palindiff does not support.
+def check_launch(machine: MachineConfig) -> None:
+    """Refuse settings of `accelerate launch` that would have no effect, or that palindiff does not support.
 
     Raises: ValueError.
     """
+    _check_launch_options(machine.precision)
     if not is_launched_with_fsdp():
         return
     version = os.environ.get("FSDP_VERSION", "1")
@@ -110,3 +111,24 @@ def check_launch() -> None:
             "and frozen models loaded by every process, as in palindiff/training/launch/fsdp.yaml. Launch with that "
             "file, or with torchrun and `machine.sharding: fsdp`."
         )
+
+
+def _check_launch_options(precision: str) -> None:
+    """Refuse options whose setting the recipe holds; accelerate's default of each stands for none given."""
+    own = {"fp32": "no"}.get(precision, precision)
+    expected = {  # variable of `accelerate launch`: its option, its values that change nothing, what to do instead
+        "ACCELERATE_MIXED_PRECISION": ("--mixed_precision", {"no", own}, "set `machine.precision` in the recipe"),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
+            "--gradient_accumulation_steps", {"1"}, "set `loop.accumulation` in the recipe"
+        ),
+        "ACCELERATE_DYNAMO_BACKEND": ("--dynamo_backend", {"no"}, "palindiff does not compile models"),
+        "ACCELERATE_USE_DEEPSPEED": ("--use_deepspeed", {"false"}, "shard with `machine.sharding: fsdp`"),
+        "ACCELERATE_USE_MEGATRON_LM": ("--use_megatron_lm", {"false"}, "shard with `machine.sharding: fsdp`"),
+    }  # fmt: skip
+    for variable, (option, allowed, remedy) in expected.items():
+        value = os.environ.get(variable, "").lower()
+        if value and value not in allowed:
+            raise ValueError(
+                f"accelerate was launched with `{option} {value}` ({variable}), and `machine.precision` is "
+                f"'{precision}'. Expected no such option: it would have no effect. Leave it out; {remedy}."
+            )

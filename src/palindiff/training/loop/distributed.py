@@ -6,14 +6,15 @@ Here: distributing an objective, and converting between whole tensors and shards
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from diffusers.models.attention import FeedForward
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from palindiff.training.loop.device import MachineConfig, is_launched_with_fsdp
 from palindiff.training.loop.optimizer import OptimizerConfig, make_optimizer
+
+T = TypeVar("T")
 
 UNITS = (ResnetBlock2D, Downsample2D, Upsample2D, FeedForward)
 """Layers whose weights are gathered one layer at a time, just before it runs, and freed after it.
@@ -121,6 +124,52 @@ def no_gradient_sync(objective: nn.Module, accelerator: Accelerator, is_last: bo
     if is_last or isinstance(objective, FSDPModule):
         return nullcontext()
     return accelerator.no_sync(objective)
+
+
+def from_main(compute: Callable[[], T], accelerator: Accelerator) -> T:
+    """Compute on the main process alone and hand the result to all: files may lie on its disk only.
+
+    Raises: what `compute` raises, on every process, so that none of them waits for the others.
+    """
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = compute()
+        except (OSError, ValueError) as error:
+            outcome[1] = error
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return cast("T", outcome[0])
+
+
+def tensors_from_main(tensors: Mapping[str, Tensor], accelerator: Accelerator) -> Iterator[tuple[str, Tensor]]:
+    """Yield the main process's tensors on every process, one at a time; what others hand in is not looked at."""
+    if accelerator.num_processes == 1:
+        yield from tensors.items()
+        return
+    layout = from_main(lambda: {name: (each.shape, each.dtype) for name, each in tensors.items()}, accelerator)
+    for name, (shape, dtype) in layout.items():
+        is_main, device = accelerator.is_main_process, accelerator.device
+        tensor = tensors[name].to(device) if is_main else torch.empty(shape, dtype=dtype, device=device)
+        yield name, broadcast(tensor.contiguous())
+
+
+def check_agreement(facts: Mapping[str, str], accelerator: Accelerator) -> None:
+    """Refuse processes that would train on different things; a process with another disk may have found others.
+
+    Raises: ValueError, on every process.
+    """
+    if accelerator.num_processes == 1:
+        return
+    main, *others = gather_object([dict(facts)])
+    for number, found in enumerate(others, start=1):
+        if differing := [name for name in main | found if main.get(name) != found.get(name)]:
+            raise ValueError(
+                f"Process {number} of {accelerator.num_processes} has another {' and another '.join(differing)} than "
+                "process 0. Expected the same on every machine. Give all of them the same recipe, data and models."
+            )
 
 
 def trained_weights(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from palindiff.seeds import seeded_generator
 from palindiff.training.loop.checkpoint import TrainState
 from palindiff.training.loop.device import MachineConfig, attention_backend
-from palindiff.training.loop.distributed import Distributed, distribute, no_gradient_sync, trained_weights, whole
+from palindiff.training.loop.distributed import (
+    Distributed,
+    check_agreement,
+    distribute,
+    no_gradient_sync,
+    trained_weights,
+    whole,
+)
 from palindiff.training.loop.ema import EMA
 from palindiff.training.loop.loop_config import LoopConfig, check_shares
 from palindiff.training.loop.optimizer import OptimizerConfig
@@ -75,16 +82,18 @@ def train(run: Run, accelerator: Accelerator) -> TrainState:
         of another recipe; OSError if a state cannot be written.
     """
     check_shares(run.loop, accelerator.num_processes)
+    settings = {"`loop`": run.loop.model_dump_json(), "`optimizer`": run.optimizer.model_dump_json()}
+    check_agreement({**run.fingerprints, **settings}, accelerator)
     distributed = distribute(run.objective, run.parameter_groups(), run.optimizer, run.machine, accelerator)
     trained = trained_weights(distributed.sharded_model).values()
     ema = EMA(trained, run.loop.ema_decay, run.loop.ema_every, run.machine.ema_device)
     state = TrainState(distributed, ema, run.output / "state", run.fingerprints)
-    state.resume()
+    state.resume(accelerator)
     run.run_log.start(state.step, run.loop, accelerator)
     try:
         while state.step < run.loop.num_steps:
             numbers = train_step(run, distributed, accelerator, state.step)
-            state.advance()
+            state.advance(run.loop.num_steps)
             run.run_log.step(state.step, numbers)
             is_last = state.step == run.loop.num_steps
             if _is_due(state.step, run.loop.evaluate_every, is_last):

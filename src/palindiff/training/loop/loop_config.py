@@ -3,7 +3,7 @@
 from pydantic import BaseModel, Field
 
 
-class LoopConfig(BaseModel, frozen=True, extra="forbid"):
+class LoopConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Number of steps, batch size, EMA, and the intervals of evaluation, saving and logging."""
 
     num_steps: int = Field(gt=0)
@@ -11,7 +11,7 @@ class LoopConfig(BaseModel, frozen=True, extra="forbid"):
     accumulation: int = Field(1, gt=0)  # micro-batches per step; negatives are found within one micro-batch
     seed: int = Field(0, ge=0)
     ema_decay: float = Field(0.9999, ge=0, lt=1)  # per step; warms up; 0 makes the average equal to the weights
-    ema_every: int = Field(1, gt=0)  # steps between EMA updates; the decay of the steps between is applied at once
+    ema_every: int = Field(1, gt=0)  # steps between EMA updates, besides the first and the last; decays multiply
     evaluate_every: int = Field(500, ge=0)  # steps; 0 evaluates only at the end
     save_every: int = Field(500, ge=0)  # steps; 0 saves only at the end
     log_every: int = Field(50, gt=0)  # steps

