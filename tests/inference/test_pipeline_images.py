@@ -9,6 +9,7 @@ from diffusers import AutoencoderTiny
 
 from palindiff.data.images import ImageFileError, fit_image
 from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.models.query_stream import FUSIONS
 from toys.models import toy_images, toy_pipeline
 
 
@@ -50,7 +51,31 @@ def test_a_fit_reaches_every_image(pipeline, fit):
     assert (crop - pad).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("fusion", ["one_way", "joint"])
+TYPES = {
+    "a half U-Net beside a full VAE and stream": {"unet": torch.bfloat16},
+    "a half stream": {"query_stream": torch.bfloat16},
+    "a half U-Net and stream beside a full VAE": {"unet": torch.bfloat16, "query_stream": torch.bfloat16},
+    "a half VAE": {"vae": torch.bfloat16},
+    "three types": {"vae": torch.float16, "unet": torch.bfloat16},
+}
+
+
+@pytest.mark.parametrize("types", TYPES)
+@pytest.mark.parametrize("norms", ["own", "shared"])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_parts_of_several_types_name_and_read_alike(encoder_folder, fusion, norms, types):
+    settings = {"fusion": fusion, "query_norms": norms}
+    full, pipeline = (toy_pipeline(encoder_folder, **settings) for _ in range(2))
+    for part, dtype in TYPES[types].items():
+        getattr(pipeline, part).to(dtype)
+    images = toy_images()
+    embedded = pipeline.encode_image(images, 2, 3.0)
+    assert torch.equal(pipeline.encode_image(pipeline.read_image(images), 2, 3.0), embedded)
+    assert embedded.dtype == torch.float32
+    assert (embedded * full.encode_image(images, 2, 3.0)).sum(-1).min() > 0.98  # bf16 has eight bits
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_a_reading_and_latents_give_what_images_give(encoder_folder, fusion):
     pipeline, images = toy_pipeline(encoder_folder, fusion=fusion), toy_images()
     embedded = pipeline.encode_image(images)

@@ -272,8 +272,9 @@ class PalindiffPipeline(HubMixin):
         return given if isinstance(given, Tensor | ImageReading) else self.encode_latents(given, fit)
 
     def _read(self, given: Tensor | ImageReading, device: torch.device) -> ImageReading:
-        given = given.to(device, self.unet.dtype)
-        return given if isinstance(given, ImageReading) else self.query_stream.read_image(self.unet, given)
+        if isinstance(given, ImageReading):
+            return given.to(device)
+        return self.query_stream.read_image(self.unet, given.to(device, self.unet.dtype))
 
     def _read_pixels(self, image: ImageInput, fit: Fit) -> Tensor:
         """Shapes: one image -> x (3, H, W) float in [-1, 1]."""

@@ -31,7 +31,7 @@ def read_image(layers: QueryLayers, unet: UNet2DConditionModel, z: Tensor) -> tu
 
     t_zero = torch.zeros(len(z), dtype=torch.int64, device=z.device)
     mid, _ = unet_encoder(unet, z, t_zero, masked_text(unet, z), visit)
-    return (layers.image_into_head(mid.flatten(2).transpose(1, 2)),)  # (b, ch, h, w) -> (b, h*w, head_width)
+    return (layers.image_tokens(mid),)
 
 
 def predict(

@@ -28,20 +28,20 @@ def predict(
     Shapes: tensors: z (b, ch, h, w) alone; drive (b, d_e); t_image (b,) int64, None for 0 -> (b, head_width).
     Departs: own LayerNorms for the query (decisions row 13).
     """
-    (z,) = tensors
+    z = tensors[0].to(unet.dtype)
 
     def visit(site: int, transformer: Transformer2DModel, tokens: Tensor, context: Tensor, carry: Carry):  # type: ignore[no-untyped-def]
         """Run a site's blocks on query and image together; the carry is the query, h (b, d_e)."""
         own, (h,) = layers.sites[site], carry
         q = own.into(h + drive)[:, None]  # (b, d_e) -> (b, 1, ch)
         for number, block in enumerate(transformer.transformer_blocks):
-            normed = torch.cat([own.normed(block, number, q), block.norm1(tokens)], dim=1)  # (b, 1 + n, ch)
+            image = block.norm1(tokens)
+            normed = torch.cat([own.normed(block, number, q).to(image.dtype), image], dim=1)  # (b, 1 + n, ch)
             attended = attend(block.attn1, normed, *keys_values(block.attn1, normed))
-            q = own.feed_forward(block, number, q + attended[:, :1])
+            q = own.feed_forward(block, number, q + attended[:, :1].to(q.dtype))
             tokens = image_block(block, tokens, attended[:, 1:], context)
         return tokens, (own.out(q[:, 0]),)
 
     t = torch.zeros(len(z), dtype=torch.int64, device=z.device) if t_image is None else t_image
     mid, (h,) = unet_encoder(unet, z, t, masked_text(unet, z), visit, (torch.zeros_like(drive),))
-    image = layers.image_into_head(mid.flatten(2).transpose(1, 2))  # (b, ch, h, w) -> (b, h*w, head_width)
-    return layers.run_head(layers.query_into_head(h)[:, None], image)
+    return layers.run_head(layers.query_into_head(h)[:, None], layers.image_tokens(mid))

@@ -32,7 +32,7 @@ def read_image(layers: QueryLayers, unet: UNet2DConditionModel, z: Tensor) -> tu
 
     t_zero = torch.zeros(len(z), dtype=torch.int64, device=z.device)
     mid, carry = unet_encoder(unet, z, t_zero, masked_text(unet, z), visit)
-    tokens = layers.image_into_head(mid.flatten(2).transpose(1, 2))  # (b, ch, h, w) -> (b, h*w, head_width)
+    tokens = layers.image_tokens(mid)
     for layer in layers.head:
         keys, values = keys_values(layer.attention, layer.attention_norm(tokens))
         carry = (*carry, keys, values)
@@ -56,7 +56,8 @@ def predict(
         for number, block in enumerate(transformer.transformer_blocks):
             normed, (keys, values) = site.normed(block, number, q), next(pairs)
             own_keys, own_values = keys_values(block.attn1, normed)
-            q = q + attend(block.attn1, normed, _join(own_keys, keys), _join(own_values, values))
+            attended = attend(block.attn1, normed, _join(own_keys, keys), _join(own_values, values))
+            q = q + attended.to(q.dtype)
             q = site.feed_forward(block, number, q)
         h = site.out(q[:, 0])  # (b, 1, ch) -> (b, d_e)
     q = layers.query_into_head(h)[:, None]

@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from palindiff.models.unet_encoder import attend, keys_values
+from palindiff.models.unet_encoder import as_weights, attend, keys_values
 
 
 class SiteQuery(nn.Module):
@@ -29,12 +29,13 @@ class SiteQuery(nn.Module):
 
     def normed(self, block: BasicTransformerBlock, number: int, q: Tensor) -> Tensor:
         """Normalise the query before self-attention, with its own or the image's norm; `number` is the block's."""
-        return self.attention_norms[number](q) if self.has_own_norms else block.norm1(q)
+        norm = self.attention_norms[number] if self.has_own_norms else block.norm1
+        return norm(as_weights(norm, q))
 
     def feed_forward(self, block: BasicTransformerBlock, number: int, q: Tensor) -> Tensor:
         """Add the query's FFN; `number` is the block's."""
-        normed = self.ffn_norms[number](q) if self.has_own_norms else block.norm3(q)
-        return q + self.ffns[number](normed)
+        norm = self.ffn_norms[number] if self.has_own_norms else block.norm3
+        return q + self.ffns[number](norm(as_weights(norm, q)).to(q.dtype))
 
     def copy_image_ffns(self, transformer: Transformer2DModel) -> None:
         """Start the query's FFNs from the image's weights."""
@@ -64,6 +65,10 @@ class QueryLayers(NamedTuple):
     image_into_head: nn.Linear
     query_into_head: nn.Linear
     head: list[HeadLayer]
+
+    def image_tokens(self, mid: Tensor) -> Tensor:
+        """Bring the mid features into the query head: (b, ch, h, w) -> (b, h*w, head_width)."""
+        return self.image_into_head(as_weights(self.image_into_head, mid.flatten(2).transpose(1, 2)))
 
     def run_head(self, query: Tensor, image: Tensor) -> Tensor:
         """Run the query head on both, attending to each other.

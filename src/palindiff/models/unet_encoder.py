@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Carry = tuple[Tensor, ...]
@@ -80,7 +80,7 @@ def site_sizes(unet: UNet2DConditionModel) -> dict[str, Any]:
     }
 
 
-def unet_encoder_parameters(unet: UNet2DConditionModel) -> Iterator[torch.nn.Parameter]:
+def unet_encoder_parameters(unet: UNet2DConditionModel) -> Iterator[nn.Parameter]:
     """Yield the weights of the encoder half; only generation uses and trains the others, the decoder half."""
     for part in (unet.time_embedding, unet.conv_in, unet.down_blocks, unet.mid_block):
         yield from part.parameters()
@@ -100,7 +100,7 @@ def square_side(sample_size: int | Sequence[int]) -> int:
     return sides[0]
 
 
-def cross_attention_without_text(unet: UNet2DConditionModel) -> Iterator[torch.nn.Parameter]:
+def cross_attention_without_text(unet: UNet2DConditionModel) -> Iterator[nn.Parameter]:
     """Yield the weights of the encoder half that get no gradient if the context is one zero token.
 
     Cross-attention then adds only its output bias, which does get a gradient and is not among them.
@@ -124,6 +124,7 @@ def image_block(block: BasicTransformerBlock, tokens: Tensor, attended: Tensor, 
 
 def keys_values(attention: Attention, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Shapes: tokens (b, n, ch), normed -> keys, values (b, heads, n, ch / heads)."""
+    tokens = as_weights(attention.to_k, tokens)
     return _by_head(attention, attention.to_k(tokens)), _by_head(attention, attention.to_v(tokens))
 
 
@@ -132,9 +133,17 @@ def attend(attention: Attention, tokens: Tensor, keys: Tensor, values: Tensor) -
 
     Shapes: tokens (b, m, ch), normed; keys, values (b, heads, n, ch / heads) -> (b, m, ch).
     """
-    queries = _by_head(attention, attention.to_q(tokens))
+    queries = _by_head(attention, attention.to_q(as_weights(attention.to_q, tokens)))
     attended = F.scaled_dot_product_attention(queries, keys, values)
     return attention.to_out[0](attended.transpose(1, 2).flatten(2))  # (b, heads, m, d) -> (b, m, heads * d)
+
+
+def as_weights(layer: nn.Module, tokens: Tensor) -> Tensor:
+    """Convert to the type of a layer's weights: U-Net and query stream may have different ones, and meet here.
+
+    Under autocast it changes no number: the layer converts to the type of autocast anyway.
+    """
+    return tokens.to(dtype=layer.weight.dtype)  # type: ignore[arg-type]  # no layer without weights
 
 
 def check_unet(config: Mapping[str, Any], subject: str = "The U-Net") -> None:
