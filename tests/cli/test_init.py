@@ -47,7 +47,9 @@ def test_the_folder_generates_as_the_base_and_export_gives_it_back(palindiff, in
     code, out, err = init()
     assert (code, err) == (0, "")
     start = tmp_path / "start"
-    assert out.splitlines()[-1] == f"written: {start}. It generates images; train it before it names them."
+    assert out.splitlines()[-2] == f"written: {start}. It generates images; train it before it names them."
+    assert out.splitlines()[-1].startswith("next: palindiff train --recipe ")
+    assert out.splitlines()[-1].endswith(f"--set base.source={start} --set data.path=DIR")
     pipeline, base = (
         PalindiffPipeline.from_pretrained(start), StableDiffusionPipeline.from_pretrained(root / "sd1")
     )  # fmt: skip
@@ -55,7 +57,7 @@ def test_the_folder_generates_as_the_base_and_export_gives_it_back(palindiff, in
               ("unet", "vae", "text_encoder", "query_stream")}  # fmt: skip
     new = {"query_stream": ", new"}
     printed = [f"{name}: {count:,} parameters{new.get(name, '')}" for name, count in counts.items()]
-    assert out.splitlines()[:-1] == printed
+    assert out.splitlines()[:-2] == printed
     assert pipeline.query_stream.config.fusion == "one_way"
     assert differing(pipeline, base) == []
     assert palindiff("export", "--model", start, "--output", tmp_path / "stock")[0] == 0

@@ -62,6 +62,7 @@ def test_training_writes_a_stable_diffusion_folder_and_resumes(palindiff, recipe
     code, out, err = palindiff("train", "--recipe", recipe, "--output", output)
     assert code == 0, err
     assert "validation_loss" in out
+    assert out.splitlines()[-1] == f'next: palindiff generate "a caption" --model {output}/checkpoint'
     stock = StableDiffusionPipeline.from_pretrained(output / "checkpoint", safety_checker=None)
     assert stock("x", num_inference_steps=1, output_type="latent").images.isfinite().all()
     assert yaml.safe_load((output / "recipe.yaml").read_text())["loop"]["num_steps"] == 2

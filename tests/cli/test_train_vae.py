@@ -1,11 +1,17 @@
 """`palindiff train-vae` from the command line: dry run, training, going on, and a folder of another recipe."""
 
 import pytest
+import torch
 import yaml
 from diffusers import AutoencoderKL
 
+from palindiff.cli.model_option import open_model
+from palindiff.pretrained.bundled import load_vae
 from palindiff.training.loop.checkpoint import saved_states
 from palindiff.training.loop.run_log import read_log
+from palindiff.training.recipes.build_models import build_models
+from palindiff.training.recipes.schema import ModelRecipe
+from toys.recipe import recipe_tree, toy_recipe, train_toy_recipe
 from toys.run import TOY_VAE, write_images
 
 
@@ -54,7 +60,8 @@ def test_training_writes_a_stock_vae_and_the_resolved_recipe(palindiff, recipe, 
     assert AutoencoderKL.from_pretrained(output / "vae").config.latent_channels == 2
     assert yaml.safe_load((output / "recipe.yaml").read_text())["objective"]["kl_weight"] == 0.5
     assert "validation_psnr_db" in out
-    assert f"written to {output}" in out
+    assert out.splitlines()[-2] == f"written to {output}"
+    assert out.splitlines()[-1] == f"next: palindiff train --recipe emoji --set vae={output}/vae"
 
 
 def test_the_same_command_resumes_and_another_recipe_is_refused(palindiff, recipe, tmp_path):
@@ -86,3 +93,23 @@ def test_missing_images_are_one_line_and_can_be_fixed_in_the_same_folder(palindi
     assert err.count("\n") == 1
     assert "nowhere" in err
     assert palindiff("train-vae", "--recipe", recipe, "--output", output)[0] == 0
+
+
+def test_the_folder_of_a_run_serves_wherever_its_result_does(palindiff, recipe, toy_parts, tmp_path):
+    run = tmp_path / "vae-run"
+    code, _, err = palindiff("train-vae", "--recipe", recipe, "--output", run)
+    assert code == 0, err
+    weights = [load_vae(str(source)).state_dict() for source in (run, run / "vae")]
+    assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
+    with pytest.raises(FileNotFoundError, match=r"holds no VAE: it has no config\.json\. Expected 'bundled'"):
+        load_vae(str(tmp_path))
+    train_toy_recipe(toy_recipe(toy_parts), tmp_path / "run")
+    pipelines = [open_model(str(source), "cpu") for source in (tmp_path / "run", tmp_path / "run" / "checkpoint")]
+    assert torch.equal(*(each.unet.conv_in.weight for each in pipelines))
+    base = {
+        "base": {"source": str(tmp_path / "run")},
+        "text": {},
+        "query_stream": recipe_tree(toy_parts)["query_stream"],
+    }
+    built = build_models(ModelRecipe.model_validate(base), 0)
+    assert torch.equal(built.unet.conv_in.weight, pipelines[0].unet.conv_in.weight)

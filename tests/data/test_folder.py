@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from palindiff.data.entries import SAMPLE_BYTES, content_id
-from palindiff.data.folder import list_images, scan_classes, scan_folder
+from palindiff.data.folder import SplitFolder, list_images, scan_classes, scan_folder
 from palindiff.data.index import index_in_memory
 from toys.sources import square, write_images, write_lines
 
@@ -16,7 +16,7 @@ LONG = "a very red square " * 556  # 10,008 characters
 
 
 def only_entry(root, **keys):
-    (entry,) = scan_folder(root, **keys)
+    (entry,) = scan_folder(SplitFolder(root), **keys)
     return entry
 
 
@@ -85,7 +85,7 @@ def test_bad_rows_are_reported_with_their_line(line, fault, found, tmp_path):
     (root / "empty.png").touch()
     (root / "a.png").write_bytes(square())
     (tmp_path / "a.png").write_bytes(square())
-    first, bad, *_ = scan_folder(root)
+    first, bad, *_ = scan_folder(SplitFolder(root))
     assert (first.fault, bad.place, bad.fault) == (None, "line 2 of metadata.jsonl", fault)
     assert found.lower() in bad.found.lower()
 
@@ -94,7 +94,7 @@ def test_image_without_a_line_is_reported(tmp_path):
     row = {"file_name": "a.png", "text": "red"}
     root = write_lines(tmp_path, [row], ["a.png", "sub/b.JPG", ".hidden.png", ".cache/c.png"])
     (root / "notes.txt").write_text("no image")
-    _, left_over = scan_folder(root)
+    _, left_over = scan_folder(SplitFolder(root))
     assert (left_over.place, left_over.fault) == ("`sub/b.JPG`", "image without a line in metadata.jsonl")
 
 

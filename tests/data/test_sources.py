@@ -1,5 +1,6 @@
 """sources.py: which kind a path is, which split, how bad rows are reported, and sets read by other processes."""
 
+import json
 import pickle
 import shutil
 
@@ -290,3 +291,44 @@ def test_held_out_splits_are_never_read_as_the_classes_of_a_missing_training_spl
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match=r"has no images of the split `train`"):
         open_images(DataConfig(path=str(tmp_path), split="train"))
+
+
+def set_above_splits(root, folders, unlisted=()):
+    """One metadata.jsonl above the folders of all images, "" being the root itself."""
+    lines = []
+    for number, folder in enumerate([*folders, *unlisted]):
+        name = f"{folder}/{number}.png".lstrip("/")
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(square("red"))
+        if number < len(folders):
+            lines.append(json.dumps({"file_name": name, "caption": f"caption {number}"}))
+    (root / "metadata.jsonl").write_text("\n".join(lines))
+    return root
+
+
+def captions_of_split(root, split):
+    return [caption for row in open_images(DataConfig(path=str(root), split=split)) for caption in row.captions]
+
+
+def test_one_metadata_file_above_the_splits_gives_each_its_own_rows(tmp_path):
+    root = set_above_splits(tmp_path, ["train", "train/a", "test", "test/train", "validation"])
+    assert captions_of_split(root, "train") == ["caption 0", "caption 1"]
+    assert captions_of_split(root, "test") == ["caption 2", "caption 3"]
+    assert captions_of_split(root, "validation") == ["caption 4"]
+    with pytest.raises(ValueError, match=r"no images of the split `dev` \(splits found: .*train"):
+        captions_of_split(root, "dev")
+
+
+def test_what_lies_in_no_split_s_folder_is_train(tmp_path):
+    root = set_above_splits(tmp_path / "a", ["", "cats", "test"])
+    assert captions_of_split(root, "train") == ["caption 0", "caption 1"]
+    assert captions_of_split(root, "test") == ["caption 2"]
+    unsplit = set_above_splits(tmp_path / "b", ["", "cats"])
+    assert captions_of_split(unsplit, "train") == ["caption 0", "caption 1"]
+
+
+def test_an_image_without_a_line_is_a_fault_of_its_own_split(tmp_path):
+    root = set_above_splits(tmp_path, ["train", "test"], unlisted=["test"])
+    assert captions_of_split(root, "train") == ["caption 0"]
+    with pytest.raises(ValueError, match=r"`test/2\.png`: image without a line in metadata\.jsonl"):
+        captions_of_split(root, "test")

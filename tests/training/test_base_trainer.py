@@ -1,15 +1,22 @@
 """base_trainer.py: evaluation under fixed draws, chosen by recipe and task, without effect on training."""
 
+import json
+from typing import ClassVar
+
 import pytest
 import torch
 from accelerate import debug_launcher
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 
+from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.seeds import seeded_generator
 from palindiff.training.loop.run_log import read_log
-from palindiff.training.trainer import train_recipe
+from palindiff.training.train_diffdis import DiffDisTrainer
+from palindiff.training.trainer import TRAINERS, train_recipe
 from toys.recipe import prepare_toy, toy_recipe, train_toy_recipe
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 PROMPTS = ("a red g", "a green h")
 
 
@@ -133,3 +140,45 @@ def test_the_recipe_chooses_the_evaluators(toy_parts, tmp_path):
     parts = prepare_toy(toy_recipe(toy_parts, evaluation=chosen), tmp_path / "run")
     assert [row["metric"] for row in parts.evaluation_rows(1)] == ["zero_shot_top_1", "zero_shot_mean_class_recall"]
     assert not (tmp_path / "run" / "samples").exists()
+
+
+class Scripted(DiffDisTrainer):
+    """Has the recalls that it is told, by step."""
+
+    recalls: ClassVar = {1: 0.2, 2: 0.6, 3: 0.4, 4: 0.6}
+
+    def evaluation_rows(self, step):
+        value = self.recalls[step]
+        return [{"metric": f"{way}_recall_10", "value": value} for way in ("image_to_text", "text_to_image")]
+
+
+def weights_in(folder):
+    return {part: load_file(folder / part / WEIGHTS) for part in ("unet", "query_stream")}
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last(toy_parts, tmp_path, monkeypatch):
+    """The first of the equally good ones, whose loss is not the lowest."""
+    monkeypatch.setitem(TRAINERS, "diffdis", Scripted)
+    loop = {"evaluate_every": 1, "save_every": 1}
+    train_toy_recipe(toy_recipe(toy_parts, loop=loop | {"num_steps": 4}), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "best.json").read_text()) == {
+        "step": 2, "metric": "mean_recall_10", "value": 0.6
+    }  # fmt: skip
+    train_toy_recipe(toy_recipe(toy_parts, loop=loop | {"num_steps": 2}), tmp_path / "two")
+    best, last, two = (weights_in(tmp_path / name) for name in ("run/best", "run/checkpoint", "two/checkpoint"))
+    assert all(torch.equal(best[part][name], weight) for part in best for name, weight in two[part].items())
+    assert any(not torch.equal(best[part][name], weight) for part in best for name, weight in last[part].items())
+    assert PalindiffPipeline.from_pretrained(tmp_path / "run" / "best").model_card
+
+
+@pytest.mark.parametrize(
+    ("keep_best", "task", "metric"),
+    [("auto", "both", "mean_recall_1"), ("auto", "generation", "validation_generation"), ("none", "both", None),
+     ("generation", "both", "validation_generation"), ("recall", "generation", None)],
+)  # fmt: skip
+def test_a_recipe_chooses_what_is_best(keep_best, task, metric, toy_parts, tmp_path):
+    sections = {"evaluation": {"keep_best": keep_best}, "objective": {"task": task}, "loop": {"num_steps": 1}}
+    train_toy_recipe(toy_recipe(toy_parts, **sections), tmp_path)
+    path = tmp_path / "best.json"
+    assert path.exists() == (tmp_path / "best").exists() == (metric is not None)
+    assert metric is None or json.loads(path.read_text())["metric"].startswith(metric.rstrip("1"))

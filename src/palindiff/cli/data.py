@@ -1,5 +1,6 @@
 """`palindiff data`: draw the emoji set, and show what palindiff reads from a source of captioned images."""
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from palindiff.cli.output_option import JsonOption, print_json, print_table
+from palindiff.cli.output_option import JsonOption, next_line, print_json, print_table
 
 if TYPE_CHECKING:
     from palindiff.data.rows import ImageSet
@@ -39,6 +40,7 @@ def emoji(
     print_table(f"images in {output}", ["split", *STYLES], rows)
     for style, source in ATTRIBUTION.items():
         typer.echo(f"{style}: {source}")
+    typer.echo(next_line(f"palindiff train --recipe emoji-quick --set {shlex.quote(f'data.path={output}')}"))
 
 
 @app.command("show", epilog="Example: palindiff data show 'cc3m/{00000..00331}.tar' --check-images")

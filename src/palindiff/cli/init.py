@@ -1,5 +1,6 @@
 """`palindiff init`: write a checkpoint to start from, out of Stable Diffusion and CLIP."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import typer
 
 from palindiff.atomic import atomic_folder, check_is_free
 from palindiff.cli.model_option import hide_progress_bars
-from palindiff.cli.output_option import DryRunOption, JsonOption, print_json, print_plan
+from palindiff.cli.output_option import DryRunOption, JsonOption, next_line, print_json, print_plan
 from palindiff.cli.recipe_option import RecipeOption, SetOption
 
 DEFAULT_RECIPE = "diffdis-cc3m-one-way"
@@ -74,3 +75,6 @@ def init(
     for name, count in counts.items():
         typer.echo(f"{name}: {count:,} parameters{', new' if name == 'query_stream' else ''}")
     typer.echo(f"written: {output}. It generates images; train it before it names them.")
+    given = "".join(f" --set {shlex.quote(each)}" for each in overrides or ())
+    base = shlex.quote(f"base.source={output}")
+    typer.echo(next_line(f"palindiff train --recipe {shlex.quote(recipe)}{given} --set {base} --set data.path=DIR"))

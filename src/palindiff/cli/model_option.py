@@ -14,7 +14,7 @@ DEFAULT_MODEL = "emoji"
 ModelOption = Annotated[
     str,
     typer.Option(
-        "--model", metavar="NAME|DIR", help="Bundled model, checkpoint folder, or Hub name. ./NAME is always a folder."
+        "--model", metavar="NAME|DIR", help="Bundled model, checkpoint or run folder, or Hub name. ./NAME is a folder."
     ),
 ]
 DeviceOption = Annotated[
@@ -34,12 +34,13 @@ def open_model(name: str, device: str = "auto", dtype: "torch.dtype | None" = No
     from palindiff.inference.bundled import load
     from palindiff.inference.pipeline import PalindiffPipeline
     from palindiff.pretrained.bundled import bundled_models
+    from palindiff.pretrained.layout import result_of
 
     dtype = dtype or torch.float32
     if name in bundled_models():
         pipeline = load(name, dtype)
     else:
-        folder = Path(name) if Path(name).is_dir() else _download(name, bundled_models())
+        folder = result_of(name, "checkpoint") if Path(name).is_dir() else _download(name, bundled_models())
         pipeline = PalindiffPipeline.from_pretrained(folder, dtype=dtype)
     return pipeline.to(device, silence_dtype_warnings=True)
 

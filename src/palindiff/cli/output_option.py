@@ -37,6 +37,11 @@ def print_plan(plan: Mapping[str, Any], as_json: bool = False) -> None:
             typer.echo(f"  {each}")
 
 
+def next_line(command: str) -> str:
+    """Return the last line of a verb that wrote something: the command that reads it."""
+    return f"next: {command}"
+
+
 def print_count(what: str, done: int, total: int) -> None:
     """Count on stderr, on one line that each count and an error after it overwrite."""
     typer.echo(f"{done:,} of {total:,} {what}" + ("\n" if done == total else "\r"), nl=False, err=True)

@@ -1,12 +1,15 @@
 """What every verb that runs a recipe shares: its options, and what happens before and after the training itself."""
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from palindiff.cli.output_option import next_line
 
 if TYPE_CHECKING:
     from palindiff.training.recipes.schema import Recipe
@@ -61,7 +64,7 @@ def run_recipe(
     """
     from palindiff.training.loop.run_log import LOG_FILE, read_log
     from palindiff.training.recipes.yaml_files import dump_recipe, load_recipe, prepare_run_dir
-    from palindiff.training.trainer import describe, train_recipe
+    from palindiff.training.trainer import TRAINERS, describe, train_recipe
 
     changes = [*(overrides or []), *([] if seed is None else [f"loop.seed={seed}"])]
     recipe: Recipe = load_recipe(models, name, changes, preset)
@@ -79,7 +82,10 @@ def run_recipe(
     train_recipe(recipe, output, progress=_show_progress)
     last = read_log(output / LOG_FILE)[-1:]  # on the main process's disk alone
     numbers = [f"{key} {value:.4g}" for line in last for key, value in line.items()]
-    _print_once("\n".join([*numbers, f"written to {output}"]))
+    trainer = TRAINERS[recipe.objective_name]
+    command = trainer.next_command.format(result=shlex.quote(str(output / trainer.result_name)))
+    follows = [next_line(command)] if command else []
+    _print_once("\n".join([*numbers, f"written to {output}", *follows]))
 
 
 def _print_once(text: str) -> None:

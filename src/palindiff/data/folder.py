@@ -6,6 +6,7 @@ Here: entries from single files, every fault with its line. Not here: archives (
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,41 @@ from palindiff.data.entries import Entry, RowFault
 METADATA_NAME = "metadata.jsonl"
 
 
-def scan_folder(root: Path, image_key: str = "file_name", caption_key: str | None = None) -> Iterator[Entry]:
-    """Yield an entry for each line of `metadata.jsonl`, then one for each image that no line names."""
+@dataclass(frozen=True)
+class SplitFolder:
+    """A folder with a `metadata.jsonl`, and which of its rows are those of a split.
+
+    The file may lie above the folders of several splits: then a row belongs to the one that holds its image, and to
+    "train" if none of them does.
+    """
+
+    root: Path
+    split: str = "train"
+    split_folders: tuple[str, ...] = ()  # sub-folders of the root that are named after splits
+
+    def holds(self, name: str) -> bool:
+        """Whether an image, named relative to the root, belongs to the split."""
+        first = name.split("/")[0]
+        return self.split == (first if first in self.split_folders else "train")
+
+
+def scan_folder(folder: SplitFolder, image_key: str = "file_name", caption_key: str | None = None) -> Iterator[Entry]:
+    """Yield an entry for each line of `metadata.jsonl`, then one for each image that no line names.
+
+    Lines on images of other splits are passed over; one with a fault counts for every split.
+    """
+    root = folder.root
     caption_keys = (caption_key,) if caption_key else entries.CAPTION_KEYS
     named: set[str] = set()
     with (root / METADATA_NAME).open("rb") as lines:  # as bytes: a caption may hold other line ends than \n
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 place = f"line {number} of {METADATA_NAME}"
-                yield Entry.read(place, _read_line, root, line, image_key, caption_keys, named)
+                entry = Entry.read(place, _read_line, root, line, image_key, caption_keys, named)
+                if entry.fault is not None or folder.holds(entry.name):
+                    yield entry
     for name in list_images(root):
-        if name not in named:
+        if name not in named and folder.holds(name):
             yield Entry(f"`{name}`", fault=f"image without a line in {METADATA_NAME}")
 
 

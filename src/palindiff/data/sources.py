@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
-from palindiff.data.folder import METADATA_NAME, has_class_folders, scan_classes, scan_folder
+from palindiff.data.folder import METADATA_NAME, SplitFolder, has_class_folders, scan_classes, scan_folder
 from palindiff.data.images import Fit
 from palindiff.data.index import check_rows, index_in_memory
 from palindiff.data.on_bad import OnBad
@@ -117,6 +117,17 @@ def _root(path: Path, split: str, holds_rows: Callable[[Path], bool]) -> Path | 
     return next((folder.absolute() for folder in folders if folder.is_dir() and holds_rows(folder)), None)
 
 
+def _metadata_folder(path: Path, split: str) -> SplitFolder | None:
+    """Find the metadata file of a split: in its own folder, or above the folders of all splits."""
+    if (path / split / METADATA_NAME).is_file():
+        return SplitFolder((path / split).absolute())
+    if not path.is_dir() or not (path / METADATA_NAME).is_file():
+        return None
+    folders = tuple(name for name in SPLIT_NAMES if (path / name).is_dir())
+    is_there = split == "train" or split in folders
+    return SplitFolder(path.absolute(), split, folders) if is_there else None
+
+
 def _class_root(path: Path, split: str) -> Path | None:
     """Return the parent of a split's class folders; folders that are splits are not classes of an unsplit set."""
     root = _root(path, split, has_class_folders)
@@ -156,7 +167,7 @@ def _files(path: Path, split: str, suffix: str) -> list[Path]:
 
 
 _FINDERS: dict[Kind, Callable[[Path, str], Any]] = {
-    "folder": lambda path, split: _root(path, split, lambda folder: (folder / METADATA_NAME).is_file()),
+    "folder": _metadata_folder,
     "webdataset": _tars,  # before parquet: img2dataset writes both, and the tars hold the images
     "parquet": _parquet_files,
     "hub": lambda path, split: str(path) if is_saved_to_disk(path) else None,

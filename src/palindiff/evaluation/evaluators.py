@@ -5,7 +5,7 @@ apply, `n` (queries or images) and `chance`. Here: what is measured, and its opt
 (`retrieval.py`, `zero_shot.py`), when they are computed and where they are logged (`training/`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,7 @@ from palindiff.seeds import seeded_generator
 
 KS = (1, 5, 10)
 CHAIN_STEPS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the text diffusion, as shares of its training steps
+BestBy = Literal["recall", "generation"]  # mean recall@10 both ways; the generation loss on validation images
 Name = Literal["retrieval", "classification", "chain_use", "samples"]
 
 
@@ -43,6 +44,8 @@ class EvaluationConfig(EvaluationSection, frozen=True, extra="forbid", allow_inf
     """Which evaluators run on a model that generates and names, and their options."""
 
     evaluators: tuple[Name, ...] = ("retrieval", "classification", "samples")
+    keep_best: BestBy | Literal["auto", "none"] = "auto"
+    """What the best checkpoint is kept by; "auto" is "generation" if only generation is trained, else "recall"."""
     num_images: int = Field(500, gt=0)  # validation images at most, evenly spread
     templates: tuple[str, ...] = LABEL_TEMPLATES  # prompt templates for class names, in zero-shot classification
     naming_steps: int = Field(NAMING_STEPS, gt=0, le=TRAIN_STEPS)  # DDIM steps of the text diffusion
@@ -225,3 +228,19 @@ def reconstruction(
     error = torch.cat(errors)
     found = {"psnr_db": psnr_db(error).mean(), "pooled_psnr_db": psnr_db(error.mean())}
     return [{"metric": metric, "value": float(value), "n": len(data)} for metric, value in found.items()]
+
+
+def score(numbers: Mapping[str, float], best_by: BestBy) -> tuple[str, float] | None:
+    """Name and compute what the best checkpoint is chosen by, higher is better; None if it was not measured.
+
+    Never the alignment loss: where the query leaks, that falls while the recall falls too.
+    """
+    if best_by == "generation":
+        loss = numbers.get("validation_generation")
+        return None if loss is None else ("validation_generation", -loss)
+    for k in reversed(KS):
+        both = [numbers.get(f"{direction}_recall_{k}") for direction in (IMAGE_TO_TEXT, TEXT_TO_IMAGE)]
+        found = [recall for recall in both if recall is not None]
+        if len(found) == len(both):
+            return f"mean_recall_{k}", sum(found) / len(found)
+    return None

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from palindiff.models.query_stream import QueryStream
 from palindiff.pretrained.hub import PACKAGE_MAX_LENGTH, PACKAGE_SOURCE
+from palindiff.pretrained.layout import result_of
 from palindiff.pretrained.text_encoders import load_text_encoder
 
 CHECKPOINTS = Path(str(files("palindiff"))) / "checkpoints"
@@ -44,9 +45,16 @@ def bundled_vae(torch_dtype: torch.dtype = torch.float32, base: Path | None = No
 def load_vae(source: str, with_weights: bool = True) -> AutoencoderKL:
     """Load the frozen VAE of a folder, or the "bundled" one, in float32; without weights, build it from its config.
 
-    Raises: OSError if the folder holds none.
+    The folder may be that of a run of `palindiff train-vae`.
+
+    Raises: FileNotFoundError if a folder holds none; OSError if the Hub has none of that name.
     """
-    folder = bundled_folder(BUNDLED_VAE) if source == "bundled" else source
+    folder = bundled_folder(BUNDLED_VAE) if source == "bundled" else result_of(source, "vae", "config.json")
+    if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"`{folder}` holds no VAE: it has no config.json. Expected 'bundled', a folder in diffusers' layout, or "
+            "the folder of a finished run of `palindiff train-vae`. Check the path."
+        )
     if with_weights:
         vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True)
     else:

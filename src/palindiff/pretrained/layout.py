@@ -69,6 +69,13 @@ def read_json(
     return found
 
 
+def result_of(source: str | Path, result: str, file: str = INDEX_NAME) -> str | Path:
+    """Return the folder of what a run wrote, `source/result`, where `source` is the folder of a run; else `source`."""
+    folder = Path(source)
+    is_run = (folder / result / file).is_file() and not (folder / file).is_file()
+    return folder / result if is_run else source
+
+
 def is_palindiff(source: str | Path) -> bool:
     """Return whether a name is the folder of a palindiff checkpoint."""
     return "query_stream" in read_json(Path(source), INDEX_NAME, default={})

@@ -4,6 +4,7 @@ Here: the order of these steps. Not here: what an objective adds to them (`train
 itself (`loop/`), which trainer a recipe has (`trainer.py`).
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from palindiff.atomic import atomic_folder
+from palindiff.atomic import atomic_folder, atomic_text
 from palindiff.data.sources import ImageSet, open_images
 from palindiff.evaluation.results import Row
 from palindiff.seeds import seeded_generator
@@ -24,6 +25,7 @@ from palindiff.training.recipes.schema import Recipe
 
 R = TypeVar("R", bound=Recipe)
 
+BEST_FILE = "best.json"
 NO_AUGMENTATION = torch.tensor([0.5, 0.0])  # the uniform numbers for an image as it is, and its first caption
 
 
@@ -32,6 +34,7 @@ class Trainer(ABC, Generic[R]):
 
     recipe_class: ClassVar[type[Recipe]]
     result_name: ClassVar[str]  # the folder of the result, below the run's
+    next_command: ClassVar[str] = ""  # what reads the result, with `{result}` in place of its folder
     writes_latest: ClassVar[bool] = True  # whether each evaluation writes the model as `latest/`
 
     run_log: RunLog
@@ -108,7 +111,22 @@ class Trainer(ABC, Generic[R]):
         numbers |= {str(row["metric"]): float(cast("float", row["value"])) for row in self.evaluation_rows(step)}
         if self.writes_latest:
             self._write(self.output / "latest")
+        if (found := self.score(numbers)) is not None:
+            self._keep_best(step, *found)
         return numbers
+
+    def score(self, numbers: Mapping[str, float]) -> tuple[str, float] | None:
+        """Name and compute what `best/` is chosen by, higher is better, of an evaluation's numbers; None: no best."""
+        return None
+
+    def _keep_best(self, step: int, metric: str, value: float) -> None:
+        """Write the current weights as `best/` if no evaluation before was as good; `best.json` says which it is."""
+        path = self.output / BEST_FILE
+        before = json.loads(path.read_text()) if path.exists() else {}
+        if before.get("metric") == metric and before["value"] >= value:
+            return
+        self._write(self.output / "best")
+        atomic_text(path, json.dumps({"step": step, "metric": metric, "value": value}) + "\n")
 
     def validation_losses(self) -> dict[str, float]:
         """Each loss on the validation rows in a fixed order, without augmentation, under fixed draws."""

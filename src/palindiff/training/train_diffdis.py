@@ -5,6 +5,7 @@ Not here: the order of a run (`base_trainer.py`), the losses (`objectives/diffdi
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
 
     recipe_class = DiffDisRecipe
     result_name = "checkpoint"
+    next_command = 'palindiff generate "a caption" --model {result}'
 
     objective: DiffDisObjective
     validation_set: dataset.FeatureSet | None = None
@@ -113,6 +115,14 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
             sheet = evaluators.SampleSheet(self.output / "samples" / f"step-{step:08d}.png", f"step {step}")
             rows += evaluators.samples(self.pipeline, sheet, options)
         return rows
+
+    def score(self, numbers: Mapping[str, float]) -> tuple[str, float] | None:
+        """By recall where naming is trained, else by the generation loss, unless the recipe chooses."""
+        best_by = self.recipe.evaluation.keep_best
+        if best_by == "none":
+            return None
+        by_task: evaluators.BestBy = "generation" if self.recipe.objective.task == "generation" else "recall"
+        return evaluators.score(numbers, by_task if best_by == "auto" else best_by)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint folder with its model card."""

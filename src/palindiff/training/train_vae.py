@@ -26,6 +26,7 @@ class VaeTrainer(Trainer[VaeRecipe]):
 
     recipe_class = VaeRecipe
     result_name = "vae"
+    next_command = "palindiff train --recipe emoji --set vae={result}"
     writes_latest = False  # normalizing latents encodes the whole training set
 
     @staticmethod

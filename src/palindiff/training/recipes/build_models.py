@@ -17,7 +17,7 @@ from palindiff.models.text_diffusion import STABLE_DIFFUSION_NOISE, TRAIN_STEPS,
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.objectives.diffdis import DiffDisObjective
 from palindiff.pretrained.bundled import load_vae
-from palindiff.pretrained.layout import is_palindiff
+from palindiff.pretrained.layout import is_palindiff, result_of
 from palindiff.pretrained.stable_diffusion import parts_from_configs
 from palindiff.pretrained.text_encoders import load_text_encoder
 from palindiff.training.recipes.schema import BaseConfig, DiffDisRecipe, ModelRecipe, SchedulerConfig, UNetConfig
@@ -35,7 +35,8 @@ def build_models(recipe: ModelRecipe, seed: int, with_weights: bool = True) -> P
     torch.manual_seed(seed)
     if recipe.base is None:
         return _from_scratch(recipe, with_weights)
-    pipeline = _from_base(recipe, recipe.base, seed, with_weights)
+    base = recipe.base.model_copy(update={"source": str(result_of(recipe.base.source, "checkpoint"))})
+    pipeline = _from_base(recipe, base, seed, with_weights)
     if recipe.base.unet_weights == "random":
         pipeline.register_modules(unet=UNet2DConditionModel.from_config(pipeline.unet.config))
     if recipe.base.image_size_px is not None:
