@@ -307,12 +307,15 @@ class PalindiffPipeline(HubMixin):
     ) -> Tensor:
         """Zero-shot classification: the probability of each label for each image; options as in `encode_image`.
 
-        Shapes: b images, k labels -> (b, k) float32, rows sum to 1: softmax of κ times the cosine.
+        A model is calibrated for the labels that it was validated on (`calibration.json` of its run); among other
+        labels its probabilities may be too high or too low.
+
+        Shapes: b images, k labels -> (b, k) float32, rows sum to 1: softmax of κ times the cosine, over a temperature.
         Raises: ValueError as `encode_labels`; what `encode_image` raises.
         """
         e = self.encode_labels(labels, templates)
         e_0_hat = self.encode_image(images, **naming_options)
-        return (self.query_stream.logit_scale.detach() * e_0_hat @ e.T).softmax(dim=-1)
+        return (self.query_stream.confidence_scale.detach() * e_0_hat @ e.T).softmax(dim=-1)
 
     def rank(self, images: Images, captions: Sequence[str], **naming_options: Any) -> Tensor:
         """Image-text retrieval: score every caption for every image; options as in `encode_image`.

@@ -76,6 +76,7 @@ class QueryStream(StrictModel):
         logit_scale: float = DEFAULTS.logit_scale,
         pooling: str = "clip",
         clip_projection_settings: dict[str, Any] | None = None,
+        temperature: float = 1.0,  # of classification's probabilities, fitted when training ends
     ) -> None:
         super().__init__()
         _check_config(self.config)
@@ -133,6 +134,11 @@ class QueryStream(StrictModel):
     def logit_scale(self) -> Tensor:
         """κ of the alignment loss, () float32, at most MAX_LOGIT_SCALE."""
         return self.log_logit_scale.float().clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
+
+    @property
+    def confidence_scale(self) -> Tensor:
+        """Factor of a cosine in the probabilities of classification: κ over the fitted temperature, () float32."""
+        return self.logit_scale / self.config.temperature
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
@@ -235,6 +241,10 @@ def _check_config(config) -> None:  # type: ignore[no-untyped-def]
         raise ValueError(
             f"`image_timestep` is 'query' with `fusion` = '{config.fusion}' in a query stream. Expected 'zero': an "
             "image that is read once cannot depend on the query's step. Set `fusion: joint` or `image_timestep: zero`."
+        )
+    if not 0 < config.temperature < math.inf:
+        raise ValueError(
+            f"`temperature` is {config.temperature!r} in a query stream. Expected a number above 0. Fix the config."
         )
     if config.head_width % config.head_dim:
         raise ValueError(

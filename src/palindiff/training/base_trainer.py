@@ -83,6 +83,9 @@ class Trainer(ABC, Generic[R]):
     def trained_model(self) -> Any:
         """The result of a finished run."""
 
+    def finish(self) -> None:
+        """Do what follows the last step and comes before the result is written, on the main process."""
+
     def prepare(self) -> Self:
         """Do all that comes before the first step."""
         torch.manual_seed(self.recipe.loop.seed)
@@ -101,6 +104,7 @@ class Trainer(ABC, Generic[R]):
         self.objective.eval()
         result = self.output / self.result_name
         if self.accelerator.is_main_process and (state.has_learned or not result.exists()):
+            self.finish()
             self._write(result)
         self.accelerator.wait_for_everyone()
         return self.trained_model()

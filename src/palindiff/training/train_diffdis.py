@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from palindiff.atomic import atomic_text
 from palindiff.data.sources import ImageSet
 from palindiff.evaluation import evaluators
+from palindiff.evaluation.calibration import calibrate
 from palindiff.evaluation.results import Row
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.objectives.diffdis import DiffDisObjective
@@ -29,6 +31,7 @@ from palindiff.training.recipes.build_models import build_models, build_objectiv
 from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.run_facts import run_facts
 
+CALIBRATION_FILE = "calibration.json"
 FEW_ROWS = 16  # of a micro-batch, over all processes: fewer are warned of
 
 
@@ -115,6 +118,21 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
             sheet = evaluators.SampleSheet(self.output / "samples" / f"step-{step:08d}.png", f"step {step}")
             rows += evaluators.samples(self.pipeline, sheet, options)
         return rows
+
+    def finish(self) -> None:
+        """Fit the temperature of classification on the validation images, and report what it changes."""
+        if self.recipe.objective.task == "generation" or self.validation_set is None:
+            return
+        found = calibrate(self.pipeline, self._evaluation_images(self.validation_set), self.recipe.evaluation)
+        if found is None:
+            return
+        self.pipeline.query_stream.register_to_config(temperature=found["temperature"])
+        atomic_text(self.output / CALIBRATION_FILE, json.dumps(found | {"split": self._validation_name()}) + "\n")
+
+    def _validation_name(self) -> str:
+        """What the validation images are, in words."""
+        data, split = self.recipe.data, self.recipe.evaluation.validation_split
+        return f"{data.validation_fraction:g} of {data.split}" if data.validation_fraction else str(split)
 
     def score(self, numbers: Mapping[str, float]) -> tuple[str, float] | None:
         """By recall where naming is trained, else by the generation loss, unless the recipe chooses."""
