@@ -176,3 +176,12 @@ def test_content_knows_a_bar_drawn_anywhere(image_format):
         changed.save(stream, image_format)
         found.add(content_id(stream, len(stream.getvalue())))
     assert len(found) == 9
+
+
+def test_text_under_another_key_is_named_with_the_option_that_chooses_it(tmp_path):
+    (tmp_path / "0.png").write_bytes(square())
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "prompt": "a dog", "size": 3}')
+    (entry,) = scan_folder(SplitFolder(tmp_path))
+    assert (entry.fault, entry.found) == ("no caption", "text is in prompt; `caption_column` chooses one")
+    (entry,) = scan_folder(SplitFolder(tmp_path), caption_key="prompt")
+    assert entry.captions == ("a dog",)

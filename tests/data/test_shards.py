@@ -149,3 +149,26 @@ def test_pattern_names_every_archive_in_order(tmp_path):
     assert expand_pattern(f"{tmp_path}/{{a,a}}-0{{1}}{{0..1}}.tar") == found[1:]
     with pytest.raises(FileNotFoundError, match=r"a-012\.tar` of the pattern .* does not exist"):
         expand_pattern(f"{tmp_path}/a-{{009..012}}.tar")
+
+
+def test_keys_with_dots_are_keys_of_their_own(tmp_path):
+    members = {f"v1.{number}.{kind}": square() if kind == "png" else f"text {number}".encode()
+               for number in (0, 1) for kind in ("png", "txt")}  # fmt: skip
+    rows = scan(tmp_path / "0.tar", members)
+    assert [(row["name"], row["captions"], row["fault"]) for row in rows] == [
+        ("0.tar/v1.0.png", ["text 0"], None), ("0.tar/v1.1.png", ["text 1"], None)
+    ]  # fmt: skip
+
+
+def test_an_empty_text_does_not_hide_the_caption_of_the_json(tmp_path):
+    row = only_row(tmp_path / "0.tar", {"a.txt": b" \n", "a.json": b'{"caption": "a dog"}'})
+    assert row["captions"] == ["a dog"]
+    row = only_row(tmp_path / "1.tar", {"a.txt": b"", "a.json": b"{}"})
+    assert row["fault"] == "empty caption"
+    row = only_row(tmp_path / "2.tar", {"a.txt": b"", "a.json": b'{"caption": "a dog"}'}, ShardReading("{c}", "txt"))
+    assert row["fault"] == "empty caption"
+
+
+def test_text_under_another_key_is_named_with_the_option(tmp_path):
+    row = only_row(tmp_path / "0.tar", {"a.json": b'{"prompt": "a dog", "width": 4}'})
+    assert (row["fault"], row["found"]) == ("no caption", "text is in prompt; `caption_column` chooses one")

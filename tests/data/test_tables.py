@@ -4,6 +4,8 @@ import re
 
 import datasets
 import huggingface_hub
+import pyarrow
+import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
@@ -167,3 +169,21 @@ def test_hub_out_of_reach_is_one_clear_sentence(monkeypatch):
         load_hub("nobody/no_images", None, "train")
     assert str(refused.value).startswith("`nobody/no_images` does not exist locally, and the Hub cannot be reached.")
     assert "\n" not in str(refused.value)
+
+
+def test_a_parquet_file_without_rows_is_passed_over(tmp_path):
+    full = write_parquet(tmp_path / "a.parquet", {"image": IMAGES, "caption": ["red", "blue"]})
+    empty = tmp_path / "b.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({}), empty)
+    _, rows = rows_of(load_parquet([empty, full]))
+    assert [row.captions for row in rows] == [("red",), ("blue",)]
+    with pytest.raises(ValueError, match=r"b\.parquet` and the parquet files beside it have no rows"):
+        load_parquet([empty])
+
+
+def test_a_number_without_a_name_is_no_caption(tmp_path):
+    table = load_parquet([write_parquet(tmp_path / "a.parquet", {"image": IMAGES, "label": [0, 1]})])
+    columns = find_columns(table.features, None, None, "the table")
+    index, _ = index_table(table, columns, TEMPLATE)
+    assert index["fault"][:] == ["no caption"] * 2
+    assert index["found"][0] == "class 0 has no name: `label` holds numbers, without names"

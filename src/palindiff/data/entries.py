@@ -149,6 +149,12 @@ def class_caption(label: str, template: str) -> str:
     return template.replace("{c}", label.replace("_", " ").strip())
 
 
+def other_keys(record: Mapping[str, Any]) -> str:
+    """Name the keys of a row without a caption that hold text, and the setting that chooses one."""
+    texts = [key for key, value in record.items() if isinstance(value, str)]
+    return f"text is in {', '.join(texts[:8])}; `caption_column` chooses one" if texts else ""
+
+
 def as_fields(record: Mapping[str, Any], taken: Iterable[str]) -> dict[str, str]:
     """Keep all other keys of a row as text; lists and dicts as JSON."""
     return {

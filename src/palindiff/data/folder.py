@@ -92,11 +92,13 @@ def _read_line(
     record = entries.as_record(line)
     name = _image_name(record, image_key)
     named.add(name)
+    caption = next((record[key] for key in caption_keys if record.get(key) is not None), None)
+    if caption is None:
+        others = {key: value for key, value in record.items() if key not in (image_key, "label")}
+        raise RowFault("no caption", entries.other_keys(others))
     return {
         "name": name,
-        "captions": entries.as_captions(
-            next((record[key] for key in caption_keys if record.get(key) is not None), None)
-        ),
+        "captions": entries.as_captions(caption),
         "label": None if record.get("label") is None else str(record["label"]),
         "fields": entries.as_fields(record, (image_key, *caption_keys)),
         **entries.describe_file(root / name, name),

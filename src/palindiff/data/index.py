@@ -18,7 +18,7 @@ from palindiff.data.images import ImageFileError, decode_image
 from palindiff.data.on_bad import OnBad
 from palindiff.data.rows import DAMAGED, ImageSet, image_source
 
-INDEX_VERSION = 2  # increase when entries change their meaning, so that no older index on disk is used
+INDEX_VERSION = 3  # increase when entries change their meaning, so that no older index on disk is used
 NUM_NAMED_FAULTS = 10
 
 _TEXTS = ("place", "name", "path", "content", "label", "fields", "fault", "found")

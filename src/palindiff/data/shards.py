@@ -96,15 +96,31 @@ def scan_tars(tars: Sequence[Path], reading: ShardReading) -> Iterator[Entry]:
             with tar.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
                 for key, members in groupby(_members(archive, stream), key=itemgetter(0)):
                     # A damaged archive raises here: its last sample may be incomplete.
-                    sample = [member for _, member in members]
-                    num_samples += 1
-                    yield Entry.read(f"`{key}` in {tar.name}", _read_sample, tar, stream, sample, reading)
+                    for name, sample in _samples(key, [member for _, member in members]):
+                        num_samples += 1
+                        yield Entry.read(f"`{name}` in {tar.name}", _read_sample, tar, stream, sample, reading)
             if not num_samples:
                 expected = "expected KEY.jpg with KEY.txt"
                 yield Entry(f"`{tar.name}`", fault="archive without samples", found=expected)
         except (tarfile.TarError, OSError) as error:
             found = f"{error}; expected an uncompressed tar"
             yield Entry(f"`{tar.name}`", fault="archive cannot be read", found=found)
+
+
+def _samples(key: str, members: list[TarInfo]) -> list[tuple[str, list[TarInfo]]]:
+    """Divide the members of a key by all that comes before their kinds, if each part then has the same kinds.
+
+    So keys with dots are told apart, and `a.png` with `a.mask.png` stay one sample.
+    """
+    stems: dict[str, list[TarInfo]] = {}
+    for member in members:
+        stems.setdefault(str(PurePosixPath(member.name.rpartition(".")[0])), []).append(member)
+    kinds = {tuple(sorted(_kind_of(member) for member in of_stem)) for of_stem in stems.values()}
+    return list(stems.items()) if len(kinds) == 1 else [(key, members)]
+
+
+def _kind_of(member: TarInfo) -> str:
+    return member.name.rpartition(".")[2].lower()
 
 
 def _members(archive: tarfile.TarFile, stream: BinaryIO) -> Iterator[tuple[str, TarInfo]]:
@@ -127,7 +143,7 @@ def _members(archive: tarfile.TarFile, stream: BinaryIO) -> Iterator[tuple[str, 
 
 
 def _read_sample(tar: Path, stream: BinaryIO, members: list[TarInfo], reading: ShardReading) -> dict[str, Any]:
-    kinds = [member.name.rpartition(".")[2].lower() for member in members]
+    kinds = [_kind_of(member) for member in members]
     of_kind = dict(zip(kinds, members, strict=True))
     twice = [kind for kind in of_kind if kinds.count(kind) > 1]
     images = [kind for kind in of_kind if f".{kind}" in entries.IMAGE_SUFFIXES]
@@ -170,12 +186,13 @@ def _label(text: str, class_names: Sequence[str]) -> str | None:
 
 def _captions(text: str | None, record: dict[str, Any], label: str | None, reading: ShardReading) -> tuple[str, ...]:
     """Return the lines of KEY.txt, else the caption of KEY.json, else the class's name; or only `caption_key`."""
-    if text is not None and reading.caption_key in (None, "txt"):
+    is_hidden = text is not None and not text.strip() and reading.caption_key is None and record.get("caption")
+    if text is not None and reading.caption_key in (None, "txt") and not is_hidden:
         return entries.as_captions([line for line in text.split("\n") if line.strip()] or text)
     if (caption := record.get(reading.caption_key or "caption")) is not None:
         return entries.as_captions(caption)
     if label is None or reading.caption_key:
-        raise RowFault("no caption")
+        raise RowFault("no caption", entries.other_keys(record))
     if not reading.class_names and _NUMBER.fullmatch(label):
         raise RowFault("no caption", f"class {label} has no name: {CLASS_NAMES} is missing")
     return (entries.class_caption(label, reading.template),)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow  # type: ignore[import-untyped]
+import pyarrow.parquet  # type: ignore[import-untyped]
 from datasets import ClassLabel, Dataset, Features, Image, LargeList, List, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 
@@ -34,9 +35,13 @@ class Columns:
 def load_parquet(files: Sequence[Path]) -> Dataset:
     """Map parquet files as one table, with the builder of `datasets`.
 
-    Raises: ValueError if a file is damaged.
+    Files without rows, such as of an empty shard, are passed over.
+
+    Raises: ValueError if a file is damaged, or none has rows.
     """
-    names = [glob.escape(str(file.absolute())) for file in files]
+    names = [glob.escape(str(file.absolute())) for file in files if _num_rows(file)]
+    if not names:
+        raise ValueError(f"`{files[0]}` and the parquet files beside it have no rows. Expected some. Check the path.")
     try:
         return load_dataset("parquet", data_files={"train": names}, split="train")
     except (DatasetGenerationError, OSError, ValueError) as error:
@@ -45,6 +50,14 @@ def load_parquet(files: Sequence[Path]) -> Dataset:
             f"`{files[0]}` and the parquet files beside it cannot be read ({reason}). "
             "Expected complete parquet files with the same columns. Write them again."
         ) from error
+
+
+def _num_rows(file: Path) -> int:
+    """Read a parquet file's number of rows; of a damaged one any, since loading it says what is wrong."""
+    try:
+        return int(pyarrow.parquet.read_metadata(file).num_rows)
+    except (pyarrow.ArrowException, OSError):
+        return 1
 
 
 def load_hub(name: str, subset: str | None, split: str) -> Dataset:
@@ -114,6 +127,8 @@ def _read_row(number: int, image: Any, record: Mapping[str, Any], columns: Colum
     label = _label(record, columns)
     if columns.caption is not None:
         captions = entries.as_captions(record[columns.caption])
+    elif label is not None and label.lstrip("-").isdecimal():
+        raise RowFault("no caption", f"class {label} has no name: `{columns.label}` holds numbers, without names")
     elif label is not None:
         captions = (entries.class_caption(label, template),)
     else:
