@@ -45,6 +45,7 @@ def measure(recipe: DiffDisRecipe, output: Path, every: int) -> list[dict[str, f
                 distributed.optimizer.zero_grad()
             objective.config = config
         numbers = train_step(trainer, distributed, accelerator, step)
+        trainer.run_log.step(step + 1, numbers)
         if norms:
             rows.append({"step": step + 1, "common": float(numbers["gradient_norm"])} | norms)
     trainer.run_log.finish()
