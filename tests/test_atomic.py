@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from palindiff.atomic import atomic_folder, atomic_text
+from palindiff.atomic import atomic_folder, atomic_text, check_writable
 
 
 def names_in(folder):
@@ -106,3 +106,11 @@ def test_old_text_stays_when_writing_fails(tmp_path):
         atomic_text(tmp_path / "a.json", "half \ud800")  # fails after the file beside was opened
     assert (tmp_path / "a.json").read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_with_the_remedy(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"Images cannot be written to `.*file/cache` \(Not a directory\).* Set it\.$"):
+        check_writable(tmp_path / "file" / "cache", "Images", "Set it.")
+    check_writable(tmp_path / "new" / "cache", "Images", "Set it.")
+    assert list((tmp_path / "new" / "cache").iterdir()) == []

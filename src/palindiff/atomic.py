@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 
 @contextmanager
@@ -42,6 +42,22 @@ def check_is_free(output: Path) -> None:
         raise FileExistsError(
             f"`{output}` exists and is not empty. Expected a new or empty folder. Remove it or name another."
         )
+
+
+def check_writable(folder: Path, what: str, remedy: str) -> None:
+    """Check, before anything is computed for it, that files can be made in a folder.
+
+    Raises: OSError that says what would be written, and the remedy, such as the setting of another folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"{what} cannot be written to `{folder}` ({error.strerror or error}). Expected a folder that can be "
+            f"written. {remedy}"
+        ) from error
 
 
 def atomic_text(path: Path, text: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 from palindiff.data.images import decode_image
 from palindiff.data.index import check_rows
 from palindiff.data.shards import ShardReading, expand_pattern, index_tars, read_class_names, scan_tars
+from palindiff.data.tables import load_parquet
 from toys.sources import sample, square, write_tar
 
 READING = ShardReading("a photo of a {c}")
@@ -172,3 +173,13 @@ def test_an_empty_text_does_not_hide_the_caption_of_the_json(tmp_path):
 def test_text_under_another_key_is_named_with_the_option(tmp_path):
     row = only_row(tmp_path / "0.tar", {"a.json": b'{"prompt": "a dog", "width": 4}'})
     assert (row["fault"], row["found"]) == ("no caption", "text is in prompt; `caption_column` chooses one")
+
+
+def test_an_index_that_cannot_be_written_names_the_setting(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    tar = write_tar(tmp_path / "0.tar", sample("a", "red"))
+    with pytest.raises(OSError, match=r"The index of the images cannot be written .*HF_DATASETS_CACHE\.$"):
+        index_tars([tar], READING)
+    with pytest.raises(OSError, match=r"The index of the images cannot be written"):
+        load_parquet([tmp_path / "0.parquet"])

@@ -356,3 +356,10 @@ def test_a_run_without_validation_trains(toy_parts, tmp_path):
     train_toy_recipe(recipe, tmp_path / "run")
     assert not [line for line in read_log(tmp_path / "run" / "log.jsonl") if any("recall" in key for key in line)]
     assert (tmp_path / "run" / "checkpoint").is_dir()
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_encoded(toy_parts, tmp_path):
+    (tmp_path / "file").touch()
+    recipe = toy_recipe(toy_parts, machine={"cache_dir": str(tmp_path / "file" / "cache")})
+    with pytest.raises(OSError, match=r"Features of images and captions cannot be .*Set `machine\.cache_dir`, or the"):
+        prepare_toy(recipe, tmp_path / "run", lambda *progress: pytest.fail("something was encoded"))

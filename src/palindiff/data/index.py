@@ -9,10 +9,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, List, NamedSplit, Value
+from datasets import Dataset, Features, List, NamedSplit, Value, config
 
+from palindiff.atomic import check_writable
 from palindiff.data.entries import Entry, RowFault
 from palindiff.data.images import ImageFileError, decode_image
 from palindiff.data.on_bad import OnBad
@@ -46,6 +48,7 @@ def index_on_disk(
 
     `fingerprints` identify what is scanned: the state of the files and all settings that change an entry.
     """
+    check_datasets_cache()
     digest = hashlib.sha256(json.dumps([INDEX_VERSION, scan.__name__, *fingerprints]).encode()).hexdigest()
     return Dataset.from_generator(
         lambda: (entry.as_row() for entry in scan(**arguments)),
@@ -53,6 +56,15 @@ def index_on_disk(
         split=NamedSplit("index"),  # its name in the progress bar
         fingerprint=f"images-{digest[:32]}",
     )
+
+
+def check_datasets_cache() -> None:
+    """Check that `datasets`, which maps tables and indices from its cache, can write there.
+
+    Raises: OSError.
+    """
+    remedy = "Name another one in the environment variable HF_DATASETS_CACHE."
+    check_writable(Path(config.HF_DATASETS_CACHE), "The index of the images", remedy)
 
 
 def check_rows(

@@ -110,7 +110,7 @@ def scan_tars(tars: Sequence[Path], reading: ShardReading) -> Iterator[Entry]:
 def _samples(key: str, members: list[TarInfo]) -> list[tuple[str, list[TarInfo]]]:
     """Divide the members of a key by all that comes before their kinds, if each part then has the same kinds.
 
-    So keys with dots are told apart, and `a.png` with `a.mask.png` stay one sample.
+    So keys with dots are kept apart, and `a.png` with `a.mask.png` stay one sample.
     """
     stems: dict[str, list[TarInfo]] = {}
     for member in members:

@@ -17,7 +17,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from palindiff.data import entries
 from palindiff.data.entries import Entry, RowFault
-from palindiff.data.index import index_on_disk
+from palindiff.data.index import check_datasets_cache, index_on_disk
 
 _SCAN_BATCH = 256
 
@@ -39,6 +39,7 @@ def load_parquet(files: Sequence[Path]) -> Dataset:
 
     Raises: ValueError if a file is damaged, or none has rows.
     """
+    check_datasets_cache()
     names = [glob.escape(str(file.absolute())) for file in files if _num_rows(file)]
     if not names:
         raise ValueError(f"`{files[0]}` and the parquet files beside it have no rows. Expected some. Check the path.")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from palindiff.atomic import atomic_text
+from palindiff.atomic import atomic_text, check_writable
 from palindiff.data.sources import ImageSet
 from palindiff.evaluation import evaluators
 from palindiff.evaluation.calibration import calibrate
@@ -72,6 +72,8 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
         """
         accelerator, machine = self.accelerator, self.recipe.machine
         self.cache_dir = Path(machine.cache_dir) if machine.cache_dir else dataset.default_cache_dir()
+        remedy = "Set `machine.cache_dir`, or the environment variable PALINDIFF_CACHE."
+        check_writable(self.cache_dir, "Features of images and captions", remedy)
         training, validation = self.open_sets()
         caches = [self._latent_cache(training, self.recipe.views)]
         if validation is not None:
