@@ -4,7 +4,7 @@ Run: python benchmarks/gradient_norms.py --output DIR [--recipe emoji-quick] [--
      [--results FILE.json]
 
 Every few steps the gradients of generation and of alignment are computed alone, on the batch and the draws of that
-step, before the step itself. `docs/decisions.md`, row 24, quotes the result.
+step, before the step itself. See `docs/decisions.md`, row 24.
 """
 
 import argparse

@@ -29,8 +29,8 @@ def fit(model: str, folder: Path, data: str, split: str, num_images: int, templa
     model: what `--model` takes, stored in `folder`.
     """
     path = folder / "query_stream" / "config.json"
-    config = json.loads(path.read_text())
-    atomic_text(path, json.dumps(config | {"temperature": 1.0}, indent=2, sort_keys=True) + "\n")
+    config = {"temperature": 1.0} | json.loads(path.read_text())  # older ones have none and would not load
+    atomic_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
     rows = open_images(DataConfig(path=data, split=split))
     rows = rows.select(torch.linspace(0, len(rows) - 1, min(len(rows), num_images)).round().int().tolist())
     captions, labels = [row.captions[0] for row in rows], [row.label for row in rows]

@@ -75,7 +75,7 @@ def test_help_of_a_verb_loads_nothing_heavy():
 
 
 def test_a_worker_that_decodes_images_loads_neither_diffusers_nor_transformers():
-    """Each worker of the latent cache is a fresh process; they would take most of its start."""
+    """Each worker of the latent cache is a fresh process."""
     modules = modules_after("import palindiff.training.features.views")
     assert "torch" in modules
     assert not modules & {"diffusers", "transformers", "accelerate"}

@@ -230,3 +230,13 @@ def test_a_weight_too_large_for_half_precision_is_refused_when_loaded_so(root, t
     with pytest.raises(ValueError, match=r"`conv_in.bias` of the part `unet` holds 1 numbers .* in torch.float16"):
         PalindiffPipeline.from_stable_diffusion(folder, root / "clip_1", SMALL, dtype=HALF)
     PalindiffPipeline.from_stable_diffusion(folder, root / "clip_1", SMALL)
+
+
+def test_a_projection_that_is_no_number_is_refused(root, tmp_path):
+    clip = shutil.copytree(root / "clip_1", tmp_path / "clip_1")
+    (file,) = clip.glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["text_projection.weight"][0, 0] = math.inf
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"`weight` of the part `text projection` holds 1 numbers"):
+        PalindiffPipeline.from_stable_diffusion(root / "sd1", clip, SMALL)

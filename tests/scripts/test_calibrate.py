@@ -26,3 +26,12 @@ def test_a_temperature_is_fitted_and_stored(toy_parts, tmp_path, capsys):
     assert PalindiffPipeline.from_pretrained(folder).query_stream.config.temperature == report["temperature"]
     assert (report["labels"], report["n"]) == ("3 classes", 6)
     assert json.loads(results.read_text())["rows"] == [report]
+
+
+def test_a_fit_that_fails_costs_no_checkpoint_its_temperature(toy_parts, tmp_path):
+    train_toy_recipe(toy_recipe(toy_parts), tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint" / "query_stream" / "config.json"
+    before = json.loads(path.read_text())
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        calibrate.main([str(tmp_path / "run" / "checkpoint"), "--data", str(tmp_path / "nowhere")])
+    assert json.loads(path.read_text()) == before

@@ -92,8 +92,9 @@ class ImageSet(Sequence[CaptionedImage]):
     def held_out(self, fraction: float) -> tuple["ImageSet", "ImageSet"]:
         """Hold out about a fraction of the rows -> the others, and those held out, in their order.
 
-        The captions alone decide, so the same rows are held out wherever and in whatever order they are, and further
-        rows change nothing for these. Rows with an equal caption stay together, also through captions of a third row.
+        The captions alone decide, so the same rows are held out wherever and in whatever order they are. Further rows
+        change nothing for these, unless they link them or one side would otherwise be empty. Rows with an equal
+        caption stay together, also through captions of a third row.
 
         Raises: ValueError if all rows are linked by equal captions, so that none can be held out.
         """

@@ -6,7 +6,7 @@ apply, `n` (queries or images) and `chance`. Here: what is measured, and its opt
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -99,10 +99,14 @@ def retrieval(pipeline: PalindiffPipeline, data: EvaluationImages, options: Eval
     Source: DiffDis, Table 2.
     Units:  shares of queries in [0, 1]; only k up to the number of images and of captions.
     """
-    different = list(dict.fromkeys(data.captions))
-    e_0_hat = image_queries(pipeline, data, options)
-    scores = (e_0_hat @ pipeline.encode_text(different).T).cpu()  # (images, captions)
-    positives = torch.tensor([[caption == other for other in different] for caption in data.captions])
+    e = pipeline.encode_text(list(dict.fromkeys(data.captions)))
+    return _recalls(image_queries(pipeline, data, options), e, data.captions)
+
+
+def _recalls(e_0_hat: Tensor, e: Tensor, captions: Sequence[str]) -> list[Row]:
+    """Shapes: e_0_hat (n, d_e), e (m, d_e) of n images and of the m different ones of their captions."""
+    scores, different = (e_0_hat @ e.T).cpu(), list(dict.fromkeys(captions))  # (n, m)
+    positives = torch.tensor([[caption == other for other in different] for caption in captions])
     ks = [k for k in KS if k <= min(scores.shape)]
     both = ((IMAGE_TO_TEXT, scores, positives), (TEXT_TO_IMAGE, scores.T, positives.T))
     return [
@@ -156,9 +160,10 @@ def chain_use(pipeline: PalindiffPipeline, data: EvaluationImages, options: Eval
          "n": len(data.captions)}
         for name in ("other", "noise") for t in steps
     ]  # fmt: skip
-    recalls = {"from_noise": retrieval(pipeline, data, options)}
+    e = pipeline.encode_text(list(dict.fromkeys(data.captions)))
+    recalls = {"from_noise": _recalls(image_queries(pipeline, data, options), e, data.captions)}
     for t in steps:
-        of_step = retrieval(pipeline, replace(data, e_0_hat=found["own", t]), options)
+        of_step = _recalls(found["own", t], e, data.captions)
         recalls[f"own_t{t}"] = [row for row in of_step if str(row["metric"]).startswith(IMAGE_TO_TEXT)][-1:]
     named = [{**row, "metric": f"chain_{row['metric']}_{name}"} for name, part in recalls.items() for row in part]
     return rows + [row for row in named if IMAGE_TO_TEXT in str(row["metric"])]

@@ -9,7 +9,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor
 
 from palindiff.models.query_layers import QueryLayers, masked_text
-from palindiff.models.unet_encoder import Carry, attend, image_block, keys_values, unet_encoder
+from palindiff.models.unet_encoder import Carry, unet_encoder
 
 READS_ONCE, HAS_SITES = True, False
 
@@ -24,9 +24,7 @@ def read_image(layers: QueryLayers, unet: UNet2DConditionModel, z: Tensor) -> tu
     def visit(site: int, transformer: Transformer2DModel, tokens: Tensor, context: Tensor, carry: Carry):  # type: ignore[no-untyped-def]
         """Run a site's blocks on the image alone."""
         for block in transformer.transformer_blocks:
-            normed = block.norm1(tokens)
-            attended = attend(block.attn1, normed, *keys_values(block.attn1, normed))
-            tokens = image_block(block, tokens, attended, context)
+            tokens = block(tokens, encoder_hidden_states=context)
         return tokens, carry
 
     t_zero = torch.zeros(len(z), dtype=torch.int64, device=z.device)

@@ -52,6 +52,7 @@ def stable_diffusion_parts(
     clip = load_text_encoder(str(text), with_weights=with_weights)
     if with_weights:
         base, encoder = load_base(source, clip, variant, config, **options)
+        check_finite({"text projection": encoder.projection}, GET_ANOTHER)
     else:
         base, encoder = build_base(source, clip, config)
     assert encoder.projection is not None, "a base's text encoder has been completed with CLIP's projection"
