@@ -7,11 +7,12 @@ import pytest
 
 from palindiff.data.images import decode_image
 from palindiff.data.index import check_rows
-from palindiff.data.shards import ShardReading, expand_pattern, index_tars, read_class_names, scan_tars
+from palindiff.data.samples import SampleReading, read_class_names
+from palindiff.data.shards import expand_pattern, index_tars, scan_tars
 from palindiff.data.tables import load_parquet
 from toys.sources import sample, square, write_tar
 
-READING = ShardReading("a photo of a {c}")
+READING = SampleReading("a photo of a {c}")
 
 
 @pytest.fixture(autouse=True)
@@ -42,11 +43,11 @@ def test_caption_of_img2dataset_is_read_and_the_rest_of_its_json_kept(tmp_path):
 @pytest.mark.parametrize(("key", "caption"), [(None, "of the text"), ("txt", "of the text"), ("alt", "of the JSON")])
 def test_caption_key_chooses_between_text_and_json(key, caption, tmp_path):
     members = {"a.txt": b"of the text", "a.json": b'{"alt": "of the JSON"}'}
-    assert only_row(tmp_path / "0.tar", members, ShardReading("{c}", key))["captions"] == [caption]
+    assert only_row(tmp_path / "0.tar", members, SampleReading("{c}", key))["captions"] == [caption]
 
 
 def test_class_number_becomes_its_name_and_a_caption_where_there_is_none(tmp_path):
-    reading = ShardReading("a photo of a {c}", class_names=("cat", "dog_house"))
+    reading = SampleReading("a photo of a {c}", class_names=("cat", "dog_house"))
     captioned = only_row(tmp_path / "0.tar", {"a.cls": b"1\n", "a.txt": b"my house"}, reading)
     assert (captioned["label"], captioned["captions"]) == ("dog_house", ["my house"])
     assert only_row(tmp_path / "0.tar", {"a.cls": b"1"}, reading)["captions"] == ["a photo of a dog house"]
@@ -55,9 +56,9 @@ def test_class_number_becomes_its_name_and_a_caption_where_there_is_none(tmp_pat
 
 def test_class_names_stand_beside_the_archives_or_above(tmp_path):
     tar = write_tar(tmp_path / "set" / "test" / "0.tar", sample("a", "red"))
-    assert read_class_names([tar]) == ()
+    assert read_class_names(tar.parent) == ()
     (tmp_path / "set" / "classnames.txt").write_text("cat\ndog\n\n")
-    assert read_class_names([tar]) == ("cat", "dog")
+    assert read_class_names(tar.parent) == ("cat", "dog")
 
 
 def test_sample_is_all_up_to_the_first_dot_in_its_folder(tmp_path):
@@ -90,7 +91,7 @@ def test_bad_samples_are_reported_and_the_others_read(members, fault, found, tmp
 
 
 def test_class_number_beyond_the_names_is_reported(tmp_path):
-    row = only_row(tmp_path / "0.tar", {"a.cls": b"2"}, ShardReading("{c}", class_names=("cat", "dog")))
+    row = only_row(tmp_path / "0.tar", {"a.cls": b"2"}, SampleReading("{c}", class_names=("cat", "dog")))
     assert (row["fault"], row["found"]) == ("class without a name", "number 2; classnames.txt has 2 lines")
 
 
@@ -135,7 +136,7 @@ def test_index_is_kept_and_made_anew_when_an_archive_or_the_reading_changes(tmp_
     files = [index_tars([tar], READING).cache_files for _ in range(2)]
     assert files[0] == files[1]
     assert str(tmp_path / "cache") in files[0][0]["filename"]
-    assert index_tars([tar], ShardReading("{c}")).cache_files != files[0]
+    assert index_tars([tar], SampleReading("{c}")).cache_files != files[0]
     write_tar(tar, sample("a", "blue") | sample("b", "green"))
     assert index_tars([tar], READING)["captions"][:] == [["blue"], ["green"]]
 
@@ -166,7 +167,7 @@ def test_an_empty_text_does_not_hide_the_caption_of_the_json(tmp_path):
     assert row["captions"] == ["a dog"]
     row = only_row(tmp_path / "1.tar", {"a.txt": b"", "a.json": b"{}"})
     assert row["fault"] == "empty caption"
-    row = only_row(tmp_path / "2.tar", {"a.txt": b"", "a.json": b'{"caption": "a dog"}'}, ShardReading("{c}", "txt"))
+    row = only_row(tmp_path / "2.tar", {"a.txt": b"", "a.json": b'{"caption": "a dog"}'}, SampleReading("{c}", "txt"))
     assert row["fault"] == "empty caption"
 
 

@@ -51,6 +51,9 @@ def show(
         str, typer.Option(metavar="KIND", help="Kind of source, such as webdataset; auto: detect it from the files.")
     ] = "auto",
     subset: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None,
+    captions_file: Annotated[
+        str | None, typer.Option(help="File that lists images with captions, relative to PATH. Default: infer it.")
+    ] = None,
     image_column: Annotated[str | None, typer.Option(help="Key or column of the image. Default: infer it.")] = None,
     caption_column: Annotated[
         str | None, typer.Option(help="Key or column of the captions. Default: infer it.")
@@ -69,7 +72,7 @@ def show(
     if kind not in (kinds := ("auto", *get_args(Kind))):
         raise typer.BadParameter(f"'{kind}' is not one of {', '.join(map(repr, kinds))}.", param_hint="'--kind'")
     given = {"path": path, "split": split, "kind": kind, "subset": subset, "check_images": check_images}
-    columns = {"image_column": image_column, "caption_column": caption_column}
+    columns = {"captions_file": captions_file, "image_column": image_column, "caption_column": caption_column}
     config = DataConfig.model_validate({**given, **columns, "on_bad": "skip"})
     summary = _summarize(open_images(config))
     num_steps = max(1, round(epochs * summary["num_images"] / batch_size))
@@ -93,6 +96,7 @@ def _summarize(images: "ImageSet") -> dict[str, Any]:
         "num_left_out": images.num_left_out,
         "left_out": images.left_out,
         "reasons": dict(images.reasons.most_common()),
+        "first_left_out": images.first_faults,
         "fingerprint": images.fingerprint,
         "first_rows": [
             {"name": row.source.name, "captions": row.captions, "label": row.label, "fields": dict(row.fields)}
@@ -115,7 +119,7 @@ def _print_summary(title: str, summary: Mapping[str, Any]) -> None:
     if "shards" in summary:
         lines = [(name[:MAX_SHOWN_LETTERS], f"{number:,}") for name, number in _shard_lines(summary)]
         print_table(f"shards of {title}", ["", "number"], lines)
-    typer.echo(summary["left_out"] or "No row was left out.")
+    typer.echo("\n  ".join([summary["left_out"] or "No row was left out.", *summary["first_left_out"]]))
     typer.echo(
         f"{training['epochs']:g} epochs at batch {training['batch_size']:,}: "
         f"--set loop.num_steps={training['num_steps']} --set loop.batch_size={training['batch_size']}"

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from palindiff.data.formats import HEADER_BYTES, unread_format
+
 CAPTION_KEYS = ("captions", "caption", "text")
-IMAGE_SUFFIXES = frozenset(  # of the formats that images.py accepts
-    {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif"}
-)
+IMAGE_KEYS = ("file_name", "filename", "filepath", "image")
 SAMPLE_BYTES = 1024
 UNCOMPRESSED = (b"BM", b"II*\0", b"MM\0*", b"P")  # BMP, TIFF and PPM: changing a pixel changes no other byte
 
@@ -83,10 +83,13 @@ def content_id(stream: BinaryIO, size: int, offset: int = 0) -> str:
 def describe_image(stream: BinaryIO, size: int, name: str, offset: int = 0) -> dict[str, Any]:
     """Read what an entry records of every image: size and content. The arguments are those of `content_id`.
 
-    Raises: RowFault, which calls the image `name`, if it is empty.
+    Raises: RowFault, which calls the image `name`, if it is empty or of a format that is not read.
     """
     if size == 0:
         raise RowFault("empty image file", f"`{name}` has 0 bytes")
+    stream.seek(offset)
+    if unread := unread_format(name, stream.read(min(size, HEADER_BYTES))):
+        raise RowFault("image format that is not read", f"`{name}`: {unread}")
     return {"size": size, "content": content_id(stream, size, offset)}
 
 

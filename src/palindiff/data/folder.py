@@ -1,32 +1,41 @@
-"""Captioned images in a folder: described by its `metadata.jsonl`, or sorted into a folder for each class.
+"""Captioned images in a folder: described by metadata files or a file of captions, or sorted into a folder per class.
 
-Here: entries from single files, every fault with its line. Not here: archives (`shards.py`), tables (`tables.py`).
+Here: entries from single files, every fault with its place, and captions that are not understood. Not here: rows of a
+metadata file (`metadata.py`), texts beside images (`sidecars.py`), archives (`shards.py`), tables (`tables.py`).
 `datasets` reads such folders too, but stops at the first fault and does not say where it is.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from palindiff.data import entries
 from palindiff.data.entries import Entry, RowFault
+from palindiff.data.formats import IMAGE_SUFFIXES, is_image_file
+from palindiff.data.metadata import METADATA_NAMES, read_records
 
-METADATA_NAME = "metadata.jsonl"
+_TEXT_SUFFIXES = frozenset({".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".parquet"})
+_SEARCHED_BYTES = 4_000_000  # of a file that may hold captions
+_IMAGE_NAME = re.compile(
+    rb"[^\s/\\\"',;|<>]+(?:%s)\b" % b"|".join(re.escape(s.encode()) for s in sorted(IMAGE_SUFFIXES))
+)
 
 
 @dataclass(frozen=True)
 class SplitFolder:
-    """A folder with a `metadata.jsonl`, and which of its rows are those of a split.
+    """A folder with metadata files or a file of captions, and which of its images are those of a split.
 
-    The file may lie above the folders of several splits: then a row belongs to the one that holds its image, and to
-    "train" if none of them does.
+    A file may lie above the folders of several splits: then an image belongs to the one that holds it, and to "train"
+    if none of them does.
     """
 
     root: Path
     split: str = "train"
     split_folders: tuple[str, ...] = ()  # sub-folders of the root that are named after splits
+    captions_file: Path | None = None  # lists the images of the set; None: the metadata files do
 
     def holds(self, name: str) -> bool:
         """Whether an image, named relative to the root, belongs to the split."""
@@ -34,24 +43,61 @@ class SplitFolder:
         return self.split == (first if first in self.split_folders else "train")
 
 
-def scan_folder(folder: SplitFolder, image_key: str = "file_name", caption_key: str | None = None) -> Iterator[Entry]:
-    """Yield an entry for each line of `metadata.jsonl`, then one for each image that no line names.
+def scan_folder(folder: SplitFolder, image_key: str | None = None, caption_key: str | None = None) -> Iterator[Entry]:
+    """Yield an entry for each image that a metadata file lists, then one for each image that none lists.
 
-    Lines on images of other splits are passed over; one with a fault counts for every split.
+    Images are named relative to the file that lists them. Of several such files the nearest counts. Rows on one image
+    are one entry with all of their captions. Rows on images of other splits are passed over; one with a fault counts
+    for every split. A file of captions names images relative to the root, and those that it does not list are left.
     """
-    root = folder.root
+    image_keys = (image_key,) if image_key else entries.IMAGE_KEYS
     caption_keys = (caption_key,) if caption_key else entries.CAPTION_KEYS
+    files = list_files(folder.root)
+    listing = {str(PurePosixPath(name).parent): name for name in find_metadata(folder.root, files)}
+    sources = [(folder.root / name, name, place) for place, name in listing.items()]
+    if folder.captions_file is not None:
+        sources = [(folder.captions_file, folder.captions_file.name, ".")]
+    found: list[Entry] = []
+    number_of: dict[str, int] = {}  # image -> its entry
     named: set[str] = set()
-    with (root / METADATA_NAME).open("rb") as lines:  # as bytes: a caption may hold other line ends than \n
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                place = f"line {number} of {METADATA_NAME}"
-                entry = Entry.read(place, _read_line, root, line, image_key, caption_keys, named)
-                if entry.fault is not None or folder.holds(entry.name):
-                    yield entry
-    for name in list_images(root):
-        if name not in named and folder.holds(name):
-            yield Entry(f"`{name}`", fault=f"image without a line in {METADATA_NAME}")
+    for file, file_name, place in sources:
+        if place != "." and not folder.holds(f"{place}/"):
+            continue
+        for row, record in read_records(file, file_name, image_keys):
+            entry = Entry.read(row, _read_row, folder.root, place, record, image_keys, caption_keys, named)
+            if entry.fault is not None:
+                found.append(entry)
+            elif not folder.holds(entry.name) or (
+                folder.captions_file is None and _nearest(entry.name, listing) != file_name
+            ):
+                continue
+            elif entry.name in number_of:
+                first = found[number_of[entry.name]]
+                captions = tuple(dict.fromkeys(first.captions + entry.captions))
+                found[number_of[entry.name]] = replace(first, captions=captions)
+            else:
+                number_of[entry.name] = len(found)
+                found.append(entry)
+    yield from found
+    for name in files if folder.captions_file is None else ():
+        if name not in named and folder.holds(name) and is_image_file(folder.root / name):
+            yield Entry(f"`{name}`", fault=f"image without a line in {_nearest(name, listing) or METADATA_NAMES[0]}")
+
+
+def find_metadata(root: Path, files: Sequence[str], split_folders: Sequence[str] = ()) -> list[str]:
+    """List the metadata files of a folder and its sub-folders, of which `split_folders` are left out.
+
+    Raises: ValueError if two lie in one folder.
+    """
+    found = [name for name in files if PurePosixPath(name).name in METADATA_NAMES]
+    found = [name for name in found if name.split("/")[0] not in split_folders]
+    folders = [PurePosixPath(name).parent for name in found]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise ValueError(
+                f"`{root / folder}` has several of {', '.join(METADATA_NAMES)}. Expected one. Remove the others."
+            )
+    return found
 
 
 def scan_classes(root: Path, template: str) -> Iterator[Entry]:
@@ -60,8 +106,25 @@ def scan_classes(root: Path, template: str) -> Iterator[Entry]:
         yield Entry.read(f"`{name}`", _read_class_image, root, name, template)
 
 
-def list_images(root: Path) -> list[str]:
-    """List the image files in a folder and its sub-folders, as sorted relative names; hidden ones are left out."""
+def unread_captions(path: Path, root: Path) -> str | None:
+    """Name a file below a path that seems to hold captions of the images below `root`, in a layout that is not read.
+
+    It names one of these images, or it is a text of an image's name in another folder.
+    """
+    files = [path / name for name in list_files(path)]
+    images = [file for file in files if file.is_relative_to(root) and is_image_file(file)]
+    names, stems = {file.name for file in images}, {file.stem for file in images}
+    for file in files:
+        if file.suffix.lower() in _TEXT_SUFFIXES:
+            with file.open("rb") as stream:
+                found = {os.fsdecode(name) for name in _IMAGE_NAME.findall(stream.read(_SEARCHED_BYTES))}
+            if file.stem in stems or found & names:
+                return str(file)
+    return None
+
+
+def list_files(root: Path) -> list[str]:
+    """List the files in a folder and its sub-folders, as sorted relative names; hidden ones are left out."""
     found, seen = [], set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         status = os.stat(folder)
@@ -71,36 +134,45 @@ def list_images(root: Path) -> list[str]:
         seen.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(each for each in subfolders if not each.startswith("."))
         relative = Path(folder).relative_to(root)
-        found += [(relative / file).as_posix() for file in files if is_image(file)]
+        found += [(relative / file).as_posix() for file in files if not file.startswith(".")]
     return sorted(found)
 
 
-def is_image(file_name: str) -> bool:
-    """Whether a file's suffix is that of an image."""
-    return not file_name.startswith(".") and os.path.splitext(file_name)[1].lower() in entries.IMAGE_SUFFIXES
+def list_images(root: Path) -> list[str]:
+    """List the image files in a folder and its sub-folders, as `list_files` does; also those that cannot be read."""
+    return [name for name in list_files(root) if is_image_file(root / name)]
 
 
 def has_class_folders(root: Path) -> bool:
     """Whether a direct sub-folder holds an image."""
-    return any(is_image(file.name) for file in root.glob("[!.]*/*"))
+    return any(is_image_file(file) for file in root.glob("[!.]*/*"))
 
 
-def _read_line(
-    root: Path, line: bytes, image_key: str, caption_keys: Sequence[str], named: set[str]
-) -> dict[str, Any]:
-    """Read the row of one line, and add the image that it names to `named` even if the row has another fault."""
-    record = entries.as_record(line)
-    name = _image_name(record, image_key)
+def _nearest(name: str, listing: dict[str, str]) -> str | None:
+    """Return the metadata file in the folder of an image, or the nearest one above it."""
+    return next((listing[str(each)] for each in PurePosixPath(name).parents if str(each) in listing), None)
+
+
+def _read_row(
+    root: Path, place: str, read: Callable[[], dict[str, Any]], image_keys: Sequence[str],
+    caption_keys: Sequence[str], named: set[str],
+) -> dict[str, Any]:  # fmt: skip
+    """Read one row, and add the image that it names to `named` even if the row has another fault.
+
+    `place` is the folder that images are named relative to, itself relative to the root.
+    """
+    record = read()
+    name = _image_name(record, image_keys, place)
     named.add(name)
     caption = next((record[key] for key in caption_keys if record.get(key) is not None), None)
     if caption is None:
-        others = {key: value for key, value in record.items() if key not in (image_key, "label")}
+        others = {key: value for key, value in record.items() if key not in (*image_keys, "label")}
         raise RowFault("no caption", entries.other_keys(others))
     return {
         "name": name,
         "captions": entries.as_captions(caption),
         "label": None if record.get("label") is None else str(record["label"]),
-        "fields": entries.as_fields(record, (image_key, *caption_keys)),
+        "fields": entries.as_fields(record, (*image_keys, *caption_keys)),
         **entries.describe_file(root / name, name),
     }
 
@@ -113,12 +185,12 @@ def _read_class_image(root: Path, name: str, template: str) -> dict[str, Any]:
     return {"name": name, "captions": captions, "label": label, **entries.describe_file(root / name, name)}
 
 
-def _image_name(record: dict[str, Any], key: str) -> str:
-    """Return the image's name within the folder, `a/../b.png` as `b.png`."""
-    name = record.get(key)
+def _image_name(record: dict[str, Any], keys: Sequence[str], place: str) -> str:
+    """Return the image's name within the root, `a/../b.png` as `b.png`."""
+    name = next((record[key] for key in keys if key in record), None)
     if not isinstance(name, str) or not name:
-        raise RowFault(f"no `{key}`", f"keys here: {', '.join(list(record)[:8]) or 'none'}")
+        raise RowFault(f"no `{keys[0]}`", f"keys here: {', '.join(list(record)[:8]) or 'none'}")
     plain = os.path.normpath(name)
     if os.path.isabs(plain) or plain.split(os.sep)[0] == os.pardir:
         raise RowFault("image outside the folder", f"`{name}`")
-    return Path(plain).as_posix()
+    return (PurePosixPath(place) / Path(plain).as_posix()).as_posix()

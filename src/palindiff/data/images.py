@@ -16,8 +16,9 @@ import torch
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from palindiff.data.formats import HEADER_BYTES, read_formats, unread_format
+
 MAX_PIXELS = 64_000_000  # 8,000 x 8,000; an image that decodes to more is treated as an attack
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")  # none runs a program
 
 ORIENTATION = 0x0112  # the EXIF tag, and how an image with each of its values becomes upright
 UPRIGHT = {
@@ -108,7 +109,9 @@ def _open_image(source: ImageInput) -> Iterator[Image.Image]:
                 yield image
                 return
             with source.open() as stream:
-                is_empty = not stream.read(1)
+                header = stream.read(HEADER_BYTES)
+                if unread := unread_format(source.name, header):
+                    raise _refusal(source, f"is not read ({unread})", "an image of a format that is read")
                 stream.seek(0)
                 with Image.open(stream) as image:
                     _check_opened(source, image)
@@ -120,7 +123,7 @@ def _open_image(source: ImageInput) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise _refusal(named, "decodes to far too many pixels", f"at most {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
-        found = "is empty (0 bytes)" if is_empty else "is not an image that PIL can read"
+        found = "is not an image that PIL can read" if header else "is empty (0 bytes)"
         raise _refusal(named, found, "PNG, JPEG, WebP or another image format") from error
     except Exception as error:  # decoders raise errors of every kind on damaged files, struct.error and TypeError too
         raise _refusal(named, f"cannot be decoded ({error})", "a whole, undamaged image") from error
@@ -128,8 +131,8 @@ def _open_image(source: ImageInput) -> Iterator[Image.Image]:
 
 def _check_opened(source: ImageSource, image: Image.Image) -> None:
     """Refuse an image by its format, if a file holds it, and by its size."""
-    if image.format is not None and image.format not in FORMATS:
-        raise _refusal(source, f"is a file of format {image.format}", f"one of {', '.join(FORMATS)}")
+    if image.format is not None and image.format not in read_formats():
+        raise _refusal(source, f"is a file of format {image.format}", f"one of {', '.join(read_formats())}")
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height} pixels"
         raise _refusal(source, f"is {size}", f"at most {MAX_PIXELS:,} pixels")

@@ -84,7 +84,7 @@ def check_rows(
         raise ValueError(_refusal(index, faults, source))
     kept = index.select([row for row in range(len(index)) if row not in faults]) if faults else index
     reasons = Counter(fault.fault for fault in faults.values())
-    rows = ImageSet(kept, images, source, _fingerprint(kept), reasons)
+    rows = ImageSet(kept, images, source, _fingerprint(kept), reasons, _first_faults(index, faults))
     if not len(rows):
         found = "no image"
         if faults:
@@ -108,10 +108,14 @@ def _undecodable(index: Dataset, images: Dataset | None, skipped: Mapping[int, R
 
 def _refusal(index: Dataset, faults: Mapping[int, RowFault], source: str) -> str:
     lines = [f"`{source}`: {len(faults):,} of {len(index):,} rows are bad. Expected an image and a caption in each."]
-    lines += [f"  {index[row]['place']}: {faults[row]}" for row in sorted(faults)[:NUM_NAMED_FAULTS]]
+    lines += [f"  {line}" for line in _first_faults(index, faults)]
     if len(faults) > NUM_NAMED_FAULTS:
         lines.append(f"  and {len(faults) - NUM_NAMED_FAULTS:,} more")
     return "\n".join([*lines, "Fix them, or leave them out with `on_bad: skip`."])
+
+
+def _first_faults(index: Dataset, faults: Mapping[int, RowFault]) -> list[str]:
+    return [f"{index[row]['place']}: {faults[row]}" for row in sorted(faults)[:NUM_NAMED_FAULTS]]
 
 
 def _fingerprint(index: Dataset) -> str:

@@ -41,10 +41,17 @@ class ImageSet(Sequence[CaptionedImage]):
     """
 
     def __init__(
-        self, index: Dataset, images: Dataset | None, source: str, fingerprint: str, reasons: Mapping[str, int]
+        self,
+        index: Dataset,
+        images: Dataset | None,
+        source: str,
+        fingerprint: str,
+        reasons: Mapping[str, int],
+        first_faults: Sequence[str] = (),
     ) -> None:
         self._index, self._images, self.source, self.fingerprint = index, images, source, fingerprint
         self.reasons = Counter(reasons)  # of rows left out: kind of fault -> number of rows
+        self.first_faults = tuple(first_faults)  # the first rows left out when the source was opened, and why
 
     @property
     def num_left_out(self) -> int:

@@ -9,7 +9,7 @@ import glob
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
@@ -20,23 +20,12 @@ from datasets import Dataset
 
 from palindiff.data import entries
 from palindiff.data.entries import Entry, RowFault
+from palindiff.data.formats import HEADER_BYTES, IMAGE_SUFFIXES, find_format, unread_format
 from palindiff.data.index import index_on_disk
-
-CLASS_NAMES = "classnames.txt"
-_MAX_TEXT_BYTES = 16_000_000  # of one KEY.txt, KEY.json or KEY.cls
+from palindiff.data.samples import MAX_TEXT_BYTES, TEXT_KINDS, SampleReading
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_NUMBER = re.compile(r"[0-9]{1,9}")
-
-
-@dataclass(frozen=True)
-class ShardReading:
-    """How the members of a sample are read."""
-
-    template: str  # makes a caption of the class where a sample has no caption
-    caption_key: str | None = None  # "txt", or a key of KEY.json; None: KEY.txt, else "caption" of KEY.json
-    class_names: tuple[str, ...] = ()  # names of the numbers in KEY.cls
 
 
 def is_pattern(path: str) -> bool:
@@ -75,20 +64,13 @@ def _expand_braces(pattern: str) -> list[str]:
     return [expanded for each in inside for expanded in _expand_braces(before + each + after)]
 
 
-def read_class_names(tars: Sequence[Path]) -> tuple[str, ...]:
-    """Read `classnames.txt` beside the archives or in the parent folder; empty if there is none."""
-    files = [folder / CLASS_NAMES for folder in tars[0].parents[:2]]
-    text = next((file.read_text(encoding="utf-8") for file in files if file.is_file()), "")
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
-
-
-def index_tars(tars: Sequence[Path], reading: ShardReading) -> Dataset:
+def index_tars(tars: Sequence[Path], reading: SampleReading) -> Dataset:
     """Index archives, or map the cached index of the same archives and reading."""
     states = [(str(tar), tar.stat().st_size, tar.stat().st_mtime_ns) for tar in tars]
     return index_on_disk(scan_tars, {"tars": tars, "reading": reading}, [states, asdict(reading)])
 
 
-def scan_tars(tars: Sequence[Path], reading: ShardReading) -> Iterator[Entry]:
+def scan_tars(tars: Sequence[Path], reading: SampleReading) -> Iterator[Entry]:
     """Yield an entry for each sample, and one for each archive that is damaged or empty."""
     for tar in tars:
         num_samples = 0
@@ -142,57 +124,37 @@ def _members(archive: tarfile.TarFile, stream: BinaryIO) -> Iterator[tuple[str, 
         raise tarfile.ReadError(f"{problem} at byte {archive.offset:,}")
 
 
-def _read_sample(tar: Path, stream: BinaryIO, members: list[TarInfo], reading: ShardReading) -> dict[str, Any]:
+def _read_sample(tar: Path, stream: BinaryIO, members: list[TarInfo], reading: SampleReading) -> dict[str, Any]:
     kinds = [_kind_of(member) for member in members]
     of_kind = dict(zip(kinds, members, strict=True))
     twice = [kind for kind in of_kind if kinds.count(kind) > 1]
-    images = [kind for kind in of_kind if f".{kind}" in entries.IMAGE_SUFFIXES]
+    images = [kind for kind in of_kind if f".{kind}" in IMAGE_SUFFIXES]
+    images = images or [kind for kind, member in of_kind.items() if _is_image(stream, kind, member)]
     if twice or len(images) > 1:
         raise RowFault("several members of a kind", f"{' and '.join(twice or images)} of one key")
     if not images:
         raise RowFault("no image", f"only {', '.join(of_kind)}")
-    data = {kind: _read(stream, of_kind[kind]) for kind in ("txt", "json", "cls") if kind in of_kind}
-    record = entries.as_record(data["json"]) if "json" in data else {}
-    label = _label(entries.as_text(data["cls"]), reading.class_names) if "cls" in data else None
-    text = entries.as_text(data["txt"]) if "txt" in data else None
     member = of_kind[images[0]]
     return {
         "name": f"{tar.name}/{member.name}",
         "path": str(tar.absolute()),
         "offset": member.offset_data,
         **entries.describe_image(stream, member.size, member.name, member.offset_data),
-        "captions": _captions(text, record, label, reading),
-        "label": label,
-        "fields": entries.as_fields(record, (reading.caption_key or "caption",)),
+        **reading.read({kind: _read(stream, of_kind[kind]) for kind in TEXT_KINDS if kind in of_kind}),
     }
 
 
+def _is_image(stream: BinaryIO, kind: str, member: TarInfo) -> bool:
+    """Return whether a member of another kind than images have is one, by its first bytes."""
+    if kind in TEXT_KINDS:
+        return False
+    stream.seek(member.offset_data)
+    header = stream.read(min(member.size, HEADER_BYTES))
+    return find_format(header) is not None or unread_format(member.name, header) is not None
+
+
 def _read(stream: BinaryIO, member: TarInfo) -> bytes:
-    if member.size > _MAX_TEXT_BYTES:
+    if member.size > MAX_TEXT_BYTES:
         raise RowFault("text too long", f"{member.name} has {member.size:,} bytes")
     stream.seek(member.offset_data)
     return stream.read(member.size)
-
-
-def _label(text: str, class_names: Sequence[str]) -> str | None:
-    """Return the class of a KEY.cls: its number's name where names are known, else its text."""
-    label = text.strip()
-    if not _NUMBER.fullmatch(label) or not class_names:
-        return label or None
-    if int(label) >= len(class_names):
-        raise RowFault("class without a name", f"number {label}; {CLASS_NAMES} has {len(class_names)} lines")
-    return class_names[int(label)]
-
-
-def _captions(text: str | None, record: dict[str, Any], label: str | None, reading: ShardReading) -> tuple[str, ...]:
-    """Return the lines of KEY.txt, else the caption of KEY.json, else the class's name; or only `caption_key`."""
-    is_hidden = text is not None and not text.strip() and reading.caption_key is None and record.get("caption")
-    if text is not None and reading.caption_key in (None, "txt") and not is_hidden:
-        return entries.as_captions([line for line in text.split("\n") if line.strip()] or text)
-    if (caption := record.get(reading.caption_key or "caption")) is not None:
-        return entries.as_captions(caption)
-    if label is None or reading.caption_key:
-        raise RowFault("no caption", entries.other_keys(record))
-    if not reading.class_names and _NUMBER.fullmatch(label):
-        raise RowFault("no caption", f"class {label} has no name: {CLASS_NAMES} is missing")
-    return (entries.class_caption(label, reading.template),)

@@ -1,7 +1,7 @@
 """Captioned images from any source, in one form.
 
 Here: the settings, which kind of source a path is, and where its split is. Not here: reading each kind (`folder.py`,
-`shards.py`, `tables.py`), checking the rows (`index.py`), decoding an image (`images.py`).
+`sidecars.py`, `shards.py`, `tables.py`), checking the rows (`index.py`), decoding an image (`images.py`).
 """
 
 import re
@@ -11,15 +11,26 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
-from palindiff.data.folder import METADATA_NAME, SplitFolder, has_class_folders, scan_classes, scan_folder
+from palindiff.data.folder import (
+    SplitFolder,
+    find_metadata,
+    has_class_folders,
+    list_files,
+    scan_classes,
+    scan_folder,
+    unread_captions,
+)
 from palindiff.data.images import Fit
 from palindiff.data.index import check_rows, index_in_memory
+from palindiff.data.metadata import METADATA_NAMES
 from palindiff.data.on_bad import OnBad
 from palindiff.data.rows import ImageSet
-from palindiff.data.shards import ShardReading, expand_pattern, index_tars, is_pattern, read_class_names
+from palindiff.data.samples import SampleReading, read_class_names
+from palindiff.data.shards import expand_pattern, index_tars, is_pattern
+from palindiff.data.sidecars import has_sidecars, scan_sidecars
 from palindiff.data.tables import find_columns, index_table, is_saved_to_disk, load_hub, load_parquet
 
-Kind = Literal["folder", "classes", "webdataset", "parquet", "hub"]
+Kind = Literal["folder", "sidecars", "classes", "webdataset", "parquet", "hub"]
 
 SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test")
 _SPLIT_NAME = re.compile(rf"({'|'.join(SPLIT_NAMES)})[-._]")
@@ -36,6 +47,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     validation_fraction: float = Field(0, ge=0, lt=1)  # of the split, held out from training; 0: another split is used
     subset: str | None = None  # the configuration of a Hub data set; None: it has only one
     fit: Fit = "crop"  # "crop": the middle square; "pad": the whole image on white
+    captions_file: str | None = None  # lists the images with captions, relative to `path`; None: the usual files do
     image_column: str | None = None  # key or column of the image; None: "file_name", or the only one that can be
     caption_column: str | None = None  # of the captions; None: "captions", "caption", "text", KEY.txt, or the only one
     caption_template: str = "a photo of a {c}"  # the caption of a row that has only a class {c}
@@ -63,11 +75,14 @@ def open_images(config: DataConfig) -> ImageSet:
     source = f"{path}/{split}" if (path / split).is_dir() else str(path)
     images = None
     if kind == "folder":
-        index = index_in_memory(scan_folder(found, config.image_column or "file_name", config.caption_column))
+        index = index_in_memory(scan_folder(found, config.image_column, config.caption_column))
     elif kind == "classes":
         index = index_in_memory(scan_classes(found, config.caption_template))
+    elif kind == "sidecars":
+        reading = SampleReading(config.caption_template, config.caption_column, read_class_names(found))
+        index = index_in_memory(scan_sidecars(found, list_files(found), reading))
     elif kind == "webdataset":
-        reading = ShardReading(config.caption_template, config.caption_column, read_class_names(found))
+        reading = SampleReading(config.caption_template, config.caption_column, read_class_names(found[0].parent))
         index = index_tars(found, reading)
     else:
         table = load_parquet(found) if kind == "parquet" else load_hub(found, config.subset, config.split)
@@ -99,10 +114,23 @@ def find_source(config: DataConfig) -> tuple[Kind, Any]:
             f"`{path}` does not exist. Expected a folder, .tar, .parquet, a pattern of these or a Hub name. "
             "Check the path."
         )
+    if config.captions_file is not None:
+        return "folder", _captions_folder(path, config)
     for kind, finder in _FINDERS.items():
         if config.kind in (kind, "auto") and (found := finder(path, split)):
+            if config.kind == "auto" and kind == "classes":
+                _check_no_captions(path, found)
             return kind, found
     raise ValueError(_nothing_found(path, split))
+
+
+def _check_no_captions(path: Path, root: Path) -> None:
+    """Refuse class folders if a file seems to hold captions of their images, which the classes would replace."""
+    if file := unread_captions(path, root):
+        raise ValueError(
+            f"`{file}` seems to hold captions of the images in `{root}`. Expected {_EXPECTED}. Set `captions_file` to "
+            "a file that lists images with captions, or `kind` to `classes` if the names of the folders are meant."
+        )
 
 
 def _split_path(config: DataConfig) -> tuple[Path, str]:
@@ -117,15 +145,40 @@ def _root(path: Path, split: str, holds_rows: Callable[[Path], bool]) -> Path | 
     return next((folder.absolute() for folder in folders if folder.is_dir() and holds_rows(folder)), None)
 
 
+def _captions_folder(path: Path, config: DataConfig) -> SplitFolder:
+    """Find the file of captions that the settings name; one whose name is the same for all splits divides its rows."""
+    file = path / str(config.captions_file).replace("{split}", config.split)
+    if not path.is_dir() or not file.is_file():
+        raise FileNotFoundError(
+            f"`{file}` does not exist. Expected a file of captions, named relative to the folder of the images in "
+            "`path`. Set `captions_file` to such a file."
+        )
+    if "{split}" in f"{config.path}{config.captions_file}":
+        return SplitFolder(path.absolute(), captions_file=file)
+    return SplitFolder(path.absolute(), config.split, _split_folders(path), file)
+
+
 def _metadata_folder(path: Path, split: str) -> SplitFolder | None:
-    """Find the metadata file of a split: in its own folder, or above the folders of all splits."""
-    if (path / split / METADATA_NAME).is_file():
-        return SplitFolder((path / split).absolute())
-    if not path.is_dir() or not (path / METADATA_NAME).is_file():
+    """Find the metadata files of a split: in its own folder and below, or above the folders of all splits."""
+    own = path / split
+    if own.is_dir() and find_metadata(own, list_files(own)):
+        return SplitFolder(own.absolute())
+    if not path.is_dir():
         return None
-    folders = tuple(name for name in SPLIT_NAMES if (path / name).is_dir())
-    is_there = split == "train" or split in folders
-    return SplitFolder(path.absolute(), split, folders) if is_there else None
+    folders = _split_folders(path)
+    found = find_metadata(path, list_files(path), folders)
+    is_there = split == "train" if split not in folders else not set(METADATA_NAMES).isdisjoint(found)
+    return SplitFolder(path.absolute(), split, folders) if found and is_there else None
+
+
+def _split_folders(path: Path) -> tuple[str, ...]:
+    return tuple(name for name in SPLIT_NAMES if (path / name).is_dir())
+
+
+def _sidecar_root(path: Path, split: str) -> Path | None:
+    """Return the folder of a split whose images have texts beside them."""
+    root = _root(path, split, lambda folder: has_sidecars(folder, list_files(folder)))
+    return None if root == path.absolute() and _split_folders(path) else root
 
 
 def _class_root(path: Path, split: str) -> Path | None:
@@ -134,7 +187,7 @@ def _class_root(path: Path, split: str) -> Path | None:
     if root != path.absolute():
         return root
     folders = [each for each in path.iterdir() if each.is_dir()]
-    return None if any(each.name in SPLIT_NAMES or (each / METADATA_NAME).is_file() for each in folders) else root
+    return None if any(each.name in SPLIT_NAMES for each in folders) else root
 
 
 def _tars(path: Path, split: str) -> list[Path]:
@@ -169,10 +222,14 @@ def _files(path: Path, split: str, suffix: str) -> list[Path]:
 _FINDERS: dict[Kind, Callable[[Path, str], Any]] = {
     "folder": _metadata_folder,
     "webdataset": _tars,  # before parquet: img2dataset writes both, and the tars hold the images
+    "sidecars": _sidecar_root,  # as before
     "parquet": _parquet_files,
     "hub": lambda path, split: str(path) if is_saved_to_disk(path) else None,
     "classes": _class_root,
 }
+
+
+_EXPECTED = f"{', '.join(METADATA_NAMES)}, images with texts beside them, *.tar, *.parquet or class folders"
 
 
 def _nothing_found(path: Path, split: str) -> str:
@@ -187,6 +244,6 @@ def _nothing_found(path: Path, split: str) -> str:
     splits = [name for name in names if name != split and any(finder(path, name) for finder in _FINDERS.values())]
     others = f" (splits found: {', '.join(splits)})" if splits else ""
     return (
-        f"`{path}` has no images of the split `{split}`{others}. Expected {METADATA_NAME}, *.tar, *.parquet or "
-        f"class folders in `{path / split}`, or for `train` in `{path}`. Check `path` and `split`."
+        f"`{path}` has no images of the split `{split}`{others}. Expected {_EXPECTED} "
+        f"in `{path / split}`, or for `train` in `{path}`. Check `path` and `split`."
     )

@@ -1,0 +1,68 @@
+"""One sample in the parts that webdataset and img2dataset write: an image with KEY.txt, KEY.json and KEY.cls.
+
+Here: captions, class and fields from the texts of a sample. Not here: finding the parts, in archives (`shards.py`) or
+beside images (`sidecars.py`).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from palindiff.data import entries
+from palindiff.data.entries import RowFault
+
+CLASS_NAMES = "classnames.txt"
+TEXT_KINDS = ("txt", "json", "cls")
+MAX_TEXT_BYTES = 16_000_000  # of one of them
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
+
+@dataclass(frozen=True)
+class SampleReading:
+    """How the texts of a sample are read."""
+
+    template: str  # makes a caption of the class where a sample has no caption
+    caption_key: str | None = None  # "txt", or a key of KEY.json; None: KEY.txt, else "caption" of KEY.json
+    class_names: tuple[str, ...] = ()  # names of the numbers in KEY.cls
+
+    def read(self, data: Mapping[str, bytes]) -> dict[str, Any]:
+        """Read the texts of a sample, each by its kind -> captions, label and fields of an entry.
+
+        Raises: RowFault if a text is damaged, or none of them is a caption.
+        """
+        record = entries.as_record(data["json"]) if "json" in data else {}
+        label = self._label(entries.as_text(data["cls"])) if "cls" in data else None
+        text = entries.as_text(data["txt"]) if "txt" in data else None
+        fields = entries.as_fields(record, (self.caption_key or "caption",))
+        return {"captions": self._captions(text, record, label), "label": label, "fields": fields}
+
+    def _label(self, text: str) -> str | None:
+        """Return the class of a KEY.cls: its number's name where names are known, else its text."""
+        label = text.strip()
+        if not _NUMBER.fullmatch(label) or not self.class_names:
+            return label or None
+        if int(label) >= len(self.class_names):
+            raise RowFault("class without a name", f"number {label}; {CLASS_NAMES} has {len(self.class_names)} lines")
+        return self.class_names[int(label)]
+
+    def _captions(self, text: str | None, record: dict[str, Any], label: str | None) -> tuple[str, ...]:
+        """Return the lines of KEY.txt, else the caption of KEY.json, else the class's name; or only `caption_key`."""
+        is_hidden = text is not None and not text.strip() and self.caption_key is None and record.get("caption")
+        if text is not None and self.caption_key in (None, "txt") and not is_hidden:
+            return entries.as_captions([line for line in text.split("\n") if line.strip()] or text)
+        if (caption := record.get(self.caption_key or "caption")) is not None:
+            return entries.as_captions(caption)
+        if label is None or self.caption_key:
+            raise RowFault("no caption", entries.other_keys(record))
+        if not self.class_names and _NUMBER.fullmatch(label):
+            raise RowFault("no caption", f"class {label} has no name: {CLASS_NAMES} is missing")
+        return (entries.class_caption(label, self.template),)
+
+
+def read_class_names(folder: Path) -> tuple[str, ...]:
+    """Read `classnames.txt` in a folder or its parent; empty if there is none."""
+    files = [folder / CLASS_NAMES, folder.parent / CLASS_NAMES]
+    text = next((file.read_text(encoding="utf-8") for file in files if file.is_file()), "")
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
