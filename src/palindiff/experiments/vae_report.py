@@ -25,11 +25,11 @@ SPLITS = ("train", "test")
 
 
 def report_vae(
-    model: str, data_dir: Path, command: str, results: Path | None = None, sheet: Path | None = None, seed: int = 0
+    model: str, data_dir: Path, command: str, results: Path | None = None, sheet: Path | None = None
 ) -> list[Row]:
     """Measure a VAE (`bundled`, or a run of `palindiff train-vae`) on its training images and on unseen ones.
 
-    Writes the rows to `results` and images before and after to `sheet`, if given; `seed` is recorded only.
+    Writes the rows to `results` and images before and after to `sheet`, if given.
 
     Returns: one row a split: split, n, psnr_db (mean of each image's), pooled_psnr_db, steps, seconds (of training).
     """
@@ -45,7 +45,7 @@ def report_vae(
         rows.append({"split": split, "n": len(images), **measured, "steps": steps, "seconds": round(seconds)})
     if results is not None:  # before the sheet: a new file would make the git tree dirty
         settings = {"parameters": vae.num_parameters(), "latent_channels": vae.config.latent_channels}
-        write_results(results, rows, command, settings, seed, time.perf_counter() - started)
+        write_results(results, rows, command, settings, 0, time.perf_counter() - started)  # nothing is drawn
     if sheet is not None:
         write_sheet(vae, data_dir, sheet)
     return rows
