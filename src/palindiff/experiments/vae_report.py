@@ -14,7 +14,7 @@ from palindiff.data.images import decode_image, fit_image, to_image
 from palindiff.data.sources import DataConfig, open_images
 from palindiff.evaluation.evaluators import reconstruction
 from palindiff.evaluation.results import Row, write_results
-from palindiff.evaluation.sheets import pairs_sheet
+from palindiff.evaluation.sheets import contact_sheet
 from palindiff.experiments.emoji_protocol import as_pixels, evenly
 from palindiff.pretrained.bundled import BUNDLED_VAE, bundled_folder, load_vae
 from palindiff.training.features.images_in_memory import decode_images
@@ -58,4 +58,5 @@ def write_sheet(vae: AutoencoderKL, data_dir: Path, path: Path) -> None:
     before = [fit_image(decode_image(row.source), vae.config.sample_size) for row in rows]
     after = [to_image(x_hat) for x_hat in vae.decode(vae.encode(as_pixels(before)).latent_dist.mode()).sample]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pairs_sheet(before, after, [row.captions[0] for row in rows]).save(path)
+    pairs, captions = list(zip(before, after, strict=True)), [row.captions[0] for row in rows]
+    contact_sheet(pairs, captions, columns=4, title="left: before, right: after").save(path)
