@@ -2,7 +2,9 @@
 
 import gc
 import os
+import re
 
+re._MAXCACHE = 100_000  # transformers compiles thousands of patterns for each model that it loads, and 512 are kept
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a forked child of a process with more threads may hang
 
 
@@ -10,6 +12,11 @@ def pytest_configure(config):
     """Load shared fixtures; not in the process that only hands out tests to others, whose start all wait for."""
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", 0):
         config.pluginmanager.import_plugin("toys.fixtures")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the slow tests, so that no worker is left with one while the others have nothing to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_collection_finish():

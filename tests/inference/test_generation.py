@@ -15,20 +15,14 @@ def pipeline(tmp_path_factory):
 
 
 def test_a_batch_changes_no_image(pipeline):
-    prompts, seeds, heard = ["a red apple"] * 3 + ["b"] * 2, [0, 1, 2, 0, 1], []
-
-    def heard_done(what, done, total):
-        assert (what, total) == ("images", 5)
-        heard.append(done)
-
+    prompts, seeds = ["a red apple"] * 3 + ["b"] * 2, [0, 1, 2, 0, 1]
     one, three, five = (
-        [np.asarray(image) for image in generate_images(pipeline, prompts, seeds, 4.0, 3, size, heard_done)]
+        [np.asarray(image) for image in generate_images(pipeline, prompts, seeds, 4.0, 3, size)]
         for size in (1, 3, 5)
     )
     for i in range(5):  # the same bytes: at this size no product is large enough to be summed in another order
         assert np.array_equal(one[i], three[i])
         assert np.array_equal(one[i], five[i])
-    assert heard == [1, 2, 3, 4, 5, 3, 5, 5]
     assert not np.array_equal(one[0], one[1])
     assert not np.array_equal(one[0], one[3])
 

@@ -21,7 +21,6 @@ def evaluate_vae(
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Write images before and after.", show_default="none")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed recorded in the results; no number depends on it.")] = 0,
     dry_run: DryRunOption = False,
 ) -> None:
     """Measure the reconstruction error of a VAE.
@@ -40,11 +39,11 @@ def evaluate_vae(
             "train-vae` wrote. Pass one with --model."
         )
     if dry_run:
-        plan = {"model": model, "data": data, "seed": seed, "results": results, "sheet": sheet}
+        plan = {"model": model, "data": data, "results": results, "sheet": sheet}
         print_plan({name: value for name, value in plan.items() if value is not None})
         return
     from palindiff.evaluation.results import render_table
     from palindiff.experiments.vae_report import report_vae
 
-    rows = report_vae(model, data, command_line(), results, sheet, seed)
+    rows = report_vae(model, data, command_line(), results, sheet)
     typer.echo(render_table(rows, ["split", "n", "psnr_db:.2f", "pooled_psnr_db:.2f", "steps", "seconds"]))

@@ -63,27 +63,6 @@ def contact_sheet(
     return sheet
 
 
-def pairs_sheet(
-    before: Sequence[Image.Image],
-    after: Sequence[Image.Image],
-    captions: Sequence[str] | None = None,
-    columns: int = 4,
-    cell_px: int = 96,
-    title: str = "left: before, right: after",
-) -> Image.Image:
-    """Lay out pairs of images, `before` left of `after`, with one caption below each pair.
-
-    Shapes: n images twice; n captions or None; `columns` counts pairs.
-    Raises: as `contact_sheet`; ValueError if `before` and `after` are not as many.
-    """
-    if len(before) != len(after):
-        raise ValueError(
-            f"`before` has {len(before)} images and `after` {len(after)} in `pairs_sheet`. Expected equal numbers. "
-            "Pass one image after for each image before."
-        )
-    return contact_sheet(list(zip(before, after, strict=True)), captions, columns, cell_px, title)
-
-
 def wrap_text(text: str, font: Font, width_px: int, max_lines: int) -> list[str]:
     """Break a text into at most `max_lines` lines of at most `width_px`; an ellipsis stands for the rest."""
     for num_letters in range(min(len(text), width_px), 0, -1):

@@ -12,34 +12,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from palindiff.evaluation.results import Row
-from palindiff.evaluation.retrieval import NUM_SHUFFLES, one_positive_each, random_orders, recall_rows
+from palindiff.evaluation.retrieval import one_positive_each, random_orders, recall_rows
 
 CAPTION_TO_GENERATED = "caption_to_generated"
 THUMBNAIL_SIDE = 16
 
 
-def thumbnail_recall(
-    generations: Tensor,
-    target_index: Tensor,
-    real: Tensor,
-    ks: Sequence[int],
-    num_shuffles: int = NUM_SHUFFLES,
-    seed: int = 0,
-) -> list[Row]:
+def thumbnail_recall(generations: Tensor, target_index: Tensor, real: Tensor, ks: Sequence[int]) -> list[Row]:
     """Share of generated images whose own real image is among the k most similar real images.
 
     Source:  ours.
     Shapes:  generations (n, 3, H, W), real (n_real, 3, H', W') float in [-1, 1]; target_index (n,) int64, the row of
              `real` that each generated image's caption describes.
     Returns: one row for each k: direction, k, recall, chance, shuffled (the same scores with the targets shuffled
-             among the generated images, mean of `num_shuffles` orders), n (generated images). Shares in [0, 1].
+             among the generated images, mean of `retrieval.NUM_SHUFFLES` orders), n (generated images). Shares in [0, 1].
     Raises:  TypeError or ValueError if dtypes, shapes, ranges or k do not fit.
     Departs: ties count against the model, as in `retrieval.recall_at_k`.
     """
     scores = thumbnail_scores(generations, real)
     positives = one_positive_each(scores, target_index, "target_index")
-    orders = random_orders(len(generations), num_shuffles, seed)
-    return recall_rows(CAPTION_TO_GENERATED, scores, positives, ks, (scores[order] for order in orders))
+    shuffled = (scores[order] for order in random_orders(len(generations)))
+    return recall_rows(CAPTION_TO_GENERATED, scores, positives, ks, shuffled)
 
 
 def thumbnail_scores(generations: Tensor, real: Tensor) -> Tensor:

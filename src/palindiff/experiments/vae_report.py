@@ -14,7 +14,7 @@ from palindiff.data.images import decode_image, fit_image, to_image
 from palindiff.data.sources import DataConfig, open_images
 from palindiff.evaluation.evaluators import reconstruction
 from palindiff.evaluation.results import Row, write_results
-from palindiff.evaluation.sheets import pairs_sheet
+from palindiff.evaluation.sheets import contact_sheet
 from palindiff.experiments.emoji_protocol import as_pixels, evenly
 from palindiff.pretrained.bundled import BUNDLED_VAE, bundled_folder, load_vae
 from palindiff.training.features.images_in_memory import decode_images
@@ -25,11 +25,11 @@ SPLITS = ("train", "test")
 
 
 def report_vae(
-    model: str, data_dir: Path, command: str, results: Path | None = None, sheet: Path | None = None, seed: int = 0
+    model: str, data_dir: Path, command: str, results: Path | None = None, sheet: Path | None = None
 ) -> list[Row]:
     """Measure a VAE (`bundled`, or a run of `palindiff train-vae`) on its training images and on unseen ones.
 
-    Writes the rows to `results` and images before and after to `sheet`, if given; `seed` is recorded only.
+    Writes the rows to `results` and images before and after to `sheet`, if given.
 
     Returns: one row a split: split, n, psnr_db (mean of each image's), pooled_psnr_db, steps, seconds (of training).
     """
@@ -45,7 +45,7 @@ def report_vae(
         rows.append({"split": split, "n": len(images), **measured, "steps": steps, "seconds": round(seconds)})
     if results is not None:  # before the sheet: a new file would make the git tree dirty
         settings = {"parameters": vae.num_parameters(), "latent_channels": vae.config.latent_channels}
-        write_results(results, rows, command, settings, seed, time.perf_counter() - started)
+        write_results(results, rows, command, settings, 0, time.perf_counter() - started)  # nothing is drawn
     if sheet is not None:
         write_sheet(vae, data_dir, sheet)
     return rows
@@ -58,4 +58,5 @@ def write_sheet(vae: AutoencoderKL, data_dir: Path, path: Path) -> None:
     before = [fit_image(decode_image(row.source), vae.config.sample_size) for row in rows]
     after = [to_image(x_hat) for x_hat in vae.decode(vae.encode(as_pixels(before)).latent_dist.mode()).sample]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pairs_sheet(before, after, [row.captions[0] for row in rows]).save(path)
+    pairs, captions = list(zip(before, after, strict=True)), [row.captions[0] for row in rows]
+    contact_sheet(pairs, captions, columns=4, title="left: before, right: after").save(path)

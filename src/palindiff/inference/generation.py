@@ -1,6 +1,6 @@
 """Generation of many images with stock diffusers, each from its own seed: batches change none beyond rounding."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -16,9 +16,8 @@ def generate_images(
     guidance_scale: float = GENERATION_GUIDANCE_SCALE,
     num_inference_steps: int = GENERATION_STEPS,
     batch_size: int = GENERATION_BATCH_SIZE,
-    progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Image.Image]:
-    """Generate one image per prompt; `progress(what, done, total)` is called after every batch.
+    """Generate one image per prompt.
 
     Source: DiffDis Algorithm 2, which is diffusers' `__call__`; guidance_scale = 1 + w.
     Raises: ValueError if the numbers of prompts and seeds differ.
@@ -38,6 +37,4 @@ def generate_images(
             guidance_scale=guidance_scale,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
         ).images
-        if progress is not None:
-            progress("images", len(generated), len(prompts))
     return generated

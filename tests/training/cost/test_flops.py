@@ -14,7 +14,13 @@ from toys.recipe import toy_recipe
 
 
 def naming(root, **sections):
-    recipe = toy_recipe(root, **sections)
+    """Count once for all tests, as `step` does."""
+    return _naming(toy_recipe(root, **sections).model_dump_json())
+
+
+@functools.cache
+def _naming(recipe):
+    recipe = DiffDisRecipe.model_validate_json(recipe)
     with fake_run(recipe) as models:
         return naming_tflop(models, recipe.evaluation)
 
@@ -81,13 +87,15 @@ def test_a_step_s_work_follows_its_rows_alone(toy_parts):
 
 def test_checkpointing_computes_forward_twice(toy_parts):
     """Forward, and backward of twice its work; not quite all of forward lies in blocks that are computed again."""
-    without, again = (step(toy_parts, machine={"gradient_checkpointing": is_on}) for is_on in (False, True))
+    narrow = {"unet": {"widths": [32]}}
+    without, again = (step(toy_parts, **narrow, machine={"gradient_checkpointing": is_on}) for is_on in (False, True))
     assert 1.1 < again["generation"] / without["generation"] < 4 / 3
 
 
 @pytest.mark.parametrize(("task", "names"), [("generation", ["generation"]), ("alignment", ["alignment"])])
 def test_a_task_alone_costs_its_own_work(task, names, toy_parts):
-    alone, both = step(toy_parts, objective={"task": task}), step(toy_parts)
+    narrow = {"unet": {"widths": [32]}}
+    alone, both = step(toy_parts, **narrow, objective={"task": task}), step(toy_parts, **narrow)
     assert list(alone) == names
     assert alone[names[0]] == pytest.approx(both[names[0]], rel=0.05)  # a little of the other's is not trained
 

@@ -74,11 +74,10 @@ def naming_tflop(run: WeightFreeRun, evaluation: EvaluationConfig) -> dict[str, 
     num_steps = evaluation.naming_steps if stream.has_text_diffusion else 1
     num_passes = num_steps * (1 if evaluation.naming_guidance_scale == 1 else 2)
     reading = stream.read_image(unet, z)
-    step = count_tflop(lambda: stream(unet, reading, *query))
     return {
         "VAE": count_tflop(lambda: vae.encode(x)),
         "reading": count_tflop(lambda: stream.read_image(unet, z)),
-        "denoising": num_passes * step,
+        "denoising": num_passes * count_tflop(lambda: stream(unet, reading, *query)),
     }
 
 
