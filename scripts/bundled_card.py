@@ -78,7 +78,8 @@ def naming_sentence(rows: Sequence[Row]) -> str:
     return (
         f"Classification among {first[0]['n']} concepts that were not in training: the right caption is first for "
         f"{span(recalls)} of the images of a style and among the first 10 for {span(row['recall'] for row in ten)}; "
-        f"chance is {first[0]['chance']:.1%} and {ten[0]['chance']:.1%}. The first answer is {verdict} for most of them."
+        f"chance is {first[0]['chance']:.1%} and {ten[0]['chance']:.1%}. "
+        f"The first answer is {verdict} for most of them."
     )
 
 
@@ -109,7 +110,8 @@ def text_diffusion_sentence(rows: Sequence[Row]) -> str:
     cosines = [row["value"] for row in rows if row["metric"].startswith("chain_cosine_")]
     recalls = [row["value"] for row in _where(rows, metric="image_to_text_recall_10")]
     return (
-        f"Text diffusion: {text_diffusion_conclusion(rows)}. The prediction from an image's own noisy query has a mean "
+        f"Text diffusion: {text_diffusion_conclusion(rows)}. "
+        "The prediction from an image's own noisy query has a mean "
         f"cosine of {min(cosines):.4f} or more with those from another query and from noise, and recall@10 is "
         f"{span(recalls)} in all settings (`results/chain_use.json`)."
     )

@@ -1,7 +1,7 @@
 """benchmarks/full_size.py: every stage at toy size, and at the real size if a folder is named for it.
 
-Run at the real size: PALINDIFF_FULL_SIZE=FOLDER pytest tests/benchmarks/test_full_size.py. results/full_size.json has the
-memory and the time that each stage takes.
+Run at the real size: PALINDIFF_FULL_SIZE=FOLDER pytest tests/benchmarks/test_full_size.py. results/full_size.json has
+the memory and the time that each stage takes.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""scripts/bundled_card.py: the bundled card, README.md and docs/results.md say what the result files hold, or change."""
+"""scripts/bundled_card.py: the bundled card, README.md and docs/results.md say what the result files hold."""
 
 import json
 import shutil
