@@ -42,8 +42,7 @@ $(EMOJI): | .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[emoji,plots]'
 	@touch $@
 
-# The extra `memory` is installed so that the tests of 8-bit AdamW run; bitsandbytes has kernels for CPUs.
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[emoji,memory,plots,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[emoji,plots,dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(WITHOUT_TORCHVISION)
 	@touch $@ .venv/installed
