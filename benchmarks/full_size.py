@@ -45,7 +45,7 @@ TOY_RECIPE = ("query_stream.num_head_layers=1", "query_stream.head_width=64")
 class Trial:
     """Where everything is written, overrides of the recipe, and whether to use toy shapes."""
 
-    work: Path  # about 20 GB of weights and states; not removed
+    work: Path  # gets weights and states of the full-size model; not removed
     overrides: Sequence[str] = ()
     is_toy: bool = False  # shows that every stage runs, in seconds
 
@@ -234,7 +234,7 @@ def measure(trial: Trial) -> list[Row]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure all stages and write the results, or run one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path, help="folder for about 20 GB of weights and states; not removed")
+    parser.add_argument("work", type=Path, help="folder for weights and states of the full-size model; not removed")
     parser.add_argument("--results", type=Path, help="file to write [default: none]")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], help="change one value of the recipe; repeatable"

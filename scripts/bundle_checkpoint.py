@@ -2,7 +2,8 @@
 
 The text encoder and its tokenizer stay in their own package; `palindiff.load` puts the parts together.
 
-Run: `python scripts/bundle_checkpoint.py emoji RUN` or `... vae-emoji RUN`.
+Run: `python scripts/bundle_checkpoint.py emoji RUN` or `... vae-emoji RUN`. The card of new weights says that they are
+not measured; measure them, then run `scripts/bundled_card.py`.
 """
 
 import json
@@ -12,19 +13,18 @@ from pathlib import Path
 
 import torch
 import yaml
+from bundled_card import card  # beside this file
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from palindiff.atomic import atomic_folder
-from palindiff.data.emoji import ATTRIBUTION
 from palindiff.models.query_stream import QueryStream
 from palindiff.pretrained.bundled import CHECKPOINTS
 from palindiff.pretrained.saving import make_portable
-from palindiff.training.loop.run_log import read_log, training_cost
+from palindiff.training.loop.run_log import read_log
 
 SOURCES = {"emoji": ("checkpoint", "latest"), "vae-emoji": ("vae",)}  # where a run keeps the weights, best first
 PARTS = {"emoji": {"unet": UNet2DConditionModel, "query_stream": QueryStream}, "vae-emoji": {"": AutoencoderKL}}
 MAX_BYTES = {"emoji": 25_000_000, "vae-emoji": 8_000_000}
-CARD = Path(__file__).with_name("bundled_card.md")  # with fields in braces
 
 
 def bundle(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
@@ -42,37 +42,22 @@ def bundle(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
         )
     log = _log_of(source, run)
     with atomic_folder(checkpoints / name, replace=True) as folder:
-        parameters = {}
         for part, model_class in PARTS[name].items():
-            model = model_class.from_pretrained(source / part).half()
-            model.save_pretrained(folder / part)
-            parameters[part] = model.num_parameters()
+            model_class.from_pretrained(source / part).half().save_pretrained(folder / part)
         if name == "emoji":
             _check_vae(source / "vae", checkpoints / "vae-emoji")
             for part in ("scheduler", "query_scheduler"):
                 shutil.copytree(source / part, folder / part)
-            (folder / "README.md").write_text(model_card(run, log, parameters), encoding="utf-8")
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
         shutil.copy(run / "recipe.yaml", folder / "recipe.yaml")
         make_portable(folder)
+        if name == "emoji":
+            (folder / "README.md").write_text(card(folder, checkpoints / "vae-emoji"), encoding="utf-8")
         num_bytes = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         if num_bytes > MAX_BYTES[name]:
             limit = f"Expected at most {MAX_BYTES[name]:,}. Use a smaller model."
             raise ValueError(f"The weights of `{name}` take {num_bytes:,} bytes. {limit}")
     return checkpoints / name
-
-
-def model_card(run: Path, log: list[dict[str, float]], parameters: dict[str, int]) -> str:
-    """Fill in the card of the bundled emoji model: size, data with attribution, training."""
-    steps, seconds = training_cost(log)
-    return CARD.read_text(encoding="utf-8").format(
-        **{part: count / 1e6 for part, count in parameters.items()},
-        parameters=sum(parameters.values()) / 1e6,
-        attribution="; ".join(f"{style}: {credit}" for style, credit in ATTRIBUTION.items()),
-        recipe=(run / "recipe.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# "),
-        steps=steps,
-        hours=seconds / 3600,
-    )
 
 
 def _log_of(source: Path, run: Path) -> list[dict[str, float]]:

@@ -1,7 +1,7 @@
 """benchmarks/full_size.py: every stage at toy size, and at the real size if a folder is named for it.
 
-Run at the real size: PALINDIFF_FULL_SIZE=FOLDER pytest tests/benchmarks/test_full_size.py (24 GiB of memory, 20 GB of
-disk, half an hour).
+Run at the real size: PALINDIFF_FULL_SIZE=FOLDER pytest tests/benchmarks/test_full_size.py. results/full_size.json has
+the memory and the time that each stage takes.
 """
 
 import os
@@ -44,7 +44,7 @@ def test_a_weight_s_place_follows_from_its_name():
 
 @pytest.mark.slow
 def test_the_estimate_is_that_of_the_measured_full_size_run():
-    """The docs promise 15 %. Only the measurement holds the interpreter and its libraries, about 0.5 GB."""
+    """The docs promise 15 %. Only the measurement holds the interpreter and its libraries."""
     results = read_results(ROOT / "results" / "full_size.json")
     (measured,) = [row["peak_gib"] for row in results.rows if row.get("stage") == "train one step"]
     overrides = [*results.settings["overrides"], f"loop.batch_size={results.settings['batch_size']}"]

@@ -24,7 +24,7 @@ def content(**given):
     ranked = [RankedName("a", 0.5, False), RankedName("b", 0.25, True)]
     return {
         "model": SimpleNamespace(name="bundled", steps=12345, seconds=600.0),
-        "generation_steps": 30, "guidance_scale": "4",
+        "image_size_px": 48, "generation_steps": 30, "guidance_scale": "4",
         "generated": {"one": [Figure(RED, "red")], "two": [Figure(RED, "crimson")]},
         "num_concepts": 12,
         "named": [(Figure(RED, "apple", "a flat emoji of apple"), ranked)],
@@ -33,7 +33,7 @@ def content(**given):
                     "shuffled": 0.05, "n": 12}],
         "denoised_caption": "heart", "denoised": [Figure(RED, "t = 5", "heart, at t = 5")],
         "naming": {"image": Figure(RED, "apple", "an apple"),
-                   "steps": [{"t": 999, "noisy": (ranked[:1], 7), "predicted": (ranked, 2)}]},
+                   "steps": [{"t": 999, "noisy": (ranked[:1], 7), "predicted": (ranked, 2)}], "cosine": 0.98765},
         "plots": ["<svg><text>plotted</text></svg>"],
     } | given  # fmt: skip
 
@@ -57,7 +57,8 @@ def test_a_page_is_well_formed_and_asks_for_nothing():
         {"named": [(Figure(RED, "a"), [RankedName(SCRIPT, 0.5, False)])]},
         {"retrieved": [(SCRIPT, [Figure(RED, "0.5", SCRIPT)])]},
         {"recall": [dict.fromkeys(("direction", "k", "recall", "chance", "shuffled", "n"), 0) | {"style": SCRIPT}]},
-        {"naming": {"image": Figure(RED, "a", "b"), "steps": [{"t": SCRIPT, "noisy": ([], 1), "predicted": ([], 1)}]}},
+        {"naming": {"image": Figure(RED, "a", "b"), "steps": [{"t": SCRIPT, "noisy": ([], 1), "predicted": ([], 1)}],
+                    "cosine": 1.0}},
     ],
 )  # fmt: skip
 def test_text_never_becomes_a_tag(given):
@@ -84,6 +85,19 @@ def test_an_image_is_inside_without_loss():
     drawn = Image.effect_noise((9, 7), 50).convert("RGB")
     read = Image.open(io.BytesIO(base64.b64decode(png_uri(drawn).removeprefix("data:image/png;base64,"))))
     assert ImageChops.difference(read, drawn).getbbox() is None
+
+
+def test_what_the_page_says_of_the_model_is_computed():
+    rows = [{"style": style, "direction": "image_to_text", "k": 1, "recall": recall, "chance": 0.004, "shuffled": 0.0,
+             "n": 250} for style, recall in (("flat", 0.123), ("outlined", 0.9))]  # fmt: skip
+    read = Page(page(**content(recall=rows)))
+    lead = " ".join(read.of("p")[0].split())
+    assert "of 48 x 48 pixels." in lead
+    assert "Among 250 concepts that were not in training, the best name is right for 12.3 % of flat images" in lead
+    assert "right for 90.0 % of outlined images (chance: 0.4 %)." in lead
+    assert "the best name" not in Page(page(**content())).of("p")[0]  # no recall at 1 among the rows
+    (note,) = [text for text in read.of("p") if "Cosine of the first and the last" in text]
+    assert "0.9877" in note
 
 
 def test_the_right_answers_are_marked_and_no_other():

@@ -125,6 +125,7 @@ def test_naming_is_shown_step_by_step(model, embedded):
         for (ranked, rank), scores in ((step["noisy"], noisy), (step["predicted"], of_step.e_0_hat[0] @ concepts.e.T)):
             assert [each.name for each in ranked] == [concepts.captions[j] for j in scores.topk(3).indices]
             assert rank == 1 + int((scores > scores[6]).sum())
+    assert shown["cosine"] == pytest.approx(float((expected[0].e_0_hat * expected[-1].e_0_hat).sum()), abs=1e-5)
 
 
 def test_naming_without_text_diffusion_is_one_step(model, embedded):

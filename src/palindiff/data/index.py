@@ -126,7 +126,7 @@ def _fingerprint(index: Dataset) -> str:
 
 
 def _entries(index: Dataset) -> Iterator[dict[str, Any]]:
-    """Read an index in batches: much faster than row by row."""
+    """Read an index in batches, not row by row."""
     for batch in index.iter(batch_size=1000):
         for values in zip(*batch.values(), strict=True):
             yield dict(zip(batch, values, strict=True))

@@ -68,7 +68,7 @@ class ImageSet(Sequence[CaptionedImage]):
         return f"{self.num_left_out:,} of {num_rows:,} rows of `{self.source}` were left out: {reasons}."
 
     def texts(self) -> Iterator[tuple[tuple[str, ...], str | None]]:
-        """Yield the captions and the class of each row: much faster than row by row, and without the images."""
+        """Yield the captions and the class of each row, read in batches and without the images."""
         for batch in self._index.select_columns(["captions", "label"]).iter(batch_size=1000):
             for captions, label in zip(batch["captions"], batch["label"], strict=True):
                 yield tuple(captions), label

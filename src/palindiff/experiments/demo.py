@@ -74,6 +74,7 @@ def render(
     """Put the page together; `rows` are those of naming."""
     return page(
         model=model,
+        image_size_px=model.pipeline.image_size_px,
         generation_steps=GENERATION_STEPS,
         guidance_scale=f"{GENERATION_GUIDANCE_SCALE:g}",
         generated=sections.generated_images(model.pipeline, options.data_dir, options.seed),

@@ -82,16 +82,20 @@ def retrieved_images(concepts: EmbeddedConcepts) -> list[tuple[str, list[Figure]
 
 
 def naming_steps(pipeline: PalindiffPipeline, concepts: EmbeddedConcepts) -> dict[str, Any]:
-    """Name one image: at each step the names nearest to the noisy query e_t, and to the prediction of e_0."""
+    """Name one image: at each step the names nearest to the noisy query e_t, and to the prediction of e_0.
+
+    `cosine` compares the first prediction with the last: 1 means that more steps change nothing.
+    """
     i = evenly(range(len(concepts.rows)), 3)[1]
-    steps = []
-    for step in pipeline.denoise_query([concepts.rows[i].source]):
+    denoised, steps = list(pipeline.denoise_query([concepts.rows[i].source])), []
+    for step in denoised:
         queries = {"noisy": torch.nn.functional.normalize(step.e_t.float(), dim=-1), "predicted": step.e_0_hat.float()}
         scores = {name: (e.cpu() @ concepts.e.T)[0] for name, e in queries.items()}  # (1, d_e) -> (n,)
         ranks = {name: int((each > each[i]).sum()) + 1 for name, each in scores.items()}
         ranked = {name: (_ranked(concepts, i, each, 3), ranks[name]) for name, each in scores.items()}
         steps.append({"t": step.t_e, **ranked})
-    return {"image": _figure(concepts, i), "steps": steps}
+    cosine = torch.cosine_similarity(denoised[0].e_0_hat.float(), denoised[-1].e_0_hat.float()).item()
+    return {"image": _figure(concepts, i), "steps": steps, "cosine": cosine}
 
 
 def training_curves(log: Sequence[Line]) -> list[str]:

@@ -11,6 +11,7 @@ from palindiff.training.recipes.yaml_files import config_hash
 
 def run_facts(recipe: DiffDisRecipe, pipeline: PalindiffPipeline, name: str) -> CardFacts:
     """Gather the facts of a finished run; results are measured later, so there are none."""
+    task = recipe.objective.task
     parts = {"U-Net": pipeline.unet, "query stream": pipeline.query_stream}
     return CardFacts(
         name=name,
@@ -18,7 +19,7 @@ def run_facts(recipe: DiffDisRecipe, pipeline: PalindiffPipeline, name: str) -> 
         datasets=(public_name(recipe.data.path),),
         parameters={part: sum(weight.numel() for weight in model.parameters()) for part, model in parts.items()},
         training={
-            "task": recipe.objective.task,
+            "task": task,
             "fusion": recipe.query_stream.fusion,
             "γ": recipe.query_stream.gamma,
             "images": f"{pipeline.image_size_px} px",
@@ -29,6 +30,7 @@ def run_facts(recipe: DiffDisRecipe, pipeline: PalindiffPipeline, name: str) -> 
             "seed": recipe.loop.seed,
             "recipe": f"config hash {config_hash(recipe)[:16]}, palindiff {palindiff.__version__}",
         },
+        limits=() if task == "both" else (f"Only {task} was trained; the other task is as it was at the start.",),
     )
 
 

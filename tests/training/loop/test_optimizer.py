@@ -25,7 +25,7 @@ def _one_thread():
 
 @pytest.fixture
 def bitsandbytes():
-    return pytest.importorskip("bitsandbytes", reason="needs the extra `memory`, of which bitsandbytes is a part")
+    return pytest.importorskip("bitsandbytes", reason="needs bitsandbytes, a part of the extras `memory` and `dev`")
 
 
 def after_steps(kind, num_steps, rate=1e-3):

@@ -19,7 +19,7 @@ COLOUR_ORDERS = tuple(itertools.permutations(range(3)))
 class ImagesInMemory:
     """Images (n, 3, H, W) uint8; each is rotated, mirrored, shifted and recoloured when it is read.
 
-    A few thousand images are few for a VAE, which memorises them without augmentation.
+    The augmentation is against overfitting: a set that fits into memory is small for a VAE.
     """
 
     def __init__(self, images: Tensor) -> None:

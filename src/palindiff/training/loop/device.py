@@ -60,7 +60,7 @@ def make_accelerator(machine: MachineConfig, run_dir: Path | None = None) -> Acc
 def attention_backend(device_type: str, precision: str) -> AbstractContextManager[None]:
     """Choose the plain attention kernel for bf16 on a CPU, and torch's own choice everywhere else.
 
-    There the fused kernel's backward is much slower than the plain one; `benchmarks/attention_backend.py` measures it.
+    There torch's choice is slower, forward and backward together (`results/attention_backend.json`).
     """
     is_slow = device_type == "cpu" and precision == "bf16"
     return sdpa_kernel(SDPBackend.MATH) if is_slow else nullcontext()

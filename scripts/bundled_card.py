@@ -1,0 +1,178 @@
+"""Write the model card of the bundled emoji model: its size, data and training log, and what result files say of it.
+
+Every figure and every conclusion is computed: from the weights, `log.jsonl`, `recipe.yaml`, and the result files
+`demo.json`, `calibration.json` and `chain_use.json`. Results of other weights are left out. README.md and docs/ quote
+the same sentences, which tests compare.
+
+Run: `python scripts/bundled_card.py`, after the result files were measured again.
+"""
+
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import safe_open
+
+from palindiff.data.emoji import ATTRIBUTION
+from palindiff.evaluation.results import Results, Row, read_results
+from palindiff.pretrained.bundled import BUNDLED_VAE, CHECKPOINTS
+from palindiff.training.loop.run_log import read_log, training_cost
+
+RESULTS = Path(__file__).parents[1] / "results"
+TEMPLATE = Path(__file__).with_suffix(".md")  # with fields in braces
+WIDTH = 119
+SAME_RECALL = 0.01  # of one model, measured twice
+SAME_PREDICTION = 0.99  # cosine above which two predictions count as the same
+
+
+def card(folder: Path, vae: Path, results: Path = RESULTS) -> str:
+    """Fill in the card of a checkpoint folder, for images of the VAE's size."""
+    parts = {part: num_parameters(folder / part) / 1e6 for part in ("unet", "query_stream")}
+    steps, seconds = training_cost(read_log(folder / "log.jsonl"))
+    found = measured_sentences(folder, results)
+    text = TEMPLATE.read_text(encoding="utf-8").format(
+        **parts,
+        total=sum(parts.values()),
+        side=json.loads((vae / "config.json").read_text())["sample_size"],
+        attribution="; ".join(f"{style}: {credit}" for style, credit in ATTRIBUTION.items()),
+        recipe=(folder / "recipe.yaml").read_text(encoding="utf-8").partition(";")[0].lstrip("# "),
+        steps=steps,
+        hours=seconds / 3600,
+        results=" ".join(found) or "Not measured.",
+    )
+    return "\n".join(_wrapped(line) for line in text.split("\n"))
+
+
+def num_parameters(part: Path) -> int:
+    """Count the numbers in the weights of a part."""
+    with safe_open(part / "diffusion_pytorch_model.safetensors", "pt") as weights:
+        return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+
+
+def measured_sentences(folder: Path, results: Path = RESULTS) -> list[str]:
+    """Say what the result files hold of the weights in a folder; nothing if they are of other weights."""
+    steps, seconds = training_cost(read_log(folder / "log.jsonl"))
+    demo = read_results(results / "demo.json")
+    rows = [row for row in demo.rows if row["model"] == "bundled"]
+    rows = [row for row in rows if (row["steps"], row["seconds"]) == (steps, round(seconds))]
+    if not rows:
+        return []
+    found = [_origin(demo), naming_sentence(rows), generation_sentence(rows)]
+    (calibration,) = read_results(results / "calibration.json").rows
+    config = json.loads((folder / "query_stream" / "config.json").read_text())
+    if calibration["temperature"] == config.get("temperature"):
+        found.append(calibration_sentence(calibration))
+    chain = read_results(results / "chain_use.json").rows
+    if is_same_model(rows, chain):
+        found.append(text_diffusion_sentence(chain))
+    return found
+
+
+def naming_sentence(rows: Sequence[Row]) -> str:
+    """Say how often the right caption of an unseen image is found, and what that means for the first answer."""
+    first, ten = (_where(rows, direction="image_to_text", k=k) for k in (1, 10))
+    recalls = [row["recall"] for row in first]
+    verdict = "wrong" if max(recalls) < 0.5 else "right" if min(recalls) > 0.5 else "right or wrong, by style,"
+    return (
+        f"Classification among {first[0]['n']} concepts that were not in training: the right caption is first for "
+        f"{span(recalls)} of the images of a style and among the first 10 for {span(row['recall'] for row in ten)}; "
+        f"chance is {first[0]['chance']:.1%} and {ten[0]['chance']:.1%}. "
+        f"The first answer is {verdict} for most of them."
+    )
+
+
+def generation_sentence(rows: Sequence[Row]) -> str:
+    """Say how often a generated image resembles its own concept, and whether training on the concept matters."""
+    chosen = _where(rows, direction="caption_to_generated", k=1)
+    seen, unseen = ([row["recall"] for row in _where(chosen, split=split)] for split in ("seen", "unseen"))
+    is_worse = max(unseen) < min(seen)
+    return (
+        f"Generation: of {round(1 / chosen[0]['chance'])} real images, that of the caption's own concept has the most "
+        f"similar thumbnail for {span(seen)} of the captions from training and {span(unseen)} of others; chance is "
+        f"{chosen[0]['chance']:.1%}. Images of concepts that were not in training resemble theirs "
+        f"{'less often' if is_worse else 'as often'}."
+    )
+
+
+def calibration_sentence(row: Row) -> str:
+    """Say how far probabilities are from the share of right answers."""
+    return (
+        f"The calibration error of the probabilities among {row['labels']} of the {row['split']} split is "
+        f"{row['calibration_error_after']:.1%}, without the temperature {row['calibration_error_before']:.1%} "
+        "(`results/calibration.json`)."
+    )
+
+
+def text_diffusion_sentence(rows: Sequence[Row]) -> str:
+    """Say how much an answer depends on the query, with the figures of `chain_use.json`."""
+    cosines = [row["value"] for row in rows if row["metric"].startswith("chain_cosine_")]
+    recalls = [row["value"] for row in _where(rows, metric="image_to_text_recall_10")]
+    return (
+        f"Text diffusion: {text_diffusion_conclusion(rows)}. "
+        "The prediction from an image's own noisy query has a mean "
+        f"cosine of {min(cosines):.4f} or more with those from another query and from noise, and recall@10 is "
+        f"{span(recalls)} in all settings (`results/chain_use.json`)."
+    )
+
+
+def text_diffusion_conclusion(rows: Sequence[Row]) -> str:
+    """Conclude whether steps and guidance of text diffusion matter."""
+    steps = [row["naming_steps"] for row in _where(rows, metric="image_to_text_recall_10")]
+    if ignores_query(rows):
+        return f"an answer hardly depends on the query, so {min(steps)} step is as good as {max(steps)}, guided or not"
+    return "an answer depends on the query"
+
+
+def ignores_query(rows: Sequence[Row]) -> bool:
+    """Whether predictions are the same from any query, and recall@10 differs by less than its standard error."""
+    cosines = [row["value"] for row in rows if row["metric"].startswith("chain_cosine_")]
+    spreads = []
+    for style in {row["style"] for row in rows}:
+        of_style = _where(rows, metric="image_to_text_recall_10", style=style)
+        recalls = [row["value"] for row in of_style]
+        error = (recalls[0] * (1 - recalls[0]) / of_style[0]["n"]) ** 0.5
+        spreads.append((max(recalls) - min(recalls)) / error)
+    return min(cosines) > SAME_PREDICTION and max(spreads) < 1
+
+
+def is_same_model(demo: Sequence[Row], chain: Sequence[Row]) -> bool:
+    """Whether two result files agree where they measure the same: recall@10 at the default settings of naming."""
+    settings = {"naming_steps": 8, "naming_guidance_scale": 1.0, "seed": 0}
+    of_chain = {row["style"]: row["value"] for row in _where(chain, metric="image_to_text_recall_10", **settings)}
+    of_demo = {row["style"]: row["recall"] for row in _where(demo, direction="image_to_text", k=10)}
+    return of_chain.keys() == of_demo.keys() and all(
+        abs(of_chain[style] - of_demo[style]) < SAME_RECALL for style in of_demo
+    )
+
+
+def span(shares: Sequence[float]) -> str:
+    """Write the lowest and the highest of some shares."""
+    shares = list(shares)
+    low, high = f"{min(shares):.1%}", f"{max(shares):.1%}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _origin(demo: Results) -> str:
+    """Say where the rows of the bundled model were measured."""
+    own = demo.settings.get("rows_measured_before", {}).get("bundled", demo.model_dump())
+    machine = own["machine"]
+    where = machine["accelerator"] or f"{machine['cores']} cores of {machine['cpu']}"
+    return f"Measured by `{own['command']}` in the repository, on {where}."
+
+
+def _where(rows: Sequence[Row], **wanted: object) -> list[Row]:
+    return [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
+
+
+def _wrapped(line: str) -> str:
+    if not line.startswith("- **"):
+        return line
+    return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+if __name__ == "__main__":
+    target = CHECKPOINTS / "emoji"
+    (target / "README.md").write_text(card(target, CHECKPOINTS / BUNDLED_VAE), encoding="utf-8")
+    print(target / "README.md")

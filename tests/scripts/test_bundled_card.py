@@ -1,0 +1,132 @@
+"""scripts/bundled_card.py: the bundled card, README.md and docs/results.md say what the result files hold."""
+
+import json
+import shutil
+
+import pytest
+
+from palindiff.evaluation.results import read_results
+from palindiff.pretrained.bundled import CHECKPOINTS
+from toys.by_path import ROOT, load_by_path
+
+cards = load_by_path("scripts/bundled_card.py")
+EMOJI, VAE = CHECKPOINTS / "emoji", CHECKPOINTS / "vae-emoji"
+CHAIN = read_results(ROOT / "results" / "chain_use.json").rows
+DEMO = [row for row in read_results(ROOT / "results" / "demo.json").rows if row["model"] == "bundled"]
+(CALIBRATION,) = read_results(ROOT / "results" / "calibration.json").rows
+
+
+def words(path):
+    return " ".join((ROOT / path).read_text(encoding="utf-8").split())
+
+
+@pytest.fixture
+def results(tmp_path):
+    """The result files, to be changed."""
+    return shutil.copytree(ROOT / "results", tmp_path / "results")
+
+
+def change(path, **changes):
+    """Write new values into every row that has such keys."""
+    tree = json.loads(path.read_text())
+    tree["rows"] = [row | {key: value for key, value in changes.items() if key in row} for row in tree["rows"]]
+    path.write_text(json.dumps(tree))
+
+
+def changed(rows, key, value, **where):
+    """Rows with another value where others are as given."""
+    return [row | {key: value} if where.items() <= row.items() else row for row in rows]
+
+
+def test_the_bundled_card_is_what_the_script_writes():
+    expected = cards.card(EMOJI, VAE)
+    assert (EMOJI / "README.md").read_text(encoding="utf-8") == expected, "run python scripts/bundled_card.py"
+    assert max(map(len, expected.splitlines())) <= cards.WIDTH
+
+
+def test_readme_and_docs_quote_the_sentences_of_the_card():
+    _, *found = cards.measured_sentences(EMOJI)
+    assert len(found) == 4
+    assert [sentence for sentence in found if sentence not in words("docs/results.md")] == []
+    for page in ("README.md", "docs/results.md"):
+        assert cards.text_diffusion_conclusion(CHAIN) in words(page), page
+
+
+def test_what_decisions_say_of_the_bundled_model_s_query_is_measured():
+    for claim in ("The bundled model ignores its query", "the bundled model, trained so, ignores the query"):
+        assert (claim in words("docs/decisions.md")) is cards.ignores_query(CHAIN), claim
+
+
+def test_the_card_names_machine_and_command_of_its_own_rows(results):
+    own = read_results(results / "demo.json").settings["rows_measured_before"]["bundled"]
+    origin = cards.measured_sentences(EMOJI)[0]
+    assert f"`{own['command']}`" in origin
+    assert f"on {own['machine']['cores']} cores of {own['machine']['cpu']}" in origin
+    text = (results / "demo.json").read_text()
+    (results / "demo.json").write_text(text.replace('"cores": 2', '"cores": 3'))
+    assert "on 3 cores of" in cards.measured_sentences(EMOJI, results)[0]
+    (results / "demo.json").write_text(text.replace('"accelerator": null', '"accelerator": "a GPU"'))
+    assert cards.measured_sentences(EMOJI, results)[0].endswith("on a GPU.")
+
+
+def test_results_of_other_weights_are_not_quoted(results):
+    change(results / "calibration.json", temperature=1.5)
+    assert not [each for each in cards.measured_sentences(EMOJI, results) if "calibration" in each]
+    change(results / "chain_use.json", value=0.9)
+    assert not [each for each in cards.measured_sentences(EMOJI, results) if "Text diffusion" in each]
+    assert len(cards.measured_sentences(EMOJI, results)) == 3
+    change(results / "demo.json", steps=7)
+    assert cards.measured_sentences(EMOJI, results) == []
+    assert "**Results.** Not measured." in cards.card(EMOJI, VAE, results)
+
+
+@pytest.mark.parametrize(
+    ("recalls", "verdict"), [((0.1, 0.2), "wrong"), ((0.6, 0.7), "right"), ((0.1, 0.7), "right or wrong, by style,")]
+)
+def test_the_verdict_on_the_first_answer_follows_the_recall(recalls, verdict):
+    rows = DEMO
+    for style, recall in zip(("flat", "outlined"), recalls, strict=True):
+        rows = changed(rows, "recall", recall, direction="image_to_text", k=1, style=style)
+    sentence = cards.naming_sentence(rows)
+    assert f"first for {recalls[0]:.1%} to {recalls[1]:.1%} of the images" in sentence
+    assert sentence.endswith(f"The first answer is {verdict} for most of them.")
+
+
+def test_the_verdict_on_unseen_concepts_follows_the_recall():
+    assert cards.generation_sentence(DEMO).endswith("resemble theirs less often.")
+    as_good = changed(DEMO, "recall", 0.86, direction="caption_to_generated", k=1, split="unseen")
+    sentence = cards.generation_sentence(as_good)
+    assert "86.0% to 88.0% of the captions from training and 86.0% of others" in sentence
+    assert sentence.endswith("resemble theirs as often.")
+
+
+def test_the_errors_of_the_probabilities_are_those_of_the_row():
+    sentence = cards.calibration_sentence(CALIBRATION | {"calibration_error_after": 0.5, "labels": "7 classes"})
+    assert "among 7 classes of the validation split is 50.0%, without the temperature 47.3%" in sentence
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        (0.9, {"metric": "chain_cosine_noise_t50", "style": "flat"}),
+        (0.45, {"metric": "image_to_text_recall_10", "style": "flat", "naming_steps": 50}),
+        (0.25, {"metric": "image_to_text_recall_10", "style": "outlined", "naming_guidance_scale": 4.0}),
+    ],
+)
+def test_text_diffusion_matters_if_a_prediction_or_a_recall_depends_on_it(value, where):
+    assert cards.ignores_query(CHAIN)
+    rows = changed(CHAIN, "value", value, **where)
+    assert not cards.ignores_query(rows)
+    assert "an answer depends on the query." in cards.text_diffusion_sentence(rows)
+    assert f"{value:.1%}" in cards.text_diffusion_sentence(rows) or f"{value:.4f}" in cards.text_diffusion_sentence(
+        rows
+    )
+
+
+def test_a_changed_log_changes_the_card(tmp_path):
+    folder = shutil.copytree(EMOJI, tmp_path / "emoji")
+    with (folder / "log.jsonl").open("a") as log:
+        log.write('{"step": 9000, "elapsed_s": 36000.0}\n')
+    card = cards.card(folder, VAE)
+    assert "9,000 steps in 10.0 hours" in card
+    assert "Not measured." in card

@@ -1,0 +1,127 @@
+"""Figures in the prose of README.md and docs/: each is compared with a result file, the weights or the code."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from palindiff.evaluation.results import read_results
+from palindiff.evaluation.thumbnails import THUMBNAIL_SIDE
+from palindiff.experiments.emoji_protocol import METRIC_STEPS, NUM_GENERATED, NUM_GENERATION_CONCEPTS
+from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
+from palindiff.pretrained.bundled import CHECKPOINTS
+
+ROOT = Path(__file__).parents[1]
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+FILES = [
+    *(ROOT / "src" / "palindiff").rglob("*"), *(ROOT / "docs").glob("*"), *(ROOT / "scripts").glob("*"),
+    *(ROOT / "benchmarks").glob("*"), ROOT / "README.md", ROOT / "CHANGELOG.md",
+]  # fmt: skip
+UNPROVED = re.compile(
+    r"(?:in|without) (?:a|no|any) result file|not kept|measured once|short trial|mostly wrong|two CPU cores"
+    r"|much (?:faster|slower)|come out right|blobs",
+    re.IGNORECASE,
+)
+QUANTITY = re.compile(r"(?<![\w.])[\d,.]*\d ?(?:%|dB|ms|[KMGT]i?B|seconds?|minutes?|hours?|days?|M parameters)(?!\w)")
+
+
+def prose(page):
+    """A page without code blocks, quoted tables and line breaks."""
+    text = re.sub(r"^```.*?^```", "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+    return " ".join(re.sub(r"<!-- results/.*?<!-- end -->", "", text, flags=re.DOTALL).split())
+
+
+def results(name):
+    return read_results(ROOT / "results" / f"{name}.json")
+
+
+def num_parameters(folder):
+    with safe_open(folder / "diffusion_pytorch_model.safetensors", "pt") as weights:
+        return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+
+
+def test_no_text_claims_what_nothing_holds():
+    texts = [path for path in FILES if path.suffix in {".py", ".md", ".yaml", ".html", ".jinja"}]
+    assert len(texts) > 100
+    assert not [(path.name, found) for path in texts if (found := UNPROVED.findall(path.read_text(encoding="utf-8")))]
+
+
+def test_every_quantity_in_prose_is_compared_below():
+    found = {page: {text for text in QUANTITY.findall(prose(page)) if not text.endswith("%")} for page in PAGES}
+    assert {page: texts for page, texts in found.items() if texts} == {
+        "README.md": {"12 M parameters"},
+        "cc3m.md": {"45.9 GB"},
+        "memory.md": {"24 GB"},  # a GPU's name, as in the preset
+        "results.md": {"12 M parameters"},
+        "vae.md": {"3.1 M parameters"},
+    }
+    shares = {page: re.findall(r"[\d.]+ ?%", prose(page)) for page in PAGES}
+    # those of results.md are sentences of scripts/bundled_card.py, that of the estimate is in test_full_size.py
+    assert {page for page, texts in shares.items() if texts} == {"results.md", "stable_diffusion.md"}
+    assert shares["stable_diffusion.md"] == ["15 %"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "results.md"])
+def test_the_size_of_the_bundled_model_is_that_of_its_weights(page):
+    total = sum(num_parameters(CHECKPOINTS / "emoji" / part) for part in ("unet", "query_stream"))
+    side = json.loads((CHECKPOINTS / "vae-emoji" / "config.json").read_text())["sample_size"]
+    assert f"{side} px emoji, {total / 1e6:.0f} M parameters" in prose(page)
+
+
+@pytest.mark.parametrize("page", ["README.md", "results.md"])
+def test_the_settings_of_the_metrics_are_those_of_the_code(page):
+    text, rows = prose(page), results("demo").rows
+    assert f"{NUM_GENERATED} captions are generated at guidance scale {GENERATION_GUIDANCE_SCALE:g}" in text
+    assert f"with {METRIC_STEPS} DDIM steps" in text
+    assert f"guidance scale {NAMING_GUIDANCE_SCALE:g} (no guidance) with {NAMING_STEPS} DDIM steps" in text
+    of_generation = [row for row in rows if row["direction"] == "caption_to_generated"]
+    assert {row["n"] for row in of_generation} == {NUM_GENERATED}
+    assert {round(row["k"] / row["chance"]) for row in of_generation} == {NUM_GENERATION_CONCEPTS}
+    assert re.search(rf"\b{NUM_GENERATION_CONCEPTS} concepts\b", text)
+    (n,) = {row["n"] for row in rows if row not in of_generation}
+    assert f"among {n} concepts" in text
+
+
+def test_what_results_md_says_beside_its_tables():
+    text = prose("results.md")
+    assert f"{THUMBNAIL_SIDE} x {THUMBNAIL_SIDE} thumbnails" in text
+    assert results("demo").settings["minutes"] == 10
+    assert "A model trained for ten minutes" in text
+    metrics = [str(row["metric"]) for row in results("chain_use").rows]
+    least = min(int(metric.rpartition("_t")[2]) for metric in metrics if metric.startswith("chain_cosine_noise_t"))
+    assert f"least noisy step measured (t = {least} of" in text
+    assert f"{results('calibration').rows[0]['num_bins']} bins" in text
+
+
+def test_the_size_of_the_vae_is_that_of_its_result_file():
+    settings = results("vae").settings
+    assert settings["parameters"] == num_parameters(CHECKPOINTS / "vae-emoji")
+    assert f"{settings['parameters'] / 1e6:.1f} M parameters" in prose("vae.md")
+    assert f"latents of {settings['latent_channels']} x" in prose("vae.md")
+
+
+def test_what_is_said_of_the_full_size_run_is_in_its_result_file():
+    text, found = prose("stable_diffusion.md"), results("full_size")
+    assert found.machine.accelerator is None
+    assert "on a machine without a GPU" in text
+    assert f"the machine: {found.machine.cores} CPU cores" in text
+    assert f"batch size {found.settings['batch_size']}, bf16" in text
+    new = sum(row["parameters"] for row in found.rows if row["kind"] == "parameters" and row["place"] != "U-Net")
+    assert f"has {new / 1e6:.1f} million parameters in all" in text
+
+
+def test_sums_of_disk_space_are_right():
+    per_image = 2 * 4 * 32 * 32 * 2
+    assert f"2 x 4 x 32 x 32 x 2 = {per_image:,}" in prose("cc3m.md")
+    assert f"latents of 2,800,000 images | {2_800_000 * per_image / 1e9:.1f} GB" in prose("cc3m.md")
+    assert "77 x 768 x 2 bytes" in prose("decisions.md")
+    assert per_image < 77 * 768 * 2
+
+
+def test_the_plain_attention_kernel_is_the_faster_one_where_the_code_chooses_it():
+    found = results("attention_backend")
+    assert found.settings["device"] == "cpu"
+    assert all(row["torch_over_plain"] > 1 for row in found.rows)
