@@ -17,8 +17,7 @@ def pipeline(tmp_path_factory):
 def test_a_batch_changes_no_image(pipeline):
     prompts, seeds = ["a red apple"] * 3 + ["b"] * 2, [0, 1, 2, 0, 1]
     one, three, five = (
-        [np.asarray(image) for image in generate_images(pipeline, prompts, seeds, 4.0, 3, size)]
-        for size in (1, 3, 5)
+        [np.asarray(image) for image in generate_images(pipeline, prompts, seeds, 4.0, 3, size)] for size in (1, 3, 5)
     )
     for i in range(5):  # the same bytes: at this size no product is large enough to be summed in another order
         assert np.array_equal(one[i], three[i])

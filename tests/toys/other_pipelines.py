@@ -31,7 +31,13 @@ from transformers import (
 
 from toys.single_file import of, open_clip_weights, save_weights, text_weights, unet_weights, vae_weights
 from toys.stable_diffusion import (
-    NUM_LAYERS_2, text_encoder_of, toy_scheduler, toy_unet, toy_vae, with_drawn_norms, write_clip_of,
+    NUM_LAYERS_2,
+    text_encoder_of,
+    toy_scheduler,
+    toy_unet,
+    toy_vae,
+    with_drawn_norms,
+    write_clip_of,
 )  # fmt: skip
 from toys.text_encoders import QUERY_WIDTH, WIDTH, write_clip
 

@@ -36,7 +36,9 @@ def push(
     _check_name(repo_id)
     check_index(model)
     if dry_run:
-        files = [f"{path.relative_to(model).as_posix()}, {path.stat().st_size:,} bytes" for path in files_to_push(model)]
+        files = [
+            f"{path.relative_to(model).as_posix()}, {path.stat().st_size:,} bytes" for path in files_to_push(model)
+        ]
         head = card_head(read_card(model) or card_text(CardFacts(name=repo_id))).splitlines()
         print_plan({"to": repo_id, "private": private, "files": files, "head of the card": head})
         return

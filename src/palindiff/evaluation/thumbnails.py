@@ -25,7 +25,8 @@ def thumbnail_recall(generations: Tensor, target_index: Tensor, real: Tensor, ks
     Shapes:  generations (n, 3, H, W), real (n_real, 3, H', W') float in [-1, 1]; target_index (n,) int64, the row of
              `real` that each generated image's caption describes.
     Returns: one row for each k: direction, k, recall, chance, shuffled (the same scores with the targets shuffled
-             among the generated images, mean of `retrieval.NUM_SHUFFLES` orders), n (generated images). Shares in [0, 1].
+             among the generated images, mean of `retrieval.NUM_SHUFFLES` orders), n (generated images). All shares are
+             in [0, 1].
     Raises:  TypeError or ValueError if dtypes, shapes, ranges or k do not fit.
     Departs: ties count against the model, as in `retrieval.recall_at_k`.
     """
