@@ -27,7 +27,7 @@ from palindiff.data.formats import FORMATS
 from palindiff.data.images import ImageFileError, decode_image
 from palindiff.data.sources import DataConfig, open_images
 
-EXAMPLES_A_ROUND = 200
+EXAMPLES_A_ROUND = 50
 Edit = tuple[str, float, bytes, int]
 
 
