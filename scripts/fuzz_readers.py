@@ -124,7 +124,7 @@ def read_image(data: bytes, changes: list[Edit]) -> None:
 
 def check_sentence(error: Exception) -> None:
     """A documented error says what was found and what was expected; any other is a bug that came through."""
-    assert "xpected" in str(error), repr(error)
+    assert ". Expected " in str(error), repr(error)
 
 
 def fuzz(read: Callable[[list[Edit]], None], examples: int = EXAMPLES_A_ROUND, **options: Any) -> None:

@@ -2,9 +2,7 @@
 
 import gc
 import os
-import re
 
-re._MAXCACHE = 100_000  # transformers compiles thousands of patterns for each model that it loads, and 512 are kept
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a forked child of a process with more threads may hang
 
 

@@ -86,10 +86,24 @@ def with_plugin(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(formats.PLUGINS, "HEIF", ("toy-plugin", "toy_plugin"))
     formats._has_plugin.cache_clear()
+    opener, ids = Image.OPEN.get("HEIF"), list(Image.ID)
     yield
     Image.OPEN.pop("HEIF", None)
-    Image.ID[:] = [name for name in Image.ID if name != "HEIF"]
+    Image.OPEN.update({"HEIF": opener} if opener else {})
+    Image.ID[:] = ids
     formats._has_plugin.cache_clear()
+
+
+@pytest.mark.parametrize(("image_format", "module"), [(name, each[1]) for name, each in formats.PLUGINS.items()])
+def test_files_of_the_real_plugins_are_read(image_format, module, tmp_path):
+    pytest.importorskip(module, reason=f"needs {formats.PLUGINS[image_format][0]}, a part of the extra `dev`")
+    assert image_format in read_formats()  # registers the plugin
+    data = encode(Image.new("RGB", (16, 24), "blue"), image_format)
+    (tmp_path / "a").write_bytes(data)
+    assert find_format(data[:HEADER_BYTES]) == image_format
+    assert is_image_file(tmp_path / "a")
+    red, green, blue = decode_image(tmp_path / "a").getpixel((3, 3))
+    assert blue > 240 > 15 > max(red, green)
 
 
 def test_formats_of_an_installed_plugin_are_read(with_plugin):

@@ -4,7 +4,9 @@ import json
 
 import datasets
 import pytest
+from pydantic import ValidationError
 
+from palindiff.data import entries
 from palindiff.data.folder import SplitFolder, scan_folder
 from palindiff.data.metadata import read_records
 from palindiff.data.sources import DataConfig, find_source, open_images
@@ -188,10 +190,36 @@ def test_bad_lines_of_csv_are_reported_with_their_number(tmp_path):
     ]
 
 
-def test_missing_file_of_captions_is_named(tmp_path):
-    write_images(tmp_path, "a.png")
+@pytest.mark.parametrize("path", ["set", "no_such_folder", "owner/name"])
+def test_missing_file_of_captions_is_named_whatever_the_path(path, tmp_path, monkeypatch):
+    write_images(tmp_path / "set", "a.png")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no\.csv` does not exist\. Expected a file of captions"):
-        captions_of(tmp_path, captions_file="no.csv")
+        captions_of(path, captions_file="no.csv")
+
+
+@pytest.mark.parametrize("kind", ["hub", "webdataset", "classes"])
+def test_a_file_of_captions_is_refused_for_what_is_no_folder(kind):
+    with pytest.raises(ValidationError, match=rf"`captions_file` is set for the kind `{kind}`"):
+        DataConfig(path="set", captions_file="captions.csv", kind=kind)
+
+
+def test_an_image_of_many_rows_is_read_once_and_every_fault_counts(tmp_path, monkeypatch):
+    write_images(tmp_path, "a.png")
+    rows = [{"file_name": "a.png", "text": f"caption {number}"} for number in range(5)] + [{"file_name": "a.png"}] * 2
+    write_table(tmp_path / "metadata.jsonl", rows)
+    names, describe = [], entries.describe_file
+    monkeypatch.setattr(entries, "describe_file", lambda path, name: names.append(name) or describe(path, name))
+    first, *bad = scan_folder(SplitFolder(tmp_path))
+    assert (names, len(first.captions), [entry.fault for entry in bad]) == (["a.png"], 5, ["no caption"] * 2)
+
+
+def test_each_unknown_image_of_coco_is_a_fault_of_its_own(tmp_path):
+    annotations = [{"image_id": number, "caption": "x"} for number in (7, 11, 12)]
+    root = coco(tmp_path, images=[{"id": 7, "file_name": "1.jpg"}], annotations=annotations)
+    settings = {"captions_file": "../annotations/captions_train2017.json", "on_bad": "skip"}
+    kept = open_images(DataConfig(path=str(root / "train2017"), **settings))
+    assert kept.reasons == {"captions of an unknown image": 2}
 
 
 @pytest.mark.parametrize(
@@ -201,17 +229,24 @@ def test_missing_file_of_captions_is_named(tmp_path):
         ({"captions.txt": "1.png#0\ta cat"}, "captions.txt"),
         ({"annotations/captions_train2017.json": '{"images": [{"file_name": "1.png"}]}'}, "captions_train2017.json"),
         ({"text/1.txt": "a cat"}, "1.txt"),
+        ({"captions.csv": "image,caption\nMY CAT 2.PNG,a cat"}, "captions.csv"),
+        ({"captions.txt": "2.JPG#0 a cat"}, "captions.txt"),
         ({"images/data.json": '{"images/1.png": {"caption": "a cat"}}'}, "data.json"),
     ],
 )
-def test_captions_of_a_layout_that_is_not_read_are_named_and_no_folder_becomes_a_class(files, named, tmp_path):
-    write_images(tmp_path, "images/1.png")
+def test_captions_of_a_layout_that_is_not_read_are_named_and_no_folder_becomes_a_class(
+    files, named, tmp_path, monkeypatch
+):
+    write_images(tmp_path, "images/1.png", "images/MY CAT 2.PNG", "images/2.JPG")
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=rf"{named}` seems to hold captions of the images in .*Set `captions_file`"):
         captions_of(tmp_path)
-    assert captions_of(tmp_path, kind="classes") == {"images/1.png": ("a photo of a images",)}
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(ValueError, match=r"seems to hold captions"):
+        captions_of(tmp_path.name)
+    assert captions_of(tmp_path, kind="classes")["images/1.png"] == ("a photo of a images",)
 
 
 def test_texts_about_something_else_leave_class_folders_alone(tmp_path):
@@ -219,7 +254,8 @@ def test_texts_about_something_else_leave_class_folders_alone(tmp_path):
     (tmp_path / "README.txt").write_text("A set of cats and dogs, see https://x.org/logo.png")
     (tmp_path / "classes.json").write_text('["cat", "dog"]')
     assert find_source(DataConfig(path=str(tmp_path)))[0] == "classes"
-    (tmp_path / "dog" / "3.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + square())
+    (tmp_path / "dog" / "broken.txt").symlink_to("missing")
+    (tmp_path / "dog" / "3.nef").write_bytes(square(image_format="TIFF"))
     kept = open_images(DataConfig(path=str(tmp_path), on_bad="skip"))
     assert len(kept) == 2
-    assert kept.first_faults[0].startswith("`dog/3.heic`: image format that is not read")
+    assert kept.first_faults[0].startswith("`dog/3.nef`: image format that is not read")

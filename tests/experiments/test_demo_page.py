@@ -98,6 +98,9 @@ def test_what_the_page_says_of_the_model_is_computed():
     assert "the best name" not in Page(page(**content())).of("p")[0]  # no recall at 1 among the rows
     (note,) = [text for text in read.of("p") if "Cosine of the first and the last" in text]
     assert "0.9877" in note
+    assert "does not matter" not in note
+    same = Page(page(**content(naming=content()["naming"] | {"cosine": 0.995})))
+    assert any("text diffusion of this model does not matter here" in " ".join(text.split()) for text in same.of("p"))
 
 
 def test_the_right_answers_are_marked_and_no_other():

@@ -40,7 +40,9 @@ def test_examples_are_damaged_and_valid_files_are_read():
         SCRIPT["read_set"](files, [])
 
 
-@pytest.mark.parametrize("error", [KeyError("x"), ValueError("a message of a library")])
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), ValueError("a library's message"), ValueError("unexpected end of data")]
+)
 def test_other_errors_come_out(error):
     def read(changes):
         try:

@@ -30,15 +30,7 @@ from transformers import (
 )
 
 from toys.single_file import of, open_clip_weights, save_weights, text_weights, unet_weights, vae_weights
-from toys.stable_diffusion import (
-    NUM_LAYERS_2,
-    text_encoder_of,
-    toy_scheduler,
-    toy_unet,
-    toy_vae,
-    with_drawn_norms,
-    write_clip_of,
-)  # fmt: skip
+from toys.stable_diffusion import text_encoder_of, toy_scheduler, toy_unet, toy_vae, with_drawn_norms, write_clip_of
 from toys.text_encoders import QUERY_WIDTH, WIDTH, write_clip
 
 NOT_SAFE = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -142,7 +134,7 @@ def _parts(root, version=1, **unet):
     clip = write_clip_of(root, version)
     kind = {"attention_head_dim": 2} if version == 1 else {"attention_head_dim": (1, 2, 4, 4),
                                                            "use_linear_projection": True}  # fmt: skip
-    layers = {} if version == 1 else {"num_hidden_layers": NUM_LAYERS_2 - 1}
+    layers = {} if version == 1 else {"num_hidden_layers": 23}
     return {
         "vae": toy_vae(), "unet": toy_unet(**kind, **unet), "scheduler": toy_scheduler("DDIMScheduler"),
         "text_encoder": text_encoder_of(clip, **layers), "tokenizer": CLIPTokenizer.from_pretrained(clip),

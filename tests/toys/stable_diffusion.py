@@ -1,9 +1,8 @@
 """Stable Diffusion 1.x and 2.x at toy size, in the folders that diffusers writes, and the CLIP each encoder came from.
 
 What makes the layouts what they are is kept (four levels, two layers each, eight pixels a latent, numbers of heads
-against widths of heads, all text layers but the last); only widths are small, and text layers fewer. Every norm and
-bias is drawn, not 1 or 0: a tensor that lands in the wrong place then shows. Older files and other variants:
-`toy_hub_folders`.
+against widths of heads, 23 of 24 text layers); only widths are small. Every norm and bias is drawn, not 1 or 0: a
+tensor that lands in the wrong place then shows. Older files and other variants: `toy_hub_folders`.
 """
 
 import torch
@@ -16,7 +15,7 @@ from toys.text_encoders import WIDTH, write_clip
 IMAGE_PX = 64  # eight latents a side, as four levels of the U-Net need
 UNET_WIDTHS = (4, 8, 16, 16)  # 320, 640, 1280, 1280: the last level widens nothing
 VAE_WIDTHS = (2, 4, 8, 8)  # 128, 256, 512, 512
-NUM_LAYERS_2 = 12  # 24 in OpenCLIP ViT-H/14; Stable Diffusion 2.x keeps all but the last
+NUM_LAYERS_2 = 24  # of OpenCLIP ViT-H/14; Stable Diffusion 2.x keeps all but the last
 SD_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 

@@ -139,6 +139,17 @@ def as_record(data: bytes) -> dict[str, Any]:
     """
     try:
         record = json.loads(as_text(data))
+    except (ValueError, RecursionError) as error:
+        raise RowFault("broken JSON", str(error)) from error
+    return check_record(record)
+
+
+def check_record(record: object) -> dict[str, Any]:
+    """Check that what was read from JSON is an object, and all of it valid text.
+
+    Raises: RowFault.
+    """
+    try:
         json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is valid JSON, but not valid text
     except (ValueError, RecursionError) as error:
         raise RowFault("broken JSON", str(error)) from error

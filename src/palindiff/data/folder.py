@@ -7,6 +7,7 @@ metadata file (`metadata.py`), texts beside images (`sidecars.py`), archives (`s
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -14,14 +15,13 @@ from typing import Any
 
 from palindiff.data import entries
 from palindiff.data.entries import Entry, RowFault
-from palindiff.data.formats import IMAGE_SUFFIXES, is_image_file
+from palindiff.data.formats import IMAGE_SUFFIXES, TEXT_SUFFIXES, is_image_file
 from palindiff.data.metadata import METADATA_NAMES, read_records
 
-_TEXT_SUFFIXES = frozenset({".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".parquet"})
 _SEARCHED_BYTES = 4_000_000  # of a file that may hold captions
-_IMAGE_NAME = re.compile(
-    rb"[^\s/\\\"',;|<>]+(?:%s)\b" % b"|".join(re.escape(s.encode()) for s in sorted(IMAGE_SUFFIXES))
-)
+_SUFFIXES = b"|".join(re.escape(suffix.encode()) for suffix in sorted(IMAGE_SUFFIXES))
+_IMAGE_NAMES = re.compile(rb"[^\s/\\\"',;|<>]+(?:%s)\b" % _SUFFIXES, re.IGNORECASE)
+_CELLS = re.compile(rb"[^\r\n\t/\\\"',;|<>]+")  # a name in a cell of its own may contain spaces
 
 
 @dataclass(frozen=True)
@@ -57,28 +57,22 @@ def scan_folder(folder: SplitFolder, image_key: str | None = None, caption_key: 
     sources = [(folder.root / name, name, place) for place, name in listing.items()]
     if folder.captions_file is not None:
         sources = [(folder.captions_file, folder.captions_file.name, ".")]
-    found: list[Entry] = []
-    number_of: dict[str, int] = {}  # image -> its entry
-    named: set[str] = set()
+    found: dict[tuple[str, str], Entry] = {}  # by image; rows with a fault by their places
+    named: dict[str, dict[str, Any]] = {}  # what entries record of each image's file; empty if it was not read
     for file, file_name, place in sources:
         if place != "." and not folder.holds(f"{place}/"):
             continue
         for row, record in read_records(file, file_name, image_keys):
             entry = Entry.read(row, _read_row, folder.root, place, record, image_keys, caption_keys, named)
-            if entry.fault is not None:
-                found.append(entry)
-            elif not folder.holds(entry.name) or (
-                folder.captions_file is None and _nearest(entry.name, listing) != file_name
-            ):
-                continue
-            elif entry.name in number_of:
-                first = found[number_of[entry.name]]
-                captions = tuple(dict.fromkeys(first.captions + entry.captions))
-                found[number_of[entry.name]] = replace(first, captions=captions)
-            else:
-                number_of[entry.name] = len(found)
-                found.append(entry)
-    yield from found
+            if entry.fault is None:
+                is_here = folder.captions_file is not None or _nearest(entry.name, listing) == file_name
+                if not is_here or not folder.holds(entry.name):
+                    continue
+            key = (entry.name, "" if entry.fault is None else row)
+            first = found.setdefault(key, entry)
+            if first is not entry:
+                found[key] = replace(first, captions=tuple(dict.fromkeys(first.captions + entry.captions)))
+    yield from found.values()
     for name in files if folder.captions_file is None else ():
         if name not in named and folder.holds(name) and is_image_file(folder.root / name):
             yield Entry(f"`{name}`", fault=f"image without a line in {_nearest(name, listing) or METADATA_NAMES[0]}")
@@ -89,11 +83,10 @@ def find_metadata(root: Path, files: Sequence[str], split_folders: Sequence[str]
 
     Raises: ValueError if two lie in one folder.
     """
-    found = [name for name in files if PurePosixPath(name).name in METADATA_NAMES]
+    found = [name for name in files if name.rpartition("/")[2] in METADATA_NAMES]
     found = [name for name in found if name.split("/")[0] not in split_folders]
-    folders = [PurePosixPath(name).parent for name in found]
-    for folder in folders:
-        if folders.count(folder) > 1:
+    for folder, number in Counter(name.rpartition("/")[0] for name in found).items():
+        if number > 1:
             raise ValueError(
                 f"`{root / folder}` has several of {', '.join(METADATA_NAMES)}. Expected one. Remove the others."
             )
@@ -106,18 +99,20 @@ def scan_classes(root: Path, template: str) -> Iterator[Entry]:
         yield Entry.read(f"`{name}`", _read_class_image, root, name, template)
 
 
-def unread_captions(path: Path, root: Path) -> str | None:
-    """Name a file below a path that seems to hold captions of the images below `root`, in a layout that is not read.
+def unread_captions(path: Path, files: Sequence[str], root: Path) -> str | None:
+    """Name a file that seems to hold captions of the images below `root`, in a layout that is not read.
 
-    It names one of these images, or it is a text of an image's name in another folder.
+    It names one of these images, or it is a text of an image's name in another folder. `files` are all files of the
+    folder `path`, relative to it; `root` is this folder or one below.
     """
-    files = [path / name for name in list_files(path)]
-    images = [file for file in files if file.is_relative_to(root) and is_image_file(file)]
+    all_files = [path.absolute() / name for name in files]
+    images = [file for file in all_files if file.is_relative_to(root.absolute()) and is_image_file(file)]
     names, stems = {file.name for file in images}, {file.stem for file in images}
-    for file in files:
-        if file.suffix.lower() in _TEXT_SUFFIXES:
+    for file in all_files:
+        if file.suffix.lower() in TEXT_SUFFIXES and file.is_file():  # no broken link
             with file.open("rb") as stream:
-                found = {os.fsdecode(name) for name in _IMAGE_NAME.findall(stream.read(_SEARCHED_BYTES))}
+                text = stream.read(_SEARCHED_BYTES)
+            found = {os.fsdecode(name.strip()) for each in (_IMAGE_NAMES, _CELLS) for name in each.findall(text)}
             if file.stem in stems or found & names:
                 return str(file)
     return None
@@ -155,7 +150,7 @@ def _nearest(name: str, listing: dict[str, str]) -> str | None:
 
 def _read_row(
     root: Path, place: str, read: Callable[[], dict[str, Any]], image_keys: Sequence[str],
-    caption_keys: Sequence[str], named: set[str],
+    caption_keys: Sequence[str], named: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:  # fmt: skip
     """Read one row, and add the image that it names to `named` even if the row has another fault.
 
@@ -163,17 +158,20 @@ def _read_row(
     """
     record = read()
     name = _image_name(record, image_keys, place)
-    named.add(name)
+    described = named.setdefault(name, {})
     caption = next((record[key] for key in caption_keys if record.get(key) is not None), None)
     if caption is None:
         others = {key: value for key, value in record.items() if key not in (*image_keys, "label")}
         raise RowFault("no caption", entries.other_keys(others))
+    captions = entries.as_captions(caption)
+    if not described:
+        described.update(entries.describe_file(root / name, name))
     return {
         "name": name,
-        "captions": entries.as_captions(caption),
+        "captions": captions,
         "label": None if record.get("label") is None else str(record["label"]),
         "fields": entries.as_fields(record, (*image_keys, *caption_keys)),
-        **entries.describe_file(root / name, name),
+        **described,
     }
 
 

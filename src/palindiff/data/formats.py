@@ -20,7 +20,8 @@ PLUGINS = {  # a format of PIL -> the package that adds it, and its module
     "JXL": ("pillow-jxl-plugin", "pillow_jxl"),
 }
 HEADER_BYTES = 32  # of a file, by which PIL recognises every format above
-_TEXT_SUFFIXES = frozenset({".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar", ".md"})
+TEXT_SUFFIXES = frozenset({".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".parquet"})  # may be captions
+_NO_IMAGES = TEXT_SUFFIXES | {".tar", ".md"}  # not opened, since there may be many
 _RAW = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"})  # many of them begin like a TIFF
 _CONVERTED = frozenset({".dds", ".eps", ".exr", ".hdr", ".icns", ".ico", ".psd", ".svg", ".tga"})
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -46,7 +47,7 @@ def find_format(header: bytes) -> str | None:
 def is_image_file(path: Path) -> bool:
     """Return whether a file is an image, also of a format that is not read; hidden files are not."""
     suffix = path.suffix.lower()
-    if path.name.startswith(".") or suffix in _TEXT_SUFFIXES:
+    if path.name.startswith(".") or suffix in _NO_IMAGES:
         return False
     if suffix in IMAGE_SUFFIXES | _RAW | _CONVERTED:
         return True

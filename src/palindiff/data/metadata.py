@@ -100,7 +100,7 @@ def _json(file: Path, name: str, image_keys: Sequence[str]) -> Iterator[Record]:
         raise _unreadable(file, expected, f"broken JSON: {error}") from error
     if isinstance(found, list):
         for number, record in enumerate(found):
-            yield f"record {number} of {name}", partial(_checked_record, record)
+            yield f"record {number} of {name}", partial(entries.check_record, record)
         return
     lists: list[Any] = [found.get(key) for key in _COCO_KEYS] if isinstance(found, dict) else [None]
     if not all(isinstance(each, list) and all(isinstance(row, dict) for row in each) for each in lists):
@@ -116,15 +116,10 @@ def _json(file: Path, name: str, image_keys: Sequence[str]) -> Iterator[Record]:
         captions.setdefault(str(row.get("image_id")), []).append(row.get("caption"))
     for image in images:
         record = {"file_name": image.get("file_name"), "captions": captions.pop(str(image.get("id")), None)}
-        yield f"image {image.get('id')} of {name}", partial(_checked_record, record)
+        yield f"image {image.get('id')} of {name}", partial(entries.check_record, record)
     for number, of_image in captions.items():
-        found_captions = f"{len(of_image)} of image {number}"
-        yield f"`{name}`", partial(_broken, "captions of an unknown image", found_captions)
-
-
-def _checked_record(record: object) -> dict[str, Any]:
-    """Check what `entries.as_record` checks of a line."""
-    return entries.as_record(json.dumps(record).encode())
+        fault = partial(_broken, "captions of an unknown image", f"{len(of_image)} of image {number}")
+        yield f"image {number} of {name}", fault
 
 
 def _broken(fault: str, found: str) -> dict[str, Any]:

@@ -16,16 +16,8 @@ from palindiff.data.samples import MAX_TEXT_BYTES, TEXT_KINDS, SampleReading
 _KIND_OF = {".caption": "txt"} | {f".{kind}": kind for kind in TEXT_KINDS}
 _REPEATED = re.compile(r"(\d{1,3})_\D.*")  # kohya's folders: 10_name, whose images count ten times
 _DOCUMENTS = (
-    "classnames",
-    "readme",
-    "license",
-    "licence",
-    "notice",
-    "attribution",
-    "copying",
-    "requirements",
-    "changelog",
-)
+    "classnames", "readme", "license", "licence", "notice", "attribution", "copying", "requirements", "changelog",
+)  # fmt: skip
 
 
 def has_sidecars(root: Path, files: Sequence[str]) -> bool:

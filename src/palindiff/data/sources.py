@@ -6,10 +6,11 @@ Here: the settings, which kind of source a path is, and where its split is. Not 
 
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from palindiff.data.folder import (
     SplitFolder,
@@ -30,6 +31,7 @@ from palindiff.data.shards import expand_pattern, index_tars, is_pattern
 from palindiff.data.sidecars import has_sidecars, scan_sidecars
 from palindiff.data.tables import find_columns, index_table, is_saved_to_disk, load_hub, load_parquet
 
+Lister = Callable[[Path], list[str]]  # lists all files of a folder, each folder once
 Kind = Literal["folder", "sidecars", "classes", "webdataset", "parquet", "hub"]
 
 SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test")
@@ -62,6 +64,15 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
                 f"`{template}` names no class. Expected {{c}} in place of its name. Use 'a photo of a {{c}}'."
             )
         return template
+
+    @model_validator(mode="after")
+    def _is_a_folder_with_captions(self) -> "DataConfig":
+        if self.captions_file is not None and self.kind not in ("auto", "folder"):
+            raise ValueError(
+                f"`captions_file` is set for the kind `{self.kind}`. Expected `auto` or `folder`: the file lists "
+                "images of a folder. Remove one of the two."
+            )
+        return self
 
 
 def open_images(config: DataConfig) -> ImageSet:
@@ -105,6 +116,8 @@ def find_source(config: DataConfig) -> tuple[Kind, Any]:
         split or is of no known kind.
     """
     path, split = _split_path(config)
+    if config.captions_file is not None:
+        return "folder", _captions_folder(path, config)
     is_missing = not path.exists() and not is_pattern(str(path))
     is_hub_name = _HUB_NAME.fullmatch(str(path)) and not (len(path.parts) == 2 and path.parent.is_dir())
     if config.kind == "hub" or (config.kind == "auto" and is_missing and is_hub_name):
@@ -114,19 +127,18 @@ def find_source(config: DataConfig) -> tuple[Kind, Any]:
             f"`{path}` does not exist. Expected a folder, .tar, .parquet, a pattern of these or a Hub name. "
             "Check the path."
         )
-    if config.captions_file is not None:
-        return "folder", _captions_folder(path, config)
+    listed = cache(list_files)
     for kind, finder in _FINDERS.items():
-        if config.kind in (kind, "auto") and (found := finder(path, split)):
+        if config.kind in (kind, "auto") and (found := finder(path, split, listed)):
             if config.kind == "auto" and kind == "classes":
-                _check_no_captions(path, found)
+                _check_no_captions(path, listed(path), found)
             return kind, found
-    raise ValueError(_nothing_found(path, split))
+    raise ValueError(_nothing_found(path, split, listed))
 
 
-def _check_no_captions(path: Path, root: Path) -> None:
+def _check_no_captions(path: Path, files: list[str], root: Path) -> None:
     """Refuse class folders if a file seems to hold captions of their images, which the classes would replace."""
-    if file := unread_captions(path, root):
+    if file := unread_captions(path, files, root):
         raise ValueError(
             f"`{file}` seems to hold captions of the images in `{root}`. Expected {_EXPECTED}. Set `captions_file` to "
             "a file that lists images with captions, or `kind` to `classes` if the names of the folders are meant."
@@ -158,15 +170,15 @@ def _captions_folder(path: Path, config: DataConfig) -> SplitFolder:
     return SplitFolder(path.absolute(), config.split, _split_folders(path), file)
 
 
-def _metadata_folder(path: Path, split: str) -> SplitFolder | None:
+def _metadata_folder(path: Path, split: str, listed: Lister) -> SplitFolder | None:
     """Find the metadata files of a split: in its own folder and below, or above the folders of all splits."""
     own = path / split
-    if own.is_dir() and find_metadata(own, list_files(own)):
+    if own.is_dir() and find_metadata(own, listed(own)):
         return SplitFolder(own.absolute())
     if not path.is_dir():
         return None
     folders = _split_folders(path)
-    found = find_metadata(path, list_files(path), folders)
+    found = find_metadata(path, listed(path), folders)
     is_there = split == "train" if split not in folders else not set(METADATA_NAMES).isdisjoint(found)
     return SplitFolder(path.absolute(), split, folders) if found and is_there else None
 
@@ -175,13 +187,13 @@ def _split_folders(path: Path) -> tuple[str, ...]:
     return tuple(name for name in SPLIT_NAMES if (path / name).is_dir())
 
 
-def _sidecar_root(path: Path, split: str) -> Path | None:
+def _sidecar_root(path: Path, split: str, listed: Lister) -> Path | None:
     """Return the folder of a split whose images have texts beside them."""
-    root = _root(path, split, lambda folder: has_sidecars(folder, list_files(folder)))
+    root = _root(path, split, lambda folder: has_sidecars(folder, listed(folder)))
     return None if root == path.absolute() and _split_folders(path) else root
 
 
-def _class_root(path: Path, split: str) -> Path | None:
+def _class_root(path: Path, split: str, _listed: Lister) -> Path | None:
     """Return the parent of a split's class folders; folders that are splits are not classes of an unsplit set."""
     root = _root(path, split, has_class_folders)
     if root != path.absolute():
@@ -190,7 +202,7 @@ def _class_root(path: Path, split: str) -> Path | None:
     return None if any(each.name in SPLIT_NAMES for each in folders) else root
 
 
-def _tars(path: Path, split: str) -> list[Path]:
+def _tars(path: Path, split: str, _listed: Lister) -> list[Path]:
     """List tars as `_files` does; in a folder that holds several splits, those named after this one."""
     if not path.is_dir() or any((path / split).glob("*.tar")):
         return _files(path, split, ".tar")
@@ -199,7 +211,7 @@ def _tars(path: Path, split: str) -> list[Path]:
     return [file for file, named in splits.items() if named == split] if splits else tars * (split == "train")
 
 
-def _parquet_files(path: Path, split: str) -> list[Path]:
+def _parquet_files(path: Path, split: str, _listed: Lister) -> list[Path]:
     """List parquet files as `_files` does, or those named after their split, as on the Hub."""
     for folder in (path, path / "data"):
         files = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
@@ -219,12 +231,12 @@ def _files(path: Path, split: str, suffix: str) -> list[Path]:
     return [file.absolute() for file in expand_pattern(str(path))]
 
 
-_FINDERS: dict[Kind, Callable[[Path, str], Any]] = {
+_FINDERS: dict[Kind, Callable[[Path, str, Lister], Any]] = {
     "folder": _metadata_folder,
     "webdataset": _tars,  # before parquet: img2dataset writes both, and the tars hold the images
     "sidecars": _sidecar_root,  # as before
     "parquet": _parquet_files,
-    "hub": lambda path, split: str(path) if is_saved_to_disk(path) else None,
+    "hub": lambda path, split, _: str(path) if is_saved_to_disk(path) else None,
     "classes": _class_root,
 }
 
@@ -232,7 +244,7 @@ _FINDERS: dict[Kind, Callable[[Path, str], Any]] = {
 _EXPECTED = f"{', '.join(METADATA_NAMES)}, images with texts beside them, *.tar, *.parquet or class folders"
 
 
-def _nothing_found(path: Path, split: str) -> str:
+def _nothing_found(path: Path, split: str, listed: Lister) -> str:
     if not path.is_dir():
         found = "is not split" if split != "train" else "is of no known kind"
         return (
@@ -241,7 +253,9 @@ def _nothing_found(path: Path, split: str) -> str:
         )
     folders = [each.name for each in sorted(path.iterdir()) if each.is_dir()]
     names = [*folders, *(each for each in SPLIT_NAMES if each not in folders)]  # the latter from file names
-    splits = [name for name in names if name != split and any(finder(path, name) for finder in _FINDERS.values())]
+    splits = [
+        name for name in names if name != split and any(finder(path, name, listed) for finder in _FINDERS.values())
+    ]
     others = f" (splits found: {', '.join(splits)})" if splits else ""
     return (
         f"`{path}` has no images of the split `{split}`{others}. Expected {_EXPECTED} "

@@ -1,9 +1,11 @@
 """estimate.py: against a measured run, against counts by hand, and what must not change it or must change it so."""
 
-import ctypes
 import functools
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,13 +18,10 @@ from palindiff.training.cost.flops import Work
 from palindiff.training.cost.weight_free import fake_run
 from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.trainer import describe
-from toys.by_path import load_by_path
-from toys.forked import run_forked
 from toys.recipe import prepare_toy, recipe_tree, toy_recipe
 from toys.text_encoders import write_clip
 
-training_memory = load_by_path("benchmarks/training_memory.py")
-MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD, which MALLOC_MMAP_THRESHOLD_ sets in a fresh process
+BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "training_memory.py"
 CPU = Hardware(device="cpu")
 # Without such instructions bf16 is emulated, over ten times slower; test_memory.py counts bf16 on every processor.
 BF16 = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
@@ -39,21 +38,11 @@ def middling(toy_parts, tmp_path_factory):
         vae=str(folder / "vae"),
         unet={"widths": [64, 128, 192], "head_dim": 32, "norm_groups": 32},
         query_stream={"num_head_layers": 2, "head_width": 128, "head_dim": 32},
-        loop={"batch_size": 6},
+        loop={"batch_size": 12},
         machine={"num_threads": 1},
     )
     (folder / "middling.yaml").write_text(yaml.safe_dump(tree))
     return tree, folder / "middling.yaml"
-
-
-def measure_memory(arguments):
-    """Runs in a forked process: the benchmark's own command, on a heap that hands freed memory back."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(MMAP_THRESHOLD, int(training_memory.HAND_BACK["MALLOC_MMAP_THRESHOLD_"]))
-    libc.malloc_trim(0)
-    torch.cuda.is_available = lambda: False
-    sys.argv = ["training_memory.py", "--here", *arguments]
-    training_memory.main()
 
 
 @pytest.mark.slow
@@ -66,12 +55,16 @@ def measure_memory(arguments):
     ],
     ids=["fp32", f"{BF16}, checkpointing, joint"],
 )
-def test_memory_is_that_of_a_measured_run(changes, middling, tmp_path):
+def test_memory_is_that_of_a_measured_run(changes, middling):
     """The whole loop in a process of its own, glibc told to hand freed memory back; 15 % is what is promised."""
     tree, file = middling
     told = [part for key, value in changes.items() for part in ("--set", f"{key}={json.dumps(value)}")]
-    assert run_forked(tmp_path / "printed", measure_memory, ["--recipe", str(file), *told]) == 0
-    measured = json.loads((tmp_path / "printed").read_text().splitlines()[-1])["bytes"]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARK), "--here", "--recipe", str(file), *told],
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    measured = json.loads(done.stdout.splitlines()[-1])["bytes"]
     tree = json.loads(json.dumps(tree))
     for key, value in changes.items():
         section, _, name = key.partition(".")

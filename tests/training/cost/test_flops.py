@@ -87,15 +87,13 @@ def test_a_step_s_work_follows_its_rows_alone(toy_parts):
 
 def test_checkpointing_computes_forward_twice(toy_parts):
     """Forward, and backward of twice its work; not quite all of forward lies in blocks that are computed again."""
-    narrow = {"unet": {"widths": [32]}}
-    without, again = (step(toy_parts, **narrow, machine={"gradient_checkpointing": is_on}) for is_on in (False, True))
+    without, again = (step(toy_parts, machine={"gradient_checkpointing": is_on}) for is_on in (False, True))
     assert 1.1 < again["generation"] / without["generation"] < 4 / 3
 
 
 @pytest.mark.parametrize(("task", "names"), [("generation", ["generation"]), ("alignment", ["alignment"])])
 def test_a_task_alone_costs_its_own_work(task, names, toy_parts):
-    narrow = {"unet": {"widths": [32]}}
-    alone, both = step(toy_parts, **narrow, objective={"task": task}), step(toy_parts, **narrow)
+    alone, both = step(toy_parts, objective={"task": task}), step(toy_parts)
     assert list(alone) == names
     assert alone[names[0]] == pytest.approx(both[names[0]], rel=0.05)  # a little of the other's is not trained
 

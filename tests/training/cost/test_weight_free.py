@@ -81,7 +81,7 @@ def test_live_captions_cost_work_and_no_disk_and_a_trained_text_encoder_costs_mo
     texts = {"kept": {}, "live": {"keep_features": False}, "trained": {"is_trained": True}}
     captions, work, parameters, peak = {}, {}, {}, {}
     for name, text in texts.items():
-        recipe = toy_recipe(toy_parts, text=text, unet={"widths": [32]}, objective={"task": "alignment"})
+        recipe = toy_recipe(toy_parts, text=text, unet={"widths": [32]})
         with fake_run(recipe) as run:
             captions[name], work[name] = count_disk(run, recipe, None).caption, step_tflop(run, recipe)
             parameters[name] = count_parameters(run)

@@ -1,22 +1,18 @@
 """distributed.py: weights sharded over two processes train, save, resume and are evaluated as those of one process."""
 
-import dataclasses
 import importlib.resources
 import json
 import shutil
+import subprocess
 import sys
 
 import pytest
 import torch
-import torch.distributed.run
 from accelerate import debug_launcher
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import launch_command, launch_command_parser
-from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from palindiff.cli.main import main
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.training.loop.checkpoint import saved_states
 from palindiff.training.loop.device import MachineConfig, check_launch
@@ -27,7 +23,6 @@ from palindiff.training.loop.run_log import read_log
 from palindiff.training.recipes.yaml_files import dump_recipe
 from palindiff.training.train_diffdis import DiffDisTrainer
 from palindiff.training.trainer import TRAINERS
-from toys.forked import run_forked
 from toys.recipe import toy_recipe, train_toy_recipe
 from toys.run import cpu_accelerator, make_run, one_thread, train_toy
 
@@ -283,37 +278,16 @@ def test_evaluators_see_the_whole_average_as_plain_tensors(both):
 BUNDLED = importlib.resources.files("palindiff.training") / "launch" / "fsdp.yaml"
 
 
-def run_module(*command):
-    """Runs in each process of a launch: what `python -u -m palindiff.cli.main ...` does."""
-    *options, module = command[:3]
-    assert (options, module) == (["-u", "-m"], "palindiff.cli.main")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    sys.argv = ["palindiff", *command[3:]]
-    main()
-
-
-def launch(arguments):
-    """Runs in a forked process: `accelerate launch`, whose processes are forked too, as imports take 10 s each."""
-    as_torchrun = torch.distributed.run.config_from_args
-
-    def with_forks(given):
-        config, python, command = as_torchrun(given)
-        assert python == sys.executable
-        return dataclasses.replace(config, start_method="fork"), run_module, command
-
-    torch.distributed.run.config_from_args = with_forks
-    launch_command(launch_command_parser().parse_args(arguments))
-
-
 @pytest.mark.slow
 def test_accelerate_launch_with_the_bundled_configuration_shards_the_same(both, toy_parts, tmp_path):
     """The real command, which knows of FSDP by the configuration alone; the port is any free one."""
     recipe = recipe_of("one_way", toy_parts, "none")
     (tmp_path / "toy.yaml").write_text(dump_recipe(recipe, "toy"))
-    command = ["--config_file", str(BUNDLED), "--main_process_port", "0", "-m", "palindiff.cli.main", "train"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(BUNDLED)]
+    command = [*launcher, "--main_process_port", "0", "-m", "palindiff.cli.main", "train"]
     options = ["--recipe", str(tmp_path / "toy.yaml"), "--output", str(tmp_path / "run")]
-    code = run_forked(tmp_path / "printed", launch, [*command, *options])
-    assert code == 0, (tmp_path / "printed").read_text()
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     newest = [saved_states(folder / "state")[-1] for folder in (both[1] / "one_way", tmp_path / "run")]
     for file in FILES:
         there, here = ((folder / f"{file}.safetensors").read_bytes() for folder in newest)

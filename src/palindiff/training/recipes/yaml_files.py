@@ -27,7 +27,7 @@ RECIPE_FILE = "recipe.yaml"
 DEFAULT_OBJECTIVE = "diffdis"  # of a recipe without `objective.name`
 # Paths may change: fingerprints of the data and of what was loaded stand in a saved state.
 ALTER_NO_NUMBERS = ("machine.", "evaluation.", "loop.log_every", "loop.evaluate_every", "loop.save_every")
-PATHS = {"data.path", "base.source", "base.config", "text.source", "vae"}
+PATHS = {"data.path", "data.captions_file", "base.source", "base.config", "text.source", "vae"}
 RESOLVED = "resolved; config hash"  # in the first line of a run's own recipe.yaml
 SCHEDULE = {"loop.num_steps", "optimizer.decay", "optimizer.decay_steps", "optimizer.cycles"}
 
