@@ -1,9 +1,13 @@
 """`palindiff train` from the command line, on a toy text encoder, a toy vae and six images."""
 
+import itertools
+import re
+
 import pytest
 import yaml
 from diffusers import StableDiffusionPipeline
 
+from palindiff.cli import recipe_option
 from palindiff.training.loop.checkpoint import saved_states
 from palindiff.training.loop.device import MachineConfig
 from palindiff.training.loop.run_log import read_log
@@ -73,3 +77,22 @@ def test_training_writes_a_stable_diffusion_folder_and_resumes(palindiff, recipe
     assert code == 2
     assert "holds a run of another recipe: `query_stream.gamma` is 0.01 there and 0.5 here." in err
     assert max(line["step"] for line in read_log(output / "log.jsonl")) == 2
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_long_computations_are_counted_with_an_estimate(is_terminal, capsys, monkeypatch):
+    """On a terminal after each batch, in a log once a minute; what takes one batch is a line alone."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal, raising=False)
+    clock = itertools.count(step=20.0)
+    monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
+    progress = recipe_option._Progress()
+    for done in range(64, 641, 64):
+        progress("encoding images", done, 640)
+    progress("encoding captions", 1, 1)
+    err = capsys.readouterr().err
+    estimates = re.findall(r"encoding images: .*?(\d+)/640 \[[\d:]+<([\d:?]+)", err)
+    assert len(estimates) >= (9 if is_terminal else 3)
+    assert is_terminal or len(estimates) < 6
+    assert all(left != "?" for _, left in estimates[1:])
+    lines = [line.split("\r")[-1] for line in err.split("\n")]
+    assert lines == ["encoding images: 640 of 640", "encoding captions: 1 of 1", ""]

@@ -12,6 +12,8 @@ import typer
 from palindiff.cli.output_option import next_line
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from palindiff.training.recipes.schema import Recipe
 
 RecipeOption = Annotated[
@@ -79,7 +81,7 @@ def run_recipe(
     output = output or Path("runs") / Path(name).stem
     prepare_run_dir(recipe, output, origin)
     _print_once(dump_recipe(recipe, origin))
-    train_recipe(recipe, output, progress=_show_progress)
+    train_recipe(recipe, output, progress=_Progress())
     last = read_log(output / LOG_FILE)[-1:]  # on the main process's disk alone
     numbers = [f"{key} {value:.4g}" for line in last for key, value in line.items()]
     trainer = TRAINERS[recipe.objective_name]
@@ -94,7 +96,22 @@ def _print_once(text: str) -> None:
         typer.echo(text)
 
 
-def _show_progress(what: str, done: int, total: int) -> None:
-    """Count what is computed before the first step: one line that changes on a terminal, one at the end elsewhere."""
-    if done == total or sys.stderr.isatty():
-        print(f"{what}: {done:,} of {total:,}", end="\n" if done == total else "\r", file=sys.stderr, flush=True)
+class _Progress:
+    """Counts what is computed before the first step, with an estimate of what is left; every minute off a terminal."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[None] | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None and done < total:
+            interval_s = 0.1 if sys.stderr.isatty() else 60
+            self._bar = tqdm(desc=what, total=total, initial=done, unit="", mininterval=interval_s, leave=False)
+        elif self._bar is not None:
+            self._bar.update(done - self._bar.n)
+        if done == total:
+            if self._bar is not None:
+                self._bar.close()
+            self._bar = None
+            print(f"{what}: {done:,} of {total:,}", file=sys.stderr, flush=True)

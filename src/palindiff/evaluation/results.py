@@ -142,10 +142,15 @@ def describe_machine() -> Machine:
     has_pages = "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ())  # not on Windows
     return Machine(
         cpu=names[0].strip() if names else platform.processor() or platform.machine(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=num_cores(),
         memory_gib=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1) if has_pages else None,
         accelerator=_accelerator(),
     )
+
+
+def num_cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def render_table(rows: Sequence[Mapping[str, Scalar]], columns: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import torch
 from palindiff.data.images import ImageFileError
 from palindiff.data.sources import DataConfig, open_images
 from palindiff.training.features import latent_cache, views
-from palindiff.training.features.latent_cache import LatentCache
+from palindiff.training.features.latent_cache import LatentCache, encode_moments
 from palindiff.training.features.views import ViewConfig
 from toys.cc3m import write_downloads
 from toys.recipe import SIDE_PX, toy_vae
@@ -168,6 +168,62 @@ def test_no_more_than_a_batch_is_held(rows, tmp_path, monkeypatch):
     found = encoded(store_of(rows, tmp_path), lambda what, done, total: most.append(len(decoded) - done))
     assert max(most) <= latent_cache.ENCODE_BATCH
     assert all(isinstance(array, np.memmap) for array in found.moments.arrays)
+
+
+def test_batches_hold_no_more_pixels_than_the_device_is_given(monkeypatch):
+    """Each view and each orientation of five images is encoded in batches of two."""
+    images = torch.randint(0, 256, (5, 2, 3, SIDE_PX, SIDE_PX), dtype=torch.uint8)
+    vae, batches = toy_vae(), []
+    whole = encode_moments(vae, images)
+    hook = vae.encoder.register_forward_pre_hook(lambda _, given: batches.append(len(given[0])))
+    monkeypatch.setattr(latent_cache, "CPU_PIXELS", 2 * SIDE_PX**2 + 1)
+    parted = encode_moments(vae, images)
+    monkeypatch.setattr(latent_cache, "CPU_PIXELS", 1)  # larger images go one by one
+    single = encode_moments(vae, images)
+    hook.remove()
+    assert batches == 4 * [2, 2, 1] + 20 * [1]
+    assert whole.shape[:4] == (5, 2, 2, 2)
+    assert whole.dtype == torch.float32
+    for found in (parted, single):
+        torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_large_images_are_decoded_in_smaller_batches(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(latent_cache, "ENCODE_BATCH", 64)
+    monkeypatch.setattr(latent_cache, "LOADED_PIXELS", 6 * SIDE_PX**2)  # three images with a crop each
+    monkeypatch.setattr(latent_cache, "PART_ROWS", 100)
+    told = []
+    encoded(store_of(rows, tmp_path, views=ViewConfig(crops=1)), lambda _, done, total: told.append(done))
+    assert told == [3, 6, 9, 12, 14]
+
+
+def test_workers_by_default_are_one_per_core_for_large_sets_on_a_gpu(monkeypatch):
+    def workers(num_rows=1_000, device_type="cuda"):
+        return latent_cache.default_workers(num_rows, device_type)
+
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(latent_cache, "num_cores", lambda: 6)
+    assert [workers(num_rows) for num_rows in (1, 999, 1_000, 10**6)] == [0, 0, 6, 6]
+    assert workers(10**6, "cpu") == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # processes that a launcher started on this machine
+    assert workers() == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert workers() == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.setattr(latent_cache, "num_cores", lambda: 64)
+    assert workers() == latent_cache.MAX_WORKERS
+
+
+def test_a_large_set_is_decoded_in_workers_by_default(rows, tmp_path, monkeypatch):
+    """Nothing is decoded in this process, and the latents are the same."""
+    alone = encoded(store_of(rows, tmp_path / "alone", num_workers=0))
+    asked = []
+    monkeypatch.setattr(latent_cache, "default_workers", lambda *given: asked.append(given) or 1)
+    monkeypatch.setattr(latent_cache, "PART_ROWS", 100)
+    monkeypatch.setattr(views, "decode_image", None)
+    found = encoded(store_of(rows, tmp_path / "cache", num_workers=None))
+    assert asked == [(14, "cpu")]
+    assert np.array_equal(content(found), content(alone))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -5,6 +5,7 @@ images come from (`data/`).
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,10 +21,14 @@ from torch.utils.data import DataLoader
 from palindiff.data.images import Fit, ImageFileError, to_pixels
 from palindiff.data.on_bad import OnBad
 from palindiff.data.sources import ImageSet
+from palindiff.evaluation.results import num_cores
 from palindiff.training.features.dataset import ENCODE_BATCH, ImageFeatures, Progress, fingerprint, key_of
 from palindiff.training.features.memmap import map_arrays, write_arrays
 from palindiff.training.features.views import Squares, ViewConfig
 
+LOADED_PIXELS = 2**23  # of the squares that a batch of rows holds decoded: 32 images of 512 px
+CPU_PIXELS, GPU_PIXELS = 2**16, 2**21  # encoded at once: 16 images of 64 px, as CPU caches are small; 32 of 256 px
+MIN_ROWS_FOR_WORKERS, MAX_WORKERS = 1_000, 8  # a worker takes seconds to start
 PART_ROWS = 32_768  # images of one part; a killed run loses less than one part of each process
 MOMENTS_FILE, UNREADABLE = "moments.npy", "unreadable"
 
@@ -41,7 +46,7 @@ class LatentCache:
     fit: Fit
     views: ViewConfig
     cache_dir: Path
-    num_workers: int = 0
+    num_workers: int | None = 0  # processes that decode; None: see `default_workers`
     on_bad: OnBad = "refuse"  # an unreadable image: "refuse" the set, or "skip" the image and store why
 
     @cached_property
@@ -101,31 +106,56 @@ class LatentCache:
 
         No batch spans two parts, so the number of processes changes no batch.
         """
-        batches = [part[start : start + ENCODE_BATCH] for start in range(0, len(part), ENCODE_BATCH)]
+        loaded = LOADED_PIXELS // ((1 + self.views.crops) * self.size_px**2)
+        num_rows = max(1, min(ENCODE_BATCH, loaded))
+        batches = [part[start : start + num_rows] for start in range(0, len(part), num_rows)]
+        num_workers = self.num_workers
+        if num_workers is None:
+            num_workers = default_workers(len(part), self.vae.device.type)
         loader = DataLoader(
             Squares(self.rows, self.size_px, self.fit, self.views),
             batch_sampler=batches,  # type: ignore[arg-type]  # anything that yields row numbers
-            num_workers=self.num_workers,
-            multiprocessing_context="spawn" if self.num_workers else None,
+            num_workers=num_workers,
+            multiprocessing_context="spawn" if num_workers else None,
         )
         for rows, (images, faults) in zip(batches, loader, strict=True):
             found = {row: fault for row, fault in zip(rows, faults, strict=True) if fault}
             if found and self.on_bad == "refuse":
                 raise _unreadable(found)
             unreadable.update(found)
-            yield {"moments": encode_moments(self.vae, images, self.views.flip != "none").numpy()}
+            yield {"moments": encode_moments(self.vae, images, self.views.flip != "none").half().numpy()}
+
+
+def default_workers(num_rows: int, device_type: str) -> int:
+    """One decoding process per core, shared by the launch's processes on this machine.
+
+    None for small sets, and none beside a VAE on the CPU: they would take the cores that encode.
+    """
+    if device_type == "cpu" or num_rows < MIN_ROWS_FOR_WORKERS:
+        return 0
+    return max(1, min(MAX_WORKERS, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 @torch.no_grad()
 def encode_moments(vae: AutoencoderKL, images: Tensor, is_flipped_too: bool = True) -> Tensor:
-    """Shapes: images (b, v, 3, H, W) uint8 -> (b, v, 1 or 2 orientations, 2 moments, ch, h, w) float16, CPU."""
+    """Encode the views of images, plain and mirrored, in batches sized to the device.
+
+    Not in the memory format channels_last, in which torch's GroupNorm loses digits where an image is flat (CPU).
+
+    Shapes: images (b, v, 3, H, W) uint8 -> (b, v, 1 or 2 orientations, 2 moments, ch, h, w) float32, CPU.
+    """
+    pixels = CPU_PIXELS if vae.device.type == "cpu" else GPU_PIXELS
+    size = max(1, pixels // images[0, 0, 0].numel())
     found = []
     for view in images.unbind(1):
-        x = to_pixels(view).to(vae.device, vae.dtype)
+        x = to_pixels(view)
         for oriented in (x, x.flip(-1)) if is_flipped_too else (x,):
-            posterior = vae.encode(oriented).latent_dist
-            moments = torch.stack([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor
-            found.append(moments.half().cpu())
+            parts = []
+            for part in oriented.split(size):
+                posterior = vae.encode(part.to(vae.device, vae.dtype)).latent_dist
+                moments = torch.stack([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor
+                parts.append(moments.float().cpu())
+            found.append(torch.cat(parts))
     return torch.stack(found, dim=1).unflatten(1, (images.shape[1], -1))  # (b, v*o, ...) -> (b, v, o, ...)
 
 

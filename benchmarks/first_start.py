@@ -1,0 +1,123 @@
+"""Time from `palindiff train` to its first step on images that were never encoded, against an older commit.
+
+Run: python benchmarks/first_start.py --baseline WORKTREE --data data/emoji [--split train] [--rounds 3]
+     [--results results/first_start.json]
+
+WORKTREE is a checkout of the older commit (`git worktree add WORKTREE COMMIT`). Both sides run the recipe `emoji` with
+an empty cache, one after the other in alternating order; a run is stopped when all features are computed. The rows
+hold medians in seconds and their ratios. The moments are compared in float32 with those of the older commit's way:
+each view and orientation in batches of 64 in torch's usual memory format.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from palindiff.data.images import to_pixels
+from palindiff.data.sources import DataConfig, open_images
+from palindiff.evaluation.results import Row, git_state, write_results
+from palindiff.training.features.latent_cache import encode_moments
+from palindiff.training.features.views import Squares
+from palindiff.training.recipes.schema import DiffDisRecipe
+from palindiff.training.recipes.yaml_files import load_recipe
+from palindiff.training.trainer import make_trainer
+
+OWN = Path(__file__).resolve().parents[1]
+TRAIN = "import sys; sys.argv[0] = 'palindiff'; from palindiff.cli.main import main; main()"
+PHASES = {"images": r"encoding (?:images|pictures): ", "captions": r"encoding captions: 1 of 1"}  # last line of each
+
+
+def time_once(checkout: Path, arguments: list[str]) -> dict[str, float]:
+    """Start a training with an empty cache -> seconds until all images are encoded, and until all captions are."""
+    with tempfile.TemporaryDirectory() as folder:
+        places = {"PYTHONPATH": str(checkout / "src"), "PALINDIFF_CACHE": f"{folder}/cache"}
+        command = [sys.executable, "-c", TRAIN, "train", "--recipe", "emoji", "--output", f"{folder}/run", *arguments]
+        began = time.perf_counter()
+        run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                               env=os.environ | places)  # fmt: skip
+        assert run.stderr is not None
+        seconds: dict[str, float] = {}
+        lines = []
+        for line in run.stderr:
+            lines.append(line)
+            seconds |= {name: time.perf_counter() - began for name, last in PHASES.items() if re.search(last, line)}
+            if "captions" in seconds:
+                run.kill()
+        run.wait()
+        if seconds.keys() != PHASES.keys():
+            raise RuntimeError(f"The training in `{checkout}` computed no features: {''.join(lines[-5:])}")
+    return seconds
+
+
+def moments_difference(data: DataConfig, num_images: int) -> float:
+    """The largest difference, in float32, between the moments of this commit and of the older commit's way."""
+    recipe = load_recipe(DiffDisRecipe, "emoji", [f"data.path={data.path}"])
+    trainer = make_trainer(recipe, Path("unused"))
+    trainer.build_models()
+    vae, size_px = trainer.pipeline.vae, trainer.pipeline.image_size_px
+    rows = open_images(data)
+    squares = Squares(rows, size_px, recipe.data.fit, recipe.views)
+    images = torch.stack([squares[row][0] for row in range(min(num_images, len(rows)))])
+    found = encode_moments(vae, images)
+    largest = 0.0
+    with torch.no_grad():
+        for view in range(images.shape[1]):
+            x = to_pixels(images[:, view])
+            for orientation, oriented in enumerate((x, x.flip(-1))):
+                posterior = vae.encode(oriented).latent_dist
+                expected = torch.stack([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor
+                largest = max(largest, float((found[:, view, orientation] - expected).abs().max()))
+    return largest
+
+
+def main() -> None:
+    """Time both sides alternately, compare the moments, print the rows, and write them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--baseline", type=Path, required=True, help="a checkout of the older commit")
+    parser.add_argument("--data", required=True, help="the emoji data set, as `palindiff data emoji` writes it")
+    parser.add_argument("--split", default="train", help="the encoded training split (default: train)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each side (default: 3)")
+    parser.add_argument("--results", type=Path, help="write the rows to this file")
+    args = parser.parse_args()
+    began = time.perf_counter()
+    sides = {"baseline": args.baseline.resolve(), "own": OWN}
+    changes = [f"data.path={args.data}", f"data.split={args.split}"]
+    arguments = [part for change in changes for part in ("--set", change)]
+    times: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    for round_ in range(args.rounds):
+        for side in list(sides)[:: 1 if round_ % 2 else -1]:
+            times[side].append(time_once(sides[side], arguments))
+            print(side, times[side][-1], flush=True)
+    data = DataConfig(path=args.data, split=args.split)
+    difference = moments_difference(data, 64)
+    rows: list[Row] = []
+    for until in PHASES:
+        medians = {side: statistics.median(each[until] for each in times[side]) for side in sides}
+        rows.append({
+            "until_encoded": until,
+            **{f"{side}_s": round(seconds, 1) for side, seconds in medians.items()},
+            "baseline_over_own": round(medians["baseline"] / medians["own"], 2),
+            "largest_difference_of_moments": float(f"{difference:.1e}"),
+        })  # fmt: skip
+    print(json.dumps(rows, indent=2))
+    if args.results:
+        commit, _ = git_state(args.baseline)
+        settings = {"baseline": str(commit), "split": args.split, "images": len(open_images(data)),
+                    "rounds": args.rounds, "threads": torch.get_num_threads()}  # fmt: skip
+        command = f"python benchmarks/first_start.py --baseline WORKTREE --data data/emoji --split {args.split}"
+        write_results(
+            args.results, rows, f"{command} --rounds {args.rounds}", settings, 0, time.perf_counter() - began
+        )
+
+
+if __name__ == "__main__":
+    main()
