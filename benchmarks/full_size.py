@@ -47,7 +47,7 @@ class Trial:
 
     work: Path  # gets weights and states of the full-size model; not removed
     overrides: Sequence[str] = ()
-    is_toy: bool = False  # shows that every stage runs, in seconds
+    is_toy: bool = False  # shows that every stage runs
 
 
 def write_layouts(trial: Trial) -> dict[str, Any]:

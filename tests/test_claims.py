@@ -22,7 +22,9 @@ FILES = [
 ]  # fmt: skip
 UNPROVED = re.compile(
     r"(?:in|without) (?:a|no|any) result file|not kept|measured once|short trial|mostly wrong|two CPU cores"
-    r"|much (?:faster|slower)|come out right|blobs",
+    r"|much (?:faster|slower)|come out right|blobs|some seconds|takes? seconds|learns? (?:less|slowly)"
+    r"|most common tasks|more every year|few sets need|several GB|not selected by hand|early in training"
+    r"|well below its peak",
     re.IGNORECASE,
 )
 QUANTITY = re.compile(r"(?<![\w.])[\d,.]*\d ?(?:%|dB|ms|[KMGT]i?B|seconds?|minutes?|hours?|days?|M parameters)(?!\w)")

@@ -20,7 +20,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names when they are first asked for; diffusers takes some seconds."""
+    """Import the public names when they are first asked for, so that importing palindiff imports no diffusers."""
     if name not in _HOMES:
         raise AttributeError(f"module 'palindiff' has no attribute '{name}'")
     import importlib

@@ -40,7 +40,7 @@ def estimate(
         typer.Option(
             metavar="X",
             min=0.001,
-            help="Sustained TFLOP/s of one device (well below its peak), to estimate time.",
+            help="Sustained TFLOP/s of one device (not its peak), to estimate time.",
             show_default="none",
         ),
     ] = None,

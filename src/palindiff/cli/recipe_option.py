@@ -30,7 +30,7 @@ PresetOption = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
-        help="Use settings that fit the full-size model into a GPU: 12gb, 24gb, 40gb or 80gb. --set overrides them.",
+        help="Settings for the full-size model, estimated to fit a GPU: 12gb, 24gb, 40gb, 80gb. --set overrides them.",
         show_default="none",
     ),
 ]

@@ -238,7 +238,7 @@ def reconstruction(
 def score(numbers: Mapping[str, float], best_by: BestBy) -> tuple[str, float] | None:
     """Name and compute what the best checkpoint is chosen by, higher is better; None if it was not measured.
 
-    Never the alignment loss: where the query leaks, that falls while the recall falls too.
+    Never the alignment loss: where the noisy query identifies its caption, that can fall without reading the image.
     """
     if best_by == "generation":
         loss = numbers.get("validation_generation")

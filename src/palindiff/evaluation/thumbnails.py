@@ -1,8 +1,8 @@
 """Generated images against real ones: is a generated image most similar to the image that its caption describes?
 
 Here: coarse colour thumbnails and recall among real images. Not here: generation (`inference/`), FID and KID.
-The metric sees colour and layout, but no detail: it shows early in training whether captions steer generation, not
-how good the images are.
+The metric sees colour and layout, but no detail: it shows whether captions steer generation, not how good the images
+are.
 """
 
 from collections.abc import Sequence

@@ -48,7 +48,7 @@ def generate_files(
     """Generate images of every prompt and write each batch as soon as it is done.
 
     Image i of a prompt has the seed `options.seed + i`. Neither the other prompts nor the batch size change it, except
-    for rounding: sums in another order move a few values by one of 255.
+    for rounding, since sums may run in another order.
 
     Raises: ValueError if the scheduler has fewer steps; OSError if a file cannot be written.
     """

@@ -58,7 +58,7 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
         if self.recipe.objective.task != "generation" and rows < FEW_ROWS and self.accelerator.is_main_process:
             warnings.warn(
                 f"A micro-batch has {rows} rows, so a caption has at most {rows - 1} negatives; the paper's has 255. "
-                "Naming learns slowly: raise `loop.batch_size`, or lower `loop.accumulation`.",
+                "For more, raise `loop.batch_size`, or lower `loop.accumulation`.",
                 stacklevel=2,
             )
         self.pipeline = build_models(self.recipe, self.recipe.loop.seed)

@@ -19,7 +19,7 @@ COLOUR_ORDERS = tuple(itertools.permutations(range(3)))
 class ImagesInMemory:
     """Images (n, 3, H, W) uint8; each is rotated, mirrored, shifted and recoloured when it is read.
 
-    The augmentation is against overfitting: a set that fits into memory is small for a VAE.
+    The augmentation is against overfitting.
     """
 
     def __init__(self, images: Tensor) -> None:

@@ -1,7 +1,7 @@
 """The views of an image that training draws: the recipe section `views`, and the data set that crops and scales.
 
-Worker processes import this module and what it imports; it needs neither diffusers nor transformers, which take
-seconds to import. Not here: encoding (`latent_cache.py`), drawing a view for a step (`dataset.py`).
+Worker processes import this module and what it imports; it needs neither diffusers nor transformers.
+Not here: encoding (`latent_cache.py`), drawing a view for a step (`dataset.py`).
 """
 
 from typing import Literal

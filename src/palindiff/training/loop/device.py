@@ -62,7 +62,7 @@ def make_accelerator(machine: MachineConfig, run_dir: Path | None = None) -> Acc
 def attention_backend(device_type: str, precision: str) -> AbstractContextManager[None]:
     """Choose the plain attention kernel for bf16 on a CPU, and torch's own choice everywhere else.
 
-    There torch's choice is slower, forward and backward together (`results/attention_backend.json`).
+    There torch's choice is slower, forward and backward together, at the sizes in `results/attention_backend.json`.
     """
     is_slow = device_type == "cpu" and precision == "bf16"
     return sdpa_kernel(SDPBackend.MATH) if is_slow else nullcontext()

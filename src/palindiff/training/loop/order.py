@@ -24,6 +24,6 @@ def rows_of_step(step: int, batch_size: int, num_rows: int, seed: int) -> Tensor
     return torch.cat(pieces)
 
 
-@lru_cache(maxsize=2)  # a step reads one epoch or two, and shuffling a large set at every step is slow
+@lru_cache(maxsize=2)  # a step reads one epoch or two; so each is shuffled once, not at every step
 def _shuffled_rows(seed: int, epoch: int, num_rows: int) -> Tensor:
     return torch.randperm(num_rows, generator=seeded_generator(seed, "epoch", epoch))

@@ -147,7 +147,7 @@ class DiffDisRecipe(ModelRecipe, Recipe, frozen=True, extra="forbid", allow_inf_
             raise ValueError(
                 f"`loop.batch_size` is {self.loop.batch_size} with `loop.accumulation` {self.loop.accumulation}: a "
                 "micro-batch of one row, whose alignment loss is always 0, for want of other captions. Expected at "
-                "least 2 rows, better 16 or more. Change one of the two, or set `objective.task: generation`."
+                "least 2 rows; under 16 are warned of. Change one of the two, or set `objective.task: generation`."
             )
         return self
 
