@@ -84,13 +84,13 @@ def encoders(vae: AutoencoderKL, images: Tensor) -> dict[str, Callable[[], Tenso
 
 
 @torch.no_grad()
-def compare_encoders(data: DataConfig, rounds: int) -> list[Row]:
-    """Time the VAE's encoder alone on 64 images, and compare moments in float32 with those in float64."""
+def compare_encoders(data: DataConfig, rounds: int, num_images: int = 64) -> list[Row]:
+    """Time the VAE's encoder alone on the first images, and compare moments in float32 with those in float64."""
     recipe = load_recipe(DiffDisRecipe, "emoji", [f"data.path={data.path}"])
     pipeline = build_models(recipe, seed=0)
     vae, size_px = pipeline.vae, pipeline.image_size_px
     squares = Squares(open_images(data), size_px, recipe.data.fit, recipe.views)
-    images = torch.stack([squares[row][0] for row in range(64)])
+    images = torch.stack([squares[row][0] for row in range(num_images)])
     ways = encoders(vae, images)
     exact = encoders(copy.deepcopy(vae).double(), images)["baseline"]()
     found = {name: encode() for name, encode in ways.items()}

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,8 @@ from palindiff.training.features.memmap import map_arrays, write_arrays
 from palindiff.training.features.views import Squares, ViewConfig
 
 LOADED_PIXELS = 2**23  # of the squares that a batch of rows holds decoded: 32 images of 512 px
-CPU_PIXELS, GPU_PIXELS = 2**16, 2**21  # encoded at once: 16 images of 64 px, as CPU caches are small; 32 of 256 px
+CPU_PIXELS = 2**15  # encoded at once, 8 images of 64 px: the system takes larger activations back after each use
+GPU_PIXELS = 2**21  # 32 images of 256 px
 MIN_ROWS_FOR_WORKERS, MAX_WORKERS = 1_000, 8  # a worker takes seconds to start
 PART_ROWS = 32_768  # images of one part; a killed run loses less than one part of each process
 MOMENTS_FILE, UNREADABLE = "moments.npy", "unreadable"
@@ -140,23 +142,39 @@ def default_workers(num_rows: int, device_type: str) -> int:
 def encode_moments(vae: AutoencoderKL, images: Tensor, is_flipped_too: bool = True) -> Tensor:
     """Encode the views of images, plain and mirrored, in batches sized to the device.
 
-    Not in the memory format channels_last, in which torch's GroupNorm loses digits where an image is flat (CPU).
-
     Shapes: images (b, v, 3, H, W) uint8 -> (b, v, 1 or 2 orientations, 2 moments, ch, h, w) float32, CPU.
     """
-    pixels = CPU_PIXELS if vae.device.type == "cpu" else GPU_PIXELS
-    size = max(1, pixels // images[0, 0, 0].numel())
+    is_cpu = vae.device.type == "cpu"
+    size = max(1, (CPU_PIXELS if is_cpu else GPU_PIXELS) // images[0, 0, 0].numel())
     found = []
-    for view in images.unbind(1):
-        x = to_pixels(view)
-        for oriented in (x, x.flip(-1)) if is_flipped_too else (x,):
-            parts = []
-            for part in oriented.split(size):
-                posterior = vae.encode(part.to(vae.device, vae.dtype)).latent_dist
-                moments = torch.stack([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor
-                parts.append(moments.float().cpu())
-            found.append(torch.cat(parts))
+    with _channels_last(vae) if is_cpu else nullcontext():
+        for view in images.unbind(1):
+            x = to_pixels(view)
+            for oriented in (x, x.flip(-1)) if is_flipped_too else (x,):
+                parts = []
+                for part in oriented.split(size):
+                    posterior = vae.encode(part.to(vae.device, vae.dtype)).latent_dist
+                    moments = torch.stack([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor
+                    parts.append(moments.float().cpu())
+                found.append(torch.cat(parts))
     return torch.stack(found, dim=1).unflatten(1, (images.shape[1], -1))  # (b, v*o, ...) -> (b, v, o, ...)
+
+
+@contextmanager
+def _channels_last(vae: AutoencoderKL) -> Iterator[None]:
+    """Convolve in the memory format channels_last after the first block, which is faster on a CPU; undone at the end.
+
+    A convolution's output has the format of its weights. The first block keeps the usual one: in the other, torch's
+    GroupNorm loses digits at full resolution.
+    """
+    blocks = [*vae.encoder.down_blocks[1:], vae.encoder.mid_block, vae.encoder.conv_out]
+    try:
+        for block in blocks:
+            block.to(memory_format=torch.channels_last)
+        yield
+    finally:
+        for block in blocks:
+            block.to(memory_format=torch.contiguous_format)
 
 
 def _unreadable(found: Mapping[int, str]) -> ImageFileError:
