@@ -103,6 +103,7 @@ def compare_encoders(data: DataConfig, rounds: int, num_images: int = 64) -> lis
     rates = {name: exact[:, :, :, 0, 0, 0, 0].numel() / statistics.median(each) for name, each in times.items()}
     return [
         {
+            "measured": "encoder",
             "encoder": name,
             "images_per_s": round(rates[name], 1),
             "over_baseline": round(rates[name] / rates["baseline"], 2),
@@ -136,6 +137,7 @@ def main() -> None:
     for until in PHASES:
         medians = {side: statistics.median(each[until] for each in times[side]) for side in sides}
         rows.append({
+            "measured": "first start",
             "until_encoded": until,
             **{f"{side}_s": round(seconds, 1) for side, seconds in medians.items()},
             "baseline_over_own": round(medians["baseline"] / medians["own"], 2),
