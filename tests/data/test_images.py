@@ -8,6 +8,7 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
@@ -271,6 +272,8 @@ ODD_ENTRIES = {
 
 @pytest.mark.parametrize("name", ODD_ENTRIES)
 def test_an_odd_tag_turns_a_photo_all_the_same(name):
+    if name == "more values than the file has bytes" and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("Pillow 12 reads no tag after such a one")
     assert decode_image(camera_photo(ODD_ENTRIES[name])).size == (16, 32)
 
 
