@@ -36,7 +36,7 @@ from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe
 
 OWN = Path(__file__).resolve().parents[1]
-TRAIN = "import sys; sys.argv[0] = 'palindiff'; from palindiff.cli.main import main; main()"
+TRAIN = ("-m", "palindiff.cli.main", "train", "--recipe", "emoji")
 PHASES = {"images": r"encoding (?:images|pictures): ", "captions": r"encoding captions: 1 of 1"}  # last line of each
 
 
@@ -44,7 +44,7 @@ def time_once(checkout: Path, arguments: list[str]) -> dict[str, float]:
     """Start a training with an empty cache -> seconds until all images are encoded, and until all captions are."""
     with tempfile.TemporaryDirectory() as folder:
         places = {"PYTHONPATH": str(checkout / "src"), "PALINDIFF_CACHE": f"{folder}/cache"}
-        command = [sys.executable, "-c", TRAIN, "train", "--recipe", "emoji", "--output", f"{folder}/run", *arguments]
+        command = [sys.executable, *TRAIN, "--output", f"{folder}/run", *arguments]
         began = time.perf_counter()
         run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
                                env=os.environ | places)  # fmt: skip

@@ -21,7 +21,8 @@ def checkout(tmp_path):
             (folder / "__init__.py").write_text("")
         body = "\n".join(f"    print({line!r}, file=sys.stderr, flush=True)" for line in lines)
         text = f"import os, sys, time\n\ndef main():\n    assert os.environ['PALINDIFF_CACHE']\n{body}\n"
-        (package / "main.py").write_text(text + "    time.sleep(60)\n" if lines[-1].endswith("1 of 1") else text)
+        text += "    time.sleep(60)\n" if lines[-1].endswith("1 of 1") else ""
+        (package / "main.py").write_text(text + "\n\nmain()\n")
         return tmp_path
 
     return write

@@ -28,8 +28,7 @@ from palindiff.training.features.memmap import map_arrays, write_arrays
 from palindiff.training.features.views import Squares, ViewConfig
 
 LOADED_PIXELS = 2**23  # of the squares that a batch of rows holds decoded: 32 images of 512 px
-CPU_PIXELS = 2**15  # encoded at once, 8 images of 64 px: the system takes larger activations back after each use
-GPU_PIXELS = 2**21  # 32 images of 256 px
+CPU_PIXELS, GPU_PIXELS = 2**15, 2**21  # encoded at once: 8 images of 64 px; 32 images of 256 px
 MIN_ROWS_FOR_WORKERS, MAX_WORKERS = 1_000, 8
 PART_ROWS = 32_768  # images of one part; a killed run loses less than one part of each process
 MOMENTS_FILE, UNREADABLE = "moments.npy", "unreadable"
@@ -162,7 +161,7 @@ def encode_moments(vae: AutoencoderKL, images: Tensor, is_flipped_too: bool = Tr
 
 @contextmanager
 def _channels_last(vae: AutoencoderKL) -> Iterator[None]:
-    """Convolve in the memory format channels_last after the first block, which is faster on a CPU; undone at the end.
+    """Convolve in the memory format channels_last after the first block; undone at the end.
 
     A convolution's output has the format of its weights. The first block keeps the usual one: in the other, torch's
     GroupNorm loses digits at full resolution.

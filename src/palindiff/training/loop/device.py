@@ -30,9 +30,7 @@ class MachineConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     gradient_checkpointing: bool = False  # True: recompute the activations in the backward pass, to save memory
     sharding: Literal["none", "fsdp"] = "none"  # "fsdp": each of several processes holds a shard of the weights
     ema_device: EMADevice = "same"  # "cpu" keeps the EMA weights off the GPU
-    num_workers: int | None = Field(
-        None, ge=0
-    )  # processes that decode images; null: 0 on a CPU, one per core on a GPU
+    num_workers: int | None = Field(None, ge=0)  # processes that decode images; null: one per core beside a GPU
     cache_dir: str | None = None  # of the feature cache; None is $PALINDIFF_CACHE or the user's cache folder
     log_with: tuple[str, ...] = ("tensorboard",)  # accelerate's trackers: tensorboard, wandb, ...; [] turns them off
 
