@@ -188,21 +188,6 @@ def test_batches_hold_no_more_pixels_than_the_device_is_given(monkeypatch):
         torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
 
 
-def test_the_memory_format_of_the_vae_is_changed_only_while_it_encodes():
-    """After the first block; an error leaves the weights as they were, too."""
-    images = torch.randint(0, 256, (2, 1, 3, SIDE_PX, SIDE_PX), dtype=torch.uint8)
-    vae, seen = toy_vae(), []
-    kernels = [vae.encoder.conv_in.weight, vae.encoder.mid_block.resnets[0].conv1.weight]
-    hook = vae.encoder.register_forward_pre_hook(lambda *_: seen.append([each.is_contiguous() for each in kernels]))
-    encode_moments(vae, images)
-    assert seen == 2 * [[True, False]]
-    hook.remove()
-    vae.encoder.register_forward_pre_hook(lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        encode_moments(vae, images)
-    assert all(weight.is_contiguous() for weight in vae.parameters())
-
-
 def test_large_images_are_decoded_in_smaller_batches(rows, tmp_path, monkeypatch):
     monkeypatch.setattr(latent_cache, "ENCODE_BATCH", 64)
     monkeypatch.setattr(latent_cache, "LOADED_PIXELS", 6 * SIDE_PX**2)  # three images with a crop each

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,37 +142,18 @@ def encode_moments(vae: AutoencoderKL, images: Tensor, is_flipped_too: bool = Tr
 
     Shapes: images (b, v, 3, H, W) uint8 -> (b, v, 1 or 2 orientations, 2 moments, ch, h, w) float32, CPU.
     """
-    is_cpu = vae.device.type == "cpu"
-    size = max(1, (CPU_PIXELS if is_cpu else GPU_PIXELS) // images[0, 0, 0].numel())
+    size = max(1, (CPU_PIXELS if vae.device.type == "cpu" else GPU_PIXELS) // images[0, 0, 0].numel())
     found = []
-    with _channels_last(vae) if is_cpu else nullcontext():
-        for view in images.unbind(1):
-            x = to_pixels(view)
-            for oriented in (x, x.flip(-1)) if is_flipped_too else (x,):
-                parts = []
-                for part in oriented.split(size):
-                    posterior = vae.encode(part.to(vae.device, vae.dtype)).latent_dist
-                    moments = torch.stack([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor
-                    parts.append(moments.float().cpu())
-                found.append(torch.cat(parts))
+    for view in images.unbind(1):
+        x = to_pixels(view)
+        for oriented in (x, x.flip(-1)) if is_flipped_too else (x,):
+            parts = []
+            for part in oriented.split(size):
+                posterior = vae.encode(part.to(vae.device, vae.dtype)).latent_dist
+                moments = torch.stack([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor
+                parts.append(moments.float().cpu())
+            found.append(torch.cat(parts))
     return torch.stack(found, dim=1).unflatten(1, (images.shape[1], -1))  # (b, v*o, ...) -> (b, v, o, ...)
-
-
-@contextmanager
-def _channels_last(vae: AutoencoderKL) -> Iterator[None]:
-    """Convolve in the memory format channels_last after the first block; undone at the end.
-
-    A convolution's output has the format of its weights. The first block keeps the usual one: in the other, torch's
-    GroupNorm loses digits at full resolution.
-    """
-    blocks = [*vae.encoder.down_blocks[1:], vae.encoder.mid_block, vae.encoder.conv_out]
-    try:
-        for block in blocks:
-            block.to(memory_format=torch.channels_last)
-        yield
-    finally:
-        for block in blocks:
-            block.to(memory_format=torch.contiguous_format)
 
 
 def _unreadable(found: Mapping[int, str]) -> ImageFileError:
