@@ -27,7 +27,7 @@ from palindiff.training.features.memmap import map_arrays, write_arrays
 from palindiff.training.features.views import Squares, ViewConfig
 
 LOADED_PIXELS = 2**23  # of the squares that a batch of rows holds decoded: 32 images of 512 px
-CPU_PIXELS, GPU_PIXELS = 2**15, 2**21  # encoded at once: 8 images of 64 px; 32 images of 256 px
+CPU_PIXELS, GPU_PIXELS = 2**16, 2**21  # encoded at once: 16 images of 64 px; 32 images of 256 px
 MIN_ROWS_FOR_WORKERS, MAX_WORKERS = 1_000, 8
 PART_ROWS = 32_768  # images of one part; a killed run loses less than one part of each process
 MOMENTS_FILE, UNREADABLE = "moments.npy", "unreadable"
