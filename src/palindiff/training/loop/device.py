@@ -3,7 +3,9 @@
 Also which attention kernel a device trains with in a precision.
 """
 
+import ctypes
 import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +19,8 @@ from pydantic import BaseModel, Field
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 TIMEOUT = timedelta(days=2)  # of the other processes, while one computes features or evaluates
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt, with the largest values that it takes
+KEPT_BYTES, LARGEST_MMAP_THRESHOLD = 2**31 - 1, 2**25
 TRACKER_DIR = "tensorboard"  # of trackers that write files, below the run's folder
 
 EMADevice = Literal["same", "cpu"]  # "same": the device of the weights
@@ -47,6 +51,8 @@ def make_accelerator(machine: MachineConfig, run_dir: Path | None = None) -> Acc
     if machine.num_threads:
         torch.set_num_threads(machine.num_threads)
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if not has_gpu:
+        keep_freed_memory()
     project = run_dir and ProjectConfiguration(str(run_dir), logging_dir=str(run_dir / TRACKER_DIR))
     return Accelerator(
         mixed_precision="no" if machine.precision == "fp32" else machine.precision,
@@ -55,6 +61,19 @@ def make_accelerator(machine: MachineConfig, run_dir: Path | None = None) -> Acc
         log_with=list(machine.log_with) if run_dir and machine.log_with else None,
         project_config=project or None,
     )
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse freed memory instead of returning it to the system, where each layer faults it in again.
+
+    Does nothing with another C library, or where environment variables set glibc's allocator.
+    """
+    if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
 
 
 def attention_backend(device_type: str, precision: str) -> AbstractContextManager[None]:
