@@ -1,4 +1,4 @@
-"""device.py: memory that a CPU's training frees is reused; trackers and launches are tested with the runs they serve."""
+"""device.py: memory that training on a CPU frees is reused; trackers and launches are tested where they are used."""
 
 import os
 import subprocess
