@@ -4,7 +4,9 @@ Here: images and captions in, embeddings, scores and rankings out. Not here: gen
 `__call__`, saving (`pretrained/saving.py`), and the networks (`models/`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +24,7 @@ from palindiff.inference.arguments import Images, ManyImages
 from palindiff.inference.clip_adapter import ClipAdapter
 from palindiff.inference.defaults import CAPTIONS_AT_ONCE, IMAGES_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templates
+from palindiff.models.fingerprint import fingerprint
 from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_diffusion import DenoisingStep, first_noise
@@ -236,6 +239,24 @@ class PalindiffPipeline(HubMixin):
         squares = [self._read_pixels(image, fit) for image in arguments.as_images(images, self.unet)]
         return self.encode_pixels(torch.stack(squares))  # b x (3, H, W) -> (b, 3, H, W)
 
+    @torch.no_grad()
+    def embed_pixels(self, x: Tensor, options: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+        """Read images once and denoise their queries with each of several options, which are those of `encode_image`.
+
+        Shapes: x (b, 3, H, W) float in [-1, 1] -> for each of `options`: e_0_hat (b, d_e) float32, unit length.
+        Raises: as `encode_image`.
+        """
+        reading = self.read_image(self.encode_pixels(x))
+        return [self.encode_image(reading, batch_size=len(x), **each) for each in options]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the embedding of an image or a caption. Reads every weight."""
+        parts = [fingerprint(part) for part in (self.vae, self.unet, self.query_stream)]
+        settings = json.dumps(dict(self.query_scheduler.config), sort_keys=True, default=str)
+        parts += [self.caption_encoder.fingerprint, str(self.unet.dtype), settings]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
     def check_options(self, *options: Any, **named: Any) -> None:
         """Refuse options of `encode_image` that cannot work, given in its order or by name.
 
@@ -314,7 +335,10 @@ class PalindiffPipeline(HubMixin):
         Raises: ValueError as `encode_labels`; what `encode_image` raises.
         """
         e = self.encode_labels(labels, templates)
-        e_0_hat = self.encode_image(images, **naming_options)
+        return self.probabilities(self.encode_image(images, **naming_options), e)
+
+    def probabilities(self, e_0_hat: Tensor, e: Tensor) -> Tensor:
+        """Shapes: e_0_hat (b, d_e) of images, e (k, d_e) of labels -> (b, k) float32, as `classify`."""
         return (self.query_stream.confidence_scale.detach() * e_0_hat @ e.T).softmax(dim=-1)
 
     def rank(self, images: Images, captions: Sequence[str], **naming_options: Any) -> Tensor:
