@@ -175,7 +175,7 @@ class KeptEmbeddings:
         if self.index.model_fingerprint != pipeline.fingerprint:
             raise ValueError(
                 f"The embeddings in `{self.folder}` are of the model `{self.index.model}`, whose weights are not "
-                "those of --model. Expected one model for images and texts. Pass that model, or embed the images again."
+                "those of --model. Expected one model for both. Pass that model, or embed the images again."
             )
         if self.index.options != options:
             raise ValueError(
