@@ -51,35 +51,22 @@ def embed(
     """
     from palindiff.data.sources import DataConfig, open_any_images
 
-    rows = open_any_images(DataConfig(path=source, split=split, fit=fit, on_bad=on_bad))
+    data = DataConfig(path=source, split=split, fit=fit, on_bad=on_bad)
+    rows = open_any_images(data)
     options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
     if dry_run:
-        print_plan(
-            {"model": model, **options, "fit": fit, "images": len(rows), "source": rows.source, "output": output}
-        )
+        counted = {"images": len(rows), "source": rows.source, "output": output}
+        print_plan({"model": model, **options, "fit": fit, **counted})
         return
-    from palindiff.inference.embeddings import EmbeddingFolder, EmbeddingIndex, embed_images
+    from palindiff.inference.embeddings import embed_images, embedding_folder
 
     pipeline = open_model(model, device)
     pipeline.check_options(**options)
-    index = EmbeddingIndex(
-        model=model,
-        model_fingerprint=pipeline.fingerprint,
-        source=rows.source,
-        source_fingerprint=rows.fingerprint,
-        options=options,
-        fit=fit,
-        size_px=pipeline.image_size_px,
-        num_rows=len(rows),
-    )
-    process, num_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    unreadable = embed_images(
-        pipeline, rows, [EmbeddingFolder(output, index)], on_bad, batch_size, num_workers, Progress(),
-        process, num_processes,
-    )  # fmt: skip
-    for fault in [rows.left_out, *unreadable.values()]:
-        if fault:
-            typer.echo(fault, err=True)
+    folder = embedding_folder(output, pipeline, model, rows, options, fit)
+    share = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    unreadable = embed_images(pipeline, rows, [folder], on_bad, batch_size, num_workers, Progress(), *share)
+    for fault in filter(None, [rows.left_out, *unreadable.values()]):
+        typer.echo(fault, err=True)
     typer.echo(f"written to {output}")
     typer.echo(
         next_line(f'palindiff rank {shlex.quote(str(output))} --caption "a caption" --by caption --model {model}')

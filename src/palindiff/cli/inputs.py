@@ -59,15 +59,15 @@ def open_inputs(paths: Sequence[Path], on_bad: OnBad) -> "ImageFiles | KeptEmbed
 
     Raises: as `find_images` and `ImageFiles`; ValueError if a folder of embeddings is not the only path.
     """
-    kept = [path for path in paths if (path / EMBEDDINGS_FILE).is_file()]
-    if not kept:
+    embedded = [path for path in paths if (path / EMBEDDINGS_FILE).is_file()]
+    if not embedded:
         return ImageFiles(find_images(paths), on_bad)
     if len(paths) > 1:
         raise ValueError(
-            f"`{kept[0]}` holds embeddings, and {len(paths) - 1} more paths were given. Expected it alone. Remove the "
-            "others, or embed them into a folder of their own."
+            f"`{embedded[0]}` holds embeddings, and {len(paths) - 1} more paths were given. Expected it alone. Remove "
+            "the others, or embed them into a folder of their own."
         )
-    return KeptEmbeddings(kept[0])
+    return KeptEmbeddings(embedded[0])
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:

@@ -146,6 +146,23 @@ class EmbeddingFolder:
         return self.path / "metadata" / f"metadata_{number:05d}.parquet"
 
 
+def embedding_folder(
+    path: Path, model: Embedder, name: str, rows: ImageSet, options: Mapping[str, int | float], fit: Fit
+) -> EmbeddingFolder:
+    """Describe the folder of a model's embeddings of a set; nothing is written."""
+    index = EmbeddingIndex(
+        model=name,
+        model_fingerprint=model.fingerprint,
+        source=rows.source,
+        source_fingerprint=rows.fingerprint,
+        options=dict(options),
+        fit=fit,
+        size_px=model.image_size_px,
+        num_rows=len(rows),
+    )
+    return EmbeddingFolder(path, index)
+
+
 def _save(path: Path, vectors: np.ndarray) -> None:
     with path.open("wb") as stream:
         np.save(stream, vectors)

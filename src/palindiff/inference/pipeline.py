@@ -245,7 +245,6 @@ class PalindiffPipeline(HubMixin):
         """Read images once and denoise their queries with each of several options, which are those of `encode_image`.
 
         Shapes: x (b, 3, H, W) float in [-1, 1] -> for each of `options`: e_0_hat (b, d_e) float32, unit length.
-        Raises: as `encode_image`.
         """
         reading = self.read_image(self.encode_pixels(x))
         return [self.encode_image(reading, batch_size=len(x), **each) for each in options]
