@@ -39,7 +39,7 @@ def embed(
 ) -> None:
     """Embed the images of a source once; `classify`, `rank` and `evaluate` read them instead of images.
 
-    Writes DIR/embeddings.json and, for every 2,048 images, DIR/img_emb/*.npy and DIR/metadata/*.parquet. Rerun the
+    Writes DIR/embeddings.json and, for every 1,024 images, DIR/img_emb/*.npy and DIR/metadata/*.parquet. Rerun the
     same command to resume. Started by torchrun, processes share the shards.
 
     \b

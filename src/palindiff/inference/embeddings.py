@@ -29,7 +29,7 @@ from palindiff.inference.defaults import IMAGES_AT_ONCE
 from palindiff.inference.embedder import Embedder
 
 INDEX_FILE = "embeddings.json"
-SHARD_ROWS = 2048
+SHARD_ROWS = 1024
 Progress = Callable[[str, int, int], None]  # what is computed, how many are done, of how many
 
 
