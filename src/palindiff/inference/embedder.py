@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Embedder(Protocol):
@@ -16,6 +16,10 @@ class Embedder(Protocol):
     @property
     def fingerprint(self) -> str:
         """Hash of everything in the model that decides an embedding."""
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """By name, a module of each network that is called once whenever the network is."""
 
     def embed_pixels(self, x: Tensor, options: Sequence[Mapping[str, Any]]) -> list[Tensor]:
         """Read images once, and embed them with each of several options.

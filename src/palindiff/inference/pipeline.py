@@ -250,6 +250,11 @@ class PalindiffPipeline(HubMixin):
         return [self.encode_image(reading, batch_size=len(x), **each) for each in options]
 
     @property
+    def networks(self) -> dict[str, torch.nn.Module]:
+        """A module of each network that names an image, called once whenever the network is."""
+        return {"VAE": self.vae.encoder, "U-Net": self.unet.conv_in, "query stream": self.query_stream}
+
+    @property
     def fingerprint(self) -> str:
         """Hash of everything that decides the embedding of an image or a caption. Reads every weight."""
         parts = [fingerprint(part) for part in (self.vae, self.unet, self.query_stream)]
