@@ -1,6 +1,7 @@
 """embeddings.py: shards as a stream, killed and resumed, shared by processes; what is damaged."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -41,6 +42,10 @@ def rows(tmp_path_factory):
     return open_any_images(DataConfig(path=str(write_images(tmp_path_factory.mktemp("images"), num_images=11))))
 
 
+def _keep(counts, _what, done, total):
+    counts.append((done, total))
+
+
 def folder(path, rows, **options):
     index = {"model": "m", "model_fingerprint": "f", "source": "s", "source_fingerprint": rows.fingerprint}
     sizes = {"fit": "crop", "size_px": SIZE_PX, "num_rows": len(rows), "shard_rows": 4}
@@ -56,14 +61,15 @@ def expected(rows):
 def test_every_row_is_embedded_once_whatever_the_batch_and_the_workers(rows, tmp_path):
     for number, (batch_size, workers) in enumerate([(64, 0), (3, 0), (2, 1)]):
         model, place = Means(), folder(tmp_path / str(number), rows)
-        progress = []
-        embed_images(model, rows, [place], "refuse", batch_size, workers, lambda *told: progress.append(told[1:]))
+        counts = []
+        count = partial(_keep, counts)
+        embed_images(model, rows, [place], "refuse", batch_size, workers, count)
         vectors, columns = read_all(place.path)
         assert torch.equal(vectors, expected(rows))
         assert columns["row"] == list(range(11))
         assert columns["captions"] == [list(captions) for captions, _ in rows.texts()]
         assert model.seen == 11
-        assert progress[-1] == (11, 11)
+        assert counts[-1] == (11, 11)
 
 
 def test_several_options_read_each_image_once(rows, tmp_path):

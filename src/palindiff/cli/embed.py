@@ -58,13 +58,15 @@ def embed(
         counted = {"images": len(rows), "source": rows.source, "output": output}
         print_plan({"model": model, **options, "fit": fit, **counted})
         return
+    from palindiff.inference.embedder import PipelineEmbedder
     from palindiff.inference.embeddings import embed_images, embedding_folder
 
     pipeline = open_model(model, device)
     pipeline.check_options(**options)
-    folder = embedding_folder(output, pipeline, model, rows, options, fit)
+    embedder = PipelineEmbedder(pipeline)
+    folder = embedding_folder(output, embedder, model, rows, options, fit)
     share = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    unreadable = embed_images(pipeline, rows, [folder], on_bad, batch_size, num_workers, Progress(), *share)
+    unreadable = embed_images(embedder, rows, [folder], on_bad, batch_size, num_workers, Progress(), *share)
     for fault in filter(None, [rows.left_out, *unreadable.values()]):
         typer.echo(fault, err=True)
     typer.echo(f"written to {output}")

@@ -88,12 +88,13 @@ def _run(
     output: Path, templates: list[str] | None, batch_size: int, num_workers: int,
 ) -> "list[Record]":  # fmt: skip
     from palindiff.evaluation.run import Evaluation, EvaluationOptions
+    from palindiff.inference.embedder import PipelineEmbedder
 
     pipeline = open_model(model, device)
     for setting in settings:
         pipeline.check_options(**setting.model_dump())
     evaluation = Evaluation(
-        pipeline,
+        PipelineEmbedder(pipeline),
         model,
         sets,
         tasks,  # type: ignore[arg-type]  # checked by the caller

@@ -172,7 +172,9 @@ class KeptEmbeddings:
 
         Raises: ValueError.
         """
-        if self.index.model_fingerprint != pipeline.fingerprint:
+        from palindiff.inference.embedder import PipelineEmbedder
+
+        if self.index.model_fingerprint != PipelineEmbedder(pipeline).fingerprint:
             raise ValueError(
                 f"The embeddings in `{self.folder}` are of the model `{self.index.model}`, whose weights are not "
                 "those of --model. Expected one model for both. Pass that model, or embed the images again."

@@ -4,9 +4,7 @@ Here: images and captions in, embeddings, scores and rankings out. Not here: gen
 `__call__`, saving (`pretrained/saving.py`), and the networks (`models/`).
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +23,6 @@ from palindiff.inference.clip_adapter import ClipAdapter
 from palindiff.inference.defaults import CAPTIONS_AT_ONCE, IMAGES_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templates
 from palindiff.inference.offloading import bring
-from palindiff.models.fingerprint import fingerprint
 from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_diffusion import DenoisingStep, first_noise
@@ -239,28 +236,6 @@ class PalindiffPipeline(HubMixin):
         self.check_options(fit=fit)
         squares = [self._read_pixels(image, fit) for image in arguments.as_images(images, self.unet)]
         return self.encode_pixels(torch.stack(squares))  # b x (3, H, W) -> (b, 3, H, W)
-
-    @torch.no_grad()
-    def embed_pixels(self, x: Tensor, options: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-        """Read images once and denoise their queries with each of several options, which are those of `encode_image`.
-
-        Shapes: x (b, 3, H, W) float in [-1, 1] -> for each of `options`: e_0_hat (b, d_e) float32, unit length.
-        """
-        reading = self.read_image(self.encode_pixels(x))
-        return [self.encode_image(reading, batch_size=len(x), **each) for each in options]
-
-    @property
-    def networks(self) -> dict[str, torch.nn.Module]:
-        """A module of each network that names an image, called once whenever the network is."""
-        return {"VAE": self.vae.encoder, "U-Net": self.unet.conv_in, "query stream": self.query_stream}
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of everything that decides the embedding of an image or a caption. Reads every weight."""
-        parts = [fingerprint(part) for part in (self.vae, self.unet, self.query_stream)]
-        settings = json.dumps(dict(self.query_scheduler.config), sort_keys=True, default=str)
-        parts += [self.caption_encoder.fingerprint, str(self.unet.dtype), settings]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def check_options(self, *options: Any, **named: Any) -> None:
         """Refuse options of `encode_image` that cannot work, given in its order or by name.
