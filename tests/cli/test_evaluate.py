@@ -74,6 +74,17 @@ def test_a_record_holds_what_the_pipeline_answers(evaluate, images, tmp_path, mo
     assert low <= record["metrics"]["text_retrieval_recall@5"] <= high
 
 
+def test_use_of_the_text_diffusion_is_measured(evaluate, images, tmp_path):
+    code, _, err = evaluate(tasks=["chain_use"])
+    assert code == 0, err
+    (record,) = records(tmp_path).values()
+    cosines = {name: value for name, value in record["metrics"].items() if name.startswith("chain_cosine_noise")}
+    assert len(cosines) == 5
+    assert all(-1 <= value <= 1 for value in cosines.values())
+    assert record["metrics"]["chain_image_to_text_recall_1_from_noise"] >= 0
+    assert record["intervals"] == dict.fromkeys(record["metrics"])
+
+
 def test_settings_are_combined_and_each_costs_what_it_calls(evaluate, images, tmp_path):
     arguments = ("--steps", "1,3", "--guidance-scale", "1,2", "--seeds", "0-1", "--results", "rows.json")
     assert evaluate(*arguments, tasks=["retrieval"])[0] == 0

@@ -21,35 +21,56 @@ if TYPE_CHECKING:
     from palindiff.evaluation.records import Record
     from palindiff.evaluation.run import NamedData, NamingSetting
 
-TASKS = ("classification", "retrieval")
+TASKS = ("classification", "retrieval", "chain_use")
 Number = TypeVar("Number", int, float)
 
 
+DataOption = Annotated[
+    list[str],
+    typer.Option(
+        "--data", metavar="[NAME=]PATH", help="Data set: folder, tars, parquet files or a Hub name. Repeatable."
+    ),
+]
+TaskOption = Annotated[list[str], typer.Option("--task", help=f"{', '.join(TASKS)}. Repeatable.")]
+WhereOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        metavar="KEY=PATTERN",
+        help="Only rows with such a column (or KEY!=PATTERN), such as label!=flag*. Repeatable.",
+        show_default="all rows",
+    ),
+]
+StepsOption = Annotated[str, typer.Option("--steps", metavar="N,N,...", help="Denoising steps, several in one run.")]
+GuidanceOption = Annotated[
+    str, typer.Option("--guidance-scale", metavar="X,X,...", help="1 + w of the paper; 1 turns it off.")
+]
+SeedsOption = Annotated[
+    str, typer.Option("--seeds", metavar="N,N-N,...", help="Seeds of the first noise, such as 0-9.")
+]
+TemplateOption = Annotated[
+    list[str] | None,
+    typer.Option("--template", help="Caption with {} for a class name. Repeatable.", show_default="the name alone"),
+]
+ResultsOption = Annotated[
+    Path | None, typer.Option("--results", metavar="FILE", help="Write all rows to a result file too.")
+]
+
+
 def evaluate(
-    data: Annotated[
-        list[str],
-        typer.Option(metavar="[NAME=]PATH", help="Data set: folder, tars, parquet files or a Hub name. Repeatable."),
-    ],
-    tasks: Annotated[list[str], typer.Option("--task", help=f"{' or '.join(TASKS)}. Repeatable.")],
+    data: DataOption,
+    tasks: TaskOption,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the records; rerun to resume.")],
     model: ModelOption = DEFAULT_MODEL,
     split: Annotated[str, typer.Option(help="Split of the data sets; unsplit data are train.")] = "test",
-    steps: Annotated[str, typer.Option(metavar="N,N,...", help="Denoising steps, several in one run.")] = str(
-        NAMING_STEPS
-    ),
-    guidance_scales: Annotated[
-        str, typer.Option("--guidance-scale", metavar="X,X,...", help="1 + w of the paper; 1 turns it off.")
-    ] = f"{NAMING_GUIDANCE_SCALE:g}",
-    seeds: Annotated[str, typer.Option(metavar="N,N-N,...", help="Seeds of the first noise, such as 0-9.")] = "0",
-    templates: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--template", help="Caption with {} for a class name. Repeatable.", show_default="the name alone"
-        ),
-    ] = None,
+    where: WhereOption = None,
+    steps: StepsOption = str(NAMING_STEPS),
+    guidance_scales: GuidanceOption = f"{NAMING_GUIDANCE_SCALE:g}",
+    seeds: SeedsOption = "0",
+    templates: TemplateOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images embedded together.")] = IMAGES_AT_ONCE,
     num_workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images.")] = 0,
-    results: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all rows to a result file too.")] = None,
+    results: ResultsOption = None,
     device: DeviceOption = "auto",
     on_bad: OnBadOption = "refuse",
     as_json: JsonOption = False,
@@ -66,10 +87,10 @@ def evaluate(
       palindiff evaluate --data pets=data/pets --task classification --template "a photo of a {}" --output evaluations
       palindiff evaluate --data data/emoji --task retrieval --steps 1,4,8 --guidance-scale 1,3 --seeds 0-9 --output DIR
     """
-    sets = [_named(text, split, on_bad) for text in data]
+    sets = [_named(text, split, on_bad, where or []) for text in data]
     chosen = _settings(steps, guidance_scales, seeds)
     if unknown := [task for task in tasks if task not in TASKS]:
-        raise ValueError(f"--task is {unknown[0]}. Expected {' or '.join(TASKS)}. Use one of these.")
+        raise ValueError(f"--task is {unknown[0]}. Expected one of {', '.join(TASKS)}. Use one of these.")
     if dry_run:
         plan = {"data": [f"{each.name}: {each.config.path}" for each in sets], "tasks": tasks}
         print_plan({"model": model, **plan, "settings": [each.label for each in chosen], "output": output}, as_json)
@@ -110,14 +131,17 @@ def _run(
     return list(evaluation.run())
 
 
-def _named(text: str, split: str, on_bad: OnBad) -> "NamedData":
+def _named(text: str, split: str, on_bad: OnBad, where: list[str]) -> "NamedData":
+    from palindiff.data.conditions import Condition
     from palindiff.data.sources import DataConfig
     from palindiff.evaluation.run import NamedData
 
     name, equals, path = text.partition("=")
     if not equals or "/" in name:
         name, path = Path(text).name, text
-    return NamedData(f"{name}/{split}", DataConfig(path=path, split=split, on_bad=on_bad))
+    conditions = tuple(Condition.parse(each) for each in where)
+    label = f"{name}/{split}" + "".join(f" {each}" for each in conditions)
+    return NamedData(label, DataConfig(path=path, split=split, on_bad=on_bad), conditions)
 
 
 def _settings(steps: str, guidance_scales: str, seeds: str) -> "list[NamingSetting]":

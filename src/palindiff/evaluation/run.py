@@ -15,10 +15,12 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 import palindiff
+from palindiff.data.conditions import Condition, select_where
 from palindiff.data.rows import ImageSet
 from palindiff.data.sources import DataConfig, open_images
 from palindiff.evaluation import naming_tasks
 from palindiff.evaluation.cost import embedding_cost
+from palindiff.evaluation.evaluators import EvaluationConfig, EvaluationImages, chain_use
 from palindiff.evaluation.intervals import bootstrap_interval
 from palindiff.evaluation.naming_tasks import Metric
 from palindiff.evaluation.records import (
@@ -31,11 +33,11 @@ from palindiff.evaluation.records import (
     write_record,
 )
 from palindiff.inference.defaults import IMAGES_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
-from palindiff.inference.embedder import Embedder
+from palindiff.inference.embedder import Embedder, PipelineEmbedder
 from palindiff.inference.embeddings import EmbeddingFolder, embed_images, embedding_folder, read_all
 from palindiff.inference.labels import LABEL_TEMPLATES
 
-Task = Literal["classification", "retrieval"]
+Task = Literal["classification", "retrieval", "chain_use"]
 Progress = Callable[[str, int, int], None]
 WAIT_S = 1.0  # between two looks at whether other processes have written their shards
 
@@ -58,6 +60,7 @@ class EvaluationOptions(BaseModel, frozen=True, extra="forbid"):
 
     templates: tuple[str, ...] = LABEL_TEMPLATES  # of class names
     retrieval_ks: tuple[int, ...] = naming_tasks.RETRIEVAL_KS
+    chain_images: int = Field(500, gt=0)  # of `chain_use`, at most
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class NamedData:
 
     name: str
     config: DataConfig
+    conditions: tuple[Condition, ...] = ()  # that rows must meet
 
 
 @dataclass
@@ -90,10 +94,10 @@ class Evaluation:
 
         Raises: ValueError if a task does not fit the data; what `open_images` and `embed_images` raise.
         """
-        opened = [(each, open_images(each.config)) for each in self.data]
+        opened = [(each, select_where(open_images(each.config), each.conditions)) for each in self.data]
         for each, rows in opened:
             for task in self.tasks:
-                _check_task(task, each.name, rows, self.options)
+                self._check_task(task, each.name, rows)
         for each, rows in opened:
             folders = [self._folder(rows, each.config, setting) for setting in self.settings]
             embed_images(
@@ -104,7 +108,35 @@ class Evaluation:
                 _wait_for(folders)
                 for task in self.tasks:
                     for setting, folder in zip(self.settings, folders, strict=True):
-                        yield self._measure(each, task, setting, folder)
+                        yield self._measure(each, rows, task, setting, folder)
+
+    def _check_task(self, task: Task, name: str, rows: ImageSet) -> None:
+        """Refuse data or a model that a task cannot be measured on, before anything is embedded."""
+        texts = list(rows.texts())
+        labels = {label for _, label in texts}
+        num_captions = len({caption for captions, _ in texts for caption in captions})
+        if task == "classification" and (None in labels or len(labels) < 2):
+            found = "images without a class" if None in labels else "one class"
+            raise ValueError(
+                f"The data set `{name}` has {found}. Expected a class for each image, and two classes or more, for "
+                "classification. Use class folders, KEY.cls in tars or a column `label`, or leave the task out."
+            )
+        most = max(self.options.retrieval_ks)
+        if task == "retrieval" and min(num_captions, len(rows)) < most:
+            raise ValueError(
+                f"The data set `{name}` has {len(rows)} images and {num_captions} different captions. Expected at "
+                f"least {most} of each, for recall@{most}. Pass more data, or smaller k."
+            )
+        if task == "chain_use" and num_captions < 2:
+            raise ValueError(
+                f"The data set `{name}` has one caption. Expected two or more different ones, for `chain_use`. Leave "
+                "the task out."
+            )
+        if task == "chain_use" and not _has_text_diffusion(self.model):
+            raise ValueError(
+                "The task `chain_use` was asked for, and the model has no text diffusion. Expected a palindiff "
+                "checkpoint with `text_chain: diffusion`. Leave the task out."
+            )
 
     def _folder(self, rows: ImageSet, config: DataConfig, setting: NamingSetting) -> EmbeddingFolder:
         options = setting.model_dump()
@@ -112,7 +144,9 @@ class Evaluation:
         key = hash_settings(folder.index.model_dump(exclude={"model", "source"}))
         return EmbeddingFolder(self.output / "embeddings" / key, folder.index)
 
-    def _measure(self, data: NamedData, task: Task, setting: NamingSetting, folder: EmbeddingFolder) -> Record:
+    def _measure(
+        self, data: NamedData, rows: ImageSet, task: Task, setting: NamingSetting, folder: EmbeddingFolder
+    ) -> Record:
         e_0_hat, columns = read_all(folder.path)
         settings = {
             **folder.index.model_dump(exclude={"model", "source", "shard_rows"}),
@@ -124,7 +158,9 @@ class Evaluation:
         config_hash = hash_settings(settings)
         file = record_file(self.output, data.name, task, config_hash)
         if (record := read_record(file, config_hash)) is None:
-            metrics = TASKS[task](self.model, columns, e_0_hat, self.options)
+            kept = rows.select(columns["row"])
+            given = self.model, kept, setting, self.options, e_0_hat
+            metrics = TASKS[task](Embedded(*given, captions=columns["captions"], labels=columns["label"]))
             cost = embedding_cost(self.model, setting.model_dump(), self.batch_size)
             record = self._record(data, setting, task, metrics, settings, config_hash, cost)
             write_record(file, record)
@@ -151,53 +187,64 @@ class Evaluation:
         )
 
 
-def measure_classification(
-    model: Embedder, columns: Mapping[str, Sequence[Any]], e_0_hat: Tensor, options: EvaluationOptions
-) -> list[Metric]:
+@dataclass(frozen=True)
+class Embedded:
+    """The images of a set that could be read, embedded under one setting."""
+
+    model: Embedder
+    rows: ImageSet
+    setting: NamingSetting
+    options: EvaluationOptions
+    e_0_hat: Tensor  # (n, d) float32, unit length
+    captions: Sequence[Sequence[str]]
+    labels: Sequence[str | None]
+
+
+def measure_classification(data: Embedded) -> list[Metric]:
     """Zero-shot classification among the labels of the images."""
-    classes = sorted(set(columns["label"]))
-    truth = torch.tensor([classes.index(label) for label in columns["label"]])
-    e = model.encode_labels(classes, options.templates).cpu()
-    return naming_tasks.classification(e_0_hat, e, truth)
+    classes = sorted({str(label) for label in data.labels})
+    truth = torch.tensor([classes.index(str(label)) for label in data.labels])
+    e = data.model.encode_labels(classes, data.options.templates).cpu()
+    return naming_tasks.classification(data.e_0_hat, e, truth)
 
 
-def measure_retrieval(
-    model: Embedder, columns: Mapping[str, Sequence[Any]], e_0_hat: Tensor, options: EvaluationOptions
-) -> list[Metric]:
+def measure_retrieval(data: Embedded) -> list[Metric]:
     """Image-text retrieval among all different captions of the images."""
-    captions = {caption: None for of_image in columns["captions"] for caption in of_image}
+    captions = list(dict.fromkeys(caption for of_image in data.captions for caption in of_image))
     place = {caption: number for number, caption in enumerate(captions)}
-    positives = torch.zeros(len(e_0_hat), len(captions), dtype=torch.bool)
-    for row, of_image in enumerate(columns["captions"]):
+    positives = torch.zeros(len(data.e_0_hat), len(captions), dtype=torch.bool)
+    for row, of_image in enumerate(data.captions):
         positives[row, [place[caption] for caption in of_image]] = True
-    return naming_tasks.retrieval(e_0_hat, model.encode_text(list(captions)).cpu(), positives, options.retrieval_ks)
+    e = data.model.encode_text(captions).cpu()
+    return naming_tasks.retrieval(data.e_0_hat, e, positives, data.options.retrieval_ks)
 
 
-TASKS: dict[Task, Callable[[Embedder, Mapping[str, Sequence[Any]], Tensor, EvaluationOptions], list[Metric]]] = {
+def measure_chain_use(data: Embedded) -> list[Metric]:
+    """How much predictions depend on the noisy query, on evenly spread images with their first captions."""
+    assert isinstance(data.model, PipelineEmbedder), "checked before anything was embedded"
+    chosen = torch.linspace(0, len(data.rows) - 1, min(len(data.rows), data.options.chain_images)).long().tolist()
+    images = EvaluationImages(
+        [data.rows[row].source for row in chosen], [data.captions[row][0] for row in chosen],
+        e_0_hat=data.e_0_hat[chosen],
+    )  # fmt: skip
+    config = EvaluationConfig(
+        naming_steps=data.setting.num_inference_steps, naming_guidance_scale=data.setting.guidance_scale
+    )
+    return [
+        Metric(str(row["metric"]), float(row["value"]), int(row["n"]), row.get("chance"))  # type: ignore[arg-type]
+        for row in chain_use(data.model.pipeline, images, config)
+    ]
+
+
+TASKS: dict[Task, Callable[[Embedded], list[Metric]]] = {
     "classification": measure_classification,
     "retrieval": measure_retrieval,
+    "chain_use": measure_chain_use,
 }
 
 
-def _check_task(task: Task, name: str, rows: ImageSet, options: EvaluationOptions) -> None:
-    """Refuse data that a task cannot be measured on, before anything is embedded."""
-    texts = list(rows.texts())
-    labels = {label for _, label in texts}
-    if task == "classification" and (None in labels or len(labels) < 2):
-        found = "images without a class" if None in labels else "one class"
-        raise ValueError(
-            f"The data set `{name}` has {found}. Expected a class for each image, and two classes or more, for "
-            "classification. Use class folders, KEY.cls in tars or a column `label`, or leave the task out."
-        )
-    if task == "retrieval":
-        num_captions = len({caption for captions, _ in texts for caption in captions})
-        fewest = min(num_captions, len(rows))
-        if fewest < max(options.retrieval_ks):
-            raise ValueError(
-                f"The data set `{name}` has {len(rows)} images and {num_captions} different captions. Expected at "
-                f"least {max(options.retrieval_ks)} of each, for recall@{max(options.retrieval_ks)}. Pass more data, "
-                "or smaller k."
-            )
+def _has_text_diffusion(model: Embedder) -> bool:
+    return isinstance(model, PipelineEmbedder) and model.pipeline.query_stream.has_text_diffusion
 
 
 def _wait_for(folders: Sequence[EmbeddingFolder]) -> None:
