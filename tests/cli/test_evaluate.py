@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from palindiff.evaluation.collapse import alignment, effective_rank, mean_pairwise_cosine
 from palindiff.evaluation.results import read_results
 from palindiff.inference.pipeline import PalindiffPipeline
 from toys.models import toy_checkpoint
@@ -83,6 +84,18 @@ def test_use_of_the_text_diffusion_is_measured(evaluate, images, tmp_path):
     assert all(-1 <= value <= 1 for value in cosines.values())
     assert record["metrics"]["chain_image_to_text_recall_1_from_noise"] >= 0
     assert record["intervals"] == dict.fromkeys(record["metrics"])
+
+
+def test_collapse_is_that_of_images_and_of_captions(evaluate, images, tmp_path, model):
+    code, _, err = evaluate(tasks=["collapse"])
+    assert code == 0, err
+    (record,) = records(tmp_path).values()
+    pipeline = PalindiffPipeline.from_pretrained(model)
+    e_0_hat = pipeline.encode_image([images / f"{i:02d}.png" for i in range(12)])
+    e = pipeline.encode_text([f"{LABELS[i % 3]} {i}" for i in range(12)])
+    assert record["metrics"]["image_effective_rank"] == pytest.approx(effective_rank(e_0_hat), rel=1e-4)
+    assert record["metrics"]["text_mean_pairwise_cosine"] == pytest.approx(mean_pairwise_cosine(e), abs=1e-5)
+    assert record["metrics"]["alignment"] == pytest.approx(alignment(e_0_hat, e), abs=1e-5)
 
 
 def test_settings_are_combined_and_each_costs_what_it_calls(evaluate, images, tmp_path):

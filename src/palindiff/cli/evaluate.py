@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from palindiff.evaluation.records import Record
     from palindiff.evaluation.run import NamedData, NamingSetting
 
-TASKS = ("classification", "retrieval", "chain_use")
+TASKS = ("classification", "retrieval", "chain_use", "collapse")
 Number = TypeVar("Number", int, float)
 
 
@@ -178,7 +178,7 @@ def _print(records: "Sequence[Record]") -> None:
         rows = [[each.pretrained, *(f"{each.metrics[name]:.4f}" for name in metrics)] for each in of_task]
         chance = [of_task[0].chance[name] for name in metrics]
         below = ["chance", *("" if share is None else f"{share:.4f}" for share in chance)]
-        heads = [name.replace("_retrieval_recall", " R").replace("_retrieval", "") for name in metrics]
+        heads = [name.replace("_retrieval_recall", " R").replace("_retrieval_mrr", " MRR") for name in metrics]
         print_table(f"{task} of {of_task[0].model} on {dataset}", ["setting", *heads], rows, [below])
 
 

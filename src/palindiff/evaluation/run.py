@@ -19,6 +19,7 @@ from palindiff.data.conditions import Condition, select_where
 from palindiff.data.rows import ImageSet
 from palindiff.data.sources import DataConfig, open_images
 from palindiff.evaluation import naming_tasks
+from palindiff.evaluation.collapse import alignment, effective_rank, mean_pairwise_cosine, uniformity
 from palindiff.evaluation.cost import embedding_cost
 from palindiff.evaluation.evaluators import EvaluationConfig, EvaluationImages, chain_use
 from palindiff.evaluation.intervals import bootstrap_interval
@@ -37,7 +38,7 @@ from palindiff.inference.embedder import Embedder, PipelineEmbedder
 from palindiff.inference.embeddings import EmbeddingFolder, embed_images, embedding_folder, read_all
 from palindiff.inference.labels import LABEL_TEMPLATES
 
-Task = Literal["classification", "retrieval", "chain_use"]
+Task = Literal["classification", "retrieval", "chain_use", "collapse"]
 Progress = Callable[[str, int, int], None]
 WAIT_S = 1.0  # between two looks at whether other processes have written their shards
 
@@ -127,9 +128,9 @@ class Evaluation:
                 f"The data set `{name}` has {len(rows)} images and {num_captions} different captions. Expected at "
                 f"least {most} of each, for recall@{most}. Pass more data, or smaller k."
             )
-        if task == "chain_use" and num_captions < 2:
+        if task in ("chain_use", "collapse") and num_captions < 2:
             raise ValueError(
-                f"The data set `{name}` has one caption. Expected two or more different ones, for `chain_use`. Leave "
+                f"The data set `{name}` has one caption. Expected two or more different ones, for `{task}`. Leave "
                 "the task out."
             )
         if task == "chain_use" and not _has_text_diffusion(self.model):
@@ -236,10 +237,25 @@ def measure_chain_use(data: Embedded) -> list[Metric]:
     ]
 
 
+def measure_collapse(data: Embedded) -> list[Metric]:
+    """Effective rank, mean pairwise cosine and uniformity of images and of captions; alignment of both."""
+    different = list(dict.fromkeys(captions[0] for captions in data.captions))
+    place = {caption: number for number, caption in enumerate(different)}
+    e = data.model.encode_text(different).cpu()
+    of_images = e[torch.tensor([place[captions[0]] for captions in data.captions])]
+    found = [
+        Metric(f"{name}_{metric.__name__}", metric(embeddings), len(embeddings))
+        for name, embeddings in (("image", data.e_0_hat), ("text", e))
+        for metric in (effective_rank, mean_pairwise_cosine, uniformity)
+    ]
+    return [*found, Metric("alignment", alignment(data.e_0_hat, of_images), len(of_images))]
+
+
 TASKS: dict[Task, Callable[[Embedded], list[Metric]]] = {
     "classification": measure_classification,
     "retrieval": measure_retrieval,
     "chain_use": measure_chain_use,
+    "collapse": measure_collapse,
 }
 
 
