@@ -1,6 +1,7 @@
 """`palindiff evaluate` with a toy checkpoint: records, what is reused, several settings, and bad data."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -96,6 +97,20 @@ def test_collapse_is_that_of_images_and_of_captions(evaluate, images, tmp_path, 
     assert record["metrics"]["image_effective_rank"] == pytest.approx(effective_rank(e_0_hat), rel=1e-4)
     assert record["metrics"]["text_mean_pairwise_cosine"] == pytest.approx(mean_pairwise_cosine(e), abs=1e-5)
     assert record["metrics"]["alignment"] == pytest.approx(alignment(e_0_hat, e), abs=1e-5)
+
+
+def test_a_linear_probe_is_trained_on_the_training_split(evaluate, images, tmp_path):
+    shutil.copytree(images, images.parent / "train")
+    code, _, err = evaluate(tasks=["linear_probe"])
+    assert code == 0, err
+    (record,) = records(tmp_path).values()
+    assert record["task"] == "linear_probe"
+    assert record["metrics"]["lp_acc1"] >= 1 / 3  # the very images it was trained on
+    assert record["chance"]["lp_acc1"] == pytest.approx(1 / 3)
+    assert record["num_items"] == {"lp_acc1": 12, "lp_strength": 12}
+    Image.new("RGB", (8, 8), "black").save(images.parent / "train" / "00.png")
+    evaluate(tasks=["linear_probe"])
+    assert len(records(tmp_path)) == 2
 
 
 def test_settings_are_combined_and_each_costs_what_it_calls(evaluate, images, tmp_path):

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from palindiff.evaluation.records import Record
-    from palindiff.evaluation.run import NamedData, NamingSetting
+    from palindiff.evaluation.run import NamedData
+    from palindiff.evaluation.tasks import NamingSetting
 
-TASKS = ("classification", "retrieval", "chain_use", "collapse")
+TASKS = ("classification", "retrieval", "chain_use", "collapse", "linear_probe")
 Number = TypeVar("Number", int, float)
 
 
@@ -63,6 +64,7 @@ def evaluate(
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the records; rerun to resume.")],
     model: ModelOption = DEFAULT_MODEL,
     split: Annotated[str, typer.Option(help="Split of the data sets; unsplit data are train.")] = "test",
+    train_split: Annotated[str, typer.Option(help="Split that linear_probe trains on.")] = "train",
     where: WhereOption = None,
     steps: StepsOption = str(NAMING_STEPS),
     guidance_scales: GuidanceOption = f"{NAMING_GUIDANCE_SCALE:g}",
@@ -95,7 +97,7 @@ def evaluate(
         plan = {"data": [f"{each.name}: {each.config.path}" for each in sets], "tasks": tasks}
         print_plan({"model": model, **plan, "settings": [each.label for each in chosen], "output": output}, as_json)
         return
-    records = _run(model, device, sets, tasks, chosen, output, templates, batch_size, num_workers)
+    records = _run(model, device, sets, tasks, chosen, output, templates, train_split, batch_size, num_workers)
     if results and records:
         _write_results(results, records)
     if as_json:
@@ -106,9 +108,10 @@ def evaluate(
 
 def _run(
     model: str, device: str, sets: "Sequence[NamedData]", tasks: "Sequence[str]", settings: "Sequence[NamingSetting]",
-    output: Path, templates: list[str] | None, batch_size: int, num_workers: int,
+    output: Path, templates: list[str] | None, train_split: str, batch_size: int, num_workers: int,
 ) -> "list[Record]":  # fmt: skip
-    from palindiff.evaluation.run import Evaluation, EvaluationOptions
+    from palindiff.evaluation.run import Evaluation
+    from palindiff.evaluation.tasks import EvaluationOptions
     from palindiff.inference.embedder import PipelineEmbedder
 
     pipeline = open_model(model, device)
@@ -122,6 +125,7 @@ def _run(
         settings,
         output,
         EvaluationOptions(templates=tuple(templates)) if templates else EvaluationOptions(),
+        train_split,
         num_workers,
         batch_size,
         Progress(),
@@ -146,7 +150,7 @@ def _named(text: str, split: str, on_bad: OnBad, where: list[str]) -> "NamedData
 
 def _settings(steps: str, guidance_scales: str, seeds: str) -> "list[NamingSetting]":
     """Combine all steps, guidance scales and seeds."""
-    from palindiff.evaluation.run import NamingSetting
+    from palindiff.evaluation.tasks import NamingSetting
 
     scales = [_number(part, float, "--guidance-scale") for part in guidance_scales.split(",")]
     combined = product(_whole_numbers(steps, "--steps"), scales, _whole_numbers(seeds, "--seeds"))
