@@ -175,15 +175,30 @@ def _number(text: str, kind: type[Number], option: str) -> Number:
 
 
 def _print(records: "Sequence[Record]") -> None:
-    """Print a table for each data set and task: settings down, metrics across, chance below."""
+    """Print a table for each data set and task: the metrics of one setting with intervals, or settings down."""
     for (dataset, task), group in groupby(records, key=attrgetter("dataset", "task")):
         of_task = list(group)
-        metrics = list(of_task[0].metrics)
-        rows = [[each.pretrained, *(f"{each.metrics[name]:.4f}" for name in metrics)] for each in of_task]
-        chance = [of_task[0].chance[name] for name in metrics]
-        below = ["chance", *("" if share is None else f"{share:.4f}" for share in chance)]
-        heads = [name.replace("_retrieval_recall", " R").replace("_retrieval_mrr", " MRR") for name in metrics]
-        print_table(f"{task} of {of_task[0].model} on {dataset}", ["setting", *heads], rows, [below])
+        title, first = f"{task} of {of_task[0].model} on {dataset}", of_task[0]
+        if len(of_task) == 1:
+            rows = [
+                [name, f"{value:.4f}", *(_interval(first.intervals[name])), _number_or_blank(first.chance[name]),
+                 f"{first.num_items[name]:,}"]
+                for name, value in first.metrics.items()
+            ]  # fmt: skip
+            print_table(f"{title}, {first.pretrained}", ["metric", "value", "95 % from", "to", "chance", "n"], rows)
+            continue
+        rows = [[each.pretrained, *(f"{value:.4f}" for value in each.metrics.values())] for each in of_task]
+        below = ["chance", *(_number_or_blank(first.chance[name]) for name in first.metrics)]
+        heads = [name.replace("_retrieval_recall", " R").replace("_retrieval_mrr", " MRR") for name in first.metrics]
+        print_table(title, ["setting", *heads], rows, [below])
+
+
+def _interval(ends: tuple[float, float] | None) -> list[str]:
+    return ["", ""] if ends is None else [f"{end:.4f}" for end in ends]
+
+
+def _number_or_blank(number: float | None) -> str:
+    return "" if number is None else f"{number:.4f}"
 
 
 def _write_results(path: Path, records: "Sequence[Record]") -> None:

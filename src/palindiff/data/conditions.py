@@ -44,14 +44,14 @@ def select_where(rows: ImageSet, conditions: Sequence[Condition]) -> ImageSet:
             f"No row of `{rows.source}` has a column `{unknown[0]}`. Expected one of {', '.join(sorted(known))}. "
             "Use one of these."
         )
-    kept = [
+    chosen = [
         row
         for row, each in enumerate(columns)
         if all(fnmatchcase(each.get(c.key, ""), c.pattern) == c.is_wanted for c in conditions)
     ]
-    if not kept:
+    if not chosen:
         raise ValueError(
             f"No row of `{rows.source}` meets {' and '.join(map(str, conditions))}. Expected at least one. Use other "
             "patterns."
         )
-    return rows.select(kept)
+    return rows.select(chosen)
