@@ -180,7 +180,7 @@ class PalindiffPipeline(HubMixin):
         self.check_options(num_inference_steps, guidance_scale, seed, batch_size, fit, num_samples)
         given, found, done = arguments.as_images(images, self.unet), [], 0
         for part in self._batches(given, batch_size, fit):
-            reading, answers = self.read_image(part), []
+            reading, answers = part if num_samples == 1 else self.read_image(part), []
             for each in range(seed, seed + num_samples):
                 *_, last = self.denoise_query(reading, num_inference_steps, guidance_scale, each)
                 answers.append(last.e_0_hat)
