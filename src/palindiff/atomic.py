@@ -60,11 +60,18 @@ def check_writable(folder: Path, what: str, remedy: str) -> None:
         ) from error
 
 
-def atomic_text(path: Path, text: str) -> None:
-    """Replace the contents of a file in one step: readers see the old text or the new, never a part."""
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield the name of a temporary file beside `path`, which is renamed to it on success."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def atomic_text(path: Path, text: str) -> None:
+    """Replace the contents of a file in one step: readers see the old text or the new, never a part."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -228,7 +228,6 @@ def test_images_cut_short_are_skipped_when_asked_to(palindiff, classify, model, 
 
 
 def test_images_are_counted_while_they_are_checked_and_named(palindiff, model, files, monkeypatch):
-    monkeypatch.setattr("palindiff.cli.classify.IMAGES_PER_COUNT", 2)
     monkeypatch.setattr("palindiff.cli.inputs.IMAGES_PER_COUNT", 2)
     arguments = ("--labels", "b,c", "--steps", 1, "--model", model)
     code, _, err = palindiff("classify", *files, *arguments)

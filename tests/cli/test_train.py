@@ -85,7 +85,7 @@ def test_long_computations_are_counted_with_an_estimate(is_terminal, capsys, mon
     monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal, raising=False)
     clock = itertools.count(step=20.0)
     monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
-    progress = recipe_option._Progress()
+    progress = recipe_option.Progress()
     for done in range(64, 641, 64):
         progress("encoding images", done, 640)
     progress("encoding captions", 1, 1)

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from palindiff.cli.inputs import ImageFiles, ImagesArgument, OnBadOption, find_images, read_lines
+from palindiff.cli.inputs import ImagesArgument, OnBadOption, open_inputs, read_lines
 from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_model
 from palindiff.cli.naming_option import GuidanceOption, SeedOption, StepsOption, TopOption, best_answers
-from palindiff.cli.output_option import DryRunOption, JsonOption, print_count, print_json, print_plan, print_table
-from palindiff.inference.defaults import IMAGES_PER_COUNT, NAMING_GUIDANCE_SCALE, NAMING_STEPS
+from palindiff.cli.output_option import DryRunOption, JsonOption, print_json, print_plan, print_table
+from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels
 
 
@@ -52,17 +52,16 @@ def classify(
     names = [*_split(labels), *read_lines(labels_file, "--labels")]
     chosen = templates or list(LABEL_TEMPLATES)
     check_labels(names, chosen, "Use --labels or --labels-file.")
-    files = find_images(images)
+    given = open_inputs(images, on_bad)
     options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
     settings = {"model": model, **options}
     if dry_run:
-        print_plan(settings | {"templates": chosen, "labels": names, "images": files}, as_json)
+        print_plan(settings | {"templates": chosen, "labels": names, "images": given.names}, as_json)
         return
-    given = ImageFiles(files, on_bad)
     pipeline = open_model(model, device)
-    progress = {"batch_size": IMAGES_PER_COUNT, "progress": print_count}
-    probabilities = pipeline.classify(given, names, chosen, **options, **progress)
-    answers = list(zip(map(str, given.files), best_answers(probabilities, names, top), strict=True))
+    e = pipeline.encode_labels(names, chosen)
+    probabilities = pipeline.probabilities(given.embed(pipeline, options), e)
+    answers = list(zip(given.names, best_answers(probabilities, names, top), strict=True))
     if as_json:
         results = [
             {"image": file, "labels": [{"label": label, "probability": share} for label, share in ranked]}

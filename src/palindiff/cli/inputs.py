@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from os.path import isfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,11 +13,17 @@ from palindiff.inference.defaults import IMAGES_PER_COUNT
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
     from palindiff.data.images import ImageFileError
+    from palindiff.inference.pipeline import PalindiffPipeline
 
+EMBEDDINGS_FILE = "embeddings.json"  # marks a folder that `palindiff embed` writes
 ImagesArgument = Annotated[
-    list[Path], typer.Argument(metavar="IMAGE", help="Image files; of a folder, all images below it.")
+    list[Path],
+    typer.Argument(
+        metavar="IMAGE", help="Image files; of a folder, all images below it; or one folder written by `embed`."
+    ),
 ]
 OnBadOption = Annotated[
     OnBad, typer.Option("--on-bad", help="Images that cannot be read: refuse and list all of them, or skip them.")
@@ -46,6 +52,22 @@ def read_lines(path: Path | None, single: str) -> list[str]:
     if not any(lines):
         raise ValueError(f"`{path}` has no line with text. Expected one text on each line. Pass another file.")
     return [line for line in lines if line]
+
+
+def open_inputs(paths: Sequence[Path], on_bad: OnBad) -> "ImageFiles | KeptEmbeddings":
+    """Open image files, or a folder of embeddings.
+
+    Raises: as `find_images` and `ImageFiles`; ValueError if a folder of embeddings is not the only path.
+    """
+    embedded = [path for path in paths if (path / EMBEDDINGS_FILE).is_file()]
+    if not embedded:
+        return ImageFiles(find_images(paths), on_bad)
+    if len(paths) > 1:
+        raise ValueError(
+            f"`{embedded[0]}` holds embeddings, and {len(paths) - 1} more paths were given. Expected it alone. Remove "
+            "the others, or embed them into a folder of their own."
+        )
+    return KeptEmbeddings(embedded[0])
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -90,6 +112,15 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def names(self) -> list[str]:
+        """The files that can be used; after `embed`, those that could be decoded."""
+        return [str(file) for file in self.files]
+
+    def embed(self, pipeline: "PalindiffPipeline", options: dict[str, Any]) -> "Tensor":
+        """Embed the images, with the options of `encode_image`."""
+        return pipeline.encode_image(self, **options, batch_size=IMAGES_PER_COUNT, progress=print_count)
+
     def __iter__(self) -> "Iterator[Image.Image]":
         """Decode the files; after the last one, `files` are those that could be decoded."""
         from palindiff.data.images import ImageFileError, decode_image
@@ -120,6 +151,40 @@ class ImageFiles:
             raise ValueError(f"{found}, and none is left. Expected one or more. Fix them or pass others.{listed}")
         typer.echo(f"{found} and were left out:{listed}", err=True)
         self.files = good
+
+
+class KeptEmbeddings:
+    """Embeddings that `palindiff embed` wrote, in place of images."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read all of them.
+
+        Raises: ValueError if the folder is damaged, or its run was stopped.
+        """
+        from palindiff.inference.embeddings import EmbeddingFolder, read_all
+
+        self.folder, self.index = folder, EmbeddingFolder.open(folder).index
+        self._e_0_hat, columns = read_all(folder)
+        self.names: list[str] = columns["image_path"]
+
+    def embed(self, pipeline: "PalindiffPipeline", options: dict[str, Any]) -> "Tensor":
+        """Return the embeddings if this model made them with these options.
+
+        Raises: ValueError.
+        """
+        from palindiff.inference.embedder import PipelineEmbedder
+
+        if self.index.model_fingerprint != PipelineEmbedder(pipeline).fingerprint:
+            raise ValueError(
+                f"The embeddings in `{self.folder}` are of the model `{self.index.model}`, whose weights are not "
+                "those of --model. Expected one model for both. Pass that model, or embed the images again."
+            )
+        if self.index.options != options:
+            raise ValueError(
+                f"The embeddings in `{self.folder}` were made with {self.index.options}, and {options} was asked for. "
+                "Expected the same. Pass the same --steps, --guidance-scale and --seed, or embed the images again."
+            )
+        return self._e_0_hat.to(pipeline.device)
 
 
 def _read_errors(files: Sequence[Path], read: Callable[[Path], object]) -> "dict[Path, ImageFileError]":

@@ -14,7 +14,9 @@ import palindiff
 from palindiff.cli.classify import classify
 from palindiff.cli.data import app as data
 from palindiff.cli.demo import demo
+from palindiff.cli.embed import embed
 from palindiff.cli.estimate import estimate
+from palindiff.cli.evaluate import evaluate
 from palindiff.cli.evaluate_vae import evaluate_vae
 from palindiff.cli.export import export
 from palindiff.cli.generate import generate
@@ -31,7 +33,21 @@ app = typer.Typer(
     name="palindiff", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
 )
 app.add_typer(data, name="data")
-for verb in (train, train_vae, estimate, evaluate_vae, init, generate, classify, rank, demo, export, push):
+for verb in (
+    train,
+    train_vae,
+    estimate,
+    evaluate,
+    evaluate_vae,
+    init,
+    generate,
+    classify,
+    rank,
+    embed,
+    demo,
+    export,
+    push,
+):
     app.command(verb.__name__.replace("_", "-"))(verb)
 
 

@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from palindiff.cli.inputs import ImageFiles, ImagesArgument, OnBadOption, find_images, read_lines
+from palindiff.cli.inputs import ImagesArgument, OnBadOption, open_inputs, read_lines
 from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_model
 from palindiff.cli.naming_option import GuidanceOption, SeedOption, StepsOption, TopOption, best_answers
-from palindiff.cli.output_option import DryRunOption, JsonOption, print_count, print_json, print_plan, print_table
-from palindiff.inference.defaults import IMAGES_PER_COUNT, NAMING_GUIDANCE_SCALE, NAMING_STEPS
+from palindiff.cli.output_option import DryRunOption, JsonOption, print_json, print_plan, print_table
+from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import check_texts
 
 
@@ -45,16 +45,16 @@ def rank(
     """
     texts = [*(captions or []), *read_lines(captions_file, "--caption")]
     check_texts(texts, "caption", "Use --caption or --captions.")
-    files = find_images(images)
+    given = open_inputs(images, on_bad)
     options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
     settings = {"model": model, **options, "by": by}
     if dry_run:
-        print_plan(settings | {"captions": texts, "images": files}, as_json)
+        print_plan(settings | {"captions": texts, "images": given.names}, as_json)
         return
-    given = ImageFiles(files, on_bad)
     pipeline = open_model(model, device)
-    cosines = pipeline.rank(given, texts, **options, batch_size=IMAGES_PER_COUNT, progress=print_count)
-    names = [str(file) for file in given.files]
+    e = pipeline.encode_text(texts)
+    cosines = given.embed(pipeline, options) @ e.T
+    names = given.names
     kind, queries, offered = ("caption", names, texts) if by == "image" else ("image", texts, names)
     ranked = best_answers(cosines if by == "image" else cosines.T, offered, top)
     answers = list(zip(queries, ranked, strict=True))

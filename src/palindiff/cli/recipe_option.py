@@ -81,7 +81,7 @@ def run_recipe(
     output = output or Path("runs") / Path(name).stem
     prepare_run_dir(recipe, output, origin)
     _print_once(dump_recipe(recipe, origin))
-    train_recipe(recipe, output, progress=_Progress())
+    train_recipe(recipe, output, progress=Progress())
     last = read_log(output / LOG_FILE)[-1:]  # on the main process's disk alone
     numbers = [f"{key} {value:.4g}" for line in last for key, value in line.items()]
     trainer = TRAINERS[recipe.objective_name]
@@ -96,13 +96,14 @@ def _print_once(text: str) -> None:
         typer.echo(text)
 
 
-class _Progress:
+class Progress:
     """Counts what is computed before the first step, with an estimate of what is left; every minute off a terminal."""
 
     def __init__(self) -> None:
         self._bar: tqdm[None] | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        """Show that `done` of `total` are computed."""
         from tqdm import tqdm
 
         if self._bar is None and done < total:

@@ -99,6 +99,12 @@ def scan_classes(root: Path, template: str) -> Iterator[Entry]:
         yield Entry.read(f"`{name}`", _read_class_image, root, name, template)
 
 
+def scan_images(root: Path) -> Iterator[Entry]:
+    """Yield an entry without captions for each image file of a folder and its sub-folders."""
+    for name in list_images(root):
+        yield Entry.read(f"`{name}`", lambda name=name: {"name": name, **entries.describe_file(root / name, name)})
+
+
 def unread_captions(path: Path, files: Sequence[str], root: Path) -> str | None:
     """Name a file that seems to hold captions of the images below `root`, in a layout that is not read.
 

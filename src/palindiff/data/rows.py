@@ -73,6 +73,13 @@ class ImageSet(Sequence[CaptionedImage]):
             for captions, label in zip(batch["captions"], batch["label"], strict=True):
                 yield tuple(captions), label
 
+    def records(self, rows: Sequence[int]) -> dict[str, list[Any]]:
+        """Return some rows as columns: row, image_path, caption (the first, or None), captions, label."""
+        found = self._index.select_columns(["name", "captions", "label"])[list(rows)]
+        first = [captions[0] if captions else None for captions in found["captions"]]
+        return {"row": list(rows), "image_path": found["name"], "caption": first, "captions": found["captions"],
+                "label": found["label"]}  # fmt: skip
+
     def without(self, unreadable: Collection[int]) -> "ImageSet":
         """Leave out rows whose images turned out to be damaged.
 

@@ -19,6 +19,7 @@ from palindiff.data.folder import (
     list_files,
     scan_classes,
     scan_folder,
+    scan_images,
     unread_captions,
 )
 from palindiff.data.images import Fit
@@ -100,6 +101,23 @@ def open_images(config: DataConfig) -> ImageSet:
         columns = find_columns(table.features, config.image_column, config.caption_column, source)
         index, images = index_table(table, columns, config.caption_template)
     return check_rows(index, images, source, config.on_bad, config.check_images)
+
+
+def open_any_images(config: DataConfig) -> ImageSet:
+    """Open a source as `open_images`; of a folder whose images have no captions, all image files below it.
+
+    Class folders count as such a folder: their images are named by their paths, and have no captions.
+
+    Raises: as `open_images`.
+    """
+    path, split = _split_path(config)
+    if path.is_dir() and config.kind == "auto" and config.captions_file is None:
+        listed = cache(list_files)
+        if not any(find(path, split, listed) for kind, find in _FINDERS.items() if kind != "classes"):
+            folder = path / split if (path / split).is_dir() else path
+            index = index_in_memory(scan_images(folder.absolute()))
+            return check_rows(index, None, str(folder), config.on_bad, config.check_images)
+    return open_images(config)
 
 
 def find_shards(config: DataConfig) -> list[Path]:

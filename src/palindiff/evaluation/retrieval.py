@@ -46,7 +46,7 @@ def recall_rows(
     Shapes: scores, each of shuffled (n_queries, n_candidates) float; positives (n_queries, n_candidates) bool.
     """
     recall = recall_at_k(scores, positives, ks)
-    controls = [_recall(each, positives, ks) for each in shuffled]  # the same scores, checked above
+    controls = [_shares(_ranks(each, positives), ks) for each in shuffled]  # the same scores, checked above
     rows: list[Row] = []
     for k in recall:
         shuffled_recall = math.fsum(control[k] for control in controls) / len(controls)
@@ -66,6 +66,17 @@ def recall_at_k(scores: Tensor, positives: Tensor, ks: Sequence[int]) -> dict[in
              So a model that gives every candidate the same score finds nothing (unless fewer than k candidates are
              wrong); with sorting, the order of the candidates would decide.
     """
+    ranks = best_ranks(scores, positives)
+    _check_ks(scores.shape[1], ks)
+    return _shares(ranks, ks)
+
+
+def best_ranks(scores: Tensor, positives: Tensor) -> Tensor:
+    """Number of wrong candidates that score at least as much as the best positive of each query.
+
+    Shapes: scores (n_queries, n_candidates) float; positives (n_queries, n_candidates) bool -> (n_queries,) int64.
+    Raises: as `recall_at_k`.
+    """
     _check_positives(positives)
     if not scores.is_floating_point():
         raise TypeError(f"`scores` is {scores.dtype}. Expected floating point. Pass `scores.float()`.")
@@ -79,8 +90,7 @@ def recall_at_k(scores: Tensor, positives: Tensor, ks: Sequence[int]) -> dict[in
             f"{num_broken:,} of {scores.numel():,} numbers in `scores` are not finite. Expected all finite: "
             "NaN has no rank. Fix the division by zero or overflow where they are computed."
         )
-    _check_ks(scores.shape[1], ks)
-    return _recall(scores, positives, ks)
+    return _ranks(scores, positives)
 
 
 def chance_recall(positives: Tensor, k: int) -> float:
@@ -131,10 +141,13 @@ def one_positive_each(scores: Tensor, index: Tensor, name: str) -> Tensor:
     return F.one_hot(index, num_candidates).bool().to(scores.device)  # (n,) -> (n, candidates)
 
 
-def _recall(scores: Tensor, positives: Tensor, ks: Sequence[int]) -> dict[int, float]:
-    chunks = zip(scores.split(QUERIES_AT_ONCE), positives.split(QUERIES_AT_ONCE), strict=True)
-    ranks = torch.cat([_best_rank(*chunk) for chunk in chunks])  # (n_queries,)
+def _shares(ranks: Tensor, ks: Sequence[int]) -> dict[int, float]:
     return {k: int((ranks < k).sum()) / len(ranks) for k in ks}
+
+
+def _ranks(scores: Tensor, positives: Tensor) -> Tensor:
+    chunks = zip(scores.split(QUERIES_AT_ONCE), positives.split(QUERIES_AT_ONCE), strict=True)
+    return torch.cat([_best_rank(*chunk) for chunk in chunks])  # (n_queries,)
 
 
 def _best_rank(scores: Tensor, positives: Tensor) -> Tensor:

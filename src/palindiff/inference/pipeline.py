@@ -22,6 +22,7 @@ from palindiff.inference.arguments import Images, ManyImages
 from palindiff.inference.clip_adapter import ClipAdapter
 from palindiff.inference.defaults import CAPTIONS_AT_ONCE, IMAGES_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templates
+from palindiff.inference.offloading import bring
 from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_diffusion import DenoisingStep, first_noise
@@ -149,7 +150,7 @@ class PalindiffPipeline(HubMixin):
         Shapes: ids (b, l) int64; mask (b, l) bool, True for real tokens -> e (b, d_e) float32, unit length.
         """
         encoder = self.caption_encoder
-        self._bring("text_encoder", *(["query_stream"] if encoder.has_missing_layers else []))
+        bring(self, "text_encoder", *(["query_stream"] if encoder.has_missing_layers else []))
         parts = zip(ids.split(CAPTIONS_AT_ONCE), mask.split(CAPTIONS_AT_ONCE), strict=True)
         return torch.cat([encoder(of_part, is_real).e for of_part, is_real in parts])
 
@@ -209,7 +210,7 @@ class PalindiffPipeline(HubMixin):
         """
         self.check_options(num_inference_steps, guidance_scale, seed, fit=fit)
         given = self._encoded(images, fit)
-        device = self._bring("unet", "query_stream")
+        device = bring(self, "unet", "query_stream")
         reading = uncond_reading = self._read(given, device)
         if guidance_scale != 1:
             uncond_reading = self._read(torch.zeros(1, *reading.latent_shape), device).repeat(len(reading))
@@ -227,7 +228,7 @@ class PalindiffPipeline(HubMixin):
 
         Raises: as `encode_latents`.
         """
-        return self._read(self._encoded(images, fit), self._bring("unet", "query_stream"))
+        return self._read(self._encoded(images, fit), bring(self, "unet", "query_stream"))
 
     @torch.no_grad()
     def encode_latents(self, images: ManyImages | ImageInput, fit: Fit = "crop") -> Tensor:
@@ -289,7 +290,7 @@ class PalindiffPipeline(HubMixin):
     @torch.no_grad()
     def encode_pixels(self, x: Tensor) -> Tensor:
         """Shapes: x (b, 3, H, W) float in [-1, 1] -> z (b, ch, h, w), as `encode_latents` returns."""
-        device = self._bring("vae")
+        device = bring(self, "vae")
         encoded = self.vae.encode(x.to(device, self.vae.dtype))  # an AutoencoderTiny gives no distribution
         z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return z * self.vae.config.scaling_factor
@@ -319,7 +320,10 @@ class PalindiffPipeline(HubMixin):
         Raises: ValueError as `encode_labels`; what `encode_image` raises.
         """
         e = self.encode_labels(labels, templates)
-        e_0_hat = self.encode_image(images, **naming_options)
+        return self.probabilities(self.encode_image(images, **naming_options), e)
+
+    def probabilities(self, e_0_hat: Tensor, e: Tensor) -> Tensor:
+        """Shapes: e_0_hat (b, d_e) of images, e (k, d_e) of labels -> (b, k) float32, as `classify`."""
         return (self.query_stream.confidence_scale.detach() * e_0_hat @ e.T).softmax(dim=-1)
 
     def rank(self, images: Images, captions: Sequence[str], **naming_options: Any) -> Tensor:
@@ -329,20 +333,3 @@ class PalindiffPipeline(HubMixin):
         Raises: what `encode_image` and `encode_text` raise.
         """
         return self.encode_image(images, **naming_options) @ self.encode_text(captions).T
-
-    def _bring(self, *names: str) -> torch.device:
-        """Move offloaded components to the device where they run, as only their `forward` does otherwise.
-
-        Returns: the device.
-        Raises: ValueError if they are offloaded weight by weight.
-        """
-        for name in names:
-            part = getattr(self, name)
-            if any(weight.is_meta for weight in part.parameters()):
-                raise ValueError(
-                    f"The weights of `{name}` are on the device `meta`, as `enable_sequential_cpu_offload()` leaves "
-                    "them. Expected whole components, for naming. Use `enable_model_cpu_offload()` instead."
-                )
-            if hasattr(part, "_hf_hook"):
-                part._hf_hook.pre_forward(part)
-        return self._execution_device

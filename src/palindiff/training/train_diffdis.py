@@ -19,6 +19,7 @@ from palindiff.evaluation import evaluators
 from palindiff.evaluation.calibration import calibrate
 from palindiff.evaluation.results import Row
 from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.models.fingerprint import fingerprint
 from palindiff.objectives.diffdis import DiffDisObjective
 from palindiff.pretrained.model_card import card_text
 from palindiff.training.base_trainer import Trainer
@@ -89,13 +90,13 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
                 self.validation_rows = torch.arange(len(self.validation_set))
             self.c_empty = None if self.recipe.text.is_live else self._empty_caption()
         self.fingerprints = {
-            "VAE": dataset.fingerprint(self.pipeline.vae),
+            "VAE": fingerprint(self.pipeline.vae),
             "text encoder": self.text_encoder.fingerprint,
             "training set": training_images.fingerprint,
         }
         if self.recipe.base is not None:  # its decoder half may stay as it is, and its scheduler makes the targets
             scheduler = json.dumps(dict(self.pipeline.scheduler.config), sort_keys=True, default=str)
-            parts = dataset.fingerprint(self.pipeline.unet), dataset.fingerprint(self.pipeline.query_stream), scheduler
+            parts = fingerprint(self.pipeline.unet), fingerprint(self.pipeline.query_stream), scheduler
             self.fingerprints["base"] = dataset.key_of("base", *parts)
 
     def make_objective(self) -> DiffDisObjective:

@@ -3,13 +3,10 @@
 Not here: how long that takes (`estimate.py`).
 """
 
-from collections.abc import Callable
-
 import torch
 from pydantic import BaseModel, computed_field
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from palindiff.evaluation.cost import count_tflop
 from palindiff.evaluation.evaluators import EvaluationConfig
 from palindiff.training.cost.weight_free import WeightFreeRun
 from palindiff.training.recipes.schema import DiffDisRecipe
@@ -79,10 +76,3 @@ def naming_tflop(run: WeightFreeRun, evaluation: EvaluationConfig) -> dict[str, 
         "reading": count_tflop(lambda: stream.read_image(unet, z)),
         "denoising": num_passes * count_tflop(lambda: stream(unet, reading, *query)),
     }
-
-
-def count_tflop(run: Callable[[], object]) -> float:
-    """Count what a call computes; plain attention, so that none of its products is hidden in a fused kernel."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        run()
-    return float(counter.get_total_flops()) / 1e12

@@ -152,16 +152,6 @@ def encode_texts(captions: Sequence[str], text_encoder: TextEncoder) -> dict[str
     return {"c": encoded.c.half().cpu().numpy(), "e": encoded.e.float().cpu().numpy()}
 
 
-def fingerprint(module: torch.nn.Module) -> str:
-    """SHA-256 over a module's configuration and weights; the path it was loaded from is left out."""
-    settings = {name: value for name, value in dict(module.config).items() if not name.startswith("_")}  # type: ignore[arg-type]
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def default_cache_dir() -> Path:
     """Where features are cached: $PALINDIFF_CACHE, or `palindiff` in the user's cache folder."""
     user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -22,7 +22,8 @@ from palindiff.data.images import Fit, ImageFileError, to_pixels
 from palindiff.data.on_bad import OnBad
 from palindiff.data.sources import ImageSet
 from palindiff.evaluation.results import num_cores
-from palindiff.training.features.dataset import ENCODE_BATCH, ImageFeatures, Progress, fingerprint, key_of
+from palindiff.models.fingerprint import fingerprint
+from palindiff.training.features.dataset import ENCODE_BATCH, ImageFeatures, Progress, key_of
 from palindiff.training.features.memmap import map_arrays, write_arrays
 from palindiff.training.features.views import Squares, ViewConfig
 

@@ -1,0 +1,89 @@
+"""Tasks that measure embeddings of images: zero-shot classification and image-text retrieval.
+
+Here: from embeddings to metrics, each with what it is the mean of, item by item. Not here: ranks (`retrieval.py`),
+collapse (`collapse.py`), computing embeddings (`inference/embeddings.py`), intervals (`intervals.py`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from palindiff.evaluation.retrieval import best_ranks, chance_recall, one_positive_each
+
+CLASSIFICATION_KS = (1, 5)
+RETRIEVAL_KS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric, and what it is the mean of: a value for each item, or None for a metric that is no mean."""
+
+    name: str
+    value: float
+    n: int  # images, captions or queries
+    chance: float | None = None
+    items: Tensor | None = None  # (n,) float
+
+
+def classification(e_0_hat: Tensor, e: Tensor, truth: Tensor, ks: Sequence[int] = CLASSIFICATION_KS) -> list[Metric]:
+    """Zero-shot classification: accuracy among the k best classes, and mean per-class recall.
+
+    Source:  DiffDis, Table 1; CLIP_benchmark's `acc1`, `acc5`, `mean_per_class_recall`.
+    Shapes:  e_0_hat (n, d) of images, e (c, d) of classes, unit length; truth (n,) int64.
+    Raises:  as `retrieval.best_ranks`; ValueError if there is one class.
+    Departs: ties count against the model. A k over the number of classes is left out, and so is a class without images
+             from mean per-class recall. That is computed as a mean over images, each hit weighted by the inverse size
+             of its class, so that it has a value for each image too.
+    """
+    if len(e) < 2:
+        raise ValueError(
+            f"{len(e)} class was given to `classification`. Expected two or more. Pass a set with more classes."
+        )
+    scores = e_0_hat @ e.T  # (n, c)
+    ranks = best_ranks(scores, one_positive_each(scores, truth, "truth"))
+    found = [
+        Metric(f"acc{k}", share(ranks < k), len(truth), k / len(e), (ranks < k).float()) for k in ks if k <= len(e)
+    ]
+    classes, counts = truth.unique(return_counts=True)
+    weight = torch.zeros(len(e), device=truth.device)
+    weight[classes] = len(truth) / (len(classes) * counts)
+    weighted = (ranks < 1).float() * weight[truth]
+    recall = float(weighted.double().mean())
+    return [*found, Metric("mean_per_class_recall", recall, len(truth), 1 / len(e), weighted)]
+
+
+def retrieval(e_0_hat: Tensor, e: Tensor, positives: Tensor, ks: Sequence[int] = RETRIEVAL_KS) -> list[Metric]:
+    """Image-text retrieval both ways: recall@k and mean reciprocal rank.
+
+    Recall@k is the share of queries with any right answer among the k best: of an image, any of its captions; of a
+    caption, any image that has it.
+
+    Source:  DiffDis, Table 2; CLIP_benchmark's `text_retrieval_recall@K` (captions of an image) and
+             `image_retrieval_recall@K` (images of a caption).
+    Shapes:  e_0_hat (n, d) of images, e (m, d) of different captions, unit length; positives (n, m) bool.
+    Raises:  as `retrieval.best_ranks`; ValueError if a k is larger than the number of answers.
+    Departs: ties count against the model.
+    """
+    scores = e_0_hat @ e.T  # (n, m)
+    found = []
+    for name, of_queries, relevant in (("text", scores, positives), ("image", scores.T, positives.T)):
+        ranks = best_ranks(of_queries, relevant)
+        for k in ks:
+            if k > of_queries.shape[1]:
+                raise ValueError(
+                    f"recall@{k} was asked for with {of_queries.shape[1]} answers. Expected at least {k}. Pass more "
+                    "data, or a smaller k."
+                )
+            chance = chance_recall(relevant, k)
+            hits = (ranks < k).float()
+            found.append(Metric(f"{name}_retrieval_recall@{k}", share(ranks < k), len(ranks), chance, hits))
+        reciprocal = 1 / (ranks + 1).double()
+        found.append(Metric(f"{name}_retrieval_mrr", float(reciprocal.mean()), len(ranks), None, reciprocal))
+    return found
+
+
+def share(hits: Tensor) -> float:
+    """Share of items that are True."""
+    return int(hits.sum()) / len(hits)

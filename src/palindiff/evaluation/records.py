@@ -1,0 +1,106 @@
+"""Records of an evaluation: one JSON file for each model, data set, task and setting, in CLIP_benchmark's envelope.
+
+Here: the envelope, when a record may be reused, and flat rows for a result file. Not here: what is measured
+(`naming_tasks.py`), result files themselves (`results.py`).
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, JsonValue, ValidationError
+
+from palindiff.atomic import atomic_text
+from palindiff.evaluation.results import PACKAGES, Machine, Row
+
+RECORD_VERSION = 1  # increase when a metric changes its meaning, so that no older record is reused
+CLIP_BENCHMARK_TASKS = {
+    "classification": "zeroshot_classification", "retrieval": "zeroshot_retrieval", "linear_probe": "linear_probe",
+}  # fmt: skip
+
+
+class Record(BaseModel, frozen=True, extra="forbid"):
+    """One evaluation; the first six keys are CLIP_benchmark's, whose `build` reads these files."""
+
+    dataset: str
+    model: str
+    pretrained: str  # the setting, since one model has several
+    task: str  # by CLIP_benchmark's name, where it has one
+    language: str = "en"
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float] | None]  # 95 %, by metric; None where there is none
+    chance: dict[str, float | None]
+    num_items: dict[str, int]  # images, captions or queries that a metric is the mean of
+    seed: int
+    settings: dict[str, JsonValue]  # all that changes a number
+    cost: dict[str, float]  # of an image: TFLOP, seconds, calls of each network
+    config_hash: str
+    commit: str | None
+    is_dirty: bool | None
+    machine: Machine
+    versions: dict[str, str | None]
+    protocol: str = "docs/protocol.md"
+
+    def flat_rows(self) -> list[Row]:
+        """Return a row for each metric, as result files hold them."""
+        rows: list[Row] = []
+        for metric, value in self.metrics.items():
+            low, high = self.intervals[metric] or (None, None)
+            rows.append({
+                "name": f"{self.model} {self.dataset} {self.task} {self.pretrained}",
+                "seed": self.seed, "metric": metric, "value": value, "ci_low": low, "ci_high": high,
+                "n": self.num_items[metric], "config_hash": self.config_hash, "commit": self.commit,
+                "train_tflop": None, "tflop_per_image": self.cost.get("tflop"), "seconds": self.cost.get("seconds"),
+            })  # fmt: skip
+        return rows
+
+
+def hash_settings(settings: Mapping[str, JsonValue]) -> str:
+    """Hash all that changes a number: model, data, task, its options, the setting, versions."""
+    return hashlib.sha256(json.dumps([RECORD_VERSION, settings], sort_keys=True).encode()).hexdigest()[:24]
+
+
+def record_file(folder: Path, dataset: str, task: str, config_hash: str) -> Path:
+    """Name a record's file; equal settings have equal names."""
+    plain = re.sub(r"[^\w.-]+", "-", f"{dataset}_{task}")
+    return folder / f"{plain}_{config_hash[:12]}.json"
+
+
+def read_record(file: Path, config_hash: str) -> Record | None:
+    """Read a record that may be reused; None if there is none of these settings, or it cannot be read."""
+    if not file.is_file():
+        return None
+    try:
+        record = Record.model_validate_json(file.read_bytes())
+    except ValidationError:  # of another version: measured again
+        return None
+    return record if record.config_hash == config_hash else None
+
+
+def write_record(file: Path, record: Record) -> None:
+    """Write a record atomically.
+
+    Raises: ValueError if a metric is not finite.
+    """
+    if broken := [name for name, value in record.metrics.items() if not math.isfinite(value)]:
+        raise ValueError(
+            f"The metric {broken[0]} of `{record.dataset}` is not finite. Expected a number. Check the embeddings, "
+            "and use float32 if the model overflows in half precision."
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_text(file, json.dumps(record.model_dump(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def facts_of_this_run() -> dict[str, Any]:
+    """Return commit, machine and versions, as result files name them."""
+    from importlib.metadata import distributions
+
+    from palindiff.evaluation.results import describe_machine, git_state
+
+    commit, is_dirty = git_state(Path(__file__).parents[1])
+    versions = {name: next((each.version for each in distributions(name=name)), None) for name in PACKAGES}
+    return {"commit": commit, "is_dirty": is_dirty, "machine": describe_machine(), "versions": versions}

@@ -1,0 +1,92 @@
+"""`palindiff embed`, and `classify` and `rank` on what it wrote, with a toy checkpoint."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from palindiff.inference.embeddings import read_all
+from palindiff.inference.pipeline import PalindiffPipeline
+from toys.models import toy_checkpoint, toy_images
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return toy_checkpoint(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    """Three images without captions, one of them in a sub-folder."""
+    monkeypatch.chdir(tmp_path)
+    names = ["a.png", "b.png", "more/c.png"]
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for name, image in zip(names, toy_images(), strict=True):
+        image.save(tmp_path / "photos" / name)
+    return names
+
+
+@pytest.fixture
+def run(palindiff, model):
+    def command(verb, *arguments):
+        return palindiff(verb, *arguments, "--model", model, "--device", "cpu")
+
+    return command
+
+
+def test_kept_embeddings_answer_as_the_images_do(run, images, model):
+    code, _, err = run("embed", "photos", "--output", "kept")
+    assert code == 0, err
+    vectors, columns = read_all(Path("kept"))
+    expected = PalindiffPipeline.from_pretrained(model).encode_image([f"photos/{name}" for name in images])
+    np.testing.assert_allclose(vectors.numpy(), expected.numpy(), atol=1e-5)
+    assert columns["image_path"] == images
+    for verb, texts in (("rank", ("--caption", "a")), ("classify", ("--labels", "a,b"))):
+        answers = [json.loads(run(verb, source, *texts, "--json")[1]) for source in ("kept", "photos")]
+        results = [each.get("results") or each["images"] for each in answers]
+        for kept, fresh in zip(*results, strict=True):
+            assert fresh["image"] == f"photos/{kept['image']}"
+            (key,) = kept.keys() - {"image"}
+            for one, other in zip(kept[key], fresh[key], strict=True):
+                assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_a_dry_run_writes_nothing(run, images, tmp_path):
+    code, out, _ = run("embed", "photos", "--output", "kept", "--dry-run")
+    assert code == 0
+    assert "images: 3" in out
+    assert not (tmp_path / "kept").exists()
+
+
+def test_other_options_and_other_paths_are_refused(run, images):
+    run("embed", "photos", "--output", "kept", "--steps", "2")
+    for arguments, message in (
+        (("rank", "kept", "--caption", "a"), "--steps"),
+        (("rank", "kept", "photos", "--caption", "a"), "Expected it alone"),
+        (("embed", "photos", "--output", "kept", "--steps", "3"), "holds other embeddings: options"),
+        (("embed", "photos", "--output", "photos"), "holds other files"),
+    ):
+        code, _, err = run(*arguments)
+        assert code == 2
+        assert message in err
+
+
+def test_another_model_s_embeddings_are_refused(run, images, palindiff, tmp_path):
+    run("embed", "photos", "--output", "kept")
+    index = json.loads((tmp_path / "kept" / "embeddings.json").read_text())
+    (tmp_path / "kept" / "embeddings.json").write_text(json.dumps(index | {"model_fingerprint": "another"}))
+    code, _, err = run("rank", "kept", "--caption", "a")
+    assert code == 2
+    assert "whose weights are not those of --model" in err
+
+
+def test_bad_images_are_refused_or_skipped_and_named(run, images, tmp_path):
+    (tmp_path / "photos" / "b.png").write_bytes((tmp_path / "photos" / "b.png").read_bytes()[:60])
+    code, _, err = run("embed", "photos", "--output", "kept")
+    assert code == 2
+    assert "b.png" in err
+    code, _, err = run("embed", "photos", "--output", "kept", "--on-bad", "skip")
+    assert code == 0
+    assert "b.png" in err
+    assert read_all(Path("kept"))[1]["image_path"] == ["a.png", "more/c.png"]

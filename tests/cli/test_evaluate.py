@@ -1,0 +1,161 @@
+"""`palindiff evaluate` with a toy checkpoint: records, what is reused, several settings, and bad data."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from palindiff.evaluation.results import read_results
+from palindiff.inference.pipeline import PalindiffPipeline
+from toys.models import toy_checkpoint
+
+LABELS = ["red", "green", "blue"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return toy_checkpoint(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    """Twelve images of three classes, two captions each."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "set" / "test"
+    folder.mkdir(parents=True)
+    lines = []
+    for i in range(12):
+        Image.new("RGB", (8, 8), (20 * i, 90, 200 - 15 * i)).save(folder / f"{i:02d}.png")
+        captions = [f"{LABELS[i % 3]} {i}", f"number {i}"]
+        lines.append(json.dumps({"file_name": f"{i:02d}.png", "captions": captions, "label": LABELS[i % 3]}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def evaluate(palindiff, model):
+    def run(*arguments, data="set", tasks=("retrieval", "classification")):
+        chosen = [part for task in tasks for part in ("--task", task)]
+        options = ("--output", "out", "--model", model, "--device", "cpu", *arguments)
+        return palindiff("evaluate", "--data", data, *chosen, *options)
+
+    return run
+
+
+def records(tmp_path):
+    return {path.name: json.loads(path.read_text()) for path in sorted((tmp_path / "out").glob("*.json"))}
+
+
+def test_a_record_holds_what_the_pipeline_answers(evaluate, images, tmp_path, model):
+    code, out, err = evaluate()
+    assert code == 0, err
+    assert "acc1" in out
+    found = {each["task"]: each for each in records(tmp_path).values()}
+    assert set(found) == {"zeroshot_classification", "zeroshot_retrieval"}
+    pipeline = PalindiffPipeline.from_pretrained(model)
+    files = [images / f"{i:02d}.png" for i in range(12)]
+    truth = torch.tensor([sorted(LABELS).index(LABELS[i % 3]) for i in range(12)])
+    answers = pipeline.classify(files, sorted(LABELS)).argmax(dim=1)
+    metrics = found["zeroshot_classification"]["metrics"]
+    assert metrics["acc1"] == pytest.approx((answers == truth).double().mean().item())
+    captions = [caption for i in range(12) for caption in (f"{LABELS[i % 3]} {i}", f"number {i}")]
+    scores = pipeline.rank(files, captions)
+    hits = []
+    for i in range(12):
+        own = scores[i, 2 * i : 2 * i + 2].max()
+        others = torch.cat([scores[i, : 2 * i], scores[i, 2 * i + 2 :]])
+        hits.append(bool((others < own).all()))
+    record = found["zeroshot_retrieval"]
+    assert record["metrics"]["text_retrieval_recall@1"] == pytest.approx(sum(hits) / 12)
+    assert record["num_items"]["text_retrieval_recall@1"] == 12
+    assert record["num_items"]["image_retrieval_recall@1"] == 24
+    low, high = record["intervals"]["text_retrieval_recall@5"]
+    assert low <= record["metrics"]["text_retrieval_recall@5"] <= high
+
+
+def test_settings_are_combined_and_each_costs_what_it_calls(evaluate, images, tmp_path):
+    arguments = ("--steps", "1,3", "--guidance-scale", "1,2", "--seeds", "0-1", "--results", "rows.json")
+    assert evaluate(*arguments, tasks=["retrieval"])[0] == 0
+    found = records(tmp_path)
+    assert len(found) == 8
+    for record in found.values():
+        setting = record["settings"]["options"]
+        guided = 1 if setting["guidance_scale"] == 1 else 2
+        assert record["cost"]["calls of query stream"] == setting["num_inference_steps"] * guided
+        assert record["cost"]["calls of U-Net"] == guided
+        assert record["cost"]["calls of VAE"] == 1
+        assert record["cost"]["tflop"] > 0
+    rows = read_results(tmp_path / "rows.json").rows
+    assert len(rows) == 8 * len(record["metrics"])
+    assert set(rows[0]) == {
+        "name", "seed", "metric", "value", "ci_low", "ci_high", "n", "config_hash", "commit", "train_tflop",
+        "tflop_per_image", "seconds",
+    }  # fmt: skip
+
+
+def test_equal_settings_are_reused_and_others_are_not(evaluate, images, tmp_path, monkeypatch):
+    evaluate(tasks=["classification"])
+    ((name, first),) = records(tmp_path).items()
+    file = tmp_path / "out" / name
+    file.write_text(json.dumps(first | {"metrics": first["metrics"] | {"acc1": 0.123}}))
+    evaluate(tasks=["classification"])
+    assert records(tmp_path)[name]["metrics"]["acc1"] == 0.123
+    evaluate("--template", "a {}", tasks=["classification"])
+    assert len(records(tmp_path)) == 2
+    file.write_text("{")  # damaged: measured again
+    evaluate(tasks=["classification"])
+    assert records(tmp_path)[name]["metrics"] == first["metrics"]
+    Image.new("RGB", (8, 8), "black").save(images / "00.png")
+    evaluate(tasks=["classification"])
+    assert len(records(tmp_path)) == 3
+
+
+def test_processes_share_the_images_and_the_first_measures(evaluate, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    code, out, _ = evaluate(tasks=["classification"])
+    assert (code, out) == (0, "")
+    assert not records(tmp_path)
+    monkeypatch.setenv("RANK", "0")
+    assert evaluate(tasks=["classification"])[0] == 0
+    assert len(records(tmp_path)) == 1
+
+
+def test_a_dry_run_names_the_settings(evaluate, images, tmp_path):
+    code, out, _ = evaluate("--seeds", "0-2", "--dry-run")
+    assert code == 0
+    assert out.count("seed=") == 3
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tasks", "message"),
+    [
+        (["--seeds", "0-x"], ["retrieval"], "--seeds has `x`"),
+        (["--steps", "0"], ["retrieval"], "num_inference_steps"),
+        (["--steps", "2000"], ["retrieval"], "Expected 1 to 1000"),
+        ([], ["naming"], "--task is naming"),
+        (["--split", "train"], ["retrieval"], "no images of the split `train`"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(arguments, tasks, message, evaluate, images, tmp_path):
+    code, _, err = evaluate(*arguments, tasks=tasks)
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_do_not_fit_a_task_are_refused_before_anything_is_embedded(evaluate, images, tmp_path):
+    lines = [json.loads(line) for line in (images / "metadata.jsonl").read_text().splitlines()]
+    (images / "metadata.jsonl").write_text("\n".join(json.dumps(each | {"label": None}) for each in lines))
+    code, _, err = evaluate(tasks=["classification"])
+    assert code == 2
+    assert "has images without a class" in err
+    (images / "metadata.jsonl").write_text("\n".join(json.dumps(each) for each in lines[:3]))
+    for file in sorted(images.glob("*.png"))[3:]:
+        file.unlink()
+    code, _, err = evaluate(tasks=["retrieval"])
+    assert code == 2
+    assert "3 images and 6 different captions" in err
+    assert not (tmp_path / "out").exists()
