@@ -50,6 +50,7 @@ class EvaluationConfig(EvaluationSection, frozen=True, extra="forbid", allow_inf
     templates: tuple[str, ...] = LABEL_TEMPLATES  # prompt templates for class names, in zero-shot classification
     naming_steps: int = Field(NAMING_STEPS, gt=0, le=TRAIN_STEPS)  # DDIM steps of the text diffusion
     naming_guidance_scale: float = Field(NAMING_GUIDANCE_SCALE, ge=1)  # 1 + w of Algorithm 3; 1 turns guidance off
+    naming_samples: int = Field(1, gt=0)  # samplings of the text diffusion whose mean names an image
     prompts: tuple[str, ...] = ()  # captions of the sample sheet; [] turns it off
     guidance_scale: float = Field(GENERATION_GUIDANCE_SCALE, ge=1)  # of the sample sheet; 1 turns guidance off
     num_inference_steps: int = Field(20, gt=0, le=TRAIN_STEPS)  # of the sample sheet
@@ -90,7 +91,8 @@ def image_queries(pipeline: PalindiffPipeline, data: EvaluationImages, options: 
     """Embed the images, unless that is done already; (n, d_e) float32, unit length."""
     if data.e_0_hat is not None:
         return data.e_0_hat
-    return pipeline.encode_image(data.images, options.naming_steps, options.naming_guidance_scale)
+    settings = options.naming_steps, options.naming_guidance_scale
+    return pipeline.encode_image(data.images, *settings, num_samples=options.naming_samples)
 
 
 def retrieval(pipeline: PalindiffPipeline, data: EvaluationImages, options: EvaluationConfig) -> list[Row]:
@@ -190,7 +192,8 @@ def _predictions(
                 name: noisy_query(scheduler, e[part], eps[part], t_e, stream.signal_scale) for name, e in clean.items()
             }
             for name, e_t in noisy.items():
-                e_0_hat = stream(pipeline.unet, reading, e_t.to(stream.dtype), t_e)
+                e_t = stream.network_input(scheduler, e_t, t_e).to(stream.dtype)
+                e_0_hat = stream(pipeline.unet, reading, e_t, t_e)
                 predicted.setdefault((name, t), []).append(e_0_hat)
     return {key: torch.cat(parts) for key, parts in predicted.items()}
 

@@ -71,13 +71,9 @@ def measure_classification(data: Embedded) -> list[Metric]:
 
 def measure_retrieval(data: Embedded) -> list[Metric]:
     """Image-text retrieval among all different captions of the images."""
-    captions = list(dict.fromkeys(caption for of_image in data.captions for caption in of_image))
-    place = {caption: number for number, caption in enumerate(captions)}
-    positives = torch.zeros(len(data.e_0_hat), len(captions), dtype=torch.bool)
-    for row, of_image in enumerate(data.captions):
-        positives[row, [place[caption] for caption in of_image]] = True
-    e = data.model.encode_text(captions).cpu()
-    return naming_tasks.retrieval(data.e_0_hat, e, positives, data.options.retrieval_ks)
+    return naming_tasks.caption_retrieval(
+        data.e_0_hat, data.captions, data.model.encode_text, data.options.retrieval_ks
+    )
 
 
 def measure_chain_use(data: Embedded) -> list[Metric]:

@@ -87,8 +87,12 @@ class FeatureSet:
         images: ImageFeatures,
         texts: CaptionFeatures | LiveCaptions,
         flip: Flip = "both",
+        with_second_caption: bool = False,
     ) -> None:
+        """with_second_caption: read another draw of each image's captions too, from cached features."""
+        assert isinstance(texts, CaptionFeatures) or not with_second_caption, "as the recipe has checked"
         self.images, self.texts, self.flip = images, texts, flip
+        self.with_second_caption = with_second_caption
         self._num_captions = torch.tensor([len(of_one) for of_one in captions])
         self._first = self._num_captions.cumsum(0) - self._num_captions
         self._text_row = torch.tensor([texts.row[caption] for of_one in captions for caption in of_one])
@@ -100,18 +104,24 @@ class FeatureSet:
     def read(self, rows: Tensor, uniform: Tensor) -> dict[str, Tensor]:
         """Read rows; of the two uniform numbers the first chooses the image's views, the second its caption.
 
-        Below 0.5 the first number flips; its place within its half chooses the crop that naming sees.
+        Below 0.5 the first number flips; its place within its half chooses the crop that naming sees. The second's
+        place within its caption's share draws the second caption, if there is to be one, independently.
 
         Shapes: rows (b,) int64; uniform (b, 2) -> z_mean, z_std (b, ch, h, w) float16, and z_named_mean, z_named_std
                 where naming sees another view; c (b, l, d_c) float16 and e_0 (b, d_e) float32, or for live captions
-                ids (b, l) int64 and mask (b, l) bool; caption_id (b,) int64.
+                ids (b, l) int64 and mask (b, l) bool; caption_id (b,) int64; e_query (b, d_e) float32 of the
+                second caption.
         """
         is_low = uniform[:, 0] < 0.5
         never = torch.zeros_like(is_low)
         z_mean, z_std = self.images.read(rows, is_low if self.flip == "both" else never)
-        chosen = self._first[rows] + (uniform[:, 1] * self._num_captions[rows]).long()
+        place = uniform[:, 1] * self._num_captions[rows]
+        chosen = self._first[rows] + place.long()
         text_rows = self._text_row[chosen].numpy()
         batch = {"z_mean": z_mean, "z_std": z_std, **self.texts.read(text_rows), "caption_id": self._id[chosen]}
+        if self.with_second_caption:
+            second = self._first[rows] + (place % 1 * self._num_captions[rows]).long()
+            batch["e_query"] = self.texts.read(self._text_row[second].numpy())["e_0"]
         num_views = self.images.moments.shape[1]
         if num_views > 1 or self.flip == "naming":
             crop = ((2 * uniform[:, 0]) % 1 * num_views).long().clamp(max=num_views - 1)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, model_validator
 from palindiff.data.sources import DataConfig
 from palindiff.evaluation.evaluators import EvaluationConfig, EvaluationSection, VaeEvaluationConfig
 from palindiff.models.query_stream import QueryStreamConfig
+from palindiff.models.text_diffusion import QuerySchedulerConfig
 from palindiff.models.vae import VaeConfig
 from palindiff.objectives.diffdis import DiffDisConfig
 from palindiff.objectives.vae import VaeObjectiveConfig
@@ -91,6 +92,7 @@ class ModelRecipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     unet: UNetConfig | None = None  # from scratch; a base brings its own
     scheduler: SchedulerConfig | None = None  # a base brings its own
     query_stream: QueryStreamConfig = QueryStreamConfig()
+    query_scheduler: QuerySchedulerConfig = QuerySchedulerConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -148,6 +150,16 @@ class DiffDisRecipe(ModelRecipe, Recipe, frozen=True, extra="forbid", allow_inf_
                 f"`loop.batch_size` is {self.loop.batch_size} with `loop.accumulation` {self.loop.accumulation}: a "
                 "micro-batch of one row, whose alignment loss is always 0, for want of other captions. Expected at "
                 "least 2 rows; under 16 are warned of. Change one of the two, or set `objective.task: generation`."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_the_captions_it_noises(self) -> Self:
+        if self.objective.query_caption == "any" and self.text.is_live:
+            raise ValueError(
+                "`objective.query_caption` is 'any' with captions that are encoded at each step. Expected cached text "
+                "features, from which a second caption is read. Set `text.keep_features: true` and "
+                "`text.is_trained: false`, or `objective.query_caption: target`."
             )
         return self
 
