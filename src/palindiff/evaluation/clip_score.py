@@ -69,7 +69,7 @@ class TransformersClip(nn.Module):
         check_weights(f"`{folder}`", info["missing_keys"])
         self.model: Any = model
         self.processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-        self.length = int(self.model.config.text_config.max_position_embeddings)
+        self.length = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
         self.name = f"{folder.resolve().name} ({_files_sha256(folder)[:8]})"
         self.requires_grad_(False)
         self.eval()

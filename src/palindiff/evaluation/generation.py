@@ -217,7 +217,7 @@ def chosen_rows(rows: Sequence[CaptionedImage], options: GenerationConfig) -> li
 
 def evenly_spread(total: int, number: int) -> list[int]:
     """Shapes: -> `number` of the indices 0 to total - 1, in order; all if there are no more."""
-    return list(range(total)) if number >= total else [i * total // number for i in range(number)]
+    return [int(i) for i in torch.linspace(0, total - 1, min(number, total)).round()]
 
 
 @dataclass(frozen=True)
