@@ -90,3 +90,4 @@ def test_bad_images_are_refused_or_skipped_and_named(run, images, tmp_path):
     assert code == 0
     assert "b.png" in err
     assert read_all(Path("kept"))[1]["image_path"] == ["a.png", "more/c.png"]
+
