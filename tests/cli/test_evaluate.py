@@ -150,6 +150,52 @@ def test_equal_settings_are_reused_and_others_are_not(evaluate, images, tmp_path
     assert len(records(tmp_path)) == 3
 
 
+def of_generation(num_images=12):
+    """Options that need no package beside palindiff's own."""
+    options = {"num_images": num_images, "num_inference_steps": 2, "extractors": "[]", "size_px": 16}
+    return [part for key, value in options.items() for part in ("--set", f"generation.{key}={value}")]
+
+
+def test_generation_is_measured_for_each_seed_and_reused(evaluate, images, tmp_path):
+    code, _, err = evaluate(*of_generation(), "--seeds", "0,1", tasks=["generation"])
+    assert code == 0, err
+    found = records(tmp_path)
+    assert sorted(record["seed"] for record in found.values()) == [0, 1]
+    for record in found.values():
+        assert set(record["metrics"]) == {f"caption_to_generated_recall_{k}" for k in (1, 5, 10)}
+        assert record["cost"]["calls of U-Net"] == 2
+        assert record["details"]["caption_to_generated_recall_1"]["file_format"] == "png"
+        generated = sorted((tmp_path / "out" / "generated" / record["config_hash"] / "images").glob("*.png"))
+        assert len(generated) == 12
+    generated[0].unlink()
+    evaluate(*of_generation(), "--seeds", "0,1", tasks=["generation"])
+    assert not generated[0].exists(), "a record of equal settings is reused"
+    evaluate(*of_generation(11), tasks=["generation"])
+    assert len(records(tmp_path)) == 3
+
+
+def test_any_stable_diffusion_generates(evaluate, images, tmp_path, model, palindiff):
+    code, _, err = palindiff("export", "--model", model, "--output", "stock")
+    assert code == 0, err
+    code, _, err = evaluate(*of_generation(), "--model", "stock", tasks=["generation"])
+    assert code == 0, err
+    (of_stock,) = records(tmp_path).values()
+    evaluate(*of_generation(), tasks=["generation"])
+    assert [each["metrics"] for each in records(tmp_path).values()] == [of_stock["metrics"]]
+    code, _, err = evaluate("--model", "stock", tasks=["retrieval"])
+    assert code == 2
+    assert "Stable Diffusion alone names no images" in err
+
+
+def test_options_of_tasks_are_checked_together(evaluate, images, tmp_path):
+    changes = ("--set", "generation.num_image=3", "--set", "chain_images=0")
+    code, _, err = evaluate(*changes, tasks=["retrieval"])
+    assert code == 2
+    assert "2 problems" in err
+    assert "`num_images`" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_processes_share_the_images_and_the_first_measures(evaluate, images, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")

@@ -1,15 +1,16 @@
 """`palindiff evaluate`: measure a checkpoint on data sets."""
 
+import json
 import os
 from itertools import groupby, product
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from palindiff.cli.inputs import OnBadOption
-from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_model
+from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_generator, open_model
 from palindiff.cli.output_option import DryRunOption, JsonOption, command_line, print_json, print_plan, print_table
 from palindiff.cli.recipe_option import Progress
 from palindiff.data.on_bad import OnBad
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from palindiff.evaluation.tasks import NamingSetting
 
 TASKS = ("classification", "retrieval", "chain_use", "collapse", "linear_probe")
+GENERATION = "generation"
 Number = TypeVar("Number", int, float)
 
 
@@ -32,7 +34,7 @@ DataOption = Annotated[
         "--data", metavar="[NAME=]PATH", help="Data set: folder, tars, parquet files or a Hub name. Repeatable."
     ),
 ]
-TaskOption = Annotated[list[str], typer.Option("--task", help=f"{', '.join(TASKS)}. Repeatable.")]
+TaskOption = Annotated[list[str], typer.Option("--task", help=f"{', '.join(TASKS)} or {GENERATION}. Repeatable.")]
 WhereOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -53,6 +55,15 @@ TemplateOption = Annotated[
     list[str] | None,
     typer.Option("--template", help="Caption with {} for a class name. Repeatable.", show_default="the name alone"),
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change an option of a task, such as generation.num_images=1000. Repeatable.",
+        show_default="none",
+    ),
+]
 ResultsOption = Annotated[
     Path | None, typer.Option("--results", metavar="FILE", help="Write all rows to a result file too.")
 ]
@@ -72,13 +83,14 @@ def evaluate(
     templates: TemplateOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images embedded together.")] = IMAGES_AT_ONCE,
     num_workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images.")] = 0,
+    overrides: SetOption = None,
     results: ResultsOption = None,
     device: DeviceOption = "auto",
     on_bad: OnBadOption = "refuse",
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Evaluate a model: zero-shot classification and image-text retrieval on any data.
+    """Evaluate a model on any data: zero-shot classification, image-text retrieval, generation and more.
 
     Every image is read once for all steps, guidance scales and seeds. Writes a JSON record for each data set, task and
     setting, which CLIP_benchmark's `build` reads. Records of equal settings are reused.
@@ -88,16 +100,19 @@ def evaluate(
       palindiff evaluate --data data/emoji --task retrieval --output evaluations
       palindiff evaluate --data pets=data/pets --task classification --template "a photo of a {}" --output evaluations
       palindiff evaluate --data data/emoji --task retrieval --steps 1,4,8 --guidance-scale 1,3 --seeds 0-9 --output DIR
+      palindiff evaluate --data data/emoji --task generation --set generation.num_images=1000 --output evaluations
     """
     sets = [_named(text, split, on_bad, where or []) for text in data]
     chosen = _settings(steps, guidance_scales, seeds)
-    if unknown := [task for task in tasks if task not in TASKS]:
-        raise ValueError(f"--task is {unknown[0]}. Expected one of {', '.join(TASKS)}. Use one of these.")
+    if unknown := [task for task in tasks if task not in (*TASKS, GENERATION)]:
+        known = ", ".join((*TASKS, GENERATION))
+        raise ValueError(f"--task is {unknown[0]}. Expected one of {known}. Use one of these.")
+    changes = [*(overrides or []), *([f"templates={json.dumps(templates)}"] if templates else [])]
     if dry_run:
         plan = {"data": [f"{each.name}: {each.config.path}" for each in sets], "tasks": tasks}
         print_plan({"model": model, **plan, "settings": [each.label for each in chosen], "output": output}, as_json)
         return
-    records = _run(model, device, sets, tasks, chosen, output, templates, train_split, batch_size, num_workers)
+    records = _run(model, device, sets, tasks, chosen, output, changes, train_split, batch_size, num_workers)
     if results and records:
         _write_results(results, records)
     if as_json:
@@ -108,31 +123,32 @@ def evaluate(
 
 def _run(
     model: str, device: str, sets: "Sequence[NamedData]", tasks: "Sequence[str]", settings: "Sequence[NamingSetting]",
-    output: Path, templates: list[str] | None, train_split: str, batch_size: int, num_workers: int,
+    output: Path, changes: list[str], train_split: str, batch_size: int, num_workers: int,
 ) -> "list[Record]":  # fmt: skip
     from palindiff.evaluation.run import Evaluation
-    from palindiff.evaluation.tasks import EvaluationOptions
+    from palindiff.evaluation.run_generation import TaskOptions, evaluate_generation
     from palindiff.inference.embedder import PipelineEmbedder
+    from palindiff.training.recipes.yaml_files import load_options
 
-    pipeline = open_model(model, device)
-    for setting in settings:
-        pipeline.check_options(**setting.model_dump())
-    evaluation = Evaluation(
-        PipelineEmbedder(pipeline),
-        model,
-        sets,
-        tasks,  # type: ignore[arg-type]  # checked by the caller
-        settings,
-        output,
-        EvaluationOptions(templates=tuple(templates)) if templates else EvaluationOptions(),
-        train_split,
-        num_workers,
-        batch_size,
-        Progress(),
-        int(os.environ.get("RANK", 0)),
-        int(os.environ.get("WORLD_SIZE", 1)),
-    )
-    return list(evaluation.run())
+    options = load_options(TaskOptions, changes)
+    share = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    naming = [task for task in tasks if task != GENERATION]
+    pipeline: Any = open_model(model, device) if naming else open_generator(model, device)
+    records: list[Record] = []
+    if naming:
+        for setting in settings:
+            pipeline.check_options(**setting.model_dump())
+        records += Evaluation(
+            PipelineEmbedder(pipeline), model, sets,
+            naming,  # type: ignore[arg-type]  # checked by the caller
+            settings, output, options.naming, train_split, num_workers, batch_size, Progress(), *share,
+        ).run()  # fmt: skip
+    if GENERATION in tasks:
+        seeds = list(dict.fromkeys(setting.seed for setting in settings))
+        records += evaluate_generation(
+            pipeline, model, sets, seeds, output, options.generation, num_workers, Progress(), *share
+        )
+    return records
 
 
 def _named(text: str, split: str, on_bad: OnBad, where: list[str]) -> "NamedData":

@@ -70,7 +70,7 @@ class TransformersClip(nn.Module):
         self.model: Any = model
         self.processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
         self.length = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
-        self.name = f"{folder.resolve().name} ({_files_sha256(folder)[:8]})"
+        self.name = f"{folder.resolve().name} ({files_sha256(folder)[:8]})"
         self.requires_grad_(False)
         self.eval()
 
@@ -200,7 +200,7 @@ def _check_clip_folder(folder: Path) -> None:
         raise FileNotFoundError(no_safetensors(folder, "model.safetensors"))
 
 
-def _files_sha256(folder: Path) -> str:
+def files_sha256(folder: Path) -> str:
     """Hash weights, configs and tokenizer, all that decides a score."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
