@@ -158,9 +158,7 @@ class Search:
         print(f"{name}: training {recipe.loop.num_steps} steps", flush=True)
         pipeline = train_recipe(recipe, folder, show_progress=False)
         print(f"{name}: evaluation", flush=True)
-        with fake_run(recipe) as run:
-            train_tflop = recipe.loop.num_steps * sum(step_tflop(run, recipe).values())
-            tflop = {each: sum(naming_tflop(run, evaluation_of(each)).values()) for each in SETTINGS}
+        train_tflop, tflop = costs(recipe)
         facts = {
             "config_hash": config_hash(recipe)[:16], "commit": git_state(ROOT)[0], "steps": recipe.loop.num_steps,
             "train_tflop": train_tflop, "train_seconds": training_cost(read_log(folder / LOG_FILE))[1],
@@ -216,11 +214,18 @@ class Search:
             print(f"{name}: mean recall@10 {recall(of_one):.1%}, {marks}", flush=True)
 
 
-def evaluation_of(setting: Setting) -> EvaluationConfig:
-    """A setting as the recipe section `evaluation` has it."""
-    return EvaluationConfig(
-        naming_steps=setting.steps, naming_guidance_scale=setting.guidance_scale, naming_samples=setting.num_samples
-    )
+def costs(recipe: DiffDisRecipe) -> tuple[float, dict[Setting | None, float]]:
+    """TFLOP of a training, and of naming one image in each setting."""
+    with fake_run(recipe) as run:
+        train_tflop = recipe.loop.num_steps * sum(step_tflop(run, recipe).values())
+        parts = naming_tflop(run, EvaluationConfig(naming_steps=1))
+    once = parts["VAE"] + parts["reading"]
+    is_regression = recipe.query_stream.text_chain == "none"
+    passes = {
+        each: (1 if is_regression else each.steps) * (1 if each.guidance_scale == 1 else 2) * each.num_samples
+        for each in SETTINGS
+    }
+    return train_tflop, {each: once + number * parts["denoising"] for each, number in passes.items()}
 
 
 @torch.no_grad()

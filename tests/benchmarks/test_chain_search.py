@@ -1,5 +1,7 @@
 """benchmarks/chain_search.py: rule and choice on rows by hand; a search of toy size, stopped and resumed."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import yaml
@@ -76,8 +78,20 @@ def test_the_search_has_at_most_twelve_variants_that_differ_in_the_text_diffusio
         assert {key: recipe.model_dump()[key] for key in same} == {key: single[key] for key in same}
 
 
+def test_costs_count_every_step_of_training_and_every_pass_of_naming(monkeypatch, tmp_path):
+    parts = {"VAE": 1.0, "reading": 2.0, "denoising": 0.5}
+    monkeypatch.setattr(chain_search, "fake_run", nullcontext)
+    monkeypatch.setattr(chain_search, "step_tflop", lambda run, recipe: {"alignment": 3.0})
+    monkeypatch.setattr(chain_search, "naming_tflop", lambda run, evaluation: parts)
+    for name, passes in (("unit", [1, 8, 16, 32]), ("none", [1, 1, 2, 4])):
+        train_tflop, named = chain_search.costs(Search(tmp_path, steps=10).recipe_of(name))
+        assert train_tflop == 30
+        assert list(named.values()) == [3 + 0.5 * number for number in passes]
+
+
 def test_a_search_is_measured_resumed_and_prolonged(toy_recipe_file, monkeypatch, tmp_path):
     monkeypatch.setattr(chain_search, "LIVE_BELOW", 1.0)  # two steps teach nothing, so the rule is relaxed
+    monkeypatch.setattr(chain_search, "costs", lambda recipe: (1.0, dict.fromkeys(chain_search.SETTINGS, 2.0)))
     search = Search(tmp_path / "runs", toy_recipe_file, 2, variants=TOY_VARIANTS)
     results = tmp_path / "search.json"
     with pytest.raises(ValueError, match=r"`twice` prolongs the chosen variant, but there is none, raw, c_in not"):
@@ -111,6 +125,7 @@ def test_a_search_is_measured_resumed_and_prolonged(toy_recipe_file, monkeypatch
 
 def test_the_measured_recall_is_that_of_the_checkpoint_on_the_validation_split(toy_recipe_file, monkeypatch, tmp_path):
     monkeypatch.setattr(chain_search, "LIVE_BELOW", 1.0)
+    monkeypatch.setattr(chain_search, "costs", lambda recipe: (1.0, dict.fromkeys(chain_search.SETTINGS, 2.0)))
     search = Search(tmp_path / "runs", toy_recipe_file, 2, variants={k: TOY_VARIANTS[k] for k in ("c_in", "twice")})
     search.run(["c_in", "twice"], tmp_path / "search.json", "c")
     found = read_results(tmp_path / "search.json")

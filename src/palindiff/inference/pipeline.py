@@ -28,6 +28,7 @@ from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_diffusion import DenoisingStep, first_noise
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.models.unet_encoder import square_side
+from palindiff.models.vae import posterior_mean
 from palindiff.pretrained.layout import check_fit, check_index, check_query_scheduler, check_text_width, check_whole
 from palindiff.pretrained.model_card import read_card
 from palindiff.pretrained.saving import HubMixin
@@ -291,9 +292,7 @@ class PalindiffPipeline(HubMixin):
     def encode_pixels(self, x: Tensor) -> Tensor:
         """Shapes: x (b, 3, H, W) float in [-1, 1] -> z (b, ch, h, w), as `encode_latents` returns."""
         device = bring(self, "vae")
-        encoded = self.vae.encode(x.to(device, self.vae.dtype))  # an AutoencoderTiny gives no distribution
-        z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        return z * self.vae.config.scaling_factor
+        return posterior_mean(self.vae, x.to(device, self.vae.dtype))
 
     @torch.no_grad()
     def encode_labels(self, labels: Sequence[str], templates: Sequence[str] = LABEL_TEMPLATES) -> Tensor:
