@@ -88,7 +88,7 @@ def test_an_interval_is_that_of_drawing_items(monkeypatch):
     np.testing.assert_allclose(bootstrap_interval(items, num_resamples=1000), whole, atol=0.02)
 
 
-@pytest.mark.parametrize("items", [torch.zeros(0), torch.tensor([math.nan]), torch.zeros(2, 2)])
+@pytest.mark.parametrize("items", [torch.zeros(0), torch.tensor([math.nan]), torch.zeros(2, 2, 2)])
 def test_items_without_an_interval_are_refused(items):
     with pytest.raises(ValueError, match="Pass one value for each item"):
         bootstrap_interval(items)
