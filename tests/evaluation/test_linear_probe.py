@@ -39,6 +39,14 @@ def test_the_strength_is_chosen_on_training_images_alone(monkeypatch):
     assert linear_probe(train, classes, test, (truth + 1) % 3)[1] == strength
 
 
+def test_a_fifth_of_each_class_chooses_and_every_class_is_fitted():
+    classes = torch.tensor([0] * 20 + [1] * 3 + [2] + [3] * 6)
+    chooses = module._held_out(classes, seed=0)
+    assert [int(chooses[classes == number].sum()) for number in range(4)] == [4, 1, 0, 1]
+    assert torch.equal(chooses, module._held_out(classes, seed=0))
+    assert not torch.equal(chooses, module._held_out(classes, seed=1))
+
+
 def test_it_is_scikit_learn_s_regression():
     from sklearn.linear_model import LogisticRegression
 
@@ -54,6 +62,7 @@ def test_it_is_scikit_learn_s_regression():
     [
         (lambda t: {**t, "test": t["test"] * math.nan}, "test images are not finite"),
         (lambda t: {**t, "test_classes": t["test_classes"] + 1}, "no training image, the first is number 3"),
+        (lambda t: {**t, "train_classes": torch.arange(12)}, "12 training images have one of each class"),
         (lambda t: {**t, "train_classes": 0 * t["train_classes"], "test_classes": 0 * t["test_classes"]}, "one class"),
     ],
 )

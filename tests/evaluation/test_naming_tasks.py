@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from sklearn.metrics import balanced_accuracy_score
 
 from palindiff.evaluation.intervals import bootstrap_interval
-from palindiff.evaluation.naming_tasks import classification, retrieval
+from palindiff.evaluation.naming_tasks import caption_retrieval, classification, retrieval
+from palindiff.evaluation.retrieval import chance_recall, chance_reciprocal_rank
 
 
 def unit(*shape, seed=0):
@@ -46,7 +47,7 @@ def test_retrieval_is_what_sorting_finds():
     positives = torch.zeros(12, 23, dtype=torch.bool)
     for image in range(12):
         positives[image, [2 * image % 23, (2 * image + 1) % 23]] = True
-    found = by_name(retrieval(e_0_hat, e, positives))
+    found = by_name(retrieval(e_0_hat, e, positives.nonzero()))
     for name, scores, right in (("text", e_0_hat @ e.T, positives), ("image", e @ e_0_hat.T, positives.T)):
         order = scores.argsort(dim=1, descending=True)
         first = [next(place for place, c in enumerate(order[q]) if right[q, c]) for q in range(len(order))]
@@ -55,17 +56,33 @@ def test_retrieval_is_what_sorting_finds():
             assert value == pytest.approx(sum(place < k for place in first) / len(first))
         assert found[f"{name}_retrieval_mrr"].value == pytest.approx(sum(1 / (p + 1) for p in first) / len(first))
         assert found[f"{name}_retrieval_mrr"].n == len(first)
+        for k in (1, 5, 10):
+            assert found[f"{name}_retrieval_recall@{k}"].chance == chance_recall(right, k)
+        chance = chance_reciprocal_rank(right.sum(dim=1), right.shape[1])
+        assert found[f"{name}_retrieval_mrr"].chance == pytest.approx(chance, abs=1e-12)
+
+
+def test_a_caption_of_two_images_is_right_for_both_and_counts_once():
+    """Images 0 and 1 share `a`; image 2 lists its caption twice."""
+    e = torch.eye(4)
+    order = {"a": 0, "b": 1, "c": 2}
+    found = by_name(caption_retrieval(
+        e[[0, 0, 2]], [["a", "b"], ["a"], ["c", "c"]], lambda texts: e[[order[text] for text in texts]], ks=(1,)
+    ))  # fmt: skip
+    assert found["text_retrieval_recall@1"].value == 1
+    assert found["image_retrieval_recall@1"].items.tolist() == [1, 0, 1]  # `b` finds no image
+    assert found["text_retrieval_recall@1"].chance == pytest.approx((2 + 1 + 1) / 9)
 
 
 def test_fewer_answers_than_k_are_refused():
     with pytest.raises(ValueError, match=r"recall@5 was asked for with 4 answers"):
-        retrieval(unit(4, 3), unit(4, 3), torch.eye(4, dtype=torch.bool))
+        retrieval(unit(4, 3), unit(4, 3), torch.eye(4, dtype=torch.bool).nonzero())
 
 
 def test_features_that_are_not_finite_are_refused():
     e = unit(10, 3)
     with pytest.raises(ValueError, match="not finite"):
-        retrieval(e.index_fill(0, torch.tensor([1]), math.nan), e, torch.eye(10, dtype=torch.bool))
+        retrieval(e.index_fill(0, torch.tensor([1]), math.nan), e, torch.eye(10, dtype=torch.bool).nonzero())
 
 
 def test_an_interval_of_hits_is_binomial():
@@ -88,7 +105,7 @@ def test_an_interval_is_that_of_drawing_items(monkeypatch):
     np.testing.assert_allclose(bootstrap_interval(items, num_resamples=1000), whole, atol=0.02)
 
 
-@pytest.mark.parametrize("items", [torch.zeros(0), torch.tensor([math.nan]), torch.zeros(2, 2)])
+@pytest.mark.parametrize("items", [torch.zeros(0), torch.tensor([math.nan]), torch.zeros(2, 2, 2)])
 def test_items_without_an_interval_are_refused(items):
     with pytest.raises(ValueError, match="Pass one value for each item"):
         bootstrap_interval(items)

@@ -5,7 +5,17 @@ import itertools
 import pytest
 import torch
 
-from palindiff.evaluation.retrieval import both_ways, chance_recall, random_orders, recall_at_k
+from palindiff.evaluation.retrieval import (
+    best_ranks,
+    both_ways,
+    chance_recall,
+    chance_recall_of_counts,
+    chance_reciprocal_rank,
+    mean_reciprocal_rank,
+    random_orders,
+    recall_at_k,
+    recall_from_ranks,
+)
 
 
 def make_table(num_images=7, num_captions=9, seed=0, num_levels=None):
@@ -184,3 +194,44 @@ def test_controls_are_never_left_out():
 def test_chance_refuses_k_over_the_candidates():
     with pytest.raises(ValueError, match="k is 4 with 3 candidates"):
         chance_recall(torch.eye(3, dtype=torch.bool), 4)
+
+
+def test_reciprocal_rank_is_that_of_the_first_place():
+    assert mean_reciprocal_rank(torch.tensor([0, 1, 3])) == pytest.approx((1 + 1 / 2 + 1 / 4) / 3, abs=1e-12)
+    assert mean_reciprocal_rank(torch.tensor([0, 0])) == 1
+
+
+def test_recall_from_ranks_is_recall_at_k():
+    scores, positives = make_table(num_levels=4)
+    assert recall_from_ranks(best_ranks(scores, positives), [1, 3]) == recall_at_k(scores, positives, [1, 3])
+
+
+def test_chance_of_the_reciprocal_rank_equals_counting_every_ranking():
+    positives = torch.tensor([[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [1, 0, 1, 0, 1], [1, 1, 1, 1, 1]]).bool()
+    rankings = list(itertools.permutations(range(5)))
+    found = [
+        1 / next(place for place, j in enumerate(ranking, 1) if right[j])
+        for right in positives.tolist()
+        for ranking in rankings
+    ]
+    chance = chance_reciprocal_rank(positives.sum(dim=1), 5)
+    assert chance == pytest.approx(sum(found) / len(found), abs=1e-12)  # float64 sum of 4 terms
+
+
+def test_chance_of_the_reciprocal_rank_with_one_right_answer_is_the_harmonic_mean():
+    harmonic = sum(1 / place for place in range(1, 25_001)) / 25_000
+    assert chance_reciprocal_rank(torch.tensor([1, 1]), 25_000) == pytest.approx(harmonic, rel=1e-9)
+
+
+def test_chance_of_counts_is_that_of_the_table():
+    _, positives = make_table()
+    assert chance_recall_of_counts(positives.sum(dim=1), 9, 3) == chance_recall(positives, 3)
+
+
+@pytest.mark.parametrize(
+    "num_right", [torch.tensor([0, 1]), torch.tensor([1, 6]), torch.tensor([], dtype=torch.int64)]
+)
+def test_chance_refuses_counts_that_cannot_be(num_right):
+    for chance in (lambda: chance_recall_of_counts(num_right, 5, 1), lambda: chance_reciprocal_rank(num_right, 5)):
+        with pytest.raises(ValueError, match=r"`num_right` has shape.*with 5 candidates"):
+            chance()

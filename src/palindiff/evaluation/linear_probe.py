@@ -19,26 +19,32 @@ def linear_probe(
 ) -> tuple[Tensor, float]:
     """Train multinomial logistic regression on embeddings, and say which test images it names right.
 
-    The strength of the L2 penalty is chosen on a fifth of the training images, then all of them are used.
+    The strength of the L2 penalty is chosen on a fifth of each class's training images, then all of them are used.
+    Among strengths that are equally good, the strongest penalty is taken.
 
     Source: CLIP (Radford et al., 2021), section 3.2: logistic regression by L-BFGS, its penalty chosen on a
             validation split.
     Shapes: train (n, d), train_classes (n,) int64; test (m, d), test_classes (m,) int64 -> hits (m,) bool, and C.
-    Raises: ValueError if an embedding is not finite, or a class of the test images has no training image;
-            ModuleNotFoundError without scikit-learn.
+    Raises: ValueError if an embedding is not finite, a class of the test images has no training image, or no class
+            has two of them; ModuleNotFoundError without scikit-learn.
     """
     _check(train, train_classes, test, test_classes)
-    order = torch.randperm(len(train), generator=seeded_generator(seed, "linear probe"))
-    chooses = torch.zeros(len(train), dtype=torch.bool)
-    chooses[order[::HELD_OUT]] = True
-    fitted_classes = set(train_classes[~chooses].tolist())
-    if len(fitted_classes) < 2:
-        best = 1.0  # too few images to choose by
-    else:
-        part = train[~chooses], train_classes[~chooses], train[chooses], train_classes[chooses]
-        shares = [float(_hits(*part, strength).double().mean()) for strength in STRENGTHS]
-        best = STRENGTHS[int(np.argmax(shares))]
+    chooses = _held_out(train_classes, seed)
+    part = train[~chooses], train_classes[~chooses], train[chooses], train_classes[chooses]
+    shares = [float(_hits(*part, strength).double().mean()) for strength in STRENGTHS]
+    best = STRENGTHS[int(np.argmax(shares))]
     return _hits(train, train_classes, test, test_classes, best), best
+
+
+def _held_out(classes: Tensor, seed: int) -> Tensor:
+    """Draw one in HELD_OUT images of each class, one at least, but never its only image. Shapes: -> (n,) bool."""
+    order = torch.randperm(len(classes), generator=seeded_generator(seed, "linear probe"))
+    chooses = torch.zeros(len(classes), dtype=torch.bool)
+    for number in classes.unique():
+        members = order[classes[order] == number]
+        if len(members) > 1:
+            chooses[members[: max(1, len(members) // HELD_OUT)]] = True
+    return chooses
 
 
 def _hits(train: Tensor, train_classes: Tensor, test: Tensor, test_classes: Tensor, strength: float) -> Tensor:
@@ -64,6 +70,11 @@ def _check(train: Tensor, train_classes: Tensor, test: Tensor, test_classes: Ten
         raise ValueError(
             f"{len(missing)} classes of the test images have no training image, the first is number {missing[0]}. "
             "Expected every class in both. Use a training split that has them."
+        )
+    if len(train_classes.unique()) == len(train_classes):
+        raise ValueError(
+            f"The {len(train_classes)} training images have one of each class. Expected a class with two or more, to "
+            "choose the penalty by. Use a training split with more images."
         )
     if len(set(train_classes.tolist())) < 2:
         raise ValueError("The training images have one class. Expected two or more. Use a set with more classes.")

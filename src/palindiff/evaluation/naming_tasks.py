@@ -1,6 +1,6 @@
 """Tasks that measure embeddings of images: zero-shot classification and image-text retrieval.
 
-Here: from embeddings to metrics, each with what it is the mean of, item by item. Not here: ranks (`retrieval.py`),
+Here: from embeddings to metrics, each with what it is the mean of, item by item. Not here: ranks (`ranks.py`),
 collapse (`collapse.py`), computing embeddings (`inference/embeddings.py`), intervals (`intervals.py`).
 """
 
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from palindiff.evaluation.retrieval import best_ranks, chance_recall, one_positive_each
+from palindiff.evaluation.ranks import first_ranks, first_ranks_both_ways
+from palindiff.evaluation.retrieval import chance_recall_of_counts, chance_reciprocal_rank, mean_reciprocal_rank
 
 CLASSIFICATION_KS = (1, 5)
 RETRIEVAL_KS = (1, 5, 10)
@@ -32,7 +33,7 @@ def classification(e_0_hat: Tensor, e: Tensor, truth: Tensor, ks: Sequence[int] 
 
     Source:  DiffDis, Table 1; CLIP_benchmark's `acc1`, `acc5`, `mean_per_class_recall`.
     Shapes:  e_0_hat (n, d) of images, e (c, d) of classes, unit length; truth (n,) int64.
-    Raises:  as `retrieval.best_ranks`; ValueError if there is one class.
+    Raises:  as `ranks.first_ranks`; ValueError if there is one class.
     Departs: ties count against the model. A k over the number of classes is left out, and so is a class without images
              from mean per-class recall. That is computed as a mean over images, each hit weighted by the inverse size
              of its class, so that it has a value for each image too.
@@ -41,8 +42,8 @@ def classification(e_0_hat: Tensor, e: Tensor, truth: Tensor, ks: Sequence[int] 
         raise ValueError(
             f"{len(e)} class was given to `classification`. Expected two or more. Pass a set with more classes."
         )
-    scores = e_0_hat @ e.T  # (n, c)
-    ranks = best_ranks(scores, one_positive_each(scores, truth, "truth"))
+    pairs = torch.stack([torch.arange(len(truth), device=truth.device), truth], dim=1)  # (n, 2)
+    ranks = first_ranks(e_0_hat, e, pairs)
     found = [
         Metric(f"acc{k}", share(ranks < k), len(truth), k / len(e), (ranks < k).float()) for k in ks if k <= len(e)
     ]
@@ -54,7 +55,7 @@ def classification(e_0_hat: Tensor, e: Tensor, truth: Tensor, ks: Sequence[int] 
     return [*found, Metric("mean_per_class_recall", recall, len(truth), 1 / len(e), weighted)]
 
 
-def retrieval(e_0_hat: Tensor, e: Tensor, positives: Tensor, ks: Sequence[int] = RETRIEVAL_KS) -> list[Metric]:
+def retrieval(e_0_hat: Tensor, e: Tensor, pairs: Tensor, ks: Sequence[int] = RETRIEVAL_KS) -> list[Metric]:
     """Image-text retrieval both ways: recall@k and mean reciprocal rank.
 
     Recall@k is the share of queries with any right answer among the k best: of an image, any of its captions; of a
@@ -62,25 +63,28 @@ def retrieval(e_0_hat: Tensor, e: Tensor, positives: Tensor, ks: Sequence[int] =
 
     Source:  DiffDis, Table 2; CLIP_benchmark's `text_retrieval_recall@K` (captions of an image) and
              `image_retrieval_recall@K` (images of a caption).
-    Shapes:  e_0_hat (n, d) of images, e (m, d) of different captions, unit length; positives (n, m) bool.
-    Raises:  as `retrieval.best_ranks`; ValueError if a k is larger than the number of answers.
-    Departs: ties count against the model.
+    Shapes:  e_0_hat (n, d) of images, e (m, d) of different captions, unit length; pairs (p, 2) int64, an image and a
+             caption of it.
+    Raises:  as `ranks.first_ranks_both_ways`; ValueError if a k is larger than the number of answers.
+    Departs: ties count against the model. Equal captions are one, and right for all their images.
     """
-    scores = e_0_hat @ e.T  # (n, m)
     found = []
-    for name, of_queries, relevant in (("text", scores, positives), ("image", scores.T, positives.T)):
-        ranks = best_ranks(of_queries, relevant)
+    pairs = pairs.unique(dim=0)
+    ranks_of_images, ranks_of_captions = first_ranks_both_ways(e_0_hat, e, pairs)
+    ways = (("text", ranks_of_images, pairs[:, 0], len(e)), ("image", ranks_of_captions, pairs[:, 1], len(e_0_hat)))
+    for name, ranks, query, num_answers in ways:
+        num_right = torch.bincount(query)
         for k in ks:
-            if k > of_queries.shape[1]:
+            if k > num_answers:
                 raise ValueError(
-                    f"recall@{k} was asked for with {of_queries.shape[1]} answers. Expected at least {k}. Pass more "
+                    f"recall@{k} was asked for with {num_answers} answers. Expected at least {k}. Pass more "
                     "data, or a smaller k."
                 )
-            chance = chance_recall(relevant, k)
+            chance = chance_recall_of_counts(num_right, num_answers, k)
             hits = (ranks < k).float()
             found.append(Metric(f"{name}_retrieval_recall@{k}", share(ranks < k), len(ranks), chance, hits))
-        reciprocal = 1 / (ranks + 1).double()
-        found.append(Metric(f"{name}_retrieval_mrr", float(reciprocal.mean()), len(ranks), None, reciprocal))
+        reciprocal, chance = 1 / (ranks + 1).double(), chance_reciprocal_rank(num_right, num_answers)
+        found.append(Metric(f"{name}_retrieval_mrr", mean_reciprocal_rank(ranks), len(ranks), chance, reciprocal))
     return found
 
 
@@ -97,10 +101,8 @@ def caption_retrieval(
     """
     different = list(dict.fromkeys(caption for of_image in captions for caption in of_image))
     place = {caption: number for number, caption in enumerate(different)}
-    positives = torch.zeros(len(e_0_hat), len(different), dtype=torch.bool)
-    for row, of_image in enumerate(captions):
-        positives[row, [place[caption] for caption in of_image]] = True
-    return retrieval(e_0_hat, encode_text(different).to(e_0_hat.device), positives, ks)
+    pairs = [(image, place[caption]) for image, of_image in enumerate(captions) for caption in of_image]
+    return retrieval(e_0_hat.cpu(), encode_text(different).cpu(), torch.tensor(pairs), ks)
 
 
 def share(hits: Tensor) -> float:

@@ -1,7 +1,10 @@
-"""Image-text retrieval: recall@k, each with its chance level and a shuffled control.
+"""Image-text retrieval: ranks, recall@k and mean reciprocal rank, each with its chance level and a shuffled control.
 
-Here: recall from a matrix of scores. Not here: computing scores (`inference/`), which captions count as equal
-(`objectives/`), generated images (`thumbnails.py`).
+Here: ranks from a matrix of scores, and metrics from ranks. Not here: ranks from embeddings, without a matrix
+(`ranks.py`), computing scores (`inference/`), which captions count as equal (`objectives/`), generated images
+(`thumbnails.py`).
+
+The rank of a query is the number of wrong candidates that score at least as much as its best right one: 0 is first.
 """
 
 import math
@@ -46,7 +49,7 @@ def recall_rows(
     Shapes: scores, each of shuffled (n_queries, n_candidates) float; positives (n_queries, n_candidates) bool.
     """
     recall = recall_at_k(scores, positives, ks)
-    controls = [_shares(_ranks(each, positives), ks) for each in shuffled]  # the same scores, checked above
+    controls = [recall_from_ranks(_ranks(each, positives), ks) for each in shuffled]  # the same scores, checked above
     rows: list[Row] = []
     for k in recall:
         shuffled_recall = math.fsum(control[k] for control in controls) / len(controls)
@@ -68,7 +71,24 @@ def recall_at_k(scores: Tensor, positives: Tensor, ks: Sequence[int]) -> dict[in
     """
     ranks = best_ranks(scores, positives)
     _check_ks(scores.shape[1], ks)
-    return _shares(ranks, ks)
+    return recall_from_ranks(ranks, ks)
+
+
+def recall_from_ranks(ranks: Tensor, ks: Sequence[int]) -> dict[int, float]:
+    """Share of queries with any right candidate among the k best: those with a rank below k.
+
+    Shapes: ranks (q,) int64 from 0 on, as `best_ranks` or `ranks.first_ranks` gives them -> {k: share in [0, 1]}.
+    """
+    return {k: int((ranks < k).sum()) / len(ranks) for k in ks}
+
+
+def mean_reciprocal_rank(ranks: Tensor) -> float:
+    """Mean of 1 / (rank + 1): 1 if the first candidate of every query is right.
+
+    Source: Voorhees (TREC-8, 1999), by the best of several right answers.
+    Shapes: ranks (q,) int64 from 0 on -> a number in (0, 1].
+    """
+    return float((1 / (ranks + 1).double()).mean())
 
 
 def best_ranks(scores: Tensor, positives: Tensor) -> Tensor:
@@ -93,22 +113,60 @@ def best_ranks(scores: Tensor, positives: Tensor) -> Tensor:
     return _ranks(scores, positives)
 
 
+def num_wrong(scores: Tensor, best: Tensor) -> Tensor:
+    """Rank: the number of wrong candidates that score at least as much as the best right one.
+
+    Shapes: scores (n, c), -inf where right; best (n,), the highest score of the right ones -> (n,) int64.
+    """
+    return (scores >= best[:, None]).count_nonzero(dim=1)
+
+
 def chance_recall(positives: Tensor, k: int) -> float:
     """Exact expected recall@k of a random ranking.
 
-    Source: hypergeometric distribution: 1 - C(n_candidates - p, k) / C(n_candidates, k) for p positives.
+    Source: `chance_recall_of_counts`.
     Shapes: positives (n_queries, n_candidates) bool -> share in [0, 1], mean over queries.
     Raises: as `recall_at_k`.
     """
     _check_positives(positives)
-    _check_ks(positives.shape[1], [k])
-    n = positives.shape[1]
-    numbers, num_queries = positives.sum(dim=1).unique(return_counts=True)
+    return chance_recall_of_counts(positives.sum(dim=1), positives.shape[1], k)
+
+
+def chance_recall_of_counts(num_right: Tensor, num_candidates: int, k: int) -> float:
+    """Exact expected recall@k of a random ranking, from the number of right candidates of each query.
+
+    Source: hypergeometric distribution: 1 - C(n_candidates - p, k) / C(n_candidates, k) for p right candidates.
+    Shapes: num_right (q,) int64 from 1 to num_candidates -> share in [0, 1], mean over queries.
+    Raises: ValueError for a number of right candidates, or a k, that is not from 1 to num_candidates.
+    """
+    _check_counts(num_right, num_candidates)
+    _check_ks(num_candidates, [k])
+    whole = math.comb(num_candidates, k)
+    numbers, num_queries = num_right.unique(return_counts=True)
     found = [
-        count * (math.comb(n, k) - math.comb(n - p, k)) / math.comb(n, k)
+        count * (whole - math.comb(num_candidates - p, k)) / whole
         for p, count in zip(numbers.tolist(), num_queries.tolist(), strict=True)
     ]
-    return math.fsum(found) / len(positives)
+    return math.fsum(found) / len(num_right)
+
+
+def chance_reciprocal_rank(num_right: Tensor, num_candidates: int) -> float:
+    """Exact expected mean reciprocal rank of a random ranking, from the number of right candidates of each query.
+
+    Source: the first of p right among n candidates is at place r with probability C(n - r, p - 1) / C(n, p): p / n at
+            first, then (n - r - p + 1) / (n - r) times that of the place before.
+    Shapes: num_right (q,) int64 from 1 to num_candidates -> a number in (0, 1], mean over queries.
+    Raises: as `chance_recall_of_counts`.
+    """
+    _check_counts(num_right, num_candidates)
+    n, expected = num_candidates, []
+    place = torch.arange(1, n + 1, dtype=torch.float64)
+    numbers, num_queries = num_right.unique(return_counts=True)
+    for p, count in zip(numbers.tolist(), num_queries.tolist(), strict=True):
+        steps = ((n - place[:-1] - p + 1) / (n - place[:-1])).clamp(min=0)  # (n - 1,)
+        probability = torch.cat([torch.ones(1, dtype=torch.float64), steps]).cumprod(dim=0) * p / n  # (n,)
+        expected.append(count * float((probability / place).sum()))
+    return math.fsum(expected) / len(num_right)
 
 
 def random_orders(n: int, num_shuffles: int = NUM_SHUFFLES, seed: int = 0) -> list[Tensor]:
@@ -141,19 +199,15 @@ def one_positive_each(scores: Tensor, index: Tensor, name: str) -> Tensor:
     return F.one_hot(index, num_candidates).bool().to(scores.device)  # (n,) -> (n, candidates)
 
 
-def _shares(ranks: Tensor, ks: Sequence[int]) -> dict[int, float]:
-    return {k: int((ranks < k).sum()) / len(ranks) for k in ks}
-
-
 def _ranks(scores: Tensor, positives: Tensor) -> Tensor:
     chunks = zip(scores.split(QUERIES_AT_ONCE), positives.split(QUERIES_AT_ONCE), strict=True)
     return torch.cat([_best_rank(*chunk) for chunk in chunks])  # (n_queries,)
 
 
 def _best_rank(scores: Tensor, positives: Tensor) -> Tensor:
-    """Shapes: (n, n_candidates) twice -> (n,) int64, number of wrong candidates before the best positive."""
-    best = scores.masked_fill(~positives, -math.inf).amax(dim=1, keepdim=True)  # (n, 1)
-    return ((scores >= best) & ~positives).sum(dim=1)
+    """Shapes: (n, n_candidates) twice -> (n,) int64."""
+    best = scores.masked_fill(~positives, -math.inf).amax(dim=1)  # (n,)
+    return num_wrong(scores.masked_fill(positives, -math.inf), best)
 
 
 def _check_positives(positives: Tensor) -> None:
@@ -168,6 +222,15 @@ def _check_positives(positives: Tensor) -> None:
         raise ValueError(
             f"{num_empty:,} of {len(positives):,} queries have no positive. Expected at least one each: others "
             "cannot be found. Remove those queries."
+        )
+
+
+def _check_counts(num_right: Tensor, num_candidates: int) -> None:
+    if num_right.ndim != 1 or not len(num_right) or not 1 <= num_right.min() <= num_right.max() <= num_candidates:
+        span = f" from {int(num_right.min())} to {int(num_right.max())}" if num_right.numel() else ""
+        raise ValueError(
+            f"`num_right` has shape {tuple(num_right.shape)}{span} with {num_candidates} candidates. Expected (q,), "
+            "from 1 to their number. Pass the number of right candidates of each query."
         )
 
 

@@ -1,0 +1,230 @@
+"""intervals.py: against formulas, drawing by hand, simulated data of known truth; directions, and what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from palindiff.evaluation import intervals
+from palindiff.evaluation.intervals import (
+    Comparison,
+    bootstrap_interval,
+    bootstrap_p_value,
+    compare,
+    holm,
+    holm_levels,
+    percentile_interval,
+    resampled_means,
+    resampled_statistic,
+    verdict,
+)
+
+
+def draws_by_hand(values, groups, num_resamples, seed=5):
+    """Means of seeds and, within each group, of items, drawn one resample at a time."""
+    draw, found = np.random.default_rng(seed), []
+    for _ in range(num_resamples):
+        seeds, means = draw.integers(0, len(values), len(values)), []
+        for group in np.unique(groups):
+            members = np.flatnonzero(groups == group)
+            means.append(values[np.ix_(seeds, draw.choice(members, len(members)))].mean())
+        found.append(np.mean(means))
+    return np.array(found)
+
+
+def check_quantiles(found, expected, atol):
+    ends = [0.025, 0.5, 0.975]
+    np.testing.assert_allclose(np.quantile(found, ends), np.quantile(expected, ends), atol=atol)
+
+
+@pytest.mark.parametrize("has_few_values", [True, False])
+@pytest.mark.parametrize("num_seeds", [1, 3])
+@pytest.mark.parametrize("has_groups", [False, True])
+def test_means_are_those_of_drawing_by_hand(has_few_values, num_seeds, has_groups):
+    draw = np.random.default_rng(0)
+    values = draw.normal(size=(num_seeds, 60)) + draw.normal(size=(num_seeds, 1))
+    values = np.sign(values) if has_few_values else values
+    groups = np.repeat([7, 2, 4], [6, 14, 40])
+    expected = draws_by_hand(values, groups if has_groups else 0 * groups, 2000)
+    items = torch.from_numpy(values if num_seeds > 1 else values[0])
+    found = resampled_means(items, torch.from_numpy(groups) if has_groups else None, 10_000)
+    assert found.shape == (10_000,)
+    check_quantiles(found, expected, atol=0.15 * expected.std())  # a quantile of 2,000 draws
+
+
+def test_an_interval_of_hits_has_the_binomial_s_quantiles():
+    """The number of hits among 20 draws is binomial; its distribution is summed here."""
+    share, n = 0.3, 20
+    low, high = bootstrap_interval(torch.tensor([1.0] * 6 + [0.0] * 14))
+    sums = np.cumsum([math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(n + 1)])
+    assert (low, high) == (np.searchsorted(sums, 0.025) / n, np.searchsorted(sums, 0.975) / n)
+
+
+def test_both_ways_of_drawing_agree_and_parts_too(monkeypatch):
+    items = torch.rand(400, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    by_count = resampled_means(items)
+    monkeypatch.setattr(intervals, "MULTINOMIAL_COST", 10**9)
+    check_quantiles(resampled_means(items), by_count, atol=0.002)
+    monkeypatch.setattr(intervals, "RESAMPLED_AT_ONCE", 400 * 7)
+    check_quantiles(resampled_means(items), by_count, atol=0.002)
+
+
+def test_mean_per_class_recall_has_the_interval_of_its_classes():
+    """A class of two images moves the mean as much as one of fifty: the variance of the mean of both class means."""
+    hits, classes = torch.tensor([1.0, 0.0] + [1.0, 0.0] * 25), torch.tensor([0] * 2 + [1] * 50)
+    found = resampled_means(hits, classes)
+    assert found.mean() == pytest.approx(0.5, abs=0.01)
+    assert found.var() == pytest.approx((0.25 / 2 + 0.25 / 50) / 4, rel=0.05)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    draw, truth, num_held = np.random.default_rng(0), 0.3, 0
+    for trial in range(300):
+        hits = torch.from_numpy((draw.random(60) < truth).astype(float))
+        low, high = bootstrap_interval(hits, num_resamples=500, seed=trial)
+        num_held += low <= truth <= high
+    assert 0.95 - 4 * math.sqrt(0.95 * 0.05 / 300) < num_held / 300 < 1  # 4 standard deviations
+
+
+def test_more_items_more_seeds_and_a_lower_level_narrow_the_interval():
+    draw = torch.Generator().manual_seed(0)
+    items = torch.rand(1000, generator=draw)
+
+    def width(*given, **options):
+        low, high = bootstrap_interval(*given, **options)
+        return high - low
+
+    assert width(items) < width(items[:100]) / 2
+    assert width(items, level=0.8) < width(items) < width(items, level=0.99)
+    of_seeds = torch.rand(5, 1, generator=draw) + 0.01 * torch.rand(5, 100, generator=draw)
+    assert width(of_seeds) > 5 * width(of_seeds[0])  # seeds that differ widen it
+
+
+def test_draws_depend_on_the_seed_alone():
+    items = torch.rand(3, 30, generator=torch.Generator().manual_seed(0))
+    assert np.array_equal(resampled_means(items), resampled_means(items))
+    assert not np.array_equal(resampled_means(items), resampled_means(items, seed=1))
+
+
+def test_pairing_removes_what_both_models_share():
+    """Items differ widely, and A is better by the same step on each: the paired interval is a point."""
+    b = torch.linspace(0, 100, 50).repeat(3, 1)
+    found = compare(b + 0.5, b)
+    assert found.interval() == (pytest.approx(0.5), pytest.approx(0.5))
+    assert (found.difference, found.num_seeds) == (pytest.approx(0.5), 3)
+
+
+def test_a_comparison_swaps_with_its_sides():
+    draw = torch.Generator().manual_seed(0)
+    a, b = torch.rand(3, 40, generator=draw) + 0.3, torch.rand(3, 40, generator=draw)
+    forth, back = compare(a, b), compare(b, a)
+    assert forth.difference == pytest.approx(float((a.double() - b.double()).mean()), abs=1e-12) == -back.difference
+    assert forth.interval() == pytest.approx([-end for end in reversed(back.interval())], abs=0.01)
+    assert forth.interval()[0] < forth.difference < forth.interval()[1]
+    groups = torch.arange(40) // 30
+    expected = ((a - b)[:, :30].mean() + (a - b)[:, 30:].mean()) / 2
+    assert compare(a, b, groups).difference == pytest.approx(float(expected), abs=1e-6)
+    assert compare(a, b[0]).num_seeds == 1
+    assert compare(a, b[0]).difference == pytest.approx(float((a.double() - b[:1].double()).mean()), abs=1e-12)
+
+
+def test_a_statistic_is_computed_on_drawn_seeds_and_items():
+    values = torch.rand(3, 40, generator=torch.Generator().manual_seed(0)).double().numpy()
+    found = resampled_statistic(lambda seeds, items: values[np.ix_(seeds, items)].mean(), 40, 3, 4000)
+    check_quantiles(found, resampled_means(torch.from_numpy(values)), atol=0.006)
+    with pytest.raises(ValueError, match="statistic of 100 of 100 resamples is not finite"):
+        resampled_statistic(lambda seeds, items: math.nan, 5, num_resamples=100)
+
+
+def test_p_value_is_the_smallest_level_that_decides():
+    resampled = np.arange(1, 1000) - 11.5  # 11 of 999 at or below 0
+    assert bootstrap_p_value(resampled) == pytest.approx(2 * 12 / 1000)
+    assert bootstrap_p_value(-resampled) == bootstrap_p_value(resampled)
+    for alpha, decides in ((0.03, True), (0.02, False)):
+        found = verdict(*percentile_interval(resampled, 1 - alpha))
+        assert (found == "holds here") is decides
+    assert bootstrap_p_value(np.ones(99)) == pytest.approx(0.02)
+    assert bootstrap_p_value(np.zeros(99)) == 1
+    assert Comparison(0.0, resampled, 1).p_value() == bootstrap_p_value(resampled)
+
+
+def test_p_value_with_a_margin_is_of_being_within_or_outside_of_it():
+    resampled = np.linspace(-1, 1, 999)
+    assert bootstrap_p_value(resampled, margin=2) == pytest.approx(2 / 1000)
+    assert bootstrap_p_value(resampled + 4, margin=2) == pytest.approx(2 / 1000)
+    assert bootstrap_p_value(resampled - 4, margin=2) == pytest.approx(2 / 1000)
+    assert bootstrap_p_value(resampled + 2, margin=2) == pytest.approx(1, abs=0.01)
+    at_0_9 = 2 * (1 + int((resampled >= 0.9).sum())) / 1000
+    assert bootstrap_p_value(resampled, margin=0.9) == pytest.approx(at_0_9)
+
+
+def test_p_values_of_equal_models_are_uniform_enough():
+    """Where there is no difference, 5 % of the p-values are below 0.05."""
+    draw, num_below = np.random.default_rng(0), 0
+    for trial in range(300):
+        a, b = (torch.from_numpy(draw.normal(size=50)) for _ in range(2))
+        num_below += compare(a, b, num_resamples=500, seed=trial).p_value() < 0.05
+    assert num_below / 300 == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 300))  # 4 standard deviations
+
+
+def test_holm_s_example():
+    """p = 0.01, 0.04, 0.03, 0.005 of four: times 4, 3, 2, 1 by size, never decreasing."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1, 1]
+    assert holm([0.02]) == [0.02]
+
+
+def test_levels_decide_as_adjusted_p_values_do():
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        p_values = (draw.random(5) ** 3).tolist()
+        levels = holm_levels(p_values)
+        decided = [p <= 1 - level + 1e-12 for p, level in zip(p_values, levels, strict=True)]
+        assert decided == [p <= 0.05 for p in holm(p_values)]
+    assert holm_levels([0.001, 0.012, 0.02]) == pytest.approx([1 - 0.05 / 3, 1 - 0.05 / 2, 0.95])
+    assert holm_levels([0.001, 0.03, 0.04]) == pytest.approx([1 - 0.05 / 3, 1 - 0.05 / 2, 1 - 0.05 / 2])
+
+
+@pytest.mark.parametrize(
+    ("interval", "options", "expected"),
+    [
+        ((0.1, 0.3), {}, "holds here"),
+        ((-0.3, -0.1), {}, "does not hold here"),
+        ((-0.1, 0.3), {}, "cannot be decided"),
+        ((0.0, 0.3), {}, "cannot be decided"),
+        ((-0.3, 0.0), {}, "cannot be decided"),
+        ((0.1, 0.3), {"sign": -1}, "does not hold here"),
+        ((-0.3, -0.1), {"sign": -1}, "holds here"),
+        ((-0.5, 0.9), {"margin": 1}, "holds here"),
+        ((0.2, 0.9), {"margin": 1}, "holds here"),
+        ((-0.5, 1.0), {"margin": 1}, "cannot be decided"),
+        ((-2.0, 2.0), {"margin": 1}, "cannot be decided"),
+        ((1.1, 2.0), {"margin": 1}, "does not hold here"),
+        ((-2.0, -1.1), {"margin": 1}, "does not hold here"),
+    ],
+)
+def test_verdict_follows_from_the_interval(interval, options, expected):
+    assert verdict(*interval, **options) == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: bootstrap_interval(torch.zeros(0)), "Pass one value for each item"),
+        (lambda: bootstrap_interval(torch.zeros(2, 2, 2)), r"shape \(2, 2, 2\)"),
+        (lambda: bootstrap_interval(torch.tensor([1.0, math.nan])), "Pass one value for each item"),
+        (lambda: bootstrap_interval(torch.zeros(3), level=95), "`level` is 95"),
+        (lambda: resampled_means(torch.zeros(3), torch.zeros(4)), r"shape \(4,\) with 3 items"),
+        (lambda: compare(torch.zeros(3), torch.zeros(4)), r"shapes \(3,\) and \(4,\)"),
+        (lambda: compare(torch.zeros(2, 3), torch.zeros(3, 3)), r"shapes \(2, 3\) and \(3, 3\)"),
+        (lambda: holm([]), "0 p-values were given"),
+        (lambda: holm_levels([0.1, math.nan]), "2 p-values were given"),
+        (lambda: verdict(1, 0), "runs from 1 to 0"),
+        (lambda: verdict(math.nan, 0), "runs from nan to 0"),
+        (lambda: verdict(0, 1, margin=0), "`margin` is 0"),
+    ],
+)
+def test_what_has_no_interval_is_refused(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call()
