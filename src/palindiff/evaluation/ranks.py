@@ -15,6 +15,7 @@ from palindiff.evaluation.retrieval import num_wrong
 SCORES_AT_ONCE = 2**22  # bounds the memory of the scores, not their ranks
 
 
+@torch.no_grad()
 def first_ranks(queries: Tensor, candidates: Tensor, relevant: Tensor) -> Tensor:
     """Rank of each query's best right candidate by inner product, without a matrix of all scores.
 
@@ -38,6 +39,7 @@ def first_ranks(queries: Tensor, candidates: Tensor, relevant: Tensor) -> Tensor
     return torch.cat([num_wrong(scores, best[rows]) for rows, scores in _wrong_scores(queries, candidates, pairs)])
 
 
+@torch.no_grad()
 def first_ranks_both_ways(images: Tensor, captions: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
     """Ranks from images to captions and from captions to images, from one pass over the scores.
 
@@ -60,16 +62,23 @@ def first_ranks_both_ways(images: Tensor, captions: Tensor, relevant: Tensor) ->
 
 
 def _wrong_scores(queries: Tensor, candidates: Tensor, pairs: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the scores of some queries at once, -inf where right; pairs are sorted by query. Shapes: (rows, c)."""
-    num_rows, transposed = max(1, SCORES_AT_ONCE // len(candidates)), candidates.double().T  # (c, d) -> (d, c)
-    query = pairs[:, 0].contiguous()
+    """Yield the scores of some queries at once, -inf where right; pairs are sorted by query. Shapes: (rows, c).
+
+    All parts are written into the same memory: fresh memory for each is slower, and the allocator keeps much of it.
+    """
+    num_rows = min(len(queries), max(1, SCORES_AT_ONCE // len(candidates)))
+    transposed, query = candidates.double().T, pairs[:, 0].contiguous()  # (c, d) -> (d, c)
+    products = transposed.new_empty(num_rows, len(candidates))
+    scores = products.float()
     for start in range(0, len(queries), num_rows):
         rows = slice(start, min(start + num_rows, len(queries)))
-        scores = (queries[rows].double() @ transposed).float()  # (rows, c)
+        num = rows.stop - start
+        torch.mm(queries[rows].double(), transposed, out=products[:num])
+        scores[:num].copy_(products[:num])  # rounded to float32
         first, end = torch.searchsorted(query, pairs.new_tensor([rows.start, rows.stop])).tolist()
         row, column = pairs[first:end].T
         scores[row - start, column] = -math.inf
-        yield rows, scores
+        yield rows, scores[:num]
 
 
 def _pair_scores(queries: Tensor, candidates: Tensor, pairs: Tensor) -> Tensor:
