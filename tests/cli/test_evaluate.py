@@ -219,6 +219,7 @@ def test_a_dry_run_names_the_settings(evaluate, images, tmp_path):
     [
         (["--seeds", "0-x"], ["retrieval"], "--seeds has `x`"),
         (["--steps", "0"], ["retrieval"], "num_inference_steps"),
+        (["--set", "generation.seed=3"], ["generation"], "Use --seeds"),
         (["--steps", "2000"], ["retrieval"], "Expected 1 to 1000"),
         ([], ["naming"], "--task is naming"),
         (["--split", "train"], ["retrieval"], "no images of the split `train`"),

@@ -1,16 +1,22 @@
 """clip_adapter.py used by code written for CLIP: CLIP_benchmark's metrics and open_clip's classifier builder."""
 
+import ast
+import csv
 import importlib
 import importlib.util
+import json
 import math
+import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 import palindiff
+from palindiff.evaluation.records import Record, facts_of_this_run, write_record
 from palindiff.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, both_ways
 from palindiff.evaluation.zero_shot import mean_class_recall, top_k_accuracy
 from toys.models import toy_images, toy_pipeline
@@ -34,6 +40,27 @@ class Labelled(Dataset):
 
     def __getitem__(self, i):
         return self.transform(self.images[i]), self.labels[i]
+
+
+def test_clip_benchmark_s_build_reads_records(tmp_path):
+    """Its command line needs torchvision at import, its `build` does not: that function alone is run."""
+    metric("zeroshot_retrieval")
+    source = Path(importlib.util.find_spec("clip_benchmark").origin).with_name("cli.py").read_text()
+    (build,) = (node for node in ast.parse(source).body if getattr(node, "name", "") == "main_build")
+    names = {"json": json, "os": os, "csv": csv}
+    exec(compile(ast.Module([build], []), "cli.py", "exec"), names)
+    for seed, metrics in enumerate([{"acc1": 0.5, "acc5": 0.75}, {"text_retrieval_recall@1": 0.25}]):
+        facts = {"seed": seed, "settings": {"a": 1}, "cost": {"tflop": 1.0}, "config_hash": "f", **facts_of_this_run()}
+        of_metrics = {"intervals": dict.fromkeys(metrics), "chance": dict.fromkeys(metrics)}
+        named = {"dataset": "pets", "model": "emoji", "pretrained": f"seed={seed}", "task": "zeroshot_retrieval"}
+        record = Record(**named, metrics=metrics, num_items=dict.fromkeys(metrics, 3), **of_metrics, **facts)
+        write_record(tmp_path / "records" / f"{seed}.json", record)
+    files, output = [str(tmp_path / "records")], str(tmp_path / "table.csv")
+    names["main_build"](SimpleNamespace(files=files, output=output))
+    rows = sorted(csv.DictReader(Path(output).read_text().splitlines()), key=lambda row: row["seed"])
+    assert [row["acc1"] for row in rows] == ["0.5", ""]
+    assert rows[1]["text_retrieval_recall@1"] == "0.25"
+    assert [row["model_fullname"] for row in rows] == ["emoji seed=0", "emoji seed=1"]
 
 
 def metric(name):

@@ -1,6 +1,5 @@
 """`palindiff embed`: image embeddings of a set of any size, in shards."""
 
-import os
 import shlex
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from palindiff.cli.inputs import OnBadOption
-from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_model
+from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, launched_process, open_model
 from palindiff.cli.naming_option import GuidanceOption, SeedOption, StepsOption
 from palindiff.cli.output_option import DryRunOption, next_line, print_plan
 from palindiff.cli.recipe_option import Progress
@@ -37,7 +36,7 @@ def embed(
     on_bad: OnBadOption = "refuse",
     dry_run: DryRunOption = False,
 ) -> None:
-    """Embed the images of a source once; `classify`, `rank` and `evaluate` read them instead of images.
+    """Embed the images of a source once; `classify` and `rank` read them instead of images.
 
     Writes DIR/embeddings.json and, for every 1,024 images, DIR/img_emb/*.npy and DIR/metadata/*.parquet. Rerun the
     same command to resume. Started by torchrun, processes share the shards.
@@ -65,8 +64,9 @@ def embed(
     pipeline.check_options(**options)
     embedder = PipelineEmbedder(pipeline)
     folder = embedding_folder(output, embedder, model, rows, options, fit)
-    share = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    unreadable = embed_images(embedder, rows, [folder], on_bad, batch_size, num_workers, Progress(), *share)
+    unreadable = embed_images(
+        embedder, rows, [folder], on_bad, batch_size, num_workers, Progress(), *launched_process()
+    )
     for fault in filter(None, [rows.left_out, *unreadable.values()]):
         typer.echo(fault, err=True)
     typer.echo(f"written to {output}")

@@ -1,7 +1,7 @@
 """`palindiff evaluate`: measure a checkpoint on data sets."""
 
 import json
-import os
+import time
 from itertools import groupby, product
 from operator import attrgetter
 from pathlib import Path
@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from palindiff.cli.inputs import OnBadOption
-from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_generator, open_model
+from palindiff.cli.model_option import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    ModelOption,
+    launched_process,
+    open_generator,
+    open_model,
+)
 from palindiff.cli.output_option import DryRunOption, JsonOption, command_line, print_json, print_plan, print_table
 from palindiff.cli.recipe_option import Progress
 from palindiff.data.on_bad import OnBad
@@ -44,12 +51,14 @@ WhereOption = Annotated[
         show_default="all rows",
     ),
 ]
-StepsOption = Annotated[str, typer.Option("--steps", metavar="N,N,...", help="Denoising steps, several in one run.")]
+StepsOption = Annotated[
+    str, typer.Option("--steps", metavar="N,N,...", help="Denoising steps of naming, several in one run.")
+]
 GuidanceOption = Annotated[
-    str, typer.Option("--guidance-scale", metavar="X,X,...", help="1 + w of the paper; 1 turns it off.")
+    str, typer.Option("--guidance-scale", metavar="X,X,...", help="1 + w of the paper, in naming; 1 turns it off.")
 ]
 SeedsOption = Annotated[
-    str, typer.Option("--seeds", metavar="N,N-N,...", help="Seeds of the first noise, such as 0-9.")
+    str, typer.Option("--seeds", metavar="N,N-N,...", help="Seeds of the noise, also of generation, such as 0-9.")
 ]
 TemplateOption = Annotated[
     list[str] | None,
@@ -112,9 +121,10 @@ def evaluate(
         plan = {"data": [f"{each.name}: {each.config.path}" for each in sets], "tasks": tasks}
         print_plan({"model": model, **plan, "settings": [each.label for each in chosen], "output": output}, as_json)
         return
+    began = time.perf_counter()
     records = _run(model, device, sets, tasks, chosen, output, changes, train_split, batch_size, num_workers)
     if results and records:
-        _write_results(results, records)
+        _write_results(results, records, time.perf_counter() - began)
     if as_json:
         print_json({"records": [record.model_dump() for record in records]})
     elif records:
@@ -131,7 +141,9 @@ def _run(
     from palindiff.training.recipes.yaml_files import load_options
 
     options = load_options(TaskOptions, changes)
-    share = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if "seed" in options.generation.model_fields_set:
+        raise ValueError("--set has generation.seed. Expected the seeds of all tasks in --seeds. Use --seeds.")
+    share = launched_process()
     naming = [task for task in tasks if task != GENERATION]
     pipeline: Any = open_model(model, device) if naming else open_generator(model, device)
     records: list[Record] = []
@@ -217,9 +229,9 @@ def _number_or_blank(number: float | None) -> str:
     return "" if number is None else f"{number:.4f}"
 
 
-def _write_results(path: Path, records: "Sequence[Record]") -> None:
+def _write_results(path: Path, records: "Sequence[Record]", elapsed_s: float) -> None:
     from palindiff.evaluation.results import write_results
 
     rows = [row for record in records for row in record.flat_rows()]
     settings = {"model": records[0].model, "data": sorted({record.dataset for record in records})}
-    write_results(path, rows, command_line(), settings, records[0].seed, sum(r.cost["seconds"] for r in records))
+    write_results(path, rows, command_line(), settings, records[0].seed, elapsed_s)

@@ -1,5 +1,6 @@
 """What every verb that runs a model shares: which model, on which device, and how it is loaded."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,6 +67,11 @@ def open_generator(name: str, device: str = "auto") -> "StableDiffusionPipeline"
     return pipeline.to(device)
 
 
+def launched_process() -> tuple[int, int]:
+    """Return this process's number among those of a launch, and how many there are, as torchrun sets them."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 def hide_progress_bars() -> None:
     """Keep the libraries' progress bars of loading off the terminal."""
     from diffusers.utils import logging as diffusers_logging
@@ -103,7 +109,8 @@ def _find_device(name: str) -> str:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     kinds = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
     if name == "auto":
-        return kinds[-1]
+        place = os.environ.get("LOCAL_RANK")  # each process of a launch has a GPU of its own
+        return kinds[-1] if place is None or kinds[-1] == "cpu" else f"{kinds[-1]}:{place}"
     if name.partition(":")[0] not in kinds:
         raise ValueError(
             f"--device is {name}. Expected auto, {' or '.join(kinds)}: torch finds no other device on this machine. "

@@ -102,7 +102,7 @@ def scan_classes(root: Path, template: str) -> Iterator[Entry]:
 def scan_images(root: Path) -> Iterator[Entry]:
     """Yield an entry without captions for each image file of a folder and its sub-folders."""
     for name in list_images(root):
-        yield Entry.read(f"`{name}`", lambda name=name: {"name": name, **entries.describe_file(root / name, name)})
+        yield Entry.read(f"`{name}`", _read_image_file, root, name)
 
 
 def unread_captions(path: Path, files: Sequence[str], root: Path) -> str | None:
@@ -179,6 +179,10 @@ def _read_row(
         "fields": entries.as_fields(record, (*image_keys, *caption_keys)),
         **described,
     }
+
+
+def _read_image_file(root: Path, name: str) -> dict[str, Any]:
+    return {"name": name, **entries.describe_file(root / name, name)}
 
 
 def _read_class_image(root: Path, name: str, template: str) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def evaluate_generation(
     for each in data:
         rows = select_where(open_images(each.config), each.conditions)
         for seed in seeds:
-            of_seed = options.model_copy(update={"seed": seed, "fit": each.config.fit})
+            of_seed = options.model_copy(update={"seed": seed})
             settings = _settings(fingerprint, rows, of_seed)
             config_hash = hash_settings(settings)
             file = record_file(output, each.name, "generation", config_hash)

@@ -27,7 +27,7 @@ NEEDS_TRAINING: frozenset[Task] = frozenset({"linear_probe"})  # tasks that trai
 
 
 class NamingSetting(BaseModel, frozen=True, extra="forbid"):
-    """Options of `encode_image`; None for a model that has none."""
+    """Options of `encode_image`: one setting of an evaluation."""
 
     num_inference_steps: int = Field(NAMING_STEPS, gt=0)
     guidance_scale: float = Field(NAMING_GUIDANCE_SCALE, ge=1)
