@@ -133,6 +133,22 @@ def test_images_outside_the_class_folders_are_reported(tmp_path):
     }
 
 
+def test_an_empty_class_folder_is_reported(tmp_path):
+    write_images(tmp_path, "cat/a.png", "dog/b.png")
+    (tmp_path / "emu").mkdir()
+    (tmp_path / "fox").mkdir()
+    (tmp_path / "fox" / ".DS_Store").touch()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "about.txt").write_text("no class folder")
+    *images, emu, fox = scan_classes(tmp_path, "a {c}")
+    assert [entry.label for entry in images] == ["cat", "dog"]
+    assert [(bad.place, bad.fault) for bad in (emu, fox)] == [
+        ("`emu`", "class folder without images"),
+        ("`fox`", "class folder without images"),
+    ]
+
+
 def test_linked_folders_are_followed_once(tmp_path):
     write_images(tmp_path / "set", "cat/a.png")
     (tmp_path / "set" / "dog").symlink_to(tmp_path / "elsewhere")

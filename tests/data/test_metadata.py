@@ -146,6 +146,78 @@ def test_annotations_of_coco_are_read(tmp_path):
         captions_of(tmp_path / "{split}2017", split="val", **settings)
 
 
+def karpathy(root, rows, with_folders=True):
+    """A `dataset_coco.json` of (file, split, captions), or a `dataset_flickr30k.json`, which has no folders."""
+    images = []
+    for number, (name, split, captions) in enumerate(rows):
+        folder, _, file = name.rpartition("/")
+        sentences = [{"raw": text, "tokens": text.split(), "imgid": number} for text in captions]
+        images.append({"filename": file, "split": split, "sentences": sentences, "imgid": number})
+        images[-1] |= {"filepath": folder, "cocoid": number} if with_folders else {}
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    return root
+
+
+FIVE = ["one .", "two", "three", "two", "five"]  # a repeated caption counts twice
+COCO_ROWS = [
+    ("train2014/1.jpg", "train", FIVE), ("val2014/2.jpg", "restval", ["b"]), ("val2014/3.jpg", "val", ["c"]),
+    ("val2014/4.jpg", "test", FIVE[::-1]), ("val2014/5.jpg", "test", ["e"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train", {"train2014/1.jpg": tuple(FIVE), "val2014/2.jpg": ("b",)}),
+        ("validation", {"val2014/3.jpg": ("c",)}),
+        ("test", {"val2014/4.jpg": tuple(FIVE[::-1]), "val2014/5.jpg": ("e",)}),
+        ("restval", {"val2014/2.jpg": ("b",)}),
+    ],
+)
+def test_karpathy_s_splits_of_coco_are_read_with_all_captions_in_order(split, expected, tmp_path):
+    write_images(karpathy(tmp_path, COCO_ROWS), *(name for name, _, _ in COCO_ROWS))
+    assert captions_of(tmp_path, captions_file="dataset.json", split=split) == expected
+
+
+def test_images_of_other_splits_need_not_exist_and_their_folders_are_no_splits(tmp_path):
+    rows = [("train/1.jpg", "test", ["a"]), ("val/2.jpg", "train", ["b"]), ("val/3.jpg", "val", ["c"])]
+    write_images(karpathy(tmp_path, rows), "train/1.jpg")
+    (tmp_path / "val").mkdir()
+    (row,) = open_images(DataConfig(path=str(tmp_path), captions_file="dataset.json", split="test"))
+    assert (row.source.name, row.captions, row.fields) == ("train/1.jpg", ("a",), {"karpathy_split": "test"})
+
+
+def test_flickr30k_s_file_names_no_folder_and_may_lie_elsewhere(tmp_path):
+    karpathy(tmp_path, [("1.jpg", "test", FIVE), ("2.jpg", "train", ["b"])], with_folders=False)
+    write_images(tmp_path / "images", "1.jpg", "2.jpg", "unlisted.jpg")
+    settings = {"captions_file": "../dataset.json", "split": "test"}
+    assert captions_of(tmp_path / "images", **settings) == {"1.jpg": tuple(FIVE)}
+    (tmp_path / "dataset.json").rename(tmp_path / "images" / "of_test.json")
+    settings["captions_file"] = "of_{split}.json"
+    assert captions_of(tmp_path / "images", **settings) == {"1.jpg": tuple(FIVE)}
+
+
+def test_faults_of_karpathy_s_file_are_reported_with_the_image(tmp_path):
+    rows = [("1.jpg", "test", ["a"]), ("gone.jpg", "test", ["b"]), ("3.jpg", "dev", ["c"]), ("4.jpg", "test", []),
+            ("5.jpg", "test", [" "])]  # fmt: skip
+    write_images(karpathy(tmp_path, rows, with_folders=False), "1.jpg", "3.jpg", "4.jpg", "5.jpg")
+    with pytest.raises(ValueError, match="4 of 5 rows are bad") as error:
+        captions_of(tmp_path, captions_file="dataset.json", split="test")
+    for line in (
+        "image 1 of dataset.json: image cannot be opened (`gone.jpg`: No such file or directory)",
+        "image 2 of dataset.json: unknown split (dev; expected one of train, restval, val, test)",
+        "image 3 of dataset.json: no caption",
+        "image 4 of dataset.json: empty caption",
+    ):
+        assert line in str(error.value)
+    good = {"filepath": "", "filename": "1.jpg", "split": "test", "sentences": [{"raw": "a"}]}
+    images = [good, good | {"sentences": None}, good | {"filepath": "images", "filename": None}, good | {"split": []}]
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": images}))
+    kept = open_images(DataConfig(path=str(tmp_path), captions_file="dataset.json", split="test", on_bad="skip"))
+    assert (len(kept), kept.reasons) == (1, {"no caption": 1, "no `file_name`": 1, "unknown split": 1})
+
+
 @pytest.mark.parametrize(
     ("content", "found"),
     [

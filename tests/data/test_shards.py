@@ -54,6 +54,13 @@ def test_class_number_becomes_its_name_and_a_caption_where_there_is_none(tmp_pat
     assert only_row(tmp_path / "0.tar", {"a.cls": b"cat"})["captions"] == ["a photo of a cat"]
 
 
+def test_classes_of_one_name_keep_their_numbers_as_labels(tmp_path):
+    reading = SampleReading("a photo of a {c}", class_names=("crane", "cat", "crane"))
+    for number, label, name in ((b"0", "0", "crane"), (b"1", "cat", "cat"), (b"02", "2", "crane")):
+        row = only_row(tmp_path / "0.tar", {"a.cls": number}, reading)
+        assert (row["label"], row["captions"]) == (label, [f"a photo of a {name}"])
+
+
 def test_class_names_stand_beside_the_archives_or_above(tmp_path):
     tar = write_tar(tmp_path / "set" / "test" / "0.tar", sample("a", "red"))
     assert read_class_names(tar.parent) == ()

@@ -16,7 +16,7 @@ from typing import Any
 from palindiff.data import entries
 from palindiff.data.entries import Entry, RowFault
 from palindiff.data.formats import IMAGE_SUFFIXES, TEXT_SUFFIXES, is_image_file
-from palindiff.data.metadata import METADATA_NAMES, read_records
+from palindiff.data.metadata import KARPATHY_SPLIT, METADATA_NAMES, read_records
 
 _SEARCHED_BYTES = 4_000_000  # of a file that may hold captions
 _SUFFIXES = b"|".join(re.escape(suffix.encode()) for suffix in sorted(IMAGE_SUFFIXES))
@@ -36,6 +36,7 @@ class SplitFolder:
     split: str = "train"
     split_folders: tuple[str, ...] = ()  # sub-folders of the root that are named after splits
     captions_file: Path | None = None  # lists the images of the set; None: the metadata files do
+    row_split: str | None = None  # of a file of captions that names the split of each row; None: `split`
 
     def holds(self, name: str) -> bool:
         """Whether an image, named relative to the root, belongs to the split."""
@@ -62,11 +63,12 @@ def scan_folder(folder: SplitFolder, image_key: str | None = None, caption_key: 
     for file, file_name, place in sources:
         if place != "." and not folder.holds(f"{place}/"):
             continue
-        for row, record in read_records(file, file_name, image_keys):
+        for row, record in read_records(file, file_name, image_keys, folder.row_split or folder.split):
             entry = Entry.read(row, _read_row, folder.root, place, record, image_keys, caption_keys, named)
             if entry.fault is None:
                 is_here = folder.captions_file is not None or _nearest(entry.name, listing) == file_name
-                if not is_here or not folder.holds(entry.name):
+                is_of_split = KARPATHY_SPLIT in entry.fields or folder.holds(entry.name)
+                if not is_here or not is_of_split:
                     continue
             key = (entry.name, "" if entry.fault is None else row)
             first = found.setdefault(key, entry)
@@ -94,9 +96,18 @@ def find_metadata(root: Path, files: Sequence[str], split_folders: Sequence[str]
 
 
 def scan_classes(root: Path, template: str) -> Iterator[Entry]:
-    """Yield an entry for each `CLASS/image`, captioned with the class's name through `template`."""
-    for name in list_images(root):
-        yield Entry.read(f"`{name}`", _read_class_image, root, name, template)
+    """Yield an entry for each `CLASS/image`, captioned with the class's name through `template`.
+
+    A class folder without any file is a fault: its class would be missing from the set.
+    """
+    files = list_files(root)
+    for name in files:
+        if is_image_file(root / name):
+            yield Entry.read(f"`{name}`", _read_class_image, root, name, template)
+    filled = {name.split("/")[0] for name in files}
+    for folder in sorted(root.glob("[!.]*")):
+        if folder.is_dir() and folder.name not in filled:
+            yield Entry(f"`{folder.name}`", fault="class folder without images")
 
 
 def scan_images(root: Path) -> Iterator[Entry]:

@@ -1,4 +1,4 @@
-"""Rows of a file that lists images with their captions: JSON lines, CSV, parquet, or COCO's annotations.
+"""Rows of a file that lists images with captions: JSON lines, CSV, parquet, COCO's annotations, Karpathy's splits.
 
 Here: records from one file, each with its place. Not here: the images (`folder.py`).
 """
@@ -20,22 +20,28 @@ Record = tuple[str, Callable[[], dict[str, Any]]]
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _DELIMITERS = (",", "\t", ";", "|")
 _COCO_KEYS = ("images", "annotations")
+KARPATHY_SPLIT = "karpathy_split"  # the field of a row that keeps the split which Karpathy's file names
+_SPLIT_OF = {"train": "train", "restval": "train", "val": "validation", "test": "test"}  # in Karpathy's file
 
 
-def read_records(file: Path, name: str, image_keys: Sequence[str]) -> Iterator[Record]:
+def read_records(file: Path, name: str, image_keys: Sequence[str], split: str = "train") -> Iterator[Record]:
     """Yield the rows of a file that messages call `name`.
 
-    COCO's annotations give one row for each image; other formats as many as they list.
+    COCO's annotations give one row for each image; other formats as many as they list. Of Karpathy's file, which
+    holds all splits, only the rows of `split`: "train" is train and restval, "validation" is val.
 
     Raises: ValueError if the file is damaged as a whole, of another layout, or a table without any of `image_keys`.
     """
-    reader = _READERS.get(file.suffix.lower())
-    if reader is None:
+    suffix = file.suffix.lower()
+    if suffix == ".json":
+        yield from _json(file, name, split)
+    elif suffix in _READERS:
+        yield from _READERS[suffix](file, name, image_keys)
+    else:
         raise ValueError(
-            f"`{file}` has no suffix of a file of captions. Expected one of {', '.join(_READERS)}. "
+            f"`{file}` has no suffix of a file of captions. Expected one of {', '.join((*_READERS, '.json'))}. "
             "Rename or convert it."
         )
-    yield from reader(file, name, image_keys)
 
 
 def _json_lines(file: Path, name: str, image_keys: Sequence[str]) -> Iterator[Record]:
@@ -91,9 +97,9 @@ def _parquet(file: Path, name: str, image_keys: Sequence[str]) -> Iterator[Recor
         raise _unreadable(file, "a complete parquet file", str(error).splitlines()[0]) from error
 
 
-def _json(file: Path, name: str, image_keys: Sequence[str]) -> Iterator[Record]:
-    """Read a list of records, or COCO's annotations with their images."""
-    expected = f"a list of objects, or COCO's keys {' and '.join(_COCO_KEYS)}"
+def _json(file: Path, name: str, split: str) -> Iterator[Record]:
+    """Read a list of records, Karpathy's images with their sentences, or COCO's annotations with their images."""
+    expected = f"a list of objects, COCO's keys {' and '.join(_COCO_KEYS)}, or Karpathy's images with sentences"
     try:
         found = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -101,6 +107,9 @@ def _json(file: Path, name: str, image_keys: Sequence[str]) -> Iterator[Record]:
     if isinstance(found, list):
         for number, record in enumerate(found):
             yield f"record {number} of {name}", partial(entries.check_record, record)
+        return
+    if isinstance(found, dict) and "annotations" not in found and _has_sentences(found.get("images")):
+        yield from _karpathy(found["images"], name, split)
         return
     lists: list[Any] = [found.get(key) for key in _COCO_KEYS] if isinstance(found, dict) else [None]
     if not all(isinstance(each, list) and all(isinstance(row, dict) for row in each) for each in lists):
@@ -122,6 +131,38 @@ def _json(file: Path, name: str, image_keys: Sequence[str]) -> Iterator[Record]:
         yield f"image {number} of {name}", fault
 
 
+def _has_sentences(images: object) -> bool:
+    """Whether this is Karpathy's list of images, of `dataset_coco.json` or `dataset_flickr30k.json`."""
+    if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
+        return False
+    return any("sentences" in image for image in images)
+
+
+def _karpathy(images: Sequence[dict[str, Any]], name: str, split: str) -> Iterator[Record]:
+    """Yield the images of a split, and those whose split is unknown as faults.
+
+    Source: Karpathy and Fei-Fei, Deep Visual-Semantic Alignments, 2015; `restval` is the rest of COCO's validation
+            images, which the field trains on.
+    """
+    for number, image in enumerate(images):
+        place, found = f"image {number} of {name}", str(image.get("split"))
+        if found not in _SPLIT_OF:
+            yield place, partial(_broken, "unknown split", f"{found}; expected one of {', '.join(_SPLIT_OF)}")
+        elif split in (found, _SPLIT_OF[found]):
+            yield place, partial(_karpathy_record, image)
+
+
+def _karpathy_record(image: dict[str, Any]) -> dict[str, Any]:
+    """Read one image: its file, its captions in their order, and its split."""
+    sentences = image.get("sentences")
+    if not isinstance(sentences, list) or not all(isinstance(sentence, dict) for sentence in sentences):
+        raise RowFault("no caption", "expected `sentences`, each with `raw`")
+    folder, file = image.get("filepath", ""), image.get("filename")  # Flickr30K has no `filepath`
+    path = f"{folder}/{file}" if folder and file else file
+    captions = [sentence.get("raw") for sentence in sentences]
+    return entries.check_record({"file_name": path, "captions": captions, KARPATHY_SPLIT: image["split"]})
+
+
 def _broken(fault: str, found: str) -> dict[str, Any]:
     raise RowFault(fault, found)
 
@@ -132,7 +173,6 @@ _READERS: dict[str, Callable[[Path, str, Sequence[str]], Iterator[Record]]] = {
     ".tsv": _csv,
     ".txt": _csv,
     ".parquet": _parquet,
-    ".json": _json,
 }
 
 

@@ -67,7 +67,8 @@ def _expand_braces(pattern: str) -> list[str]:
 def index_tars(tars: Sequence[Path], reading: SampleReading) -> Dataset:
     """Index archives, or map the cached index of the same archives and reading."""
     states = [(str(tar), tar.stat().st_size, tar.stat().st_mtime_ns) for tar in tars]
-    return index_on_disk(scan_tars, {"tars": tars, "reading": reading}, [states, asdict(reading)])
+    fingerprints = [states, asdict(reading), sorted(reading.repeated_names)]
+    return index_on_disk(scan_tars, {"tars": tars, "reading": reading}, fingerprints)
 
 
 def scan_tars(tars: Sequence[Path], reading: SampleReading) -> Iterator[Entry]:

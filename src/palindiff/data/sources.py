@@ -184,7 +184,7 @@ def _captions_folder(path: Path, config: DataConfig) -> SplitFolder:
             "`path`. Set `captions_file` to such a file."
         )
     if "{split}" in f"{config.path}{config.captions_file}":
-        return SplitFolder(path.absolute(), captions_file=file)
+        return SplitFolder(path.absolute(), captions_file=file, row_split=config.split)
     return SplitFolder(path.absolute(), config.split, _split_folders(path), file)
 
 
