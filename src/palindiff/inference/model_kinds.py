@@ -14,7 +14,6 @@ from palindiff.pretrained.clip_folders import CONTRASTIVE_FILE, is_clip
 from palindiff.pretrained.layout import INDEX_NAME, check_layout, check_whole, is_palindiff, result_of
 
 ModelKind = Literal["palindiff", "stable_diffusion", "clip", "contrastive"]
-AnyModel = PalindiffPipeline | StableDiffusionPipeline | ClipModel
 CLIP_RESULT = "clip"  # the folder that a contrastive run writes
 
 
@@ -44,7 +43,7 @@ def model_kind(source: str | Path) -> tuple[ModelKind, Path]:
     raise ValueError(f"`{source}` holds no known model; in it: {shown or 'nothing'}. Expected {_EXPECTED}. Use one.")
 
 
-def open_any_model(source: str | Path) -> AnyModel:
+def open_any_model(source: str | Path) -> PalindiffPipeline | StableDiffusionPipeline | ClipModel:
     """Open the model of a folder, whatever its kind, in float32 and from safetensors alone.
 
     Raises: FileNotFoundError, OSError or ValueError as `model_kind`, and as what loads the kind.

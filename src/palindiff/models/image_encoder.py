@@ -1,7 +1,7 @@
 """The image encoder of a contrastive model: transformers' CLIP vision transformer, from pixels to unit embeddings.
 
-Here: its shape, building one from scratch, and encoding. Not here: loading one (`pretrained/clip_folders.py`), the text
-encoder (`text_encoder.py`), the loss (`objectives/contrastive.py`).
+Here: its shape, building one from scratch, and encoding. Not here: loading one (`pretrained/clip_folders.py`), the
+text encoder (`text_encoder.py`), the loss (`objectives/contrastive.py`).
 """
 
 from collections.abc import Sequence
@@ -68,7 +68,8 @@ class ImageEncoder(nn.Module):
     @property
     def image_size_px(self) -> int:
         """Side of the squares that are encoded."""
-        return int(self.model.config.image_size)
+        side: int = self.model.config.image_size  # type: ignore[assignment]  # CLIP's images are square
+        return side
 
     @property
     def fingerprint(self) -> str:

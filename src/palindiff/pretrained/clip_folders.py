@@ -1,8 +1,8 @@
 """Contrastive models on disk: a stock transformers CLIP, or an image encoder beside another text encoder.
 
 A CLIP text encoder makes a folder that `CLIPModel.from_pretrained` loads. With any other, the folder holds
-`image_encoder/`, `text_encoder/`, `tokenizer/` and `contrastive.json`. Here: reading and writing both, from safetensors
-alone. Not here: encoding (`inference/clip_model.py`).
+`image_encoder/`, `text_encoder/`, `tokenizer/` and `contrastive.json`. Here: reading and writing both, from
+safetensors alone. Not here: encoding (`inference/clip_model.py`).
 """
 
 import math
@@ -105,7 +105,7 @@ def save_clip(parts: ClipParts, folder: Path) -> None:
         text.tokenizer.save_pretrained(folder)
         _processor(image).save_pretrained(folder)
     else:
-        settings = ContrastiveSettings(pooling=text.pooling, log_logit_scale=float(parts.log_logit_scale))
+        settings = ContrastiveSettings(pooling=text.pooling, log_logit_scale=float(parts.log_logit_scale.detach()))
         image.model.save_pretrained(folder / "image_encoder")
         _processor(image).save_pretrained(folder / "image_encoder")
         text.model.save_pretrained(folder / "text_encoder")
@@ -166,12 +166,9 @@ def _stock_clip(parts: ClipParts) -> CLIPModel:
     text, image = parts.text_encoder, parts.image_encoder
     assert text.projection is not None, "CLIP's text encoder has a projection"
     d = text.d_e
-    configs = {
-        "text_config": text.model.config.to_dict() | {"projection_dim": d},
-        "vision_config": image.model.config.to_dict() | {"projection_dim": d},
-    }
+    text_config, vision_config = (part.config.to_dict() | {"projection_dim": d} for part in (text.model, image.model))
     with torch.device("meta"):
-        clip = CLIPModel(CLIPConfig(**configs, projection_dim=d))
+        clip = CLIPModel(CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=d))
     clip.text_model, clip.vision_model = text.model, image.model.vision_model
     clip.visual_projection.weight = image.model.visual_projection.weight
     clip.text_projection.weight = nn.Parameter(text.projection.weight.detach())

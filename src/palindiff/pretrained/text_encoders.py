@@ -123,7 +123,7 @@ def _load_sentence_encoder(folder: Path, variant: str | None, with_weights: bool
     if "decoder_input_ids" in inspect.signature(model_class.forward).parameters:  # T5: what a decoder asks for too
         raise _unknown_pooling(folder)
     has_pooler = "add_pooling_layer" in inspect.signature(model_class).parameters
-    options = {"add_pooling_layer": False} if has_pooler else {}
+    options: dict[str, Any] = {"add_pooling_layer": False} if has_pooler else {}
     model: PreTrainedModel
     model, _ = load_weights(model_class, folder, config, variant, with_weights, _OTHER_OF_ENCODER, **options)
     model.config.use_attention_mask = True  # stock Stable Diffusion then passes the mask; saved with the config

@@ -94,8 +94,9 @@ class ContrastiveTrainer(Trainer[ContrastiveRecipe]):
         if self.validation_set is None or not options.evaluators:
             return []
         images = list(self.validation_images)
-        captions, labels = [image.captions[0] for image in images], [image.label for image in images]
-        data = evaluators.EvaluationImages(images, captions, labels, self._embed(self.validation_set))
+        sources, captions = [image.source for image in images], [image.captions[0] for image in images]
+        labels = [image.label for image in images]
+        data = evaluators.EvaluationImages(sources, captions, labels, self._embed(self.validation_set))
         return [row for name in options.evaluators for row in EVALUATORS[name](self.model, data, options)]
 
     def score(self, numbers: Mapping[str, float]) -> tuple[str, float] | None:
