@@ -45,7 +45,10 @@ def loss_by_hand(v, e, positives):
 
 def unit_images(encoder, x):
     """By transformers' own forward, on pixels that CLIP's numbers normalise."""
-    mean, deviation = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
+    mean, deviation = (
+        torch.tensor([0.48145466, 0.4578275, 0.40821073]),
+        torch.tensor([0.26862954, 0.26130258, 0.27577711]),
+    )
     pixels = (x.float() / 255 - mean[:, None, None]) / deviation[:, None, None]
     with torch.no_grad():
         return F.normalize(encoder.model(pixels).image_embeds, dim=-1)
@@ -55,7 +58,10 @@ def unit_images(encoder, x):
 def test_loss_is_infonce_by_hand(ids):
     objective, batch = frozen_text(), make_batch() | {"caption_id": torch.tensor(ids)}
     losses = objective(batch, objective.draw(6, torch.Generator()))
-    v, positives = unit_images(objective.image_encoder, batch["x"]), batch["caption_id"] == batch["caption_id"][:, None]
+    v, positives = (
+        unit_images(objective.image_encoder, batch["x"]),
+        batch["caption_id"] == batch["caption_id"][:, None],
+    )
     assert losses["loss"].item() == pytest.approx(loss_by_hand(v, batch["e_0"], positives), abs=1e-5)  # float32
     assert losses["contrastive"] == losses["loss"]
     assert not losses["contrastive"].requires_grad

@@ -166,7 +166,11 @@ def _stock_clip(parts: ClipParts) -> CLIPModel:
     text, image = parts.text_encoder, parts.image_encoder
     assert text.projection is not None, "CLIP's text encoder has a projection"
     d = text.d_e
-    text_config, vision_config = (part.config.to_dict() | {"projection_dim": d} for part in (text.model, image.model))
+    text_config, vision_config = (
+        {name: value for name, value in part.config.to_dict().items() if not name.startswith("_")}  # without its path
+        | {"projection_dim": d}
+        for part in (text.model, image.model)
+    )
     with torch.device("meta"):
         clip = CLIPModel(CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=d))
     clip.text_model, clip.vision_model = text.model, image.model.vision_model

@@ -34,9 +34,11 @@ class PixelSet:
         views: ViewConfig,
         num_threads: int = 0,
         progress: Progress = lambda what, done, total: None,
-        in_memory_bytes: int = IN_MEMORY_BYTES,
+        in_memory_bytes: int | None = None,
     ) -> None:
         """Decode a small set, all its views; num_threads decode, 0 decodes in the thread that reads.
+
+        in_memory_bytes: up to which a set is small; None is IN_MEMORY_BYTES.
 
         Raises: ImageFileError if an image of a small set cannot be read; one of a large set raises it when it is read.
         """
@@ -44,7 +46,8 @@ class PixelSet:
         self.num_views = 1 + views.crops
         self._threads = ThreadPoolExecutor(num_threads) if num_threads else None
         num_bytes = len(rows) * self.num_views * 3 * size_px**2
-        self.decoded = self._decode_all(progress) if num_bytes <= in_memory_bytes else None
+        is_small = num_bytes <= (IN_MEMORY_BYTES if in_memory_bytes is None else in_memory_bytes)
+        self.decoded = self._decode_all(progress) if is_small else None
 
     def __len__(self) -> int:
         return len(self.captions)
