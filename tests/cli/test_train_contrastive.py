@@ -7,6 +7,7 @@ from palindiff.inference.clip_model import ClipModel
 from palindiff.training.loop.checkpoint import saved_states
 from palindiff.training.loop.run_log import read_log
 from toys.contrastive import TOY_VIT
+from toys.recipe import write_drawings
 
 pytestmark = pytest.mark.filterwarnings("ignore:A micro-batch has")
 
@@ -51,8 +52,6 @@ def test_training_writes_a_model_and_the_same_command_resumes(palindiff, options
 
 
 def test_an_image_that_cannot_be_read_is_one_line(palindiff, options, tmp_path):
-    from toys.recipe import write_drawings
-
     images = write_drawings(tmp_path / "images")
     (images / "train" / "3.png").write_bytes(b"\x89PNG")
     code, _, err = palindiff("train", *options, "--set", f"data.path={images}", "--output", tmp_path / "run")
@@ -66,6 +65,6 @@ def test_estimate_refuses_what_it_does_not_count(palindiff, recipe, name):
     code, out, err = palindiff("estimate", "--recipe", recipe)
     assert (code, out) == (2, "")
     assert err == (
-        f"palindiff: `objective.name` of `{recipe}` is '{name}' in `palindiff estimate`. Expected 'diffdis', whose parts "
-        f"are estimated. Use `palindiff train --recipe {recipe} --dry-run` for parameters and memory.\n"
+        f"palindiff: `objective.name` of `{recipe}` is '{name}' in `palindiff estimate`. Expected 'diffdis', whose "
+        f"parts are estimated. Use `palindiff train --recipe {recipe} --dry-run` for parameters and memory.\n"
     )

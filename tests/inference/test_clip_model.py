@@ -89,7 +89,6 @@ def test_it_serves_where_an_embedder_is_wanted(model, toy_parts, tmp_path):
 
 
 def test_evaluators_run_on_it(model, images):
-    """Captions in the order of their similarity to one image: that image's own is the first or the last of them."""
     captions = ["a", "b", "a red apple", "x y", "z"]
     scores = model.encode_image(images) @ model.encode_text(captions).T
     data = EvaluationImages(images, captions, ["u", "v", "u", "v", "u"])

@@ -70,7 +70,8 @@ def estimate(
     if not isinstance(loaded, DiffDisRecipe):
         raise ValueError(
             f"`objective.name` of `{recipe}` is '{loaded.objective_name}' in `palindiff estimate`. Expected "
-            f"'diffdis', whose parts are estimated. Use `palindiff train --recipe {recipe} --dry-run` for parameters and memory."
+            f"'diffdis', whose parts are estimated. Use `palindiff train --recipe {recipe} --dry-run` for parameters "
+            "and memory."
         )
     found = estimate_run(loaded, hardware, images)
     settings = {"recipe": recipe, "preset": preset, "set": overrides or [], "images": images, **hardware.model_dump()}
