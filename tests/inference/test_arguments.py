@@ -115,3 +115,10 @@ def test_what_was_encoded_is_not_encoded_again(pipeline):
     for given, kind in ((z, "Tensor"), (reading, "ImageReading")):
         with pytest.raises(TypeError, match=f"A `{kind}` was given to be encoded.*latents need no encoding"):
             pipeline.encode_latents(given)
+
+
+@pytest.mark.parametrize("num_samples", [0, -1, 2.0, "2", True])
+def test_a_number_of_samples_that_cannot_be_is_refused(pipeline, num_samples):
+    sentence = rf"^`num_samples` is {num_samples!r}\. Expected a whole number from 1 on"
+    with pytest.raises(ValueError, match=sentence):
+        pipeline.encode_image(("missing.png",), num_samples=num_samples)

@@ -222,6 +222,20 @@ def test_neither_batch_nor_order_changes_an_embedding(encoder_folder, fusion):
 
 
 @pytest.mark.parametrize("fusion", ["one_way", "joint"])
+def test_several_samples_are_the_mean_of_the_answers_of_their_seeds(encoder_folder, fusion):
+    pipeline = toy_pipeline(encoder_folder, fusion=fusion)
+    images, alone = toy_images(), []
+    for seed in (5, 6, 7):
+        alone.append(pipeline.encode_image(images, 2, 4.0, seed))
+    total = alone[0] + alone[1] + alone[2]
+    together = pipeline.encode_image(images, 2, 4.0, 5, num_samples=3)
+    assert (together - total / total.norm(dim=-1, keepdim=True)).abs().max() <= 1e-6  # one rounding of a float32
+    one_by_one = [pipeline.encode_image(image, 2, 4.0, 5, num_samples=3) for image in images]
+    assert (torch.cat(one_by_one) - together).abs().max() <= 1e-5  # sums in another order
+    assert torch.equal(pipeline.encode_image(images, 2, 4.0, 5, num_samples=1), alone[0])
+
+
+@pytest.mark.parametrize("fusion", ["one_way", "joint"])
 @pytest.mark.parametrize(("text_chain", "changes"), [("diffusion", True), ("none", False)])
 def test_a_seed_matters_where_there_is_noise(encoder_folder, fusion, text_chain, changes):
     pipeline = toy_pipeline(encoder_folder, fusion=fusion, text_chain=text_chain)

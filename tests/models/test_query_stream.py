@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from palindiff.models.clip_projection import ClipProjection
 from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_stream import FUSIONS, QueryStream, QueryStreamConfig
-from palindiff.models.text_diffusion import text_diffusion_scheduler
+from palindiff.models.text_diffusion import QuerySchedulerConfig, text_diffusion_scheduler
 from palindiff.models.unet_encoder import unet_encoder_parameters
 from toys.models import D_E, toy_inputs, toy_stream, toy_unet
 
@@ -390,6 +390,34 @@ def test_signal_scale_is_gamma_or_gamma_root_d():
     unet = toy_unet()
     assert toy_stream(unet, gamma=0.5).signal_scale == 0.5
     assert toy_stream(unet, gamma=0.5, query_scale="sqrt_d").signal_scale == pytest.approx(0.5 * math.sqrt(D_E))
+
+
+def test_the_network_gets_the_query_as_it_is_or_scaled_to_one_length():
+    unet, scheduler = toy_unet(), text_diffusion_scheduler()
+    _, e_t, t_e = toy_inputs()
+    assert toy_stream(unet).network_input(scheduler, e_t, t_e) is e_t
+    for query_scale, square in (("unit", 0.25 / D_E), ("sqrt_d", 0.25)):
+        stream = toy_stream(unet, gamma=0.5, query_scale=query_scale, query_input="normalised")
+        found = stream.network_input(scheduler, e_t, t_e)
+        for i, t in enumerate(t_e.tolist()):
+            alpha = float(scheduler.alphas_cumprod[t])
+            torch.testing.assert_close(found[i], e_t[i] / math.sqrt(alpha * square + 1 - alpha))
+
+
+@pytest.mark.parametrize("is_zero_snr", [False, True])
+def test_denoising_scales_what_the_network_gets_and_not_the_query_itself(is_zero_snr):
+    unet = toy_unet()
+    scheduler = text_diffusion_scheduler(config=QuerySchedulerConfig(rescale_betas_zero_snr=is_zero_snr))
+    stream = toy_stream(unet, gamma=0.5, query_scale="sqrt_d", query_input="normalised")
+    z, e_T, _ = toy_inputs()
+    reading = stream.read_image(unet, z)
+    first, second = stream.denoise(unet, reading, reading, scheduler, e_T, 2, 1.0)
+    for step in (first, second):
+        alpha = float(scheduler.alphas_cumprod[step.t_e])
+        scaled = step.e_t / math.sqrt(alpha * 0.25 + 1 - alpha)
+        expected = stream(unet, reading, scaled, torch.full((2,), step.t_e))
+        assert (step.e_0_hat - expected).abs().max() <= 1e-6
+    assert torch.equal(first.e_t, e_T)
 
 
 def test_prediction_has_unit_length():

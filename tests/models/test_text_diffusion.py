@@ -7,7 +7,19 @@ import torch
 import torch.nn.functional as F
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
-from palindiff.models.text_diffusion import denoise, first_noise, guided, leak, noisy_query, text_diffusion_scheduler
+from palindiff.models.text_diffusion import (
+    QuerySchedulerConfig,
+    denoise,
+    draw_steps,
+    first_noise,
+    guided,
+    input_scale,
+    leak,
+    noisy_query,
+    text_diffusion_scheduler,
+)
+
+ZERO_SNR = QuerySchedulerConfig(rescale_betas_zero_snr=True)
 
 
 def alphas_by_hand():
@@ -17,6 +29,12 @@ def alphas_by_hand():
         product *= 1 - beta
         alphas.append(product)
     return alphas
+
+
+def zero_snr_alphas_by_hand():
+    """Algorithm 1 of arXiv 2305.08891: shift the roots so that the last is 0, scale them so that the first stays."""
+    roots = [math.sqrt(alpha) for alpha in alphas_by_hand()]
+    return [((root - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2 for root in roots]
 
 
 def toy_predictor(seed):
@@ -31,9 +49,8 @@ def slow_predictor(seed):
     return lambda e_t, t_e: F.normalize(bias + torch.tanh(e_t) @ weight / 2, dim=-1)
 
 
-def algorithm_3_by_hand(predict, predict_uncond, e_t, steps, w, gamma):
+def algorithm_3_by_hand(predict, predict_uncond, e_t, steps, w, gamma, alphas):
     """e_T ~ N(0, I); predict with guidance, one DDIM step whose clean sample is gamma * e_0_hat; normalise last."""
-    alphas = alphas_by_hand()
     times = [round(1000 - i * 1000 / steps) - 1 for i in range(steps)]
     for i, t in enumerate(times):
         t_e = torch.full((len(e_t),), t)
@@ -51,8 +68,84 @@ def test_denoise_equals_algorithm_3_by_hand(steps, w, gamma):
     e_t = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
     predict, predict_uncond = toy_predictor(1), toy_predictor(2)
     *_, last = denoise(guided(predict, predict_uncond, 1 + w), text_diffusion_scheduler(), e_t, steps, gamma)
-    by_hand = algorithm_3_by_hand(predict, predict_uncond, e_t, steps, w, gamma)
+    by_hand = algorithm_3_by_hand(predict, predict_uncond, e_t, steps, w, gamma, alphas_by_hand())
     assert (last.e_0_hat - by_hand).abs().max() <= 2e-5  # the schedule is float32 there and float64 here
+
+
+@pytest.mark.parametrize(("steps", "w", "gamma"), [(8, 3.0, 0.3), (1, 0.0, 1.0), (20, 1.0, 1.0)])
+def test_denoise_from_zero_terminal_snr_equals_algorithm_3_by_hand(steps, w, gamma):
+    """The first step, at T - 1, divides by √(1-ᾱ) = 1 and never by √ᾱ = 0."""
+    alphas, scheduler = zero_snr_alphas_by_hand(), text_diffusion_scheduler(config=ZERO_SNR)
+    assert alphas[-1] == float(scheduler.alphas_cumprod[-1]) == 0
+    e_t = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    predict, predict_uncond = slow_predictor(1), slow_predictor(2)
+    first, *_ = steps_made = list(denoise(guided(predict, predict_uncond, 1 + w), scheduler, e_t, steps, gamma))
+    assert (first.t_e, torch.equal(first.e_t, e_t)) == (999, True)
+    by_hand = algorithm_3_by_hand(predict, predict_uncond, e_t, steps, w, gamma, alphas)
+    assert (steps_made[-1].e_0_hat - by_hand).abs().max() <= 2e-5  # the schedule is float32 there, float64 here
+
+
+def test_a_query_at_the_last_step_of_zero_terminal_snr_is_its_noise():
+    scheduler, last = text_diffusion_scheduler(config=ZERO_SNR), torch.full((4,), 999)
+    generator = torch.Generator().manual_seed(0)
+    e_0, eps_e = (torch.randn(4, 6, generator=generator) for _ in range(2))
+    assert torch.equal(noisy_query(scheduler, e_0, eps_e, last, 1.0), eps_e)
+    assert not torch.equal(noisy_query(text_diffusion_scheduler(), e_0, eps_e, last, 1.0), eps_e)
+    assert leak(scheduler, 1.0)[-1] == 0
+    assert leak(scheduler, 1.0)[:-1].min() > 0
+
+
+def test_a_zero_terminal_snr_is_saved_and_loaded(tmp_path):
+    scheduler = text_diffusion_scheduler(config=ZERO_SNR)
+    scheduler.save_pretrained(tmp_path)
+    loaded = type(scheduler).from_pretrained(tmp_path)
+    assert torch.equal(loaded.alphas_cumprod, scheduler.alphas_cumprod)
+
+
+def test_steps_are_drawn_alike_or_towards_noise_as_the_formula_says():
+    """P(t_e >= t) = (1 - t/T)^(1/k)."""
+    assert torch.equal(
+        draw_steps(64, 1000, 1.0, torch.Generator().manual_seed(1)),
+        torch.randint(1000, (64,), generator=torch.Generator().manual_seed(1)),
+    )
+    for power in (1.0, 1.5, 4.0):
+        t_e = draw_steps(40_000, 1000, power, torch.Generator().manual_seed(0))
+        assert (t_e.dtype, t_e.min() >= 0, t_e.max() <= 999) == (torch.int64, True, True)
+        for t in (100, 500, 900):
+            share = (1 - t / 1000) ** (1 / power)
+            assert (t_e >= t).float().mean().item() == pytest.approx(share, abs=0.0125)  # 5 standard errors
+    uniform = torch.rand(64, generator=torch.Generator().manual_seed(2)).tolist()
+    by_hand = [min(math.floor(1000 * (1 - u**4)), 999) for u in uniform]
+    assert draw_steps(64, 1000, 4.0, torch.Generator().manual_seed(2)).tolist() == by_hand
+
+
+@pytest.mark.parametrize("config", [QuerySchedulerConfig(), ZERO_SNR])
+@pytest.mark.parametrize("signal_scale", [0.3, 0.3 * math.sqrt(64)])
+def test_scaled_queries_are_equally_long_at_every_step(config, signal_scale):
+    """The mean square of a dimension is 1 over 2,000 queries of 64 dimensions, known to √(2/128,000) = 0.4 %."""
+    scheduler, generator, n = text_diffusion_scheduler(config=config), torch.Generator().manual_seed(0), 2000
+    e_0, eps_e = (torch.randn(n, 64, generator=generator) for _ in range(2))
+    for t in (0, 50, 500, 999):
+        t_e = torch.full((n,), t)
+        e_t = noisy_query(scheduler, F.normalize(e_0, dim=-1), eps_e, t_e, signal_scale)
+        c_in = input_scale(scheduler, t_e, signal_scale, 64)
+        assert (c_in * e_t).square().mean().item() == pytest.approx(1, abs=0.02)
+        alpha = float(scheduler.alphas_cumprod[t])
+        assert c_in.shape == (n, 1)
+        assert c_in[0].item() == pytest.approx(1 / math.sqrt(alpha * signal_scale**2 / 64 + 1 - alpha), rel=1e-4)
+
+
+def test_the_scale_is_edm_s_c_in_of_its_own_variables():
+    """c_in = 1 / √(σ_data² + σ²) times s e_0 + σ ε, with σ² = (1-ᾱ)/ᾱ and σ_data² = s²/d, is c_in here times e_t."""
+    scheduler, generator = text_diffusion_scheduler(), torch.Generator().manual_seed(0)
+    e_0, eps_e = F.normalize(torch.randn(1, 16, generator=generator), dim=-1), torch.randn(1, 16, generator=generator)
+    for t, s in ((10, 1.0), (400, 4.0), (900, 0.5)):
+        alpha = float(scheduler.alphas_cumprod[t])
+        sigma = math.sqrt((1 - alpha) / alpha)
+        edm = (s * e_0 + sigma * eps_e) / math.sqrt(s**2 / 16 + sigma**2)
+        t_e = torch.tensor([t])
+        ours = input_scale(scheduler, t_e, s, 16) * noisy_query(scheduler, e_0, eps_e, t_e, s)
+        assert (ours - edm).abs().max() <= 1e-4  # 1 - ᾱ is float32 there and float64 here
 
 
 def test_denoising_starts_at_the_last_step_and_changes_no_scheduler():

@@ -59,22 +59,29 @@ def test_generation_loss_equals_eq_4_by_hand(prediction_type):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("fusion", ["one_way", "joint"])
-def test_alignment_equals_eq_5_to_8_by_hand(fusion):
+@pytest.mark.parametrize(
+    ("fusion", "query_input", "query_caption"),
+    [("one_way", "raw", "target"), ("joint", "raw", "target"), ("one_way", "normalised", "any")],
+)
+def test_alignment_equals_eq_5_to_8_by_hand(fusion, query_input, query_caption):
     """Algorithm 1's second half, image by image, with rows 0 and 2 of one caption and images 1 and 2 dropped.
 
     The embeddings of rows 0 and 2 differ, or sharing the weight would change nothing: their logits would be equal.
     """
-    settings = {"fusion": fusion, "gamma": 0.5, "query_scale": "sqrt_d"}
-    objective = toy_objective(stream_settings=settings, image_drop_rate=0.5, text_drop_rate=0.5)
+    settings = {"fusion": fusion, "gamma": 0.5, "query_scale": "sqrt_d", "query_input": query_input}
+    rates = {"image_drop_rate": 0.5, "text_drop_rate": 0.5}
+    objective = toy_objective(stream_settings=settings, query_caption=query_caption, **rates)
     batch, draws = toy_batch(), toy_draws(objective)
     batch["caption_id"] = torch.tensor([7, 8, 7, 9])
     draws["image_uniform"] = torch.tensor([0.9, 0.1, 0.2, 0.7])
     draws["text_uniform"] = torch.tensor([0.1, 0.9, 0.6, 0.2])  # the other way round: of no interest to naming
     alphas, e_0, predicted = objective.query_scheduler.alphas_cumprod, batch["e_0"], []
+    batch["e_query"] = noised = e_0 if query_caption == "target" else toy_batch(seed=8)["e_0"]
     for i, is_dropped in enumerate([False, True, True, False]):
         alpha = alphas[draws["t_e"][i]]
-        e_t = 0.5 * math.sqrt(D_E) * alpha.sqrt() * e_0[i] + (1 - alpha).sqrt() * draws["eps_e"][i]
+        e_t = 0.5 * math.sqrt(D_E) * alpha.sqrt() * noised[i] + (1 - alpha).sqrt() * draws["eps_e"][i]
+        if query_input == "normalised":
+            e_t = e_t / math.sqrt(0.25 * alpha + 1 - alpha)
         z = batch["z_mean"][i].float() + batch["z_std"][i].float() * draws["eps_posterior"][i]
         z = torch.zeros_like(z) if is_dropped else z
         reading = objective.query_stream.read_image(objective.unet, z[None])
@@ -86,6 +93,25 @@ def test_alignment_equals_eq_5_to_8_by_hand(fusion):
             log_sum = math.log(sum(math.exp(logit) for logit in logits))
             total += sum(log_sum - logits[j] for j in positives) / len(positives) / 8
     assert objective(batch, draws)["alignment"].item() == pytest.approx(total, rel=1e-5)  # float32 networks
+
+
+def test_steps_of_the_text_diffusion_are_drawn_towards_noise_and_nothing_else_changes():
+    uniform, noisier = (toy_draws(toy_objective(t_e_power=power), b=64) for power in (1, 4))
+    assert torch.equal(uniform["eps_e"], noisier["eps_e"])
+    assert torch.equal(uniform["t_z"], noisier["t_z"])
+    assert noisier["t_e"].float().mean() > 700 > uniform["t_e"].float().mean()  # expected: 800 and 500
+
+
+@torch.no_grad()
+def test_a_second_caption_of_the_image_is_left_out_unless_asked_for():
+    batch = toy_batch()
+    objective = toy_objective()
+    draws, second = toy_draws(objective), {"e_query": toy_batch(seed=8)["e_0"]}
+    plain = objective(batch, draws)["alignment"].item()
+    assert objective(batch | second, draws)["alignment"].item() == plain
+    from_any = toy_objective(query_caption="any")
+    assert from_any(batch | second, draws)["alignment"].item() != plain
+    assert from_any(batch | {"e_query": batch["e_0"]}, draws)["alignment"].item() == plain
 
 
 def test_loss_is_eq_9_and_the_tasks_are_its_parts():

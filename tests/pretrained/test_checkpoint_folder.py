@@ -89,6 +89,11 @@ def test_query_stream_settings_that_cannot_be_are_refused(folder, settings, foun
     assert found in refusal(folder)
 
 
+def test_a_checkpoint_from_before_a_setting_was_added_is_read_with_its_default(folder):
+    change_json(folder / "query_stream" / "config.json", query_input=...)
+    assert PalindiffPipeline.from_pretrained(folder).query_stream.config.query_input == "raw"
+
+
 class CreatesFile:
     """A pickle that creates a file when it is opened."""
 

@@ -55,17 +55,18 @@ def init(
     from palindiff.training.recipes.yaml_files import load_recipe
 
     check_is_free(output)
-    query_stream = load_recipe(DiffDisRecipe, recipe, overrides or []).query_stream
+    models = load_recipe(DiffDisRecipe, recipe, overrides or [])
+    query_stream, query_scheduler = models.query_stream, models.query_scheduler
     settings = {"from": source, "text": text, "output": output, "seed": seed}
     if dry_run:
-        print_plan(settings | {"query_stream": str(query_stream)}, as_json)
+        print_plan(settings | {"query_stream": str(query_stream), "query_scheduler": str(query_scheduler)}, as_json)
         return
     hide_progress_bars()
     from palindiff.inference.pipeline import PalindiffPipeline
 
     with atomic_folder(output) as folder:
         pipeline = PalindiffPipeline.from_stable_diffusion(
-            source, text, query_stream, seed=seed, variant=variant, config=config
+            source, text, query_stream, query_scheduler=query_scheduler, seed=seed, variant=variant, config=config
         )
         pipeline.save_pretrained(folder)
     counts = {name: sum(weight.numel() for weight in getattr(pipeline, name).parameters()) for name in PARTS}

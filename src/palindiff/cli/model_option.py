@@ -7,6 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     import torch
+    from diffusers import StableDiffusionPipeline
 
     from palindiff.inference.pipeline import PalindiffPipeline
 
@@ -43,6 +44,26 @@ def open_model(name: str, device: str = "auto", dtype: "torch.dtype | None" = No
         folder = result_of(name, "checkpoint") if Path(name).is_dir() else _download(name, bundled_models())
         pipeline = PalindiffPipeline.from_pretrained(folder, dtype=dtype)
     return pipeline.to(device, silence_dtype_warnings=True)
+
+
+def open_generator(name: str, device: str = "auto") -> "StableDiffusionPipeline":
+    """Load a model that generates: as `open_model`, or a folder of any Stable Diffusion, without its safety checker.
+
+    Raises: as `open_model`; OSError or ValueError if the folder cannot be loaded.
+    """
+    from palindiff.pretrained.layout import INDEX_NAME, is_palindiff
+
+    if not (Path(name) / INDEX_NAME).is_file() or is_palindiff(name):
+        return open_model(name, device)
+    device = _find_device(device)
+    hide_progress_bars()
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
+        name, use_safetensors=True, safety_checker=None, requires_safety_checker=False, torch_dtype=torch.float32
+    )
+    return pipeline.to(device)
 
 
 def hide_progress_bars() -> None:

@@ -73,6 +73,12 @@ class ImageSet(Sequence[CaptionedImage]):
             for captions, label in zip(batch["captions"], batch["label"], strict=True):
                 yield tuple(captions), label
 
+    def columns(self) -> Iterator[tuple[dict[str, str], str | None]]:
+        """Yield the further fields and the class of each row, as `texts` does."""
+        for batch in self._index.select_columns(["fields", "label"]).iter(batch_size=1000):
+            for fields, label in zip(batch["fields"], batch["label"], strict=True):
+                yield json.loads(fields), label
+
     def records(self, rows: Sequence[int]) -> dict[str, list[Any]]:
         """Return some rows as columns: row, image_path, caption (the first, or None), captions, label."""
         found = self._index.select_columns(["name", "captions", "label"])[list(rows)]

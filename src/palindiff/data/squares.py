@@ -3,18 +3,20 @@
 Here: squares without captions or crops. Not here: the crops that training draws (`training/features/views.py`).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from palindiff.data.images import Fit, ImageFileError, decode_image, fit_image, to_tensor
-from palindiff.data.rows import ImageSet
+from palindiff.data.rows import CaptionedImage
 
 
 class SquareImages(Dataset[tuple[Tensor, str]]):
     """Each image as a square (3, H, W) uint8, and why it cannot be read, or ""; black if it cannot."""
 
-    def __init__(self, rows: ImageSet, size_px: int, fit: Fit) -> None:
+    def __init__(self, rows: Sequence[CaptionedImage], size_px: int, fit: Fit) -> None:
         """Build the data set; nothing is decoded before a row is asked for."""
         self.rows, self.size_px, self.fit = rows, size_px, fit
 

@@ -66,14 +66,19 @@ class EvaluationConfig(NamingSection, frozen=True, extra="forbid", allow_inf_nan
     """What the best checkpoint is kept by; "auto" is "generation" if only generation is trained, else "recall"."""
     naming_steps: int = Field(NAMING_STEPS, gt=0, le=TRAIN_STEPS)  # DDIM steps of the text diffusion
     naming_guidance_scale: float = Field(NAMING_GUIDANCE_SCALE, ge=1)  # 1 + w of Algorithm 3; 1 turns guidance off
+    naming_samples: int = Field(1, gt=0)  # samplings of the text diffusion whose mean names an image
     prompts: tuple[str, ...] = ()  # captions of the sample sheet; [] turns it off
     guidance_scale: float = Field(GENERATION_GUIDANCE_SCALE, ge=1)  # of the sample sheet; 1 turns guidance off
     num_inference_steps: int = Field(20, gt=0, le=TRAIN_STEPS)  # of the sample sheet
 
     @property
     def image_options(self) -> dict[str, Any]:
-        """Steps and guidance of naming."""
-        return {"num_inference_steps": self.naming_steps, "guidance_scale": self.naming_guidance_scale}
+        """Steps, guidance and samplings of naming."""
+        return {
+            "num_inference_steps": self.naming_steps,
+            "guidance_scale": self.naming_guidance_scale,
+            "num_samples": self.naming_samples,
+        }
 
 
 class ContrastiveEvaluationConfig(NamingSection, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -226,7 +231,8 @@ def _predictions(
                 name: noisy_query(scheduler, e[part], eps[part], t_e, stream.signal_scale) for name, e in clean.items()
             }
             for name, e_t in noisy.items():
-                e_0_hat = stream(pipeline.unet, reading, e_t.to(stream.dtype), t_e)
+                e_t = stream.network_input(scheduler, e_t, t_e).to(stream.dtype)
+                e_0_hat = stream(pipeline.unet, reading, e_t, t_e)
                 predicted.setdefault((name, t), []).append(e_0_hat)
     return {key: torch.cat(parts) for key, parts in predicted.items()}
 

@@ -4,7 +4,7 @@ Here: from embeddings to metrics, each with what it is the mean of, item by item
 collapse (`collapse.py`), computing embeddings (`inference/embeddings.py`), intervals (`intervals.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,6 +82,25 @@ def retrieval(e_0_hat: Tensor, e: Tensor, positives: Tensor, ks: Sequence[int] =
         reciprocal = 1 / (ranks + 1).double()
         found.append(Metric(f"{name}_retrieval_mrr", float(reciprocal.mean()), len(ranks), None, reciprocal))
     return found
+
+
+def caption_retrieval(
+    e_0_hat: Tensor,
+    captions: Sequence[Sequence[str]],
+    encode_text: Callable[[list[str]], Tensor],
+    ks: Sequence[int] = RETRIEVAL_KS,
+) -> list[Metric]:
+    """Image-text retrieval among all different captions of images.
+
+    Shapes: e_0_hat (n, d) of n images with one caption or more each; encode_text: m captions -> (m, d).
+    Raises: as `retrieval`.
+    """
+    different = list(dict.fromkeys(caption for of_image in captions for caption in of_image))
+    place = {caption: number for number, caption in enumerate(different)}
+    positives = torch.zeros(len(e_0_hat), len(different), dtype=torch.bool)
+    for row, of_image in enumerate(captions):
+        positives[row, [place[caption] for caption in of_image]] = True
+    return retrieval(e_0_hat, encode_text(different).to(e_0_hat.device), positives, ks)
 
 
 def share(hits: Tensor) -> float:

@@ -35,6 +35,7 @@ class Record(BaseModel, frozen=True, extra="forbid"):
     intervals: dict[str, tuple[float, float] | None]  # 95 %, by metric; None where there is none
     chance: dict[str, float | None]
     num_items: dict[str, int]  # images, captions or queries that a metric is the mean of
+    details: dict[str, dict[str, JsonValue]] = {}  # by metric: what else its row says, such as the extractor
     seed: int
     settings: dict[str, JsonValue]  # all that changes a number
     cost: dict[str, float]  # of an image: TFLOP, seconds, calls of each network

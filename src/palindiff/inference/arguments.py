@@ -58,6 +58,7 @@ def check_options(
     seed: int = 0,
     batch_size: int = IMAGES_AT_ONCE,
     fit: Fit = "crop",
+    num_samples: int = 1,
 ) -> None:
     """Refuse options of naming that cannot work; without text diffusion `num_train_timesteps` is None.
 
@@ -70,6 +71,8 @@ def check_options(
         raise TypeError(f"`seed` is {seed!r}. Expected a whole number. Pass one, such as 0.")
     if not _is_integer(batch_size) or batch_size < 1:
         raise ValueError(f"`batch_size` is {batch_size!r}. Expected a whole number from 1 on. Pass one, such as 16.")
+    if not _is_integer(num_samples) or num_samples < 1:
+        raise ValueError(f"`num_samples` is {num_samples!r}. Expected a whole number from 1 on. Pass one, such as 4.")
     if fit not in get_args(Fit):
         expected = "'crop' (the middle of an image) or 'pad' (all of it, on white)"
         raise ValueError(f"`fit` is {fit!r}. Expected {expected}. Pass one.")

@@ -6,6 +6,7 @@ Here: the interface, and everything that decides an embedding. Not here: storing
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -53,7 +54,7 @@ class PipelineEmbedder:
             "VAE": pipeline.vae.encoder, "U-Net": pipeline.unet.conv_in, "query stream": pipeline.query_stream
         }  # fmt: skip
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of VAE, U-Net, query stream, text encoder and the scheduler of the text diffusion."""
         parts = [fingerprint(part) for part in (self.pipeline.vae, self.pipeline.unet, self.pipeline.query_stream)]

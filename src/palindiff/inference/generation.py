@@ -16,10 +16,12 @@ def generate_images(
     guidance_scale: float = GENERATION_GUIDANCE_SCALE,
     num_inference_steps: int = GENERATION_STEPS,
     batch_size: int = GENERATION_BATCH_SIZE,
+    size_px: int | None = None,
 ) -> list[Image.Image]:
     """Generate one image per prompt.
 
     Source: DiffDis Algorithm 2, which is diffusers' `__call__`; guidance_scale = 1 + w.
+    Units:  size_px is the side of the square images; None: the model's own.
     Raises: ValueError if the numbers of prompts and seeds differ.
     """
     if len(prompts) != len(seeds):
@@ -35,6 +37,8 @@ def generate_images(
             list(prompts[part]),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            height=size_px,
+            width=size_px,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
         ).images
     return generated

@@ -80,9 +80,7 @@ def write_png(image: Image.Image, folder: Path, stem: str, metadata: Mapping[str
 
     Returns: the path.
     """
-    info = PngInfo()
-    for key, text in metadata.items():
-        info.add_itxt(key, text)
+    info = png_info(metadata)
     for number in itertools.count(1):
         path = folder / (f"{stem}.png" if number == 1 else f"{stem} ({number}).png")
         with suppress(FileExistsError), path.open("xb") as file:
@@ -93,3 +91,11 @@ def write_png(image: Image.Image, folder: Path, stem: str, metadata: Mapping[str
                 raise
             return path
     raise AssertionError("unreachable: there is always another number")
+
+
+def png_info(metadata: Mapping[str, str]) -> PngInfo:
+    """Put text metadata into the form that Pillow writes."""
+    info = PngInfo()
+    for key, text in metadata.items():
+        info.add_itxt(key, text)
+    return info

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, LOADABLE_CLASSES
 from torch import Tensor
@@ -27,6 +28,7 @@ from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_diffusion import DenoisingStep, first_noise
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.models.unet_encoder import square_side
+from palindiff.models.vae import posterior_mean
 from palindiff.pretrained.layout import check_fit, check_index, check_query_scheduler, check_text_width, check_whole
 from palindiff.pretrained.model_card import read_card
 from palindiff.pretrained.saving import HubMixin
@@ -114,8 +116,8 @@ class PalindiffPipeline(HubMixin):
     ) -> Self:
         """Build a pipeline from Stable Diffusion 1.x or 2.x (folder, Hub name or .safetensors file) and its CLIP.
 
-        Generation does not change; the query stream has new weights and must be trained. Options: `seed`, `variant`,
-        `config` (for a single file) and those of `StableDiffusionPipeline.from_pretrained`.
+        Generation does not change; the query stream has new weights and must be trained. Options: `query_scheduler`,
+        `seed`, `variant`, `config` (for a single file) and those of `StableDiffusionPipeline.from_pretrained`.
 
         Raises: FileNotFoundError or ValueError as `stable_diffusion_parts`.
         """
@@ -163,23 +165,28 @@ class PalindiffPipeline(HubMixin):
         batch_size: int = IMAGES_AT_ONCE,
         fit: Fit = "crop",
         progress: Callable[[str, int, int], None] | None = None,
+        num_samples: int = 1,
     ) -> Tensor:
         """Denoise each image's text query to an embedding in the space of `encode_text`.
 
         Every image starts from the same noise, drawn from `seed`, so an answer does not depend on the batch. Images
         are read one at a time: memory does not grow with their number. `progress(what, done, total)` is called after
-        every batch.
+        every batch. With `num_samples`, an answer is the mean of the unit answers of the seeds `seed`, `seed + 1`, …,
+        normalised (decisions row 19).
 
         Source: DiffDis Algorithm 3; guidance_scale = 1 + w (1 turns guidance off).
         Shapes: b images, their latents z (b, ch, h, w), or their reading -> e_0_hat (b, d_e) float32, unit length.
         Raises: ValueError or TypeError if there are no images or an option cannot work; ImageFileError if an image
                 cannot be read.
         """
-        self.check_options(num_inference_steps, guidance_scale, seed, batch_size, fit)
+        self.check_options(num_inference_steps, guidance_scale, seed, batch_size, fit, num_samples)
         given, found, done = arguments.as_images(images, self.unet), [], 0
         for part in self._batches(given, batch_size, fit):
-            *_, last = self.denoise_query(part, num_inference_steps, guidance_scale, seed)
-            found.append(last.e_0_hat)
+            reading, answers = part if num_samples == 1 else self.read_image(part), []
+            for each in range(seed, seed + num_samples):
+                *_, last = self.denoise_query(reading, num_inference_steps, guidance_scale, each)
+                answers.append(last.e_0_hat)
+            found.append(answers[0] if num_samples == 1 else F.normalize(torch.stack(answers).mean(dim=0), dim=-1))
             done += len(part)
             if progress is not None:
                 progress("images", done, len(given))
@@ -215,7 +222,7 @@ class PalindiffPipeline(HubMixin):
 
     @torch.no_grad()
     @without_adapters
-    def read_image(self, images: ManyImages | ImageInput | Tensor, fit: Fit = "crop") -> ImageReading:
+    def read_image(self, images: Images, fit: Fit = "crop") -> ImageReading:
         """Read images or latents once; `encode_image` accepts the reading any number of times.
 
         With `fusion: joint` a reading holds the latents and saves only the VAE.
@@ -285,9 +292,7 @@ class PalindiffPipeline(HubMixin):
     def encode_pixels(self, x: Tensor) -> Tensor:
         """Shapes: x (b, 3, H, W) float in [-1, 1] -> z (b, ch, h, w), as `encode_latents` returns."""
         device = bring(self, "vae")
-        encoded = self.vae.encode(x.to(device, self.vae.dtype))  # an AutoencoderTiny gives no distribution
-        z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        return z * self.vae.config.scaling_factor
+        return posterior_mean(self.vae, x.to(device, self.vae.dtype))
 
     @torch.no_grad()
     def encode_labels(self, labels: Sequence[str], templates: Sequence[str] = LABEL_TEMPLATES) -> Tensor:

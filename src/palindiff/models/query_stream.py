@@ -21,7 +21,7 @@ from palindiff.models.clip_projection import ClipProjection
 from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_layers import HeadLayer, QueryLayers, SiteQuery
 from palindiff.models.strict_model import StrictModel
-from palindiff.models.text_diffusion import DenoisingStep, Predict, denoise, guided
+from palindiff.models.text_diffusion import DenoisingStep, Predict, denoise, guided, input_scale
 from palindiff.models.unet_encoder import attention_sites, check_unet, site_sizes
 
 FUSIONS = {"one_way": one_way, "joint": joint, "head": head}
@@ -36,6 +36,7 @@ class QueryStreamConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
     text_chain: Literal["diffusion", "none"] = "diffusion"  # "none": regression, without noise or time, in one pass
     gamma: float = Field(0.01, gt=0, le=1)  # the paper's γ: scale of e_0 in the text diffusion
     query_scale: Literal["unit", "sqrt_d"] = "unit"  # length of e_0 before γ: 1, or √d for an image's signal-to-noise
+    query_input: Literal["raw", "normalised"] = "raw"  # "normalised": the network gets c_in e_t, as long at every step
     image_timestep: Literal["zero", "query"] = "zero"  # U-Net's step for the clean image; "query": t_e, `joint` only
     query_norms: Literal["own", "shared"] = "own"  # LayerNorms of the query's stream: its own, or the image's
     query_ffn: Literal["random", "copy"] = "random"  # initial FFN of the query: random, or a copy of the image's
@@ -55,6 +56,7 @@ class QueryStream(StrictModel):
     Departs: fusions `one_way` and `head`; own LayerNorms for the query; a learned logit scale; `text_chain: none`.
     """
 
+    settings_since = frozenset({"query_input"})
     clip_projection: ClipProjection | None  # frozen; how captions become e_0 is part of the model
 
     @register_to_config
@@ -68,6 +70,7 @@ class QueryStream(StrictModel):
         text_chain: str = DEFAULTS.text_chain,
         gamma: float = DEFAULTS.gamma,
         query_scale: str = DEFAULTS.query_scale,
+        query_input: str = DEFAULTS.query_input,
         image_timestep: str = DEFAULTS.image_timestep,
         query_norms: str = DEFAULTS.query_norms,
         num_head_layers: int = DEFAULTS.num_head_layers,
@@ -168,13 +171,24 @@ class QueryStream(StrictModel):
         tensors = FUSIONS[self.config.fusion].read_image(self.layers, unet, z)
         return ImageReading(tensors, tuple(z.shape[1:]))
 
+    def network_input(self, scheduler: SchedulerMixin, e_t: Tensor, t_e: Tensor) -> Tensor:
+        """What `forward` takes for a noisy query: itself, or c_in times it with `query_input: normalised`.
+
+        Source: c_in of EDM (`input_scale`).
+        Shapes: e_t (b, d_e) as `noisy_query` returns it; t_e (b,) -> (b, d_e).
+        """
+        if self.config.query_input == "raw":
+            return e_t
+        return e_t * input_scale(scheduler, t_e, self.signal_scale, self.config.d_e)
+
     def forward(
         self, unet: UNet2DConditionModel, reading: ImageReading, e_t: Tensor | None, t_e: Tensor | None
     ) -> Tensor:
         """Predict the clean query of each image.
 
         Source: DiffDis §3.2, Fig. 3.
-        Shapes: e_t (b, d_e); t_e (b,) int64; both None with `text_chain: none` -> e_0_hat (b, d_e) float32, unit.
+        Shapes: e_t (b, d_e), what `network_input` makes of a noisy query; t_e (b,) int64; both None with
+                `text_chain: none` -> e_0_hat (b, d_e) float32, unit.
         Raises: ValueError if a shape does not fit the reading.
         """
         drive = self._drive(e_t, t_e, len(reading), reading.tensors[0].device)
@@ -203,8 +217,11 @@ class QueryStream(StrictModel):
 
         predict = guided(predict_from(reading), predict_from(uncond_reading), guidance_scale)
         if self.has_text_diffusion:
-            scale = self.signal_scale
-            yield from denoise(lambda e_t, t_e: predict(e_t.to(self.dtype), t_e), scheduler, e_T, num_steps, scale)
+
+            def predict_noisy(e_t: Tensor, t_e: Tensor) -> Tensor:
+                return predict(self.network_input(scheduler, e_t, t_e).to(self.dtype), t_e)
+
+            yield from denoise(predict_noisy, scheduler, e_T, num_steps, self.signal_scale)
         else:
             e_0_hat = predict(None, None)
             yield DenoisingStep(0, torch.zeros_like(e_0_hat), F.normalize(e_0_hat, dim=-1))

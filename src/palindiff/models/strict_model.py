@@ -11,7 +11,7 @@ import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -26,6 +26,8 @@ class StrictModel(ModelMixin, ConfigMixin):
     """A model whose `from_pretrained` a pipeline can call too, when it loads its parts."""
 
     config_name = "config.json"
+    settings_since: ClassVar[frozenset[str]] = frozenset()
+    """Settings added since the first checkpoints; one without them was made as their defaults say"""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
@@ -57,7 +59,7 @@ class StrictModel(ModelMixin, ConfigMixin):
         return (model, info) if wants_info else model  # type: ignore[return-value]  # a pair where it is asked for
 
 
-def _check_settings(model_class: type, model: StrictModel, source: Path) -> None:
+def _check_settings(model_class: type[StrictModel], model: StrictModel, source: Path) -> None:
     known = set(inspect.signature(model_class).parameters)
     for name in sorted(set(model.config) - known):
         if not name.startswith("_"):
@@ -67,7 +69,7 @@ def _check_settings(model_class: type, model: StrictModel, source: Path) -> None
                 f"{f'; the nearest is `{near[0]}`' if near else ''}. Expected settings of this version of palindiff. "
                 "Update palindiff, or save the model again."
             )
-    if missing := sorted(model.config.get("_use_default_values", [])):
+    if missing := sorted(set(model.config.get("_use_default_values", [])) - model_class.settings_since):
         raise ValueError(
             f"The config.json of `{source}` lacks the setting{'s' if len(missing) > 1 else ''} "
             f"`{'`, `'.join(missing)}`. Expected every setting of {model_class.__name__}, as `save_pretrained` writes "

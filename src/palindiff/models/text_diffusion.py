@@ -1,7 +1,7 @@
 """The text diffusion: noise is added to a text query and removed again, by a stock diffusers scheduler.
 
-Here: what the paper adds around the scheduler (γ, guidance, the first noise). Not here: diffusion arithmetic, which is
-the scheduler's, and the network (`query_stream.py`).
+Here: what surrounds the scheduler (γ, guidance, the first noise, the steps of training, the scale of the network's
+input). Not here: diffusion arithmetic, which is the scheduler's, and the network (`query_stream.py`).
 """
 
 import copy
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, SchedulerMixin
+from pydantic import BaseModel
 from torch import Tensor
 
 from palindiff.seeds import seeded_generator
@@ -24,14 +25,28 @@ Predict = Callable[[Any, Any], Tensor]
 """(e_t (b, d), t_e (b,)) -> e_0_hat (b, d); both None in a regression"""
 
 
-def text_diffusion_scheduler(num_train_timesteps: int = TRAIN_STEPS) -> DDIMScheduler:
+class QuerySchedulerConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """The noise schedule of the text diffusion, which a checkpoint keeps in the folder `query_scheduler`."""
+
+    rescale_betas_zero_snr: bool = False  # True: the last step is pure noise, as denoising starts from
+
+
+def text_diffusion_scheduler(
+    num_train_timesteps: int = TRAIN_STEPS,
+    config: QuerySchedulerConfig = QuerySchedulerConfig(),  # noqa: B008  # frozen
+) -> DDIMScheduler:
     """Build the scheduler: Stable Diffusion's noise schedule, prediction of the clean sample, first step at T - 1.
 
-    Source: DiffDis Algorithm 3 as `DDIMScheduler.step`; "trailing" is decisions row 12.
+    With zero terminal SNR, ᾱ is 0 at T - 1: the query is noise alone, and a step from there takes its noise from
+    e_{T-1} and divides by √(1-ᾱ) = 1, never by √ᾱ, because the network predicts the clean sample.
+
+    Source: DiffDis Algorithm 3 as `DDIMScheduler.step`; "trailing" is decisions row 12; zero terminal SNR: Lin et al.
+            (arXiv 2305.08891), Algorithm 1, as diffusers computes it.
     """
     sampling = {"prediction_type": "sample", "clip_sample": False, "set_alpha_to_one": True}
     sampling["timestep_spacing"] = "trailing"
-    return DDIMScheduler(num_train_timesteps=num_train_timesteps, **STABLE_DIFFUSION_NOISE, **sampling)
+    noise = STABLE_DIFFUSION_NOISE | config.model_dump()
+    return DDIMScheduler(num_train_timesteps=num_train_timesteps, **noise, **sampling)
 
 
 def noisy_query(scheduler: SchedulerMixin, e_0: Tensor, eps_e: Tensor, t_e: Tensor, signal_scale: float) -> Tensor:
@@ -41,6 +56,38 @@ def noisy_query(scheduler: SchedulerMixin, e_0: Tensor, eps_e: Tensor, t_e: Tens
     Shapes: e_0, eps_e (b, d); t_e (b,) int64 -> (b, d).
     """
     return scheduler.add_noise(signal_scale * e_0.float(), eps_e.float(), t_e)
+
+
+def draw_steps(b: int, num_train_timesteps: int, power: float, generator: torch.Generator) -> Tensor:
+    """Draw a step of the text diffusion for each query: t_e = ⌊T (1 - u^k)⌋ with u uniform in [0, 1) and k = `power`.
+
+    A step of at least t is drawn with probability (1 - t/T)^(1/k): with k = 1 all steps are equally likely, with k = 4
+    84 % of the draws are in the noisier half.
+
+    Source: ours.
+    Shapes: -> (b,) int64 in [0, T).
+    """
+    if power == 1:
+        return torch.randint(num_train_timesteps, (b,), generator=generator)
+    t_e = num_train_timesteps * (1 - torch.rand(b, generator=generator) ** power)
+    return t_e.long().clamp(max=num_train_timesteps - 1)  # u = 0 gives T
+
+
+def input_scale(scheduler: SchedulerMixin, t_e: Tensor, signal_scale: float, d_e: int) -> Tensor:
+    """c_in: the factor that gives every dimension of a noisy query a mean square of 1, at every step.
+
+    EDM scales x = y + σ n by c_in = 1 / √(σ_data² + σ²). Here e_t = √ᾱ_t (s e_0 + σ ε) with s = `signal_scale` and
+    σ² = (1-ᾱ_t)/ᾱ_t, and a unit e_0 has a mean square of 1/d over its d dimensions, so σ_data² = s²/d and
+
+        c_in (s e_0 + σ ε) = e_t / √(ᾱ_t s²/d + 1-ᾱ_t).
+
+    ᾱ_t s²/d is ᾱ_t γ²/d with `query_scale: unit` (s = γ) and ᾱ_t γ² with `sqrt_d` (s = γ √d).
+
+    Source: Karras et al. 2022 (arXiv 2206.00364), Table 1, c_in of EDM.
+    Shapes: t_e (b,), whole numbers of any type -> (b, 1) float32.
+    """
+    alphas = scheduler.alphas_cumprod.to(t_e.device)[t_e.long(), None]  # (T,) -> (b, 1)
+    return (alphas * (signal_scale**2 / d_e) + 1 - alphas).rsqrt()
 
 
 def leak(scheduler: SchedulerMixin, gamma: float) -> Tensor:

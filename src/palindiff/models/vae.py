@@ -1,10 +1,10 @@
 """The small VAE for 64 px images: a diffusers `AutoencoderKL`, so every Stable Diffusion pipeline takes it.
 
-Here: its configuration, and latents normalised to unit variance. Not here: its loss (`objectives/vae.py`).
+Here: its configuration, encoding, and latents normalised to unit variance. Not here: its loss (`objectives/vae.py`).
 """
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from pydantic import BaseModel, Field
 from torch import Tensor
 
@@ -33,6 +33,16 @@ def build_vae(config: VaeConfig) -> AutoencoderKL:
         scaling_factor=1.0,
         mid_block_add_attention=False,
     )
+
+
+def posterior_mean(vae: AutoencoderKL | AutoencoderTiny, x: Tensor) -> Tensor:
+    """Encode pixels: the posterior's mean, or what a VAE without posterior gives, times the VAE's factor.
+
+    Shapes: x (b, 3, H, W) float in [-1, 1], on the VAE's device and of its type -> z (b, ch, h, w).
+    """
+    encoded = vae.encode(x)
+    z: Tensor = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
+    return z * vae.config.scaling_factor
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from palindiff.models.query_stream import QueryStream
-from palindiff.models.text_diffusion import noisy_query
+from palindiff.models.text_diffusion import draw_steps, noisy_query
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.models.unet_encoder import cross_attention_without_text, square_side, unet_encoder_parameters
 from palindiff.objectives.alignment import global_alignment_loss
@@ -29,6 +29,9 @@ class DiffDisConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     alignment_weight: float = Field(1.0, ge=0)  # λ of eq. 9; 0 turns the alignment loss off
     text_drop_rate: float = Field(0.1, ge=0, le=1)  # share of captions replaced by the empty one; 0 turns it off
     image_drop_rate: float = Field(0.1, ge=0, le=1)  # share of latents zeroed for alignment; 0 turns it off
+    t_e_power: float = Field(1.0, ge=1)  # k of t_e = T (1 - u^k): 1 draws all steps alike, more draws noisier ones
+    query_caption: Literal["target", "any"] = "target"
+    """Which caption of the image is noised: the one that the loss asks for, or any of them, drawn independently"""
 
 
 class DiffDisObjective(nn.Module):
@@ -64,7 +67,7 @@ class DiffDisObjective(nn.Module):
 
     def draw(self, b: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw a batch's random numbers: noise and steps of both diffusions, the posterior's noise, and the drops."""
-        config = self.unet.config
+        config, num_query_steps = self.unet.config, self.query_scheduler.config.num_train_timesteps
         side = square_side(config.sample_size)
         size = (b, config.in_channels, side, side)
         return {
@@ -72,7 +75,7 @@ class DiffDisObjective(nn.Module):
             "eps_z": torch.randn(size, generator=generator),
             "t_z": torch.randint(self.scheduler.config.num_train_timesteps, (b,), generator=generator),
             "eps_e": torch.randn(b, self.query_stream.config.d_e, generator=generator),
-            "t_e": torch.randint(self.query_scheduler.config.num_train_timesteps, (b,), generator=generator),
+            "t_e": draw_steps(b, num_query_steps, self.config.t_e_power, generator),
             "text_uniform": torch.rand(b, generator=generator),
             "image_uniform": torch.rand(b, generator=generator),
         }
@@ -83,7 +86,8 @@ class DiffDisObjective(nn.Module):
         Source: DiffDis eq. 9, Algorithm 1.
         Shapes: batch: z_mean, z_std (b, ch, h, w), scaled by the VAE's factor; z_named_mean, z_named_std, the same of
                 the view of the image that alignment uses, if it is another; c (b, l, d_c) and e_0 (b, d_e) unit, or
-                ids (b, l) int64 and mask (b, l) bool, which the text encoder encodes; caption_id (b,) int64.
+                ids (b, l) int64 and mask (b, l) bool, which the text encoder encodes; caption_id (b,) int64;
+                e_query (b, d_e) unit, of the captions that are noised, with `query_caption: any`.
                 draws: as `draw` gives, this process's rows. -> () float32 each.
         """
         z_0 = z_named = _posterior_draw(batch["z_mean"], batch["z_std"], draws)
@@ -94,7 +98,8 @@ class DiffDisObjective(nn.Module):
         if self.config.task != "alignment":
             losses["generation"] = self.generation_loss(z_0, c, c_empty, draws)
         if self.config.task != "generation":
-            losses["alignment"] = self.alignment(z_named, e_0, batch["caption_id"], draws)
+            e_query = batch["e_query"] if self.config.query_caption == "any" else None
+            losses["alignment"] = self.alignment(z_named, e_0, batch["caption_id"], draws, e_query)
         weights = {"alignment": self.config.alignment_weight} if self.config.task == "both" else {}
         total = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
         return {"loss": total} | {name: loss.detach() for name, loss in losses.items()}
@@ -112,18 +117,29 @@ class DiffDisObjective(nn.Module):
         predicted = self.unet(z_t, draws["t_z"], c).sample
         return F.mse_loss(predicted.float(), self._generation_target(z_0, draws["eps_z"], draws["t_z"]))
 
-    def alignment(self, z_0: Tensor, e_0: Tensor, caption_id: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
+    def alignment(
+        self, z_0: Tensor, e_0: Tensor, caption_id: Tensor, draws: Mapping[str, Tensor], e_query: Tensor | None = None
+    ) -> Tensor:
         """L_ITA at the sampled step of the text diffusion, over the global batch; image clean, text condition masked.
 
+        With `e_query`, the query is noised from one caption of the image and compared with another, both drawn
+        uniformly and independently. In expectation every caption of an image is a positive of a query made from any of
+        them, so even a query with little noise shows what the image is about, not which caption is asked for.
+
         Source:  DiffDis eq. 5 to 8.
-        Shapes:  z_0 (b, ch, h, w); e_0 (b, d_e); caption_id (b,) int64 -> () float32.
+        Shapes:  z_0 (b, ch, h, w); e_0 (b, d_e) of the captions in the loss; e_query (b, d_e) of those that are
+                 noised, None for the same; caption_id (b,) int64 of e_0 -> () float32.
+        Departs: the paper has one caption an image; `e_query` is ours.
         """
         is_dropped = draws["image_uniform"] < self.config.image_drop_rate
         z = torch.where(is_dropped[:, None, None, None], torch.zeros_like(z_0), z_0)
         e_t = t_e = None
         if self.query_stream.has_text_diffusion:
-            t_e = draws["t_e"]
-            e_t = noisy_query(self.query_scheduler, e_0, draws["eps_e"], t_e, self.query_stream.signal_scale)
+            t_e, stream, scheduler = draws["t_e"], self.query_stream, self.query_scheduler
+            clean = e_0 if e_query is None else e_query
+            e_t = stream.network_input(
+                scheduler, noisy_query(scheduler, clean, draws["eps_e"], t_e, stream.signal_scale), t_e
+            )
         e_0_hat = self.query_stream(self.unet, self.query_stream.read_image(self.unet, z), e_t, t_e)
         if self.training:
             self.query_stream.clamp_logit_scale()

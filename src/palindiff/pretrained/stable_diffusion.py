@@ -15,7 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.strict_model import GET_ANOTHER, PICKLE_ENDINGS, check_finite, without_warnings
-from palindiff.models.text_diffusion import text_diffusion_scheduler
+from palindiff.models.text_diffusion import QuerySchedulerConfig, text_diffusion_scheduler
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.pretrained import model_card
 from palindiff.pretrained.clip_projection import with_clip_projection
@@ -32,6 +32,7 @@ def stable_diffusion_parts(
     source: str | Path,
     text: str | Path,
     query_stream: QueryStreamConfig,
+    query_scheduler: QuerySchedulerConfig = QuerySchedulerConfig(),  # noqa: B008  # frozen
     seed: int = 0,
     variant: str | None = None,
     config: str | Path | None = None,
@@ -65,7 +66,7 @@ def stable_diffusion_parts(
     num_steps: int = base.scheduler.config.num_train_timesteps
     return base.components | {
         "query_stream": stream.eval(),
-        "query_scheduler": text_diffusion_scheduler(num_steps),
+        "query_scheduler": text_diffusion_scheduler(num_steps, query_scheduler),
         "requires_safety_checker": base.config.requires_safety_checker,
     }
 

@@ -167,7 +167,8 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
                 captions, latents, dataset.LiveCaptions(flat, self.text_encoder), cache.views.flip
             )
         texts = dataset.caption_features(flat, self.text_encoder, self.cache_dir, self.progress)
-        return rows, dataset.FeatureSet(captions, latents, texts, cache.views.flip)
+        has_second = self.recipe.objective.query_caption == "any"
+        return rows, dataset.FeatureSet(captions, latents, texts, cache.views.flip, has_second)
 
     def _empty_caption(self) -> torch.Tensor:
         """Shapes: -> (1, l, d_c) float32, the condition of the empty caption."""

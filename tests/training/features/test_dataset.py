@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import Counter
 from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 
 import numpy as np
@@ -244,15 +245,14 @@ def test_naming_sees_every_crop_equally_often_and_generation_none():
     assert at_edges["z_named_mean"].flatten().tolist() == [0, 20, 21]
 
 
-def numbered_set(captions):
+def numbered_set(captions, **options):
     """A feature set whose numbers tell where they come from."""
     n, texts = len(captions), list(dict.fromkeys(caption for of_one in captions for caption in of_one))
     moments = np.arange(4 * n, dtype=np.float16).reshape(n, 1, 2, 2, 1, 1, 1)
     c = np.arange(len(texts), dtype=np.float16).reshape(-1, 1, 1)
     e = np.arange(len(texts), dtype=np.float32).reshape(-1, 1)
-    return FeatureSet(
-        captions, ImageFeatures(moments), CaptionFeatures(c, e, {text: i for i, text in enumerate(texts)})
-    )
+    features = CaptionFeatures(c, e, {text: i for i, text in enumerate(texts)})
+    return FeatureSet(captions, ImageFeatures(moments), features, **options)
 
 
 def test_the_first_number_flips_below_one_half():
@@ -278,6 +278,24 @@ def test_the_second_number_reaches_every_caption_equally_often(num_captions):
     )
     assert edges["e_0"].flatten().tolist() == [1, num_captions, 0, num_captions + 1]
     assert edges["c"].flatten().tolist() == [1, num_captions, 0, num_captions + 1]
+
+
+@pytest.mark.parametrize("num_captions", [1, 2, 3, 5, 20])
+def test_a_second_caption_is_drawn_independently_of_the_first(num_captions):
+    """A fine grid of the second number meets every pair of captions equally often."""
+    captions = [f"caption {i}" for i in range(num_captions)]
+    features = numbered_set([["before"], captions, ["behind"]], with_second_caption=True)
+    places = 4 * num_captions**2
+    uniform = torch.stack([torch.full((places,), 0.5), (torch.arange(places) + 0.5) / places], dim=1)
+    batch = features.read(torch.ones(places, dtype=torch.int64), uniform)
+    pairs = Counter(zip(batch["e_0"].flatten().tolist(), batch["e_query"].flatten().tolist(), strict=True))
+    every = range(1, num_captions + 1)
+    assert pairs == {(first, second): 4 for first in every for second in every}
+    edges = features.read(torch.tensor([1, 0, 2]), torch.tensor([[0.5, BELOW_ONE]] * 3))
+    assert edges["e_query"].flatten().tolist() == [num_captions, 0, num_captions + 1]
+    without = numbered_set([["before"], captions, ["behind"]]).read(torch.ones(places, dtype=torch.int64), uniform)
+    assert "e_query" not in without
+    assert all(torch.equal(batch[name], tensor) for name, tensor in without.items())
 
 
 def test_equal_captions_of_different_images_share_number_and_features():

@@ -10,9 +10,11 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.training.cost.flops import step_tflop
 from palindiff.training.cost.weight_free import fake_run
 from palindiff.training.loop.checkpoint import saved_states
 from palindiff.training.recipes.build_models import ModelRecipe, build_models, training_scheduler
+from palindiff.training.recipes.schema import DiffDisRecipe
 from toys.recipe import recipe_tree, toy_recipe, train_toy_recipe
 from toys.run import one_thread
 from toys.stable_diffusion import write_clip_of, write_sd1, write_sd2
@@ -136,6 +138,49 @@ def test_a_checkpoint_with_another_query_stream_than_the_recipe_s_is_refused(bas
     sections = base_sections(bases, source=str(tmp_path / "made")) | {"query_stream": {**STREAM, "gamma": 0.5}}
     with pytest.raises(ValueError, match=r"`query_stream\.gamma` is 1\.0 there and 0\.5 here\. Expected the same"):
         build_models(ModelRecipe.model_validate(sections), seed=0)
+
+
+ZERO_SNR = {"query_scheduler": {"rescale_betas_zero_snr": True}}
+
+
+def test_the_text_diffusion_s_schedule_is_the_recipe_s_from_scratch_and_from_a_base(bases, toy_parts, tmp_path):
+    for tree in (recipe_tree(toy_parts), recipe_tree(toy_parts, **base_sections(bases))):
+        for sections, last in ((tree, 0.004), (tree | ZERO_SNR, 0)):
+            scheduler = build_models(DiffDisRecipe.model_validate(sections), seed=0).query_scheduler
+            assert scheduler.alphas_cumprod[-1].item() == pytest.approx(last, abs=1e-3 * bool(last))
+    made = build_models(DiffDisRecipe.model_validate(tree | ZERO_SNR), seed=0)
+    made.save_pretrained(tmp_path / "made")
+    sections = tree | {"base": {"source": str(tmp_path / "made")}, "text": {"source": None}}
+    assert (
+        build_models(DiffDisRecipe.model_validate(sections | ZERO_SNR), seed=0).query_scheduler.alphas_cumprod[-1] == 0
+    )
+    with pytest.raises(ValueError, match=r"`query_scheduler\.rescale_betas_zero_snr` is True there and False here"):
+        build_models(DiffDisRecipe.model_validate(sections), seed=0)
+
+
+def test_captions_encoded_at_each_step_have_no_second_caption(toy_parts):
+    for text in ({"is_trained": True}, {"keep_features": False}):
+        with pytest.raises(
+            ValidationError, match=r"`objective\.query_caption` is 'any' .* `text\.keep_features: true`"
+        ):
+            toy_recipe(toy_parts, text=text, objective={"query_caption": "any"})
+
+
+def test_a_chain_of_every_new_setting_trains_saves_and_is_estimated(toy_parts, tmp_path):
+    stream = {"num_head_layers": 1, "head_width": 16, "head_dim": 8, "gamma": 0.5}
+    recipe = toy_recipe(
+        toy_parts,
+        query_stream=stream | {"query_scale": "sqrt_d", "query_input": "normalised"},
+        objective={"task": "alignment", "t_e_power": 4, "query_caption": "any"},
+        **ZERO_SNR,
+    )
+    trained = train_toy_recipe(recipe, tmp_path)
+    loaded = PalindiffPipeline.from_pretrained(tmp_path / "checkpoint")
+    z = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded.encode_image(z, 2), trained.encode_image(z, 2))
+    assert loaded.query_scheduler.alphas_cumprod[-1] == 0
+    with fake_run(recipe) as run:
+        assert step_tflop(run, recipe)["alignment"] > 0
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def naming_tflop(run: WeightFreeRun, evaluation: EvaluationConfig) -> dict[str, 
     x = torch.zeros(1, 3, image_size_px, image_size_px)
     query = (torch.zeros(1, stream.config.d_e), torch.zeros(1, dtype=torch.int64))
     num_steps = evaluation.naming_steps if stream.has_text_diffusion else 1
-    num_passes = num_steps * (1 if evaluation.naming_guidance_scale == 1 else 2)
+    num_passes = evaluation.naming_samples * num_steps * (1 if evaluation.naming_guidance_scale == 1 else 2)
     reading = stream.read_image(unet, z)
     return {
         "VAE": count_tflop(lambda: vae.encode(x)),

@@ -74,4 +74,5 @@ def weight_free_run(recipe: DiffDisRecipe) -> WeightFreeRun:
         row |= {"ids": ids, "mask": ids.bool()}
     else:
         row |= {"c": torch.ones(encoder.max_length, encoder.d_c).half(), "e_0": torch.ones(encoder.d_e)}
+        row |= {"e_query": row["e_0"]} if recipe.objective.query_caption == "any" else {}
     return WeightFreeRun(objective, pipeline, RepeatedRow(row))

@@ -96,8 +96,9 @@ Texts = CaptionFeatures | CaptionEmbeddings | LiveCaptions
 class CaptionsOfRows:
     """The captions of each row of a training set, one of which is read."""
 
-    def __init__(self, captions: Sequence[Sequence[str]], texts: Texts) -> None:
-        self.texts = texts
+    def __init__(self, captions: Sequence[Sequence[str]], texts: Texts, with_second: bool = False) -> None:
+        """with_second: read another draw of each row's captions too, from cached features."""
+        self.texts, self.with_second = texts, with_second
         self._num_captions = torch.tensor([len(of_one) for of_one in captions])
         self._first = self._num_captions.cumsum(0) - self._num_captions
         self._text_row = torch.tensor([texts.row[caption] for of_one in captions for caption in of_one])
@@ -109,10 +110,16 @@ class CaptionsOfRows:
     def read(self, rows: Tensor, uniform: Tensor) -> dict[str, Tensor]:
         """Read one caption of each row, chosen by the uniform number.
 
-        Shapes: rows (b,) int64; uniform (b,) -> what `texts` reads, and caption_id (b,) int64.
+        Shapes: rows (b,) int64; uniform (b,) -> what `texts` reads, and caption_id (b,) int64; e_query (b, d_e)
+                float32 of the second caption.
         """
-        chosen = self._first[rows] + (uniform * self._num_captions[rows]).long()
-        return {**self.texts.read(self._text_row[chosen].numpy()), "caption_id": self._id[chosen]}
+        place = uniform * self._num_captions[rows]
+        chosen = self._first[rows] + place.long()
+        batch = {**self.texts.read(self._text_row[chosen].numpy()), "caption_id": self._id[chosen]}
+        if self.with_second:
+            second = self._first[rows] + (place % 1 * self._num_captions[rows]).long()
+            batch["e_query"] = self.texts.read(self._text_row[second].numpy())["e_0"]
+        return batch
 
 
 class FeatureSet:
@@ -124,9 +131,12 @@ class FeatureSet:
         images: ImageFeatures,
         texts: CaptionFeatures | LiveCaptions,
         flip: Flip = "both",
+        with_second_caption: bool = False,
     ) -> None:
+        """with_second_caption: read another draw of each image's captions too, from cached features."""
+        assert isinstance(texts, CaptionFeatures) or not with_second_caption, "as the recipe has checked"
         self.images, self.texts, self.flip = images, texts, flip
-        self.captions = CaptionsOfRows(captions, texts)
+        self.captions = CaptionsOfRows(captions, texts, with_second_caption)
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -134,11 +144,13 @@ class FeatureSet:
     def read(self, rows: Tensor, uniform: Tensor) -> dict[str, Tensor]:
         """Read rows; of the two uniform numbers the first chooses the image's views, the second its caption.
 
-        Below 0.5 the first number flips; its place within its half chooses the crop that naming sees.
+        Below 0.5 the first number flips; its place within its half chooses the crop that naming sees. The second's
+        place within its caption's share draws the second caption, if there is to be one, independently.
 
         Shapes: rows (b,) int64; uniform (b, 2) -> z_mean, z_std (b, ch, h, w) float16, and z_named_mean, z_named_std
                 where naming sees another view; c (b, l, d_c) float16 and e_0 (b, d_e) float32, or for live captions
-                ids (b, l) int64 and mask (b, l) bool; caption_id (b,) int64.
+                ids (b, l) int64 and mask (b, l) bool; caption_id (b,) int64; e_query (b, d_e) float32 of the
+                second caption.
         """
         is_low = uniform[:, 0] < 0.5
         z_mean, z_std = self.images.read(rows, is_low & (self.flip == "both"))

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.clip_projection import TrainedClipProjection
 from palindiff.models.image_encoder import ImageEncoder, build_image_encoder
-from palindiff.models.query_stream import QueryStream, QueryStreamConfig
+from palindiff.models.query_stream import QueryStream
 from palindiff.models.text_diffusion import STABLE_DIFFUSION_NOISE, TRAIN_STEPS, text_diffusion_scheduler
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.objectives.contrastive import ContrastiveObjective
@@ -147,7 +147,8 @@ def _from_scratch(recipe: ModelRecipe, with_weights: bool) -> PalindiffPipeline:
     vae = load_vae(recipe.vae, with_weights)
     unet = build_unet(recipe.unet, vae, encoder.d_c)
     stream = QueryStream.for_unet(unet, encoder.d_e, recipe.query_stream, encoder.pooling, encoder.projection)
-    scheduler, query_scheduler = image_scheduler(recipe.scheduler), text_diffusion_scheduler(TRAIN_STEPS)
+    scheduler = image_scheduler(recipe.scheduler)
+    query_scheduler = text_diffusion_scheduler(TRAIN_STEPS, recipe.query_scheduler)
     return PalindiffPipeline(vae, encoder.model, encoder.tokenizer, unet, scheduler, stream, query_scheduler)
 
 
@@ -157,7 +158,7 @@ def _from_base(recipe: ModelRecipe, base: BaseConfig, seed: int, with_weights: b
             pipeline = PalindiffPipeline.from_pretrained(base.source, variant=base.variant)
         else:
             pipeline = PalindiffPipeline(**parts_from_configs(Path(base.source)))
-        _check_settings(pipeline.query_stream, recipe.query_stream, base.source)
+        _check_settings(pipeline, recipe, base.source)
     else:
         if recipe.text.source is None:
             raise ValueError(
@@ -168,6 +169,7 @@ def _from_base(recipe: ModelRecipe, base: BaseConfig, seed: int, with_weights: b
             base.source,
             recipe.text.source,
             recipe.query_stream,
+            query_scheduler=recipe.query_scheduler,
             seed=seed,
             variant=base.variant,
             config=base.config,
@@ -181,13 +183,17 @@ def _from_base(recipe: ModelRecipe, base: BaseConfig, seed: int, with_weights: b
     return pipeline
 
 
-def _check_settings(stream: QueryStream, config: QueryStreamConfig, source: str) -> None:
-    """Refuse a checkpoint whose query stream is not the recipe's; how it was initialised no longer matters."""
-    settings = config.model_dump(exclude={"query_ffn", "logit_scale"})
+def _check_settings(pipeline: PalindiffPipeline, recipe: ModelRecipe, source: str) -> None:
+    """Refuse a checkpoint whose text diffusion is not the recipe's; how it was initialised no longer matters."""
+    settings = {
+        "query_stream": recipe.query_stream.model_dump(exclude={"query_ffn", "logit_scale"}),
+        "query_scheduler": recipe.query_scheduler.model_dump(),
+    }
     differing = [
-        f"`query_stream.{name}` is {stream.config[name]!r} there and {value!r} here"
-        for name, value in settings.items()
-        if stream.config[name] != value
+        f"`{part}.{name}` is {found!r} there and {value!r} here"
+        for part, of_part in settings.items()
+        for name, value in of_part.items()
+        if (found := getattr(pipeline, part).config.get(name, False)) != value  # some schedulers lack a setting
     ]
     if differing:
         raise ValueError(

@@ -18,6 +18,7 @@ from palindiff.evaluation.evaluators import (
 )
 from palindiff.models.image_encoder import ImageEncoderConfig
 from palindiff.models.query_stream import QueryStreamConfig
+from palindiff.models.text_diffusion import QuerySchedulerConfig
 from palindiff.models.vae import VaeConfig
 from palindiff.objectives.contrastive import ContrastiveConfig
 from palindiff.objectives.diffdis import DiffDisConfig
@@ -98,6 +99,7 @@ class ModelRecipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     unet: UNetConfig | None = None  # from scratch; a base brings its own
     scheduler: SchedulerConfig | None = None  # a base brings its own
     query_stream: QueryStreamConfig = QueryStreamConfig()
+    query_scheduler: QuerySchedulerConfig = QuerySchedulerConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -152,6 +154,16 @@ class DiffDisRecipe(ModelRecipe, Recipe, frozen=True, extra="forbid", allow_inf_
     def _has_negatives(self) -> Self:
         if self.objective.task != "generation":
             _check_negatives(self.loop, ", or set `objective.task: generation`")
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_the_captions_it_noises(self) -> Self:
+        if self.objective.query_caption == "any" and self.text.is_live:
+            raise ValueError(
+                "`objective.query_caption` is 'any' with captions that are encoded at each step. Expected cached text "
+                "features, from which a second caption is read. Set `text.keep_features: true` and "
+                "`text.is_trained: false`, or `objective.query_caption: target`."
+            )
         return self
 
 

@@ -51,13 +51,35 @@ def load_recipe(
     if preset is not None:
         file = _choose(preset, _bundled(PRESETS), f"No preset is called `{preset}`")
         tree = _merge(tree, _parse(file, problems))
+    changed = _override_all(tree, overrides, problems)
+    model = _model_of(tree, models) if isinstance(models, Mapping) else models
+    remedy = "Fix the file or the --set options."
+    return _validated(model, tree, problems, changed, f"Recipe `{recipe}` has", remedy)
+
+
+def load_options(model: type[R], overrides: Sequence[str]) -> R:
+    """Build a model of options from its defaults, with `dotted.key=value` overrides, as `load_recipe` reads them.
+
+    Raises: ValueError that lists every problem at once.
+    """
+    tree: Tree = {}
+    problems: list[str] = []
+    changed = _override_all(tree, overrides, problems)
+    return _validated(model, tree, problems, changed, "The --set options have", "Fix them.")
+
+
+def _override_all(tree: Tree, overrides: Sequence[str], problems: list[str]) -> list[str]:
+    """Apply all overrides in place; return their keys."""
     changed: list[str] = []
     for text in overrides:
         try:
             changed.append(_override(tree, text))
         except ValueError as error:
             problems.append(f"--set {text}: {error}")
-    model = _model_of(tree, models) if isinstance(models, Mapping) else models
+    return changed
+
+
+def _validated(model: type[R], tree: Tree, problems: list[str], changed: Sequence[str], found: str, remedy: str) -> R:
     checked: R | None = None
     try:
         checked = model.model_validate(tree)
@@ -66,7 +88,7 @@ def load_recipe(
     if checked is None or problems:
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
         listed = "".join(f"\n  {problem}" for problem in problems)
-        raise ValueError(f"Recipe `{recipe}` has {count}. Fix the file or the --set options.{listed}")
+        raise ValueError(f"{found} {count}. {remedy}{listed}")
     return checked
 
 

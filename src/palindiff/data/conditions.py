@@ -1,0 +1,57 @@
+"""Parts of a set, chosen by the columns of its rows: `style=flat`, `label!=flag*`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from palindiff.data.rows import ImageSet
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A row's column, or its class under the name `label`, matches a pattern of `*` and `?`, or does not."""
+
+    key: str
+    pattern: str
+    is_wanted: bool = True
+
+    @classmethod
+    def parse(cls, text: str) -> "Condition":
+        """Read `KEY=PATTERN` or `KEY!=PATTERN`.
+
+        Raises: ValueError.
+        """
+        key, equals, pattern = text.partition("=")
+        if not equals or not key.strip("! "):
+            raise ValueError(f"The condition `{text}` has no key. Expected KEY=PATTERN or KEY!=PATTERN. Fix it.")
+        return cls(key.removesuffix("!").strip(), pattern.strip(), not key.endswith("!"))
+
+    def __str__(self) -> str:
+        return f"{self.key}{'=' if self.is_wanted else '!='}{self.pattern}"
+
+
+def select_where(rows: ImageSet, conditions: Sequence[Condition]) -> ImageSet:
+    """Keep the rows that meet all conditions; a row without the column counts as empty text.
+
+    Raises: ValueError if no row has a column of that name, or none meets the conditions.
+    """
+    if not conditions:
+        return rows
+    columns = [{**fields, "label": label or ""} for fields, label in rows.columns()]
+    known = {key for each in columns for key in each}
+    if unknown := [each.key for each in conditions if each.key not in known]:
+        raise ValueError(
+            f"No row of `{rows.source}` has a column `{unknown[0]}`. Expected one of {', '.join(sorted(known))}. "
+            "Use one of these."
+        )
+    chosen = [
+        row
+        for row, each in enumerate(columns)
+        if all(fnmatchcase(each.get(c.key, ""), c.pattern) == c.is_wanted for c in conditions)
+    ]
+    if not chosen:
+        raise ValueError(
+            f"No row of `{rows.source}` meets {' and '.join(map(str, conditions))}. Expected at least one. Use other "
+            "patterns."
+        )
+    return rows.select(chosen)

@@ -1,0 +1,53 @@
+"""conditions.py: parts of a set by the columns of its rows."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from palindiff.data.conditions import Condition, select_where
+from palindiff.data.sources import DataConfig, open_images
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("set")
+    lines = []
+    for i, (label, style) in enumerate([("cat", "flat"), ("flag: A", "flat"), ("flag: B", "outlined"), (None, None)]):
+        Image.new("RGB", (8, 8), (50 * i, 0, 0)).save(folder / f"{i}.png")
+        line = {"file_name": f"{i}.png", "captions": [f"caption {i}"], "label": label, "style": style}
+        lines.append(json.dumps(line))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return open_images(DataConfig(path=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("texts", "kept"),
+    [
+        ([], [0, 1, 2, 3]),
+        (["style=flat"], [0, 1]),
+        (["label!=flag*"], [0, 3]),
+        (["label=flag*", "style!=flat"], [2]),
+        (["label="], [3]),
+    ],
+)
+def test_rows_that_meet_all_conditions_are_kept(texts, kept, rows):
+    conditions = [Condition.parse(text) for text in texts]
+    found = select_where(rows, conditions)
+    assert [each.captions for each in found] == [(f"caption {i}",) for i in kept]
+    assert [str(each) for each in conditions] == texts
+    assert (found.fingerprint == rows.fingerprint) == (not texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("flat", "has no key"),
+        ("=flat", "has no key"),
+        ("colour=red", "has a column `colour`. Expected one of label, style"),
+        ("style=none", "meets style=none"),
+    ],
+)
+def test_a_condition_that_cannot_be_met_is_refused(text, message, rows):
+    with pytest.raises(ValueError, match=message):
+        select_where(rows, [Condition.parse(text)])
