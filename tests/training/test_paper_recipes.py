@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from palindiff.training.recipes.schema import DiffDisRecipe
+from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe, recipe_names
 
 MAIN = "diffdis-cc3m"
@@ -90,3 +90,29 @@ def test_the_head_of_a_recipe_states_the_paper_s_numbers(row, recipes_dir):
     head = head_of(f"{MAIN}-{row}" if row else MAIN, recipes_dir)
     assert set(HEADS[row].split()) <= set(re.findall(r"\d+\.\d+(?:e-\d)?", head))
     assert re.search(r"Table \d", head)
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "width", "layers", "numbers"),
+    [
+        ("l14", 14, 1024, 24, "22.7 21.1 29.9 20.3 14.7 11.3 19.1"),
+        ("b16", 16, 768, 12, "20.6 19.7"),
+        ("b32", 32, 768, 12, "20.8 16.7"),
+    ],
+)
+def test_the_paper_s_rivals_have_four_times_the_batch_and_3_3_times_the_epochs(
+    size, patch, width, layers, numbers, recipes_dir
+):
+    name = f"clip-cc3m-{size}"
+    recipe, main = load_recipe(ContrastiveRecipe, name), load_recipe(DiffDisRecipe, MAIN)
+    assert recipe.loop.batch_size == 4 * main.loop.batch_size
+    epochs = [each.loop.num_steps * each.loop.batch_size / 3_318_333 for each in (recipe, main)]
+    assert epochs[0] / epochs[1] == pytest.approx(3.3, abs=0.05)
+    assert recipe.optimizer.decay_steps == recipe.loop.num_steps
+    assert recipe.text.source == main.text.source
+    assert recipe.text.is_trained
+    shape = recipe.image_encoder
+    assert (shape.image_size_px, shape.patch_size_px, shape.width, shape.num_layers) == (224, patch, width, layers)
+    head = head_of(name, recipes_dir)
+    assert set(numbers.split()) <= set(re.findall(r"\d+\.\d+", head))
+    assert "Table 1" in head

@@ -63,9 +63,17 @@ def estimate(
     from palindiff.training.cost.estimate import estimate as estimate_run
     from palindiff.training.recipes.schema import DiffDisRecipe
     from palindiff.training.recipes.yaml_files import load_recipe
+    from palindiff.training.trainer import recipe_classes
 
     hardware = Hardware(device=device, processes=processes, device_tflops=device_tflops)
-    found = estimate_run(load_recipe(DiffDisRecipe, recipe, overrides or [], preset), hardware, images)
+    loaded = load_recipe(recipe_classes(), recipe, overrides or [], preset)
+    if not isinstance(loaded, DiffDisRecipe):
+        raise ValueError(
+            f"`objective.name` of `{recipe}` is '{loaded.objective_name}' in `palindiff estimate`. Expected "
+            f"'diffdis', whose parts are estimated. Use `palindiff train --recipe {recipe} --dry-run` for parameters "
+            "and memory."
+        )
+    found = estimate_run(loaded, hardware, images)
     settings = {"recipe": recipe, "preset": preset, "set": overrides or [], "images": images, **hardware.model_dump()}
     if as_json:
         print_json(settings | found.model_dump())

@@ -14,8 +14,9 @@ def train(
     """Train a model by a recipe, or resume a run.
 
     The recipe's `objective.name` chooses what is trained: diffdis, one model for text-to-image generation and
-    zero-shot naming; or vae. Writes DIR/checkpoint (a Stable Diffusion folder with two more sub-folders) or DIR/vae,
-    DIR/latest (the weights at the last evaluation), DIR/log.jsonl, DIR/recipe.yaml, and DIR/state for resuming.
+    zero-shot naming; contrastive, an image and a text encoder as in CLIP; or vae. Writes DIR/checkpoint (a Stable
+    Diffusion folder with two more sub-folders), DIR/clip or DIR/vae, DIR/latest (the weights at the last evaluation),
+    DIR/log.jsonl, DIR/recipe.yaml, and DIR/state for resuming.
 
     \b
     Examples:

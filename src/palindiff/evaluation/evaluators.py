@@ -1,6 +1,6 @@
-"""Evaluators: what is measured of a pipeline on a set of images, while it trains and afterwards.
+"""Evaluators: what is measured of a model on a set of images, while it trains and afterwards.
 
-An evaluator is a function `(pipeline, data, options) -> rows`. A row is a plain dict: `metric`, `value`, and, if they
+An evaluator is a function `(model, data, options) -> rows`. A row is a plain dict: `metric`, `value`, and, if they
 apply, `n` (queries or images) and `chance`. Here: what is measured, and its options. Not here: the metrics themselves
 (`retrieval.py`, `zero_shot.py`), when they are computed and where they are logged (`training/`).
 """
@@ -8,7 +8,7 @@ apply, `n` (queries or images) and `chance`. Here: what is measured, and its opt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from diffusers import AutoencoderKL
@@ -40,14 +40,30 @@ class EvaluationSection(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
     validation_split: str | None = "validation"  # null: nothing is validated, unless `data.validation_fraction` is set
 
 
-class EvaluationConfig(EvaluationSection, frozen=True, extra="forbid", allow_inf_nan=False):
+class NamingSection(EvaluationSection, frozen=True, extra="forbid", allow_inf_nan=False):
+    """What the section `evaluation` has for every model that embeds images and captions."""
+
+    num_images: int = Field(500, gt=0)  # validation images at most, evenly spread
+    templates: tuple[str, ...] = LABEL_TEMPLATES  # prompt templates for class names, in zero-shot classification
+
+    @property
+    def image_options(self) -> dict[str, Any]:
+        """Options of the model's `encode_image`."""
+        return {}
+
+    @field_validator("templates")
+    @classmethod
+    def _take_a_label(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        check_labels(["label"], templates)
+        return templates
+
+
+class EvaluationConfig(NamingSection, frozen=True, extra="forbid", allow_inf_nan=False):
     """Which evaluators run on a model that generates and names, and their options."""
 
     evaluators: tuple[Name, ...] = ("retrieval", "classification", "samples")
     keep_best: BestBy | Literal["auto", "none"] = "auto"
     """What the best checkpoint is kept by; "auto" is "generation" if only generation is trained, else "recall"."""
-    num_images: int = Field(500, gt=0)  # validation images at most, evenly spread
-    templates: tuple[str, ...] = LABEL_TEMPLATES  # prompt templates for class names, in zero-shot classification
     naming_steps: int = Field(NAMING_STEPS, gt=0, le=TRAIN_STEPS)  # DDIM steps of the text diffusion
     naming_guidance_scale: float = Field(NAMING_GUIDANCE_SCALE, ge=1)  # 1 + w of Algorithm 3; 1 turns guidance off
     naming_samples: int = Field(1, gt=0)  # samplings of the text diffusion whose mean names an image
@@ -55,11 +71,21 @@ class EvaluationConfig(EvaluationSection, frozen=True, extra="forbid", allow_inf
     guidance_scale: float = Field(GENERATION_GUIDANCE_SCALE, ge=1)  # of the sample sheet; 1 turns guidance off
     num_inference_steps: int = Field(20, gt=0, le=TRAIN_STEPS)  # of the sample sheet
 
-    @field_validator("templates")
-    @classmethod
-    def _take_a_label(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
-        check_labels(["label"], templates)
-        return templates
+    @property
+    def image_options(self) -> dict[str, Any]:
+        """Steps, guidance and samplings of naming."""
+        return {
+            "num_inference_steps": self.naming_steps,
+            "guidance_scale": self.naming_guidance_scale,
+            "num_samples": self.naming_samples,
+        }
+
+
+class ContrastiveEvaluationConfig(NamingSection, frozen=True, extra="forbid", allow_inf_nan=False):
+    """Which evaluators run on a contrastive model, and their options."""
+
+    evaluators: tuple[Literal["retrieval", "classification"], ...] = ("retrieval", "classification")
+    keep_best: Literal["recall", "none"] = "recall"  # what the best checkpoint is kept by: mean recall both ways
 
 
 class VaeEvaluationConfig(EvaluationSection, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -87,22 +113,35 @@ class SampleSheet:
     title: str
 
 
-def image_queries(pipeline: PalindiffPipeline, data: EvaluationImages, options: EvaluationConfig) -> Tensor:
+class NamingModel(Protocol):
+    """A model that embeds images and captions at unit length: a pipeline, or a contrastive model."""
+
+    def encode_image(self, images: Any, *args: Any, **options: Any) -> Tensor:
+        """Shapes: n images -> (n, d) float32."""
+        ...
+
+    def encode_text(self, captions: Sequence[str]) -> Tensor:
+        """Shapes: m captions -> (m, d) float32."""
+        ...
+
+    def encode_labels(self, labels: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Shapes: k labels, templates with `{}` -> (k, d) float32, the mean over templates."""
+        ...
+
+
+def image_queries(model: NamingModel, data: EvaluationImages, options: NamingSection) -> Tensor:
     """Embed the images, unless that is done already; (n, d_e) float32, unit length."""
-    if data.e_0_hat is not None:
-        return data.e_0_hat
-    settings = options.naming_steps, options.naming_guidance_scale
-    return pipeline.encode_image(data.images, *settings, num_samples=options.naming_samples)
+    return model.encode_image(data.images, **options.image_options) if data.e_0_hat is None else data.e_0_hat
 
 
-def retrieval(pipeline: PalindiffPipeline, data: EvaluationImages, options: EvaluationConfig) -> list[Row]:
+def retrieval(model: NamingModel, data: EvaluationImages, options: NamingSection) -> list[Row]:
     """Image-text retrieval: recall@k from images to their different captions and back.
 
     Source: DiffDis, Table 2.
     Units:  shares of queries in [0, 1]; only k up to the number of images and of captions.
     """
-    e = pipeline.encode_text(list(dict.fromkeys(data.captions)))
-    return _recalls(image_queries(pipeline, data, options), e, data.captions)
+    e = model.encode_text(list(dict.fromkeys(data.captions)))
+    return _recalls(image_queries(model, data, options), e, data.captions)
 
 
 def _recalls(e_0_hat: Tensor, e: Tensor, captions: Sequence[str]) -> list[Row]:
@@ -118,7 +157,7 @@ def _recalls(e_0_hat: Tensor, e: Tensor, captions: Sequence[str]) -> list[Row]:
     ]
 
 
-def classification(pipeline: PalindiffPipeline, data: EvaluationImages, options: EvaluationConfig) -> list[Row]:
+def classification(model: NamingModel, data: EvaluationImages, options: NamingSection) -> list[Row]:
     """Zero-shot classification among the labels of the images; no rows unless every image has a label.
 
     Source: DiffDis, Table 1.
@@ -128,8 +167,8 @@ def classification(pipeline: PalindiffPipeline, data: EvaluationImages, options:
     if not labels or len(labels) < len(data.captions):
         return []
     classes = sorted(set(labels))
-    e_0_hat = image_queries(pipeline, data, options)
-    scores = (e_0_hat @ pipeline.encode_labels(classes, options.templates).T).cpu()  # (images, classes)
+    e_0_hat = image_queries(model, data, options)
+    scores = (e_0_hat @ model.encode_labels(classes, options.templates).T).cpu()  # (images, classes)
     truth = torch.tensor([classes.index(label) for label in labels])
     top = top_k_accuracy(scores, truth, [k for k in (1, 5) if k <= len(classes)])
     found = {f"zero_shot_top_{k}": (share, k / len(classes)) for k, share in top.items()}

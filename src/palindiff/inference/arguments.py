@@ -25,14 +25,14 @@ class ManyImages(Sized, Iterable[ImageInput], Protocol):
 Images = ManyImages | ImageInput | Tensor | ImageReading
 
 
-def as_images(images: Any, unet: UNet2DConditionModel) -> Any:
+def as_images(images: Any, unet: UNet2DConditionModel | None = None) -> Any:
     """Turn a single image into a list of one; return lists, latents and readings unchanged.
 
-    Raises: ValueError if there are none, or if latents do not fit this U-Net.
+    Raises: ValueError if there are none, or if latents do not fit this U-Net; without one there are no latents.
     """
     if isinstance(images, ImageInput) and not (isinstance(images, np.ndarray) and images.ndim == 4):
         return [images]
-    if isinstance(images, Tensor):
+    if isinstance(images, Tensor) and unet is not None:
         _check_latents(images, unet)
     if len(images) == 0:
         raise ValueError("No images were given. Expected at least one. Pass an image file, or a list of them.")

@@ -1,7 +1,11 @@
 """Labels to choose from, and the templates that make captions of them. Light: the command line imports it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LABEL_TEMPLATES = ("{}",)
 
@@ -41,6 +45,23 @@ def check_texts(texts: Sequence[str], what: str, remedy: str, may_repeat: bool =
         found = f"A {what} is empty" if "" in counts else f"The {what} '{repeated[0]}' is repeated"
     different = "" if may_repeat else "different, "
     raise ValueError(f"{found}. Expected a list of {different}non-empty {what}s. {remedy}")
+
+
+def embed_labels(
+    encode_text: "Callable[[Sequence[str]], Tensor]", labels: Sequence[str], templates: Sequence[str]
+) -> "Tensor":
+    """Embed each label as the mean over prompt templates, normalised to unit length.
+
+    Source: prompt ensembling of CLIP, as DiffDis evaluates.
+    Shapes: encode_text takes m captions -> (m, d) float32, unit length; k labels, templates with `{}` -> (k, d).
+    Raises: ValueError as `check_labels`.
+    """
+    import torch.nn.functional as F
+
+    check_labels(labels, templates)
+    e = encode_text(fill_templates(labels, templates))
+    e = e.unflatten(0, (len(labels), len(templates)))  # (k*p, d) -> (k, p, d)
+    return F.normalize(e.mean(dim=1), dim=-1)
 
 
 def fill_templates(labels: Sequence[str], templates: Sequence[str]) -> list[str]:

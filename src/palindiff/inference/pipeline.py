@@ -21,7 +21,7 @@ from palindiff.inference.adapters import without_adapters
 from palindiff.inference.arguments import Images, ManyImages
 from palindiff.inference.clip_adapter import ClipAdapter
 from palindiff.inference.defaults import CAPTIONS_AT_ONCE, IMAGES_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
-from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templates
+from palindiff.inference.labels import LABEL_TEMPLATES, embed_labels
 from palindiff.inference.offloading import bring
 from palindiff.models.image_reading import ImageReading
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
@@ -302,10 +302,7 @@ class PalindiffPipeline(HubMixin):
         Shapes: k labels, p templates with `{}` -> (k, d_e) float32.
         Raises: ValueError as `check_labels`.
         """
-        check_labels(labels, templates)
-        e = self.encode_text(fill_templates(labels, templates))
-        e = e.unflatten(0, (len(labels), len(templates)))  # (k*p, d) -> (k, p, d)
-        return F.normalize(e.mean(dim=1), dim=-1)
+        return embed_labels(self.encode_text, labels, templates)
 
     def classify(
         self, images: Images, labels: Sequence[str], templates: Sequence[str] = LABEL_TEMPLATES, **naming_options: Any

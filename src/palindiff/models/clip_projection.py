@@ -5,7 +5,7 @@ taking the weights from a CLIP (`pretrained/clip_projection.py`).
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,8 @@ class ClipProjection(nn.Module):
         self.requires_grad_(False)
 
     @classmethod
-    def from_clip(cls, clip: CLIPTextModel, weight: Tensor, num_kept: int | None = None) -> "ClipProjection":
+    @torch.no_grad()
+    def from_clip(cls, clip: CLIPTextModel, weight: Tensor, num_kept: int | None = None) -> Self:
         """Copy the projection of a whole CLIP, and its layers after the first `num_kept`; None keeps all."""
         layers = clip.encoder.layers[num_kept:] if num_kept is not None else nn.ModuleList()
         settings = {name: getattr(clip.config, name) for name in LAYER_SETTINGS}
@@ -55,3 +56,17 @@ class ClipProjection(nn.Module):
         for layer in self.layers:
             output = layer(output, None, is_causal=True)
         return output.to(hidden.dtype)
+
+
+class TrainedClipProjection(ClipProjection):
+    """CLIP's text projection as a weight that is trained, as CLIP itself trains it.
+
+    Source: CLIP (Radford et al., 2021, §2.4).
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        """settings: those of `ClipProjection`."""
+        super().__init__(settings)
+        weight = self.weight
+        del self.weight
+        self.weight = nn.Parameter(weight)

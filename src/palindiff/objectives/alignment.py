@@ -39,6 +39,17 @@ def alignment_loss(e_0_hat: Tensor, e_0: Tensor, logit_scale: Tensor, positives:
     return (image_to_text + text_to_image) / 2
 
 
+def global_alignment_loss(e_0_hat: Tensor, e_0: Tensor, logit_scale: Tensor, caption_id: Tensor) -> Tensor:
+    """`alignment_loss` over the batches of all processes, where equal captions are positives.
+
+    Source: ours (decisions rows 17 and 18).
+    Shapes: of this process's b rows: e_0_hat, e_0 (b, d) float, unit length; logit_scale () float; caption_id (b,)
+            int64 -> () float32, the same on every process.
+    """
+    e_0_hat, e_0, caption_id = (global_batch(rows) for rows in (e_0_hat, e_0.float(), caption_id))
+    return alignment_loss(e_0_hat, e_0, logit_scale, same_caption(caption_id))
+
+
 def global_batch(tensor: Tensor) -> Tensor:
     """Gather the rows of all processes in the order of their ranks; gradients flow back to the process of each row.
 

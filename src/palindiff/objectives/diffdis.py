@@ -16,7 +16,7 @@ from palindiff.models.query_stream import QueryStream
 from palindiff.models.text_diffusion import draw_steps, noisy_query
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.models.unet_encoder import cross_attention_without_text, square_side, unet_encoder_parameters
-from palindiff.objectives.alignment import alignment_loss, global_batch, same_caption
+from palindiff.objectives.alignment import global_alignment_loss
 
 Task = Literal["both", "generation", "alignment"]
 
@@ -143,8 +143,7 @@ class DiffDisObjective(nn.Module):
         e_0_hat = self.query_stream(self.unet, self.query_stream.read_image(self.unet, z), e_t, t_e)
         if self.training:
             self.query_stream.clamp_logit_scale()
-        e_0_hat, e_0, caption_id = (global_batch(rows) for rows in (e_0_hat, e_0.float(), caption_id))
-        return alignment_loss(e_0_hat, e_0, self.query_stream.logit_scale, same_caption(caption_id))
+        return global_alignment_loss(e_0_hat, e_0, self.query_stream.logit_scale, caption_id)
 
     def parameter_groups(self, learning_rate: float, new_learning_rate: float) -> list[dict[str, object]]:
         """The paper's two learning rates: one of the U-Net and text encoder, one of the new query stream."""

@@ -109,7 +109,7 @@ def _load_clip(folder: Path, variant: str | None, with_weights: bool) -> tuple[P
         width = config.projection_dim  # the text part's own `projection_dim` is often missing or stale
         config = config.text_config
         config.projection_dim = width
-    model, missing = _load(
+    model, missing = load_weights(
         transformers.CLIPTextModelWithProjection, folder, config, variant, with_weights, _OTHER_OF_CLIP
     )
     if _TEXT_PROJECTION in missing:
@@ -123,25 +123,28 @@ def _load_sentence_encoder(folder: Path, variant: str | None, with_weights: bool
     if "decoder_input_ids" in inspect.signature(model_class.forward).parameters:  # T5: what a decoder asks for too
         raise _unknown_pooling(folder)
     has_pooler = "add_pooling_layer" in inspect.signature(model_class).parameters
-    options = {"add_pooling_layer": False} if has_pooler else {}
+    options: dict[str, Any] = {"add_pooling_layer": False} if has_pooler else {}
     model: PreTrainedModel
-    model, _ = _load(model_class, folder, config, variant, with_weights, _OTHER_OF_ENCODER, **options)
+    model, _ = load_weights(model_class, folder, config, variant, with_weights, _OTHER_OF_ENCODER, **options)
     model.config.use_attention_mask = True  # stock Stable Diffusion then passes the mask; saved with the config
     return model
 
 
-def _load(
+def load_weights(
     model_class: Any,
     folder: Path,
     config: PreTrainedConfig,
     variant: str | None,
     with_weights: bool,
     other: tuple[str, ...],
+    part: str = "text encoder",
     **options: bool,
 ) -> tuple[Any, set[str]]:
-    """Load weights and return which are missing: CLIP's projection may be.
+    """Load the weights of a `part`, in float32, and return which are missing: CLIP's text projection may be.
 
     Weights that the class has no place for are refused, except those that begin with one of `other`.
+
+    Raises: ValueError as `weights_variant` and `check_weights`.
     """
     if not with_weights:
         return model_class(config, **options), set()
@@ -153,7 +156,7 @@ def _load(
         )  # fmt: skip
     missing = set(report["missing_keys"])
     unexpected = [key for key in report["unexpected_keys"] if not key.startswith(other)]
-    check_weights(f"The text encoder `{folder}`", missing - {_TEXT_PROJECTION}, unexpected)
+    check_weights(f"The {part} `{folder}`", missing - {_TEXT_PROJECTION}, unexpected)
     return model, missing
 
 
@@ -196,6 +199,14 @@ def _load_tokenizer(folder: Path, model: PreTrainedModel) -> PreTrainedTokenizer
             f"`{folder}` has no tokenizer. Expected tokenizer.json or a vocabulary in the folder. "
             "Save it there with `tokenizer.save_pretrained`."
         )
+    return load_tokenizer(place, model)
+
+
+def load_tokenizer(place: Path, model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """Load a folder's tokenizer, and check that it is of a text encoder.
+
+    Raises: OSError or ValueError if there is none, or it does not fit the model.
+    """
     tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     if not tokenizer.is_fast or len(tokenizer) > model.config.vocab_size:
         raise ValueError(

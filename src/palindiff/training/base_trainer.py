@@ -5,6 +5,7 @@ itself (`loop/`), which trainer a recipe has (`trainer.py`).
 """
 
 import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from palindiff.training.recipes.schema import Recipe
 R = TypeVar("R", bound=Recipe)
 
 BEST_FILE = "best.json"
+FEW_ROWS = 16  # of a micro-batch, over all processes: fewer are warned of where they are negatives
 NO_AUGMENTATION = torch.tensor([0.5, 0.0])  # the uniform numbers for an image as it is, and its first caption
 
 
@@ -131,6 +133,16 @@ class Trainer(ABC, Generic[R]):
             return
         self._write(self.output / "best")
         atomic_text(path, json.dumps({"step": step, "metric": metric, "value": value}) + "\n")
+
+    def warn_of_few_negatives(self) -> None:
+        """Warn, on the main process, of micro-batches so small that a caption has few negatives."""
+        rows = self.loop.batch_size // self.loop.accumulation
+        if rows < FEW_ROWS and self.accelerator.is_main_process:
+            warnings.warn(
+                f"A micro-batch has {rows} rows, so a caption has at most {rows - 1} negatives; the paper's has 255. "
+                "For more, raise `loop.batch_size`, or lower `loop.accumulation`.",
+                stacklevel=3,
+            )
 
     def validation_losses(self) -> dict[str, float]:
         """Each loss on the validation rows in a fixed order, without augmentation, under fixed draws."""

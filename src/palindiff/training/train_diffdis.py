@@ -4,7 +4,6 @@ Not here: the order of a run (`base_trainer.py`), the losses (`objectives/diffdi
 """
 
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +32,6 @@ from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.run_facts import run_facts
 
 CALIBRATION_FILE = "calibration.json"
-FEW_ROWS = 16  # of a micro-batch, over all processes: fewer are warned of
 
 
 class DiffDisTrainer(Trainer[DiffDisRecipe]):
@@ -55,13 +53,8 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
 
     def build_models(self) -> None:
         """Build or load the pipeline; frozen parts move to the device."""
-        rows = self.loop.batch_size // self.loop.accumulation
-        if self.recipe.objective.task != "generation" and rows < FEW_ROWS and self.accelerator.is_main_process:
-            warnings.warn(
-                f"A micro-batch has {rows} rows, so a caption has at most {rows - 1} negatives; the paper's has 255. "
-                "For more, raise `loop.batch_size`, or lower `loop.accumulation`.",
-                stacklevel=2,
-            )
+        if self.recipe.objective.task != "generation":
+            self.warn_of_few_negatives()
         self.pipeline = build_models(self.recipe, self.recipe.loop.seed)
         self.text_encoder = self.pipeline.caption_encoder.to(self.accelerator.device)
         self.pipeline.vae.to(self.accelerator.device)

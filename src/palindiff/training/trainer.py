@@ -15,11 +15,13 @@ from palindiff.training.loop.distributed import is_sharded
 from palindiff.training.loop.loop_config import check_shares
 from palindiff.training.loop.optimizer import check_optimizer
 from palindiff.training.recipes.schema import Recipe
+from palindiff.training.train_contrastive import ContrastiveTrainer
 from palindiff.training.train_diffdis import DiffDisTrainer
 from palindiff.training.train_vae import VaeTrainer
 
 TRAINERS: dict[str, type[Trainer[Any]]] = {  # by `objective.name`
     "diffdis": DiffDisTrainer,
+    "contrastive": ContrastiveTrainer,
     "vae": VaeTrainer,
 }
 
@@ -45,7 +47,8 @@ def train_recipe(recipe: Recipe, output: Path, show_progress: bool = True, progr
     """Train below `output` and write the EMA weights there; the same call resumes a run that was stopped.
 
     progress: is called while features are computed.
-    Returns: the trained model: a PalindiffPipeline for "diffdis", an AutoencoderKL for "vae".
+    Returns: the trained model: a PalindiffPipeline for "diffdis", a ClipModel for "contrastive", an AutoencoderKL for
+        "vae".
     """
     return make_trainer(recipe, output, progress).train(show_progress)
 

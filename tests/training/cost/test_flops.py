@@ -7,10 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from palindiff.training.cost.flops import Work, count_tflop, naming_tflop, step_tflop
+from palindiff.training.cost.flops import Work, contrastive_step_tflop, count_tflop, naming_tflop, step_tflop
 from palindiff.training.cost.weight_free import fake_run
-from palindiff.training.recipes.schema import DiffDisRecipe
+from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe
+from palindiff.training.recipes.yaml_files import load_recipe
+from toys.contrastive import contrastive_recipe
 from toys.recipe import toy_recipe
+from toys.text_encoders import LENGTH, QUERY_WIDTH, WIDTH
 
 
 def naming(root, **sections):
@@ -102,3 +105,43 @@ def test_whole_work_is_the_sum():
     work = Work(step={"generation": 3.0, "alignment": 1.0}, named_image={"reading": 2.0, "denoising": 0.5})
     assert (work.whole_step, work.whole_named_image) == (4.0, 2.5)
     assert work.model_dump()["whole_step"] == 4.0
+
+
+def forward_flop(tokens, width, layers, ffn, projected_to):
+    """A transformer on one row: q, k, v, out; attention; feed-forward; the projection of one token."""
+    layer = 4 * 2 * tokens * width**2 + 2 * 2 * tokens**2 * width + 2 * 2 * tokens * width * ffn
+    return layers * layer + 2 * width * projected_to
+
+
+def test_the_work_of_a_contrastive_step_is_that_by_hand(toy_parts, encoder_folder):
+    """Backward twice the forward, but for the patches, whose pixels need no gradient. 12 tokens of text, 4 patches."""
+    recipe = contrastive_recipe(toy_parts, encoder_folder / "clip", text={"is_trained": True})
+    patches = 2 * 4 * (3 * 8 * 8) * 16
+    image = 3 * forward_flop(5, 16, 2, 64, QUERY_WIDTH) + 2 * patches
+    text = 3 * forward_flop(LENGTH, WIDTH, 2, 48, QUERY_WIDTH)
+    work = contrastive_step_tflop(recipe)
+    assert {name: round(each * 1e12) for name, each in work.items()} == {
+        "image encoder": 4 * image,
+        "text encoder": 4 * text,
+    }
+
+
+def test_a_frozen_text_encoder_costs_a_forward_or_nothing(toy_parts, encoder_folder):
+    found = [
+        contrastive_step_tflop(contrastive_recipe(toy_parts, encoder_folder / "clip", text=text)).get("text encoder")
+        for text in ({"is_trained": True}, {"keep_features": False}, {})
+    ]
+    assert found[0] == pytest.approx(3 * found[1])
+    assert found[2] is None
+
+
+def test_the_emoji_rival_costs_what_naming_alone_costs():
+    """The protocol's P3: an image encoder of equal FLOP a step."""
+    emoji = load_recipe(DiffDisRecipe, "emoji", ["objective.task=alignment"])
+    with fake_run(emoji) as models:
+        alignment = sum(step_tflop(models, emoji).values())
+    rival = load_recipe(ContrastiveRecipe, "clip-emoji")
+    assert sum(contrastive_step_tflop(rival).values()) == pytest.approx(alignment, rel=0.05)
+    for name in ("batch_size", "num_steps", "ema_decay"):
+        assert getattr(rival.loop, name) == getattr(emoji.loop, name)
+    assert (rival.views, rival.text, rival.data) == (emoji.views, emoji.text, emoji.data)

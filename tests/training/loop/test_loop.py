@@ -15,7 +15,7 @@ from accelerate import debug_launcher
 from safetensors.torch import load_file
 
 from palindiff.training.loop.checkpoint import saved_states
-from palindiff.training.loop.loop import backward_step, train
+from palindiff.training.loop.loop import backward_step, read_ahead, train
 from palindiff.training.loop.loop_config import LoopConfig, check_shares
 from palindiff.training.loop.optimizer import OptimizerConfig
 from palindiff.training.loop.run_log import read_log
@@ -277,3 +277,52 @@ def test_a_full_disk_stops_the_run_with_a_sentence(tmp_path):
     train_toy(tmp_path, evaluate_every=3)
     train_toy(tmp_path / "whole")
     assert newest_state(tmp_path) == newest_state(tmp_path / "whole")
+
+
+def test_the_next_step_is_read_while_a_step_is_computed_and_no_further(tmp_path):
+    run, reads = make_run(tmp_path), []
+    sound = run.training_set.read
+    run.training_set.read = lambda rows, uniform: reads.append(rows.tolist()) or sound(rows, uniform)
+    accelerator = cpu_accelerator()
+    with read_ahead(run, accelerator, 1) as following:
+        (batch, draws), *rest = following.result()
+    assert not rest
+    gradients = torch.autograd.grad(run.objective(batch, draws)["loss"], weights(run))
+    backward_step(run, run.objective, accelerator, 1)
+    assert reads[0] == reads[1]
+    assert all(torch.equal(a, b.grad) for a, b in zip(gradients, weights(run), strict=True))
+    with read_ahead(run, accelerator, run.loop.num_steps) as following:
+        assert following is None
+    assert len(reads) == 2
+
+
+def test_what_cannot_be_read_stops_the_run_at_its_step_after_the_states_before(tmp_path):
+    run = make_run(tmp_path, save_every=1)
+    sound, num_reads = run.training_set.read, iter(range(100))
+
+    def read(rows, uniform):
+        if next(num_reads) == 2:
+            raise OSError("no such image")
+        return sound(rows, uniform)
+
+    run.training_set.read = read
+    with pytest.raises(OSError, match="no such image"):
+        train(run, cpu_accelerator())
+    assert saved_states(tmp_path / "state")[-1].name == "step-00000002"
+
+
+def test_nothing_is_read_beside_evaluation(tmp_path):
+    """A tokenizer serves one thread at a time; what is read ahead may need the one that evaluation uses."""
+    run, is_reading = make_run(tmp_path, evaluate_every=1), []
+    sound = run.training_set.read
+
+    def read(rows, uniform):
+        is_reading.append(True)
+        time.sleep(0.1)
+        is_reading.pop()
+        return sound(rows, uniform)
+
+    run.training_set.read = read
+    run.evaluate = lambda step: {"reading": float(len(is_reading))}
+    train(run, cpu_accelerator())
+    assert [line["reading"] for line in read_log(tmp_path / "log.jsonl") if "reading" in line] == [0.0] * 4

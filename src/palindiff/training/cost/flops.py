@@ -5,11 +5,13 @@ Not here: how long that takes (`estimate.py`).
 
 import torch
 from pydantic import BaseModel, computed_field
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from palindiff.evaluation.cost import count_tflop
 from palindiff.evaluation.evaluators import EvaluationConfig
 from palindiff.training.cost.weight_free import WeightFreeRun
-from palindiff.training.recipes.schema import DiffDisRecipe
+from palindiff.training.recipes.build_models import build_encoders
+from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe
 
 
 class Work(BaseModel, frozen=True):
@@ -58,6 +60,28 @@ def step_tflop(run: WeightFreeRun, recipe: DiffDisRecipe) -> dict[str, float]:
     if recipe.text.is_live:  # the empty caption is encoded once a step beside the row's own
         works["captions"] = (rows + 1) * count_tflop(encode) / 2
     return works
+
+
+def contrastive_step_tflop(recipe: ContrastiveRecipe) -> dict[str, float]:
+    """Work of one row times the rows of a contrastive recipe, from configs alone; similarities are left out.
+
+    Units: TFLOP by encoder; a text encoder whose features are cached does nothing in a step.
+    Raises: FileNotFoundError, ModuleNotFoundError, ValueError if the text encoder's config cannot be had.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        image_encoder, text_encoder = build_encoders(recipe, with_weights=False)
+        side = image_encoder.image_size_px
+        ids = torch.ones(1, text_encoder.max_length, dtype=torch.int64)
+
+        def encode_text() -> None:
+            e = text_encoder(ids, ids.bool()).e
+            if recipe.text.is_trained:
+                e.sum().backward()
+
+        works = {"image encoder": count_tflop(lambda: image_encoder(torch.zeros(1, 3, side, side)).sum().backward())}
+        if recipe.text.is_live:
+            works["text encoder"] = count_tflop(encode_text)
+    return {name: recipe.loop.batch_size * work for name, work in works.items()}
 
 
 @torch.no_grad()

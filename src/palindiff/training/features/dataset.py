@@ -18,7 +18,7 @@ from torch import Tensor
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.seeds import hash_63_bits
 from palindiff.training.features.memmap import StackedArrays, write_arrays
-from palindiff.training.features.views import Flip
+from palindiff.training.features.views import Flip, draw_views
 
 FORMAT = 2  # of the cached files; part of every key
 ENCODE_BATCH = 64
@@ -78,6 +78,50 @@ class LiveCaptions:
         return {"ids": ids, "mask": mask}
 
 
+@dataclass(frozen=True)
+class CaptionEmbeddings:
+    """Text queries of m different captions, without token-wise features."""
+
+    e: np.ndarray  # (m, d_e) float32, unit length
+    row: dict[str, int]  # caption -> its row
+
+    def read(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Shapes: rows (b,) -> e_0 (b, d_e) float32."""
+        return {"e_0": torch.from_numpy(self.e[rows])}
+
+
+Texts = CaptionFeatures | CaptionEmbeddings | LiveCaptions
+
+
+class CaptionsOfRows:
+    """The captions of each row of a training set, one of which is read."""
+
+    def __init__(self, captions: Sequence[Sequence[str]], texts: Texts, with_second: bool = False) -> None:
+        """with_second: read another draw of each row's captions too, from cached features."""
+        self.texts, self.with_second = texts, with_second
+        self._num_captions = torch.tensor([len(of_one) for of_one in captions])
+        self._first = self._num_captions.cumsum(0) - self._num_captions
+        self._text_row = torch.tensor([texts.row[caption] for of_one in captions for caption in of_one])
+        self._id = torch.tensor([hash_63_bits(caption) for caption in texts.row])[self._text_row]
+
+    def __len__(self) -> int:
+        return len(self._num_captions)
+
+    def read(self, rows: Tensor, uniform: Tensor) -> dict[str, Tensor]:
+        """Read one caption of each row, chosen by the uniform number.
+
+        Shapes: rows (b,) int64; uniform (b,) -> what `texts` reads, and caption_id (b,) int64; e_query (b, d_e)
+                float32 of the second caption.
+        """
+        place = uniform * self._num_captions[rows]
+        chosen = self._first[rows] + place.long()
+        batch = {**self.texts.read(self._text_row[chosen].numpy()), "caption_id": self._id[chosen]}
+        if self.with_second:
+            second = self._first[rows] + (place % 1 * self._num_captions[rows]).long()
+            batch["e_query"] = self.texts.read(self._text_row[second].numpy())["e_0"]
+        return batch
+
+
 class FeatureSet:
     """A training set of cached features: images, the captions of each, read by row number."""
 
@@ -92,14 +136,10 @@ class FeatureSet:
         """with_second_caption: read another draw of each image's captions too, from cached features."""
         assert isinstance(texts, CaptionFeatures) or not with_second_caption, "as the recipe has checked"
         self.images, self.texts, self.flip = images, texts, flip
-        self.with_second_caption = with_second_caption
-        self._num_captions = torch.tensor([len(of_one) for of_one in captions])
-        self._first = self._num_captions.cumsum(0) - self._num_captions
-        self._text_row = torch.tensor([texts.row[caption] for of_one in captions for caption in of_one])
-        self._id = torch.tensor([hash_63_bits(caption) for caption in texts.row])[self._text_row]
+        self.captions = CaptionsOfRows(captions, texts, with_second_caption)
 
     def __len__(self) -> int:
-        return len(self._num_captions)
+        return len(self.captions)
 
     def read(self, rows: Tensor, uniform: Tensor) -> dict[str, Tensor]:
         """Read rows; of the two uniform numbers the first chooses the image's views, the second its caption.
@@ -113,19 +153,11 @@ class FeatureSet:
                 second caption.
         """
         is_low = uniform[:, 0] < 0.5
-        never = torch.zeros_like(is_low)
-        z_mean, z_std = self.images.read(rows, is_low if self.flip == "both" else never)
-        place = uniform[:, 1] * self._num_captions[rows]
-        chosen = self._first[rows] + place.long()
-        text_rows = self._text_row[chosen].numpy()
-        batch = {"z_mean": z_mean, "z_std": z_std, **self.texts.read(text_rows), "caption_id": self._id[chosen]}
-        if self.with_second_caption:
-            second = self._first[rows] + (place % 1 * self._num_captions[rows]).long()
-            batch["e_query"] = self.texts.read(self._text_row[second].numpy())["e_0"]
+        z_mean, z_std = self.images.read(rows, is_low & (self.flip == "both"))
+        batch = {"z_mean": z_mean, "z_std": z_std, **self.captions.read(rows, uniform[:, 1])}
         num_views = self.images.moments.shape[1]
         if num_views > 1 or self.flip == "naming":
-            crop = ((2 * uniform[:, 0]) % 1 * num_views).long().clamp(max=num_views - 1)
-            is_flipped = never if self.flip == "none" else is_low
+            crop, is_flipped = draw_views(uniform[:, 0], num_views, self.flip)
             batch["z_named_mean"], batch["z_named_std"] = self.images.read(rows, is_flipped, crop)
         return batch
 

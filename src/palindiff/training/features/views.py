@@ -1,7 +1,7 @@
 """The views of an image that training draws: the recipe section `views`, and the data set that crops and scales.
 
 Worker processes import this module and what it imports; it needs neither diffusers nor transformers.
-Not here: encoding (`latent_cache.py`), drawing a view for a step (`dataset.py`).
+Not here: encoding (`latent_cache.py`), reading a view for a step (`dataset.py`, `pixels.py`).
 """
 
 from typing import Literal
@@ -41,8 +41,30 @@ class Squares(Dataset[tuple[Tensor, str]]):
             whole = fit_image(decode_image(self.rows[index].source), self.size_px, self.fit)
         except ImageFileError as error:
             return torch.zeros(1 + self.views.crops, 3, self.size_px, self.size_px, dtype=torch.uint8), str(error)
+        views = (whole, *(crop_square(whole, *box) for box in self._boxes(index)))
+        return torch.stack([to_tensor(image) for image in views]), ""
+
+    def view(self, index: int, number: int) -> Tensor:
+        """Decode one view of an image: 0 is the whole image, the others are its crops.
+
+        Shapes: -> (3, H, W) uint8, equal to `self[index][0][number]`.
+        Raises: ImageFileError if the image cannot be read.
+        """
+        whole = fit_image(decode_image(self.rows[index].source), self.size_px, self.fit)
+        return to_tensor(crop_square(whole, *self._boxes(index)[number - 1]) if number else whole)
+
+    def _boxes(self, index: int) -> list[list[float]]:
+        """Side, left and top of each crop of an image, as `crop_square` takes them."""
         uniform = torch.rand(self.views.crops, 3, generator=seeded_generator(0, "crops", index))
         area = self.views.min_crop_area + (1 - self.views.min_crop_area) * uniform[:, :1]
-        boxes = torch.cat([area.sqrt(), uniform[:, 1:]], dim=1).tolist()
-        views = (whole, *(crop_square(whole, *box) for box in boxes))
-        return torch.stack([to_tensor(image) for image in views]), ""
+        boxes: list[list[float]] = torch.cat([area.sqrt(), uniform[:, 1:]], dim=1).tolist()
+        return boxes
+
+
+def draw_views(uniform: Tensor, num_views: int, flip: Flip) -> tuple[Tensor, Tensor]:
+    """Choose the view of each image that naming sees: below 0.5 it is flipped; the place within the half is its crop.
+
+    Shapes: uniform (b,) in [0, 1) -> number of the view (b,) int64, is_flipped (b,) bool.
+    """
+    view = ((2 * uniform) % 1 * num_views).long().clamp(max=num_views - 1)
+    return view, (uniform < 0.5) & (flip != "none")

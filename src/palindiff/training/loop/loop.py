@@ -6,7 +6,9 @@ Here: the order of those nine steps, for any objective. Not here: losses (`objec
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -30,6 +32,9 @@ from palindiff.training.loop.loop_config import LoopConfig, check_shares
 from palindiff.training.loop.optimizer import OptimizerConfig
 from palindiff.training.loop.order import rows_of_step
 from palindiff.training.loop.run_log import RunLog
+
+MicroBatch = tuple[dict[str, Tensor], dict[str, Tensor]]  # batch and draws, as `Objective` takes them
+StepBatches = Future[list[MicroBatch]]
 
 
 class TrainingSet(Protocol):
@@ -90,9 +95,12 @@ def train(run: Run, accelerator: Accelerator) -> TrainState:
     state = TrainState(distributed, ema, run.output / "state", run.fingerprints)
     state.resume(accelerator)
     run.run_log.start(state.step, run.loop, accelerator)
+    batches = None
     try:
         while state.step < run.loop.num_steps:
-            numbers = train_step(run, distributed, accelerator, state.step)
+            with read_ahead(run, accelerator, state.step + 1) as following:
+                numbers = train_step(run, distributed, accelerator, state.step, batches)
+            batches = following
             state.advance(run.loop.num_steps)
             run.run_log.step(state.step, numbers)
             is_last = state.step == run.loop.num_steps
@@ -106,8 +114,12 @@ def train(run: Run, accelerator: Accelerator) -> TrainState:
     return state
 
 
-def train_step(run: Run, distributed: Distributed, accelerator: Accelerator, step: int) -> dict[str, Tensor]:
+def train_step(
+    run: Run, distributed: Distributed, accelerator: Accelerator, step: int, batches: StepBatches | None = None
+) -> dict[str, Tensor]:
     """Change the weights once: losses, gradient, clipping, AdamW at this step's learning rate.
+
+    batches: of this step, being read in another thread; None reads them now.
 
     Returns: the named losses, `gradient_norm` before clipping and `rate_factor`, () float32 each.
     Raises: FloatingPointError if the loss or the gradient is not finite; the weights are then unchanged.
@@ -115,7 +127,7 @@ def train_step(run: Run, distributed: Distributed, accelerator: Accelerator, ste
     factor = run.optimizer.rate_factor(step, run.loop.num_steps)
     for group in distributed.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
-    losses = backward_step(run, distributed.objective, accelerator, step)
+    losses = backward_step(run, distributed.objective, accelerator, step, batches)
     norm = whole(accelerator.clip_grad_norm_(distributed.objective.parameters(), run.optimizer.clip_norm or math.inf))
     run.run_log.check_finite(step, losses, norm)
     distributed.optimizer.step()
@@ -123,22 +135,17 @@ def train_step(run: Run, distributed: Distributed, accelerator: Accelerator, ste
     return losses | {"gradient_norm": norm, "rate_factor": torch.tensor(factor)}
 
 
-def backward_step(run: Run, objective: nn.Module, accelerator: Accelerator, step: int) -> dict[str, Tensor]:
-    """One step's losses and gradients; rows and draws depend on seed and step alone, not on the number of processes.
+def backward_step(
+    run: Run, objective: nn.Module, accelerator: Accelerator, step: int, batches: StepBatches | None = None
+) -> dict[str, Tensor]:
+    """One step's losses and gradients, of `batches` if they are being read already.
 
     Returns: named losses () float32, mean over the micro-batches of this process.
     """
-    loop, num_processes = run.loop, accelerator.num_processes
-    size = loop.batch_size // loop.accumulation  # rows of a micro-batch, over all processes
-    first, last = (size * (accelerator.process_index + one) // num_processes for one in (0, 1))
-    rows = rows_of_step(step, loop.batch_size, len(run.training_set), loop.seed)
-    generator = seeded_generator(loop.seed, "draws", step)
+    loop = run.loop
     total: dict[str, Tensor] = {}
-    for number, micro_batch in enumerate(rows.split(size), start=1):
-        uniform = torch.rand(size, 2, generator=generator)
-        draws = cast("Objective", run.objective).draw(size, generator)
-        batch = run.training_set.read(micro_batch[first:last], uniform[first:last])
-        draws = {name: tensor[first:last] for name, tensor in draws.items()}
+    micro_batches = batches.result() if batches is not None else read_batches(run, accelerator, step)
+    for number, (batch, draws) in enumerate(micro_batches, start=1):
         is_last = number == loop.accumulation
         with no_gradient_sync(objective, accelerator, is_last):
             losses = compute_losses(objective, batch, draws, accelerator)
@@ -147,6 +154,38 @@ def backward_step(run: Run, objective: nn.Module, accelerator: Accelerator, step
         for name, loss in losses.items():
             total[name] = total.get(name, 0) + loss.detach().float() / loop.accumulation
     return total
+
+
+def read_batches(run: Run, accelerator: Accelerator, step: int) -> list[MicroBatch]:
+    """Read this process's share of a step's micro-batches, and draw their random numbers.
+
+    Rows and draws depend on seed and step alone, not on the number of processes.
+    """
+    loop, num_processes = run.loop, accelerator.num_processes
+    size = loop.batch_size // loop.accumulation  # rows of a micro-batch, over all processes
+    first, last = (size * (accelerator.process_index + one) // num_processes for one in (0, 1))
+    rows = rows_of_step(step, loop.batch_size, len(run.training_set), loop.seed)
+    generator = seeded_generator(loop.seed, "draws", step)
+    found = []
+    for micro_batch in rows.split(size):
+        uniform = torch.rand(size, 2, generator=generator)
+        draws = cast("Objective", run.objective).draw(size, generator)
+        batch = run.training_set.read(micro_batch[first:last], uniform[first:last])
+        found.append((batch, {name: tensor[first:last] for name, tensor in draws.items()}))
+    return found
+
+
+@contextmanager
+def read_ahead(run: Run, accelerator: Accelerator, step: int) -> Iterator[StepBatches | None]:
+    """Read a step's micro-batches in a thread while the block runs; None after the last step.
+
+    The block ends when they are read, so that evaluation and saving never run beside it.
+    """
+    if step >= run.loop.num_steps:
+        yield None
+        return
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        yield thread.submit(read_batches, run, accelerator, step)
 
 
 def compute_losses(

@@ -12,15 +12,25 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.models.clip_projection import TrainedClipProjection
+from palindiff.models.image_encoder import ImageEncoder, build_image_encoder
 from palindiff.models.query_stream import QueryStream
 from palindiff.models.text_diffusion import STABLE_DIFFUSION_NOISE, TRAIN_STEPS, text_diffusion_scheduler
 from palindiff.models.text_encoder import TextEncoder
+from palindiff.objectives.contrastive import ContrastiveObjective
 from palindiff.objectives.diffdis import DiffDisObjective
 from palindiff.pretrained.bundled import load_vae
 from palindiff.pretrained.layout import is_palindiff, result_of
 from palindiff.pretrained.stable_diffusion import parts_from_configs
 from palindiff.pretrained.text_encoders import load_text_encoder
-from palindiff.training.recipes.schema import BaseConfig, DiffDisRecipe, ModelRecipe, SchedulerConfig, UNetConfig
+from palindiff.training.recipes.schema import (
+    BaseConfig,
+    ContrastiveRecipe,
+    DiffDisRecipe,
+    ModelRecipe,
+    SchedulerConfig,
+    UNetConfig,
+)
 
 NO_SIGNAL = 1e-6  # of the share of the signal's variance; Stable Diffusion keeps 4.7e-3 at its last step
 
@@ -61,6 +71,31 @@ def build_objective(
     encoder = text_encoder.requires_grad_(recipe.text.is_trained) if c_empty is None else None
     schedulers = training_scheduler(pipeline.scheduler), pipeline.query_scheduler
     return DiffDisObjective(pipeline.unet, pipeline.query_stream, *schedulers, c_empty, recipe.objective, encoder)
+
+
+def build_encoders(recipe: ContrastiveRecipe, with_weights: bool = True) -> tuple[ImageEncoder, TextEncoder]:
+    """Build the image encoder with weights from torch's global generator, and load the text encoder of a recipe.
+
+    Raises: FileNotFoundError, ModuleNotFoundError or ValueError, in a sentence, if the text encoder cannot be used.
+    """
+    assert recipe.text.source is not None, "as the recipe has checked"
+    text = load_text_encoder(recipe.text.source, recipe.text.max_length, with_weights)
+    text.check()
+    if recipe.text.is_trained:
+        weight = None if text.projection is None else text.projection.weight
+        projection = None if weight is None else TrainedClipProjection.from_clip(text.model, weight)  # type: ignore[arg-type]
+        text = TextEncoder(text.model.requires_grad_(True), text.tokenizer, text.pooling, projection, text.name)
+    return build_image_encoder(recipe.image_encoder, text.d_e), text
+
+
+def build_contrastive_objective(
+    recipe: ContrastiveRecipe, image_encoder: ImageEncoder, text_encoder: TextEncoder
+) -> ContrastiveObjective:
+    """Put both encoders under the loss; the text encoder is a part of it where captions are encoded at each step."""
+    if recipe.machine.gradient_checkpointing:
+        for model in (image_encoder.model, *([text_encoder.model] if recipe.text.is_trained else [])):
+            model.activation_checkpointing_enable()
+    return ContrastiveObjective(image_encoder, recipe.objective, text_encoder if recipe.text.is_live else None)
 
 
 def image_scheduler(config: SchedulerConfig) -> DDIMScheduler:

@@ -10,10 +10,17 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from palindiff.data.sources import DataConfig
-from palindiff.evaluation.evaluators import EvaluationConfig, EvaluationSection, VaeEvaluationConfig
+from palindiff.evaluation.evaluators import (
+    ContrastiveEvaluationConfig,
+    EvaluationConfig,
+    EvaluationSection,
+    VaeEvaluationConfig,
+)
+from palindiff.models.image_encoder import ImageEncoderConfig
 from palindiff.models.query_stream import QueryStreamConfig
 from palindiff.models.text_diffusion import QuerySchedulerConfig
 from palindiff.models.vae import VaeConfig
+from palindiff.objectives.contrastive import ContrastiveConfig
 from palindiff.objectives.diffdis import DiffDisConfig
 from palindiff.objectives.vae import VaeObjectiveConfig
 from palindiff.training.features.views import ViewConfig
@@ -145,12 +152,8 @@ class DiffDisRecipe(ModelRecipe, Recipe, frozen=True, extra="forbid", allow_inf_
 
     @model_validator(mode="after")
     def _has_negatives(self) -> Self:
-        if self.objective.task != "generation" and self.loop.batch_size == self.loop.accumulation:
-            raise ValueError(
-                f"`loop.batch_size` is {self.loop.batch_size} with `loop.accumulation` {self.loop.accumulation}: a "
-                "micro-batch of one row, whose alignment loss is always 0, for want of other captions. Expected at "
-                "least 2 rows; under 16 are warned of. Change one of the two, or set `objective.task: generation`."
-            )
+        if self.objective.task != "generation":
+            _check_negatives(self.loop, ", or set `objective.task: generation`")
         return self
 
     @model_validator(mode="after")
@@ -164,6 +167,23 @@ class DiffDisRecipe(ModelRecipe, Recipe, frozen=True, extra="forbid", allow_inf_
         return self
 
 
+class ContrastiveRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False):
+    """An image encoder from scratch, matched with a text encoder that is trained too or stays frozen."""
+
+    text: TextConfig
+    image_encoder: ImageEncoderConfig = ImageEncoderConfig()
+    views: ViewConfig = ViewConfig()  # `flip: both` and `flip: naming` mean the same: half of the images are mirrored
+    objective: ContrastiveConfig = ContrastiveConfig()
+    evaluation: ContrastiveEvaluationConfig = ContrastiveEvaluationConfig()
+
+    @model_validator(mode="after")
+    def _has_text_and_negatives(self) -> Self:
+        if self.text.source is None:
+            raise ValueError("`text.source` missing. Expected a text encoder. Set its folder or Hub name.")
+        _check_negatives(self.loop)
+        return self
+
+
 class VaeRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False):
     """A VAE from scratch."""
 
@@ -171,3 +191,12 @@ class VaeRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False):
     objective: VaeObjectiveConfig = VaeObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig(new_learning_rate=1.5e-3)
     evaluation: VaeEvaluationConfig = VaeEvaluationConfig()
+
+
+def _check_negatives(loop: LoopConfig, remedy: str = "") -> None:
+    if loop.batch_size == loop.accumulation:
+        raise ValueError(
+            f"`loop.batch_size` is {loop.batch_size} with `loop.accumulation` {loop.accumulation}: a micro-batch of "
+            "one row, whose alignment loss is always 0, for want of other captions. Expected at least 2 rows; under "
+            f"16 are warned of. Change one of the two{remedy}."
+        )

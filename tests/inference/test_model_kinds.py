@@ -1,0 +1,56 @@
+"""model_kinds.py: each kind of folder is recognised from its files and opened; any other is refused."""
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from palindiff.inference.clip_model import ClipModel
+from palindiff.inference.model_kinds import model_kind, open_any_model
+from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.pretrained.clip_folders import ClipParts, save_clip
+from palindiff.pretrained.text_encoders import load_text_encoder
+from palindiff.training.recipes.build_models import build_models
+from toys.contrastive import toy_image_encoder
+from toys.recipe import toy_recipe
+from toys.text_encoders import WIDTH
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, toy_parts, encoder_folder, stable_diffusion):
+    """A folder of each kind, the results of runs included."""
+    root = tmp_path_factory.mktemp("kinds")
+    build_models(toy_recipe(toy_parts), 0).save_pretrained(root / "run" / "checkpoint")
+    text = load_text_encoder(str(encoder_folder / "sentence"))
+    save_clip(ClipParts(toy_image_encoder(WIDTH), text, torch.tensor(1.0)), root / "clip-run" / "clip")
+    return {
+        "palindiff": root / "run" / "checkpoint",
+        "run": root / "run",
+        "stable_diffusion": stable_diffusion / "sd1",
+        "clip": encoder_folder / "clip",
+        "contrastive": root / "clip-run" / "clip",
+        "contrastive run": root / "clip-run",
+    }
+
+
+CLASSES = {"palindiff": PalindiffPipeline, "stable_diffusion": StableDiffusionPipeline, "clip": ClipModel,
+           "contrastive": ClipModel}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["palindiff", "stable_diffusion", "clip", "contrastive"])
+def test_a_kind_is_recognised_and_opened(folders, name):
+    assert model_kind(folders[name]) == (name, folders[name])
+    assert type(open_any_model(folders[name])) is CLASSES[name]
+
+
+def test_the_folder_of_a_run_stands_for_its_result(folders):
+    assert model_kind(folders["run"]) == ("palindiff", folders["palindiff"])
+    assert model_kind(str(folders["contrastive run"])) == ("contrastive", folders["contrastive"])
+
+
+def test_anything_else_is_refused_with_what_it_holds(tmp_path, encoder_folder):
+    with pytest.raises(ValueError, match=r"holds no known model; in it: nothing. Expected a palindiff .* Use one"):
+        open_any_model(tmp_path)
+    with pytest.raises(ValueError, match=r"holds no known model; in it: 1_Pooling, .* more. Expected"):
+        open_any_model(encoder_folder / "sentence")
+    with pytest.raises(FileNotFoundError, match=r"is no folder. Expected a palindiff checkpoint.*Check the path"):
+        open_any_model(tmp_path / "nowhere")
