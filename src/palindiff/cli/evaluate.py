@@ -15,8 +15,8 @@ from palindiff.cli.model_option import (
     DeviceOption,
     ModelOption,
     launched_process,
+    open_embedder,
     open_generator,
-    open_model,
 )
 from palindiff.cli.output_option import DryRunOption, JsonOption, command_line, print_json, print_plan, print_table
 from palindiff.cli.recipe_option import Progress
@@ -26,22 +26,26 @@ from palindiff.inference.defaults import IMAGES_AT_ONCE, NAMING_GUIDANCE_SCALE, 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from palindiff.evaluation.named_data import NamedData
     from palindiff.evaluation.records import Record
-    from palindiff.evaluation.run import NamedData
-    from palindiff.evaluation.tasks import NamingSetting
+    from palindiff.evaluation.tasks import NamingSetting, Setting
+    from palindiff.inference.embedder import Embedder
 
-TASKS = ("classification", "retrieval", "chain_use", "collapse", "linear_probe")
-GENERATION = "generation"
+TASKS = ("classification", "retrieval", "chain_use", "collapse", "linear_probe", "controls")
+OF_GENERATION = ("generation", "diffusion_classifier")  # tasks of any Stable Diffusion
 Number = TypeVar("Number", int, float)
 
 
 DataOption = Annotated[
     list[str],
     typer.Option(
-        "--data", metavar="[NAME=]PATH", help="Data set: folder, tars, parquet files or a Hub name. Repeatable."
+        "--data",
+        metavar="[NAME=]PATH",
+        help="Data set: folder, tars, parquet files, a Hub name, or what `embed` wrote. CIFAR10=PATH and the like "
+        "take the class names and templates of that set. Repeatable.",
     ),
 ]
-TaskOption = Annotated[list[str], typer.Option("--task", help=f"{', '.join(TASKS)} or {GENERATION}. Repeatable.")]
+TaskOption = Annotated[list[str], typer.Option("--task", help=f"{', '.join((*TASKS, *OF_GENERATION))}. Repeatable.")]
 WhereOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -62,7 +66,11 @@ SeedsOption = Annotated[
 ]
 TemplateOption = Annotated[
     list[str] | None,
-    typer.Option("--template", help="Caption with {} for a class name. Repeatable.", show_default="the name alone"),
+    typer.Option(
+        "--template",
+        help="Caption with {} for a class name. Repeatable.",
+        show_default="those of the class set, else the name alone",
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -84,7 +92,9 @@ def evaluate(
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the records; rerun to resume.")],
     model: ModelOption = DEFAULT_MODEL,
     split: Annotated[str, typer.Option(help="Split of the data sets; unsplit data are train.")] = "test",
-    train_split: Annotated[str, typer.Option(help="Split that linear_probe trains on.")] = "train",
+    train_split: Annotated[
+        str, typer.Option(help="Split that linear_probe trains on, and controls find the nearest images in.")
+    ] = "train",
     where: WhereOption = None,
     steps: StepsOption = str(NAMING_STEPS),
     guidance_scales: GuidanceOption = f"{NAMING_GUIDANCE_SCALE:g}",
@@ -101,20 +111,22 @@ def evaluate(
 ) -> None:
     """Evaluate a model on any data: zero-shot classification, image-text retrieval, generation and more.
 
+    The model is a palindiff checkpoint or a CLIP; for generation and the Diffusion Classifier any Stable Diffusion.
     Every image is read once for all steps, guidance scales and seeds. Writes a JSON record for each data set, task and
     setting, which CLIP_benchmark's `build` reads. Records of equal settings are reused.
 
     \b
     Examples:
       palindiff evaluate --data data/emoji --task retrieval --output evaluations
-      palindiff evaluate --data pets=data/pets --task classification --template "a photo of a {}" --output evaluations
+      palindiff evaluate --data OxfordPets=data/pets --task classification --output evaluations
+      palindiff evaluate --data data/emoji --task retrieval --model openai/clip-vit-base-patch32 --output evaluations
       palindiff evaluate --data data/emoji --task retrieval --steps 1,4,8 --guidance-scale 1,3 --seeds 0-9 --output DIR
       palindiff evaluate --data data/emoji --task generation --set generation.num_images=1000 --output evaluations
     """
     sets = [_named(text, split, on_bad, where or []) for text in data]
     chosen = _settings(steps, guidance_scales, seeds)
-    if unknown := [task for task in tasks if task not in (*TASKS, GENERATION)]:
-        known = ", ".join((*TASKS, GENERATION))
+    if unknown := [task for task in tasks if task not in (*TASKS, *OF_GENERATION)]:
+        known = ", ".join((*TASKS, *OF_GENERATION))
         raise ValueError(f"--task is {unknown[0]}. Expected one of {known}. Use one of these.")
     changes = [*(overrides or []), *([f"templates={json.dumps(templates)}"] if templates else [])]
     if dry_run:
@@ -136,44 +148,86 @@ def _run(
     output: Path, changes: list[str], train_split: str, batch_size: int, num_workers: int,
 ) -> "list[Record]":  # fmt: skip
     from palindiff.evaluation.run import Evaluation
-    from palindiff.evaluation.run_generation import TaskOptions, evaluate_generation
-    from palindiff.inference.embedder import PipelineEmbedder
+    from palindiff.evaluation.run_diffusion_classifier import evaluate_diffusion_classifier
+    from palindiff.evaluation.run_generation import evaluate_generation
+    from palindiff.evaluation.task_options import TaskOptions
     from palindiff.training.recipes.yaml_files import load_options
 
     options = load_options(TaskOptions, changes)
     if "seed" in options.generation.model_fields_set:
         raise ValueError("--set has generation.seed. Expected the seeds of all tasks in --seeds. Use --seeds.")
     share = launched_process()
-    naming = [task for task in tasks if task != GENERATION]
-    pipeline: Any = open_model(model, device) if naming else open_generator(model, device)
+    naming = [task for task in tasks if task not in OF_GENERATION]
+    pipeline: Any = open_generator(model, device) if len(naming) < len(tasks) else None
     records: list[Record] = []
     if naming:
-        for setting in settings:
-            pipeline.check_options(**setting.model_dump())
+        embedder, chosen = _embedder(model, device, settings, pipeline)
+        train_tflop = _training_tflop(model)
         records += Evaluation(
-            PipelineEmbedder(pipeline), model, sets,
+            embedder, model, sets,
             naming,  # type: ignore[arg-type]  # checked by the caller
-            settings, output, options.naming, train_split, num_workers, batch_size, Progress(), *share,
+            chosen, output, options.naming, train_split, num_workers, batch_size, Progress(), *share, train_tflop,
         ).run()  # fmt: skip
-    if GENERATION in tasks:
-        seeds = list(dict.fromkeys(setting.seed for setting in settings))
-        records += evaluate_generation(
-            pipeline, model, sets, seeds, output, options.generation, num_workers, Progress(), *share
-        )
+    if pipeline is not None:
+        given = pipeline, model, sets, list(dict.fromkeys(setting.seed for setting in settings)), output
+        cost = _training_tflop(model)
+        if "generation" in tasks:
+            records += evaluate_generation(*given, options.generation, num_workers, Progress(), *share, cost)
+        if "diffusion_classifier" in tasks:
+            records += evaluate_diffusion_classifier(*given, options.diffusion_classifier, Progress(), *share, cost)
     return records
+
+
+def _embedder(
+    model: str, device: str, settings: "Sequence[NamingSetting]", pipeline: Any
+) -> "tuple[Embedder, Sequence[Setting]]":
+    """Load the model that embeds, unless it is loaded for generation, and choose the settings that it has.
+
+    Raises: ValueError if a setting cannot work, or a contrastive model is given several.
+    """
+    from palindiff.evaluation.tasks import NamingSetting, Setting
+    from palindiff.inference.embedder import PipelineEmbedder
+    from palindiff.inference.pipeline import PalindiffPipeline
+
+    embedder: Embedder
+    is_loaded = isinstance(pipeline, PalindiffPipeline)
+    embedder = PipelineEmbedder(pipeline) if is_loaded else open_embedder(model, device)
+    if isinstance(embedder, PipelineEmbedder):
+        for setting in settings:
+            embedder.pipeline.check_options(**setting.options)
+        return embedder, settings
+    if list(settings) != [NamingSetting()]:
+        raise ValueError(
+            f"--steps, --guidance-scale and --seeds are given with the contrastive model `{model}`. Expected none of "
+            "them: it embeds an image in one pass. Remove them."
+        )
+    return embedder, [Setting()]
+
+
+def _training_tflop(model: str) -> float | None:
+    """What the training of a model took, if its recipe and log are beside it; why not, if they cannot be read."""
+    from palindiff.pretrained.bundled import bundled_folder, bundled_models
+    from palindiff.training.cost.trained import training_tflop
+
+    try:
+        return training_tflop(bundled_folder(model) if model in bundled_models() else Path(model))
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        typer.echo(f"The cost of training `{model}` is not in the records: {error}", err=True)
+        return None
 
 
 def _named(text: str, split: str, on_bad: OnBad, where: list[str]) -> "NamedData":
     from palindiff.data.conditions import Condition
     from palindiff.data.sources import DataConfig
-    from palindiff.evaluation.run import NamedData
+    from palindiff.evaluation.class_sets import find_class_set
+    from palindiff.evaluation.named_data import NamedData
 
     name, equals, path = text.partition("=")
     if not equals or "/" in name:
         name, path = Path(text).name, text
     conditions = tuple(Condition.parse(each) for each in where)
     label = f"{name}/{split}" + "".join(f" {each}" for each in conditions)
-    return NamedData(label, DataConfig(path=path, split=split, on_bad=on_bad), conditions)
+    return NamedData(label, DataConfig(path=path, split=split, on_bad=on_bad), conditions, find_class_set(name))
 
 
 def _settings(steps: str, guidance_scales: str, seeds: str) -> "list[NamingSetting]":

@@ -161,9 +161,9 @@ class KeptEmbeddings:
 
         Raises: ValueError if the folder is damaged, or its run was stopped.
         """
-        from palindiff.inference.embeddings import EmbeddingFolder, read_all
+        from palindiff.inference.embeddings import read_all
 
-        self.folder, self.index = folder, EmbeddingFolder.open(folder).index
+        self.folder = folder
         self._e_0_hat, columns = read_all(folder)
         self.names: list[str] = columns["image_path"]
 
@@ -173,17 +173,9 @@ class KeptEmbeddings:
         Raises: ValueError.
         """
         from palindiff.inference.embedder import PipelineEmbedder
+        from palindiff.inference.embeddings import check_made_by
 
-        if self.index.model_fingerprint != PipelineEmbedder(pipeline).fingerprint:
-            raise ValueError(
-                f"The embeddings in `{self.folder}` are of the model `{self.index.model}`, whose weights are not "
-                "those of --model. Expected one model for both. Pass that model, or embed the images again."
-            )
-        if self.index.options != options:
-            raise ValueError(
-                f"The embeddings in `{self.folder}` were made with {self.index.options}, and {options} was asked for. "
-                "Expected the same. Pass the same --steps, --guidance-scale and --seed, or embed the images again."
-            )
+        check_made_by(self.folder, PipelineEmbedder(pipeline), options)
         return self._e_0_hat.to(pipeline.device)
 
 

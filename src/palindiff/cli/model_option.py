@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
 
+    from palindiff.inference.embedder import Embedder
     from palindiff.inference.pipeline import PalindiffPipeline
 
 DEFAULT_MODEL = "emoji"
+CLIP_FILES = ["*.json", "*.txt", "*.safetensors"]  # downloaded of a CLIP: nothing that is executed
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -52,19 +54,39 @@ def open_generator(name: str, device: str = "auto") -> "StableDiffusionPipeline"
 
     Raises: as `open_model`; OSError or ValueError if the folder cannot be loaded.
     """
-    from palindiff.pretrained.layout import INDEX_NAME, is_palindiff
+    from palindiff.inference.model_kinds import model_kind
 
-    if not (Path(name) / INDEX_NAME).is_file() or is_palindiff(name):
+    kind = model_kind(name)[0] if Path(name).is_dir() else "palindiff"
+    if kind in ("clip", "contrastive"):
+        raise ValueError(
+            f"`{name}` is a contrastive model, which generates nothing. Expected a palindiff checkpoint or a Stable "
+            "Diffusion. Use one with --model, or leave the task out."
+        )
+    if kind == "palindiff":
         return open_model(name, device)
     device = _find_device(device)
     hide_progress_bars()
-    import torch
     from diffusers import StableDiffusionPipeline
 
     pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
-        name, use_safetensors=True, safety_checker=None, requires_safety_checker=False, torch_dtype=torch.float32
+        name, use_safetensors=True, safety_checker=None, requires_safety_checker=False
     )
     return pipeline.to(device)
+
+
+def open_embedder(name: str, device: str = "auto") -> "Embedder":
+    """Load a model that embeds images and captions: as `open_model`, or any CLIP, in a folder or of a Hub name.
+
+    Raises: as `open_model`; OSError or ValueError if a CLIP cannot be loaded.
+    """
+    from palindiff.inference.clip_model import ClipModel
+    from palindiff.inference.embedder import PipelineEmbedder
+
+    if (folder := _clip_folder(name)) is None:
+        return PipelineEmbedder(open_model(name, device))
+    device = _find_device(device)
+    hide_progress_bars()
+    return ClipModel.from_pretrained(folder).to(device)
 
 
 def launched_process() -> tuple[int, int]:
@@ -79,6 +101,28 @@ def hide_progress_bars() -> None:
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+
+
+def _clip_folder(name: str) -> Path | None:
+    """Find the folder of a CLIP or of a contrastive model, downloaded if it is a Hub name; None for other models."""
+    from palindiff.inference.model_kinds import model_kind
+    from palindiff.pretrained.bundled import bundled_models
+    from palindiff.pretrained.clip_folders import is_clip
+    from palindiff.pretrained.model_card import is_hub_name
+
+    if Path(name).is_dir():
+        kind, folder = model_kind(name)
+        return folder if kind in ("clip", "contrastive") else None
+    if name in bundled_models() or not is_hub_name(name):
+        return None
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        config = Path(hf_hub_download(name, "config.json"))
+    except (HfHubHTTPError, LocalEntryNotFoundError):  # a pipeline, or nothing at all: `open_model` says which
+        return None
+    return Path(snapshot_download(name, allow_patterns=CLIP_FILES)) if is_clip(config.parent) else None
 
 
 def _download(name: str, bundled: list[str]) -> Path:

@@ -82,6 +82,11 @@ def class_set_names() -> list[str]:
     return sorted((file.stem for file in _FOLDER.glob("*.yaml")), key=str.casefold)
 
 
+def find_class_set(name: str) -> ClassSet | None:
+    """Load a set as `load_class_set`, or None if no set is called so."""
+    return load_class_set(name) if _letters(name) in map(_letters, class_set_names()) else None
+
+
 def load_class_set(name: str) -> ClassSet:
     """Load a set that comes with palindiff; case and punctuation of its name do not matter.
 

@@ -4,10 +4,11 @@ Here: from embeddings to metrics, each with what it is the mean of, item by item
 collapse (`collapse.py`), computing embeddings (`inference/embeddings.py`), intervals (`intervals.py`).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from palindiff.evaluation.ranks import first_ranks, first_ranks_both_ways
@@ -26,6 +27,8 @@ class Metric:
     n: int  # images, captions or queries
     chance: float | None = None
     items: Tensor | None = None  # (n,) float
+    interval: tuple[float, float] | None = None  # 95 %, of a metric without items
+    details: Mapping[str, JsonValue] = field(default_factory=dict)  # what a reader of the number must know
 
 
 def classification(e_0_hat: Tensor, e: Tensor, truth: Tensor, ks: Sequence[int] = CLASSIFICATION_KS) -> list[Metric]:

@@ -36,7 +36,10 @@ def first_ranks(queries: Tensor, candidates: Tensor, relevant: Tensor) -> Tensor
     """
     pairs = _check_pairs(queries, candidates, relevant)
     best = _best(_pair_scores(queries, candidates, pairs), pairs[:, 0], len(queries))
-    return torch.cat([num_wrong(scores, best[rows]) for rows, scores in _wrong_scores(queries, candidates, pairs)])
+    ranks = pairs.new_zeros(len(queries))
+    for rows, scores in _wrong_scores(queries, candidates, pairs):
+        ranks[rows] = num_wrong(scores, best[rows])
+    return ranks
 
 
 @torch.no_grad()
@@ -54,17 +57,18 @@ def first_ranks_both_ways(images: Tensor, captions: Tensor, relevant: Tensor) ->
     of_pairs = _pair_scores(images, captions, pairs)
     best_caption = _best(of_pairs, pairs[:, 0], len(images))  # (i,)
     best_image = _best(of_pairs, pairs[:, 1], len(captions))  # (c,)
-    of_images, of_captions = [], torch.zeros(len(captions), dtype=torch.int64, device=pairs.device)
+    of_images, of_captions = pairs.new_zeros(len(images)), pairs.new_zeros(len(captions))
     for rows, scores in _wrong_scores(images, captions, pairs):
-        of_images.append(num_wrong(scores, best_caption[rows]))
+        of_images[rows] = num_wrong(scores, best_caption[rows])
         of_captions += num_wrong(scores.T, best_image)
-    return torch.cat(of_images), of_captions
+    return of_images, of_captions
 
 
 def _wrong_scores(queries: Tensor, candidates: Tensor, pairs: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield the scores of some queries at once, -inf where right; pairs are sorted by query. Shapes: (rows, c).
 
-    All parts are written into the same memory: fresh memory for each is slower, and the allocator keeps much of it.
+    All parts are written into the same memory: fresh memory for each is slower, and the allocator keeps much of it. So
+    should results be: small tensors that are kept between large ones that are freed double the memory of the process.
     """
     num_rows = min(len(queries), max(1, SCORES_AT_ONCE // len(candidates)))
     transposed, query = candidates.double().T, pairs[:, 0].contiguous()  # (c, d) -> (d, c)

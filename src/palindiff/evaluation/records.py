@@ -8,13 +8,16 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from palindiff.atomic import atomic_text
+from palindiff.evaluation.intervals import bootstrap_interval
+from palindiff.evaluation.naming_tasks import Metric
 from palindiff.evaluation.results import PACKAGES, Machine, Row
 
 RECORD_VERSION = 1  # increase when a metric changes its meaning, so that no older record is reused
@@ -39,6 +42,7 @@ class Record(BaseModel, frozen=True, extra="forbid"):
     seed: int
     settings: dict[str, JsonValue]  # all that changes a number
     cost: dict[str, float]  # of an image: TFLOP, seconds, calls of each network
+    train_tflop: float | None = None  # of the model's training, where its run is known
     config_hash: str
     commit: str | None
     is_dirty: bool | None
@@ -55,9 +59,50 @@ class Record(BaseModel, frozen=True, extra="forbid"):
                 "name": f"{self.model} {self.dataset} {self.task} {self.pretrained}",
                 "seed": self.seed, "metric": metric, "value": value, "ci_low": low, "ci_high": high,
                 "n": self.num_items[metric], "config_hash": self.config_hash, "commit": self.commit,
-                "train_tflop": None, "tflop_per_image": self.cost.get("tflop"), "seconds": self.cost.get("seconds"),
+                "train_tflop": self.train_tflop, "tflop_per_image": self.cost.get("tflop"),
+                "seconds": self.cost.get("seconds"),
             })  # fmt: skip
         return rows
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a task found of a model on a data set, in one setting."""
+
+    dataset: str
+    model: str
+    setting: str
+    task: str
+    metrics: Sequence[Metric]
+    seed: int
+    settings: Mapping[str, JsonValue]  # all that changes a number
+    cost: Mapping[str, float]  # of an image
+    train_tflop: float | None = None
+    left_out: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)  # by metric without a value: why
+
+    def record(self) -> Record:
+        """Put it into the envelope, with 95 % intervals of what is a mean, commit, machine and versions."""
+        details = {each.name: each.details for each in self.metrics if each.details} | dict(self.left_out)
+        return Record(
+            dataset=self.dataset,
+            model=self.model,
+            pretrained=self.setting,
+            task=CLIP_BENCHMARK_TASKS.get(self.task, self.task),
+            metrics={each.name: each.value for each in self.metrics},
+            intervals={
+                each.name: each.interval if each.items is None else bootstrap_interval(each.items)
+                for each in self.metrics
+            },
+            chance={each.name: each.chance for each in self.metrics},
+            num_items={each.name: each.n for each in self.metrics},
+            details={name: dict(each) for name, each in details.items()},
+            seed=self.seed,
+            settings=dict(self.settings),
+            cost=dict(self.cost),
+            train_tflop=self.train_tflop,
+            config_hash=hash_settings(self.settings),
+            **facts_of_this_run(),
+        )
 
 
 def hash_settings(settings: Mapping[str, JsonValue]) -> str:

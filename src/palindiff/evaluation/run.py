@@ -5,51 +5,57 @@ embeddings on disk (`inference/embeddings.py`).
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
 import palindiff
-from palindiff.data.conditions import Condition, select_where
 from palindiff.data.rows import ImageSet
-from palindiff.data.sources import DataConfig, open_images
+from palindiff.data.sources import DataConfig
+from palindiff.evaluation.class_sets import ClassSet, true_classes
+from palindiff.evaluation.control_task import measure_controls
 from palindiff.evaluation.cost import embedding_cost
-from palindiff.evaluation.intervals import bootstrap_interval
+from palindiff.evaluation.named_data import NamedData, has_classes
 from palindiff.evaluation.naming_tasks import Metric
-from palindiff.evaluation.records import (
-    CLIP_BENCHMARK_TASKS,
-    Record,
-    facts_of_this_run,
-    hash_settings,
-    read_record,
-    record_file,
-    write_record,
-)
+from palindiff.evaluation.records import Measured, Record, hash_settings, read_record, record_file, write_record
 from palindiff.evaluation.tasks import (
-    NEEDS_TRAINING,
-    TASKS,
+    EMBEDS_TRAINING,
+    NEEDS_CLASSES,
+    NEEDS_IMAGES,
     Embedded,
     EvaluationOptions,
-    NamingSetting,
+    Setting,
     Task,
     check_task,
+    measure_chain_use,
+    measure_classification,
+    measure_collapse,
+    measure_linear_probe,
+    measure_retrieval,
 )
 from palindiff.inference.defaults import IMAGES_AT_ONCE
 from palindiff.inference.embedder import Embedder
-from palindiff.inference.embeddings import EmbeddingFolder, embed_images, embedding_folder, read_all
+from palindiff.inference.embeddings import (
+    INDEX_FILE,
+    EmbeddingFolder,
+    check_made_by,
+    embed_images,
+    embedding_folder,
+    read_all,
+    rows_of,
+)
 
 Progress = Callable[[str, int, int], None]
+TASKS: dict[Task, Callable[[Embedded], list[Metric]]] = {
+    "classification": measure_classification,
+    "retrieval": measure_retrieval,
+    "chain_use": measure_chain_use,
+    "collapse": measure_collapse,
+    "linear_probe": measure_linear_probe,
+    "controls": measure_controls,
+}
 WAIT_S = 1.0  # between two looks at whether other processes have written their shards
-
-
-@dataclass(frozen=True)
-class NamedData:
-    """A data set and the name that records give it."""
-
-    name: str
-    config: DataConfig
-    conditions: tuple[Condition, ...] = ()  # that rows must meet
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,8 @@ class _Opened:
     data: NamedData
     rows: ImageSet
     folders: Sequence[EmbeddingFolder]
+    is_kept: bool = False  # the embeddings were given in place of images
+    class_set: ClassSet | None = None
     train: Optional["_Opened"] = None
 
 
@@ -70,7 +78,7 @@ class Evaluation:
     model_name: str
     data: Sequence[NamedData]
     tasks: Sequence[Task]
-    settings: Sequence[NamingSetting]
+    settings: Sequence[Setting]
     output: Path
     options: EvaluationOptions = field(default_factory=EvaluationOptions)
     train_split: str = "train"  # of tasks that train a classifier
@@ -79,6 +87,7 @@ class Evaluation:
     progress: Progress = lambda what, done, total: None
     process: int = 0
     num_processes: int = 1
+    train_tflop: float | None = None  # of the model's training, for the records
 
     def run(self) -> Iterator[Record]:
         """Embed each data set once for all settings, then measure every task; only process 0 measures.
@@ -87,83 +96,126 @@ class Evaluation:
         """
         opened = [self._open(each) for each in self.data]
         for each in opened:
-            for task in self.tasks:
-                check_task(task, each.data.name, each.rows, self.model, self.options)
-                if task in NEEDS_TRAINING and each.train is not None:
-                    check_task(task, each.train.data.name, each.train.rows, self.model, self.options)
+            self._check(each)
         for each in opened:
-            for of_set in filter(None, (each, each.train)):
-                embed_images(
-                    self.model, of_set.rows, of_set.folders, of_set.data.config.on_bad, self.batch_size,
-                    self.num_workers, self.progress, self.process, self.num_processes,
-                )  # fmt: skip
+            embedded = [each, *([each.train] if each.train and EMBEDS_TRAINING.intersection(self.tasks) else [])]
+            for of_set in embedded:
+                if not of_set.is_kept:
+                    embed_images(
+                        self.model, of_set.rows, of_set.folders, of_set.data.config.on_bad, self.batch_size,
+                        self.num_workers, self.progress, self.process, self.num_processes,
+                    )  # fmt: skip
             if self.process == 0:
-                _wait_for([*each.folders, *(each.train.folders if each.train else ())])
+                _wait_for([folder for of_set in embedded for folder in of_set.folders])
                 for task in self.tasks:
                     for number in range(len(self.settings)):
                         yield self._measure(each, task, number)
 
-    def _open(self, data: NamedData) -> "_Opened":
-        rows = select_where(open_images(data.config), data.conditions)
+    def _open(self, data: NamedData, with_training: bool = True) -> "_Opened":
+        is_kept = (data.path / INDEX_FILE).is_file()
+        if is_kept:
+            folders, rows = self._kept(data), rows_of(data.path)
+        else:
+            rows = data.open()
+            folders = [self._folder(rows, data.config, setting) for setting in self.settings]
+        needs_training = EMBEDS_TRAINING.intersection(self.tasks) or (
+            "controls" in self.tasks and self.options.compares_training
+        )
         train = None
-        if NEEDS_TRAINING.intersection(self.tasks) and data.config.split != self.train_split:
-            config = data.config.model_copy(update={"split": self.train_split})
-            train = self._open(replace(data, name=f"{data.name}, {self.train_split}", config=config))
-        return _Opened(data, rows, [self._folder(rows, data.config, setting) for setting in self.settings], train)
+        if with_training and needs_training:
+            self._check_splits(data)
+            train = self._open(data.of_split(self.train_split), False)
+        classes = data.classes(rows) if with_training and self._classifies(rows) else None
+        return _Opened(data, rows, folders, is_kept, classes, train)
 
-    def _folder(self, rows: ImageSet, config: DataConfig, setting: NamingSetting) -> EmbeddingFolder:
-        options = setting.model_dump()
-        folder = embedding_folder(self.output, self.model, self.model_name, rows, options, config.fit)
+    def _check_splits(self, data: NamedData) -> None:
+        """Refuse training on the images that are tested.
+
+        Raises: ValueError.
+        """
+        if data.config.split == self.train_split:
+            raise ValueError(
+                f"`{data.name}` is the split `{self.train_split}` too, which `linear_probe` trains on and `controls` "
+                "finds the nearest images in. Expected another one. Use another --split, leave the task out, or "
+                'use --set \'controls=["shuffled_images","zeroed_images"]\'.'
+            )
+
+    def _classifies(self, rows: ImageSet) -> bool:
+        """Whether a task needs classes, and the images have some."""
+        return not {*NEEDS_CLASSES, "controls"}.isdisjoint(self.tasks) and has_classes(rows)
+
+    def _kept(self, data: NamedData) -> list[EmbeddingFolder]:
+        """Find the embeddings that were given in place of images, for the one setting that they were made with.
+
+        Raises: ValueError if another model or setting made them, or a task or option needs images.
+        """
+        if needing := [task for task in self.tasks if task in NEEDS_IMAGES]:
+            raise ValueError(
+                f"`{data.path}` holds embeddings, and `{needing[0]}` needs the images. Expected images for it. Pass "
+                "the images as --data, or leave the task out."
+            )
+        if data.conditions:
+            raise ValueError(
+                f"`{data.path}` holds embeddings, and {data.conditions[0]} was asked of their rows. Expected all "
+                "rows. Pass the images as --data, or leave the condition out."
+            )
+        for setting in self.settings:
+            check_made_by(data.path, self.model, setting.options)
+        return [EmbeddingFolder.open(data.path)]
+
+    def _check(self, opened: "_Opened") -> None:
+        """Refuse data that a task cannot be measured on.
+
+        Raises: ValueError.
+        """
+        for task in self.tasks:
+            check_task(task, opened.data.name, opened.rows, self.model, self.options)
+            if task in EMBEDS_TRAINING and opened.train is not None:
+                check_task(task, opened.train.data.name, opened.train.rows, self.model, self.options)
+        if opened.class_set is not None:
+            true_classes(opened.rows, opened.class_set)
+
+    def _folder(self, rows: ImageSet, config: DataConfig, setting: Setting) -> EmbeddingFolder:
+        folder = embedding_folder(self.output, self.model, self.model_name, rows, setting.options, config.fit)
         key = hash_settings(folder.index.model_dump(exclude={"model", "source"}))
         return EmbeddingFolder(self.output / "embeddings" / key, folder.index)
 
-    def _embedded(self, opened: "_Opened", number: int) -> Embedded:
+    def _embedded(self, opened: "_Opened", task: Task, number: int) -> Embedded:
         e_0_hat, columns = read_all(opened.folders[number].path)
-        kept = opened.rows.select(columns["row"])
-        given = self.model, kept, self.settings[number], self.options, e_0_hat
-        return Embedded(*given, captions=columns["captions"], labels=columns["label"])
+        rows = opened.rows if opened.is_kept else opened.rows.select(columns["row"])
+        train = opened.train
+        train_e, train_rows = None, train.rows if train is not None else None
+        if train is not None and task in EMBEDS_TRAINING:
+            train_e, of_train = read_all(train.folders[number].path)
+            train_rows = train.rows if train.is_kept else train.rows.select(of_train["row"])
+        return Embedded(
+            self.model, rows, self.settings[number], self.options, e_0_hat, columns["captions"], columns["label"],
+            opened.data.config.fit, self.num_workers, opened.class_set, train_e, train_rows,
+        )  # fmt: skip
 
     def _measure(self, opened: "_Opened", task: Task, number: int) -> Record:
-        data, setting, folder = opened.data, self.settings[number], opened.folders[number]
-        embedded = self._embedded(opened, number)
-        settings = {
-            **folder.index.model_dump(exclude={"model", "source", "shard_rows"}),
+        data, setting, index = opened.data, self.settings[number], opened.folders[number].index
+        embedded = self._embedded(opened, task, number)
+        settings: dict[str, Any] = {
+            **index.model_dump(exclude={"model", "source", "shard_rows"}),
             "task": task,
             **self.options.model_dump(mode="json"),
             "rows": len(embedded.e_0_hat),
             "palindiff": palindiff.__version__,
         }
-        if task in NEEDS_TRAINING and opened.train is not None:
-            embedded = replace(embedded, train=self._embedded(opened.train, number))
+        if task in (*NEEDS_CLASSES, "controls") and opened.class_set is not None:
+            settings["class_set"] = hash_settings(opened.class_set.model_dump(mode="json", exclude={"source"}))
+        if task in (*EMBEDS_TRAINING, "controls") and opened.train is not None:
             settings["train"] = opened.train.folders[number].index.source_fingerprint
-        config_hash = hash_settings(settings)
-        file = record_file(self.output, data.name, task, config_hash)
+        file = record_file(self.output, data.name, task, config_hash := hash_settings(settings))
         if (record := read_record(file, config_hash)) is None:
-            metrics = TASKS[task](embedded)
-            cost = embedding_cost(self.model, setting.model_dump(), self.batch_size)
-            record = self._record(data, setting, task, metrics, settings, config_hash, cost)
+            cost = embedding_cost(self.model, setting.options, self.batch_size)
+            record = Measured(
+                data.name, self.model_name, setting.label, task, TASKS[task](embedded), setting.noise_seed, settings,
+                cost, self.train_tflop,
+            ).record()  # fmt: skip
             write_record(file, record)
         return record
-
-    def _record(
-        self, data: NamedData, setting: NamingSetting, task: Task, metrics: Sequence[Metric],
-        settings: dict[str, Any], config_hash: str, cost: Mapping[str, float],
-    ) -> Record:  # fmt: skip
-        return Record(
-            dataset=data.name,
-            model=self.model_name,
-            pretrained=setting.label,
-            task=CLIP_BENCHMARK_TASKS.get(task, task),
-            metrics={each.name: each.value for each in metrics},
-            intervals={each.name: None if each.items is None else bootstrap_interval(each.items) for each in metrics},
-            chance={each.name: each.chance for each in metrics},
-            num_items={each.name: each.n for each in metrics},
-            seed=setting.seed,
-            settings=settings,
-            cost=dict(cost),
-            config_hash=config_hash,
-            **facts_of_this_run(),
-        )
 
 
 def _wait_for(folders: Sequence[EmbeddingFolder]) -> None:

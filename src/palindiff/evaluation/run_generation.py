@@ -5,7 +5,7 @@ Here: what is reused, and records. Not here: generating and measuring (`generati
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +13,18 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import palindiff
-from palindiff.data.conditions import select_where
 from palindiff.data.rows import ImageSet
-from palindiff.data.sources import open_images
 from palindiff.evaluation.clip_score import files_sha256
 from palindiff.evaluation.cost import count_tflop
 from palindiff.evaluation.efficientnet import read_weights
 from palindiff.evaluation.generated_set import Progress, pipeline_fingerprint
 from palindiff.evaluation.generation import GenerationConfig, GenerationData, generation
-from palindiff.evaluation.records import (
-    Record,
-    facts_of_this_run,
-    hash_settings,
-    read_record,
-    record_file,
-    write_record,
-)
-from palindiff.evaluation.results import Row
-from palindiff.evaluation.run import NamedData
-from palindiff.evaluation.tasks import EvaluationOptions
+from palindiff.evaluation.named_data import NamedData
+from palindiff.evaluation.naming_tasks import Metric
+from palindiff.evaluation.records import Measured, Record, hash_settings, read_record, record_file, write_record
 from palindiff.inference.generation import generate_images
 
 ROW_KEYS = ("metric", "value", "n", "ci_low", "ci_high", "chance")  # those that records have places for
-
-
-class TaskOptions(EvaluationOptions, frozen=True, extra="forbid", allow_inf_nan=False):
-    """Options of all tasks."""
-
-    generation: GenerationConfig = GenerationConfig()
-
-    @property
-    def naming(self) -> EvaluationOptions:
-        """The options of the tasks that measure embeddings."""
-        return EvaluationOptions(**self.model_dump(exclude={"generation"}))
 
 
 def evaluate_generation(
@@ -59,6 +38,7 @@ def evaluate_generation(
     progress: Progress = lambda what, done, total: None,
     process: int = 0,
     num_processes: int = 1,
+    train_tflop: float | None = None,
 ) -> Iterator[Record]:
     """Generate an image for each caption of every set and seed, and measure them; only process 0 measures.
 
@@ -66,7 +46,7 @@ def evaluate_generation(
     """
     fingerprint = pipeline_fingerprint(pipeline)
     for each in data:
-        rows = select_where(open_images(each.config), each.conditions)
+        rows = each.open()
         for seed in seeds:
             of_seed = options.model_copy(update={"seed": seed})
             settings = _settings(fingerprint, rows, of_seed)
@@ -78,8 +58,13 @@ def evaluate_generation(
                 shared = GenerationData(rows, folder, num_workers, process, num_processes)
                 found = generation(pipeline, shared, of_seed, progress)
                 if process == 0:
-                    cost = _cost(pipeline, of_seed)
-                    record = _record(model_name, each.name, found, settings, config_hash, seed, cost)
+                    setting = (
+                        f"steps={of_seed.num_inference_steps},guidance_scale={of_seed.guidance_scale:g},seed={seed}"
+                    )
+                    record = Measured(
+                        each.name, model_name, setting, "generation", _metrics(found), seed, settings,
+                        _cost(pipeline, of_seed), train_tflop, _left_out(found),
+                    ).record()  # fmt: skip
                     write_record(file, record)
             if record is not None and process == 0:
                 yield record
@@ -96,32 +81,25 @@ def _settings(fingerprint: str, rows: ImageSet, options: GenerationConfig) -> di
     return {**facts, **settings, "palindiff": palindiff.__version__}
 
 
-def _record(
-    model_name: str, dataset: str, rows: Sequence[Row], settings: dict[str, Any], config_hash: str, seed: int,
-    cost: dict[str, float],
-) -> Record:  # fmt: skip
-    measured = {str(row["metric"]): row for row in rows if row["value"] is not None}
-    return Record(
-        dataset=dataset,
-        model=model_name,
-        pretrained=f"steps={settings['num_inference_steps']},guidance_scale={settings['guidance_scale']:g},seed={seed}",
-        task="generation",
-        metrics={name: row["value"] for name, row in measured.items()},
-        intervals={
-            name: (row["ci_low"], row["ci_high"]) if row.get("ci_low") is not None else None
-            for name, row in measured.items()
-        },
-        chance={name: row.get("chance") for name, row in measured.items()},
-        num_items={name: row["n"] for name, row in measured.items()},
-        details={
-            str(row["metric"]): {key: value for key, value in row.items() if key not in ROW_KEYS} for row in rows
-        },
-        seed=seed,
-        settings=settings,
-        cost=cost,
-        config_hash=config_hash,
-        **facts_of_this_run(),
-    )  # fmt: skip
+def _metrics(rows: Sequence[Mapping[str, Any]]) -> list[Metric]:
+    """The rows that have a value."""
+    return [
+        Metric(
+            row["metric"], row["value"], row["n"], row.get("chance"),
+            interval=None if row.get("ci_low") is None else (row["ci_low"], row["ci_high"]), details=_details(row),
+        )
+        for row in rows
+        if row["value"] is not None
+    ]  # fmt: skip
+
+
+def _left_out(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By metric, what the rows without a value say."""
+    return {str(row["metric"]): _details(row) for row in rows if row["value"] is None}
+
+
+def _details(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in ROW_KEYS}
 
 
 @torch.no_grad()

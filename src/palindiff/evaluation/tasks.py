@@ -1,33 +1,57 @@
 """The tasks of an evaluation: what each measures of a set's embeddings, and which data it needs.
 
 Here: from a set to metrics. Not here: the arithmetic (`naming_tasks.py`, `collapse.py`, `linear_probe.py`,
-`evaluators.py`), the order of an evaluation (`run.py`).
+`evaluators.py`), controls (`control_task.py`), the order of an evaluation (`run.py`).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Optional
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, JsonValue
 from torch import Tensor
 
+from palindiff.data.images import Fit
 from palindiff.data.rows import ImageSet
 from palindiff.evaluation import naming_tasks
+from palindiff.evaluation.class_sets import ClassSet, class_numbers, classes_without_images, true_classes
 from palindiff.evaluation.collapse import alignment, effective_rank, mean_pairwise_cosine, uniformity
 from palindiff.evaluation.evaluators import EvaluationConfig, EvaluationImages, chain_use
 from palindiff.evaluation.linear_probe import linear_probe
 from palindiff.evaluation.naming_tasks import Metric
 from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.embedder import Embedder, PipelineEmbedder
-from palindiff.inference.labels import LABEL_TEMPLATES
 
-Task = Literal["classification", "retrieval", "chain_use", "collapse", "linear_probe"]
-NEEDS_TRAINING: frozenset[Task] = frozenset({"linear_probe"})  # tasks that train on another split
+Task = Literal["classification", "retrieval", "chain_use", "collapse", "linear_probe", "controls"]
+Control = Literal["shuffled_images", "zeroed_images", "nearest_thumbnail", "nearest_efflite0"]
+NEAREST: frozenset[Control] = frozenset({"nearest_thumbnail", "nearest_efflite0"})  # need training images
+NEEDS_CLASSES: frozenset[Task] = frozenset({"classification", "linear_probe"})
+NEEDS_IMAGES: frozenset[Task] = frozenset({"chain_use", "controls"})  # embeddings alone do not do
+EMBEDS_TRAINING: frozenset[Task] = frozenset({"linear_probe"})  # tasks that train on embeddings of another split
 
 
-class NamingSetting(BaseModel, frozen=True, extra="forbid"):
-    """Options of `encode_image`: one setting of an evaluation."""
+class Setting(BaseModel, frozen=True, extra="forbid"):
+    """How a model embeds images; a contrastive model has nothing to choose."""
+
+    @property
+    def label(self) -> str:
+        """How a record names the setting."""
+        return "one pass"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the model's `embed_pixels`."""
+        return self.model_dump()
+
+    @property
+    def noise_seed(self) -> int:
+        """The seed that a record names."""
+        return 0
+
+
+class NamingSetting(Setting, frozen=True, extra="forbid"):
+    """Options of `PalindiffPipeline.encode_image`."""
 
     num_inference_steps: int = Field(NAMING_STEPS, gt=0)
     guidance_scale: float = Field(NAMING_GUIDANCE_SCALE, ge=1)
@@ -38,13 +62,24 @@ class NamingSetting(BaseModel, frozen=True, extra="forbid"):
         """How a record names the setting."""
         return f"steps={self.num_inference_steps},guidance_scale={self.guidance_scale:g},seed={self.seed}"
 
+    @property
+    def noise_seed(self) -> int:
+        """The seed that a record names."""
+        return self.seed
+
 
 class EvaluationOptions(BaseModel, frozen=True, extra="forbid"):
     """Options that change a number, beside model, data and setting."""
 
-    templates: tuple[str, ...] = LABEL_TEMPLATES  # of class names
+    templates: tuple[str, ...] | None = None  # of class names; None: those of the class set
     retrieval_ks: tuple[int, ...] = naming_tasks.RETRIEVAL_KS
     chain_images: int = Field(500, gt=0)  # of `chain_use`, at most
+    controls: tuple[Control, ...] = ("shuffled_images", "zeroed_images", "nearest_thumbnail", "nearest_efflite0")
+
+    @property
+    def compares_training(self) -> bool:
+        """Whether a control needs the images of the training split."""
+        return not NEAREST.isdisjoint(self.controls)
 
 
 @dataclass(frozen=True)
@@ -53,20 +88,36 @@ class Embedded:
 
     model: Embedder
     rows: ImageSet
-    setting: NamingSetting
+    setting: Setting
     options: EvaluationOptions
     e_0_hat: Tensor  # (n, d) float32, unit length
     captions: Sequence[Sequence[str]]
     labels: Sequence[str | None]
-    train: Optional["Embedded"] = None  # the training split, for tasks that need one
+    fit: Fit = "crop"
+    num_workers: int = 0
+    class_set: ClassSet | None = None  # for tasks that need classes
+    train_e_0_hat: Tensor | None = None  # (m, d) of the training split, for tasks that train
+    train_rows: ImageSet | None = None  # of the training split, for tasks that need one
+
+    @property
+    def classes(self) -> ClassSet:
+        """The class set, with the templates of the options in place of its own, if there are any."""
+        assert self.class_set is not None, "opened with the data"
+        templates = self.options.templates
+        return self.class_set if templates is None else self.class_set.model_copy(update={"templates": templates})
 
 
 def measure_classification(data: Embedded) -> list[Metric]:
-    """Zero-shot classification among the labels of the images."""
-    classes = sorted({str(label) for label in data.labels})
-    truth = torch.tensor([classes.index(str(label)) for label in data.labels])
-    e = data.model.encode_labels(classes, data.options.templates).cpu()
-    return naming_tasks.classification(data.e_0_hat, e, truth)
+    """Zero-shot classification among the classes of the set; the metric that the field reports says so."""
+    classes, truth = data.classes, true_classes(data.rows, data.classes)
+    e = data.model.encode_labels(classes.class_names, classes.templates).cpu()
+    details: dict[str, JsonValue] = {"class_set": classes.name, "is_reported_of_the_set": True}
+    if missing := classes_without_images(truth, classes):
+        details["classes_without_images"] = list(missing)
+    if classes.num_test not in (None, len(truth)):
+        details["images_of_the_standard_test_split"] = classes.num_test
+    found = naming_tasks.classification(data.e_0_hat, e, truth)
+    return [replace(each, details=details) if each.name == classes.metric else each for each in found]
 
 
 def measure_retrieval(data: Embedded) -> list[Metric]:
@@ -84,9 +135,8 @@ def measure_chain_use(data: Embedded) -> list[Metric]:
         [data.rows[row].source for row in chosen], [data.captions[row][0] for row in chosen],
         e_0_hat=data.e_0_hat[chosen],
     )  # fmt: skip
-    config = EvaluationConfig(
-        naming_steps=data.setting.num_inference_steps, naming_guidance_scale=data.setting.guidance_scale
-    )
+    steps, scale, _ = data.setting.options.values()
+    config = EvaluationConfig(naming_steps=steps, naming_guidance_scale=scale)
     return [
         Metric(str(row["metric"]), float(row["value"]), int(row["n"]), row.get("chance"))  # type: ignore[arg-type]
         for row in chain_use(data.model.pipeline, images, config)
@@ -109,23 +159,17 @@ def measure_collapse(data: Embedded) -> list[Metric]:
 
 def measure_linear_probe(data: Embedded) -> list[Metric]:
     """Accuracy of a linear classifier that is trained on the training split, and the strength of its penalty."""
-    assert data.train is not None, "opened with the test split"
-    classes = sorted({str(label) for label in (*data.labels, *data.train.labels)})
-    number = {label: n for n, label in enumerate(classes)}
-    train, test = (torch.tensor([number[str(label)] for label in each.labels]) for each in (data.train, data))
-    hits, strength = linear_probe(data.train.e_0_hat, train, data.e_0_hat, test)
+    assert data.train_e_0_hat is not None, "embedded with the test split"
+    assert data.train_rows is not None, "opened with the test split"
+    labels, test = [str(label) for _, label in data.train_rows.texts()], true_classes(data.rows, data.classes)
+    number_of = class_numbers(set(labels), data.classes)
+    others = sorted(set(labels) - number_of.keys())  # classes of the training split alone
+    number_of |= {label: len(data.classes.class_names) + n for n, label in enumerate(others)}
+    train = torch.tensor([number_of[label] for label in labels])
+    hits, strength = linear_probe(data.train_e_0_hat, train, data.e_0_hat, test)
     chance = float((test == train.mode().values).double().mean())  # of the most frequent class
     accuracy = Metric("lp_acc1", naming_tasks.share(hits), len(hits), chance, hits.float())
     return [accuracy, Metric("lp_strength", strength, len(train))]
-
-
-TASKS: dict[Task, Callable[[Embedded], list[Metric]]] = {
-    "classification": measure_classification,
-    "retrieval": measure_retrieval,
-    "chain_use": measure_chain_use,
-    "collapse": measure_collapse,
-    "linear_probe": measure_linear_probe,
-}
 
 
 def check_task(task: Task, name: str, rows: ImageSet, model: Embedder, options: EvaluationOptions) -> None:
@@ -136,7 +180,7 @@ def check_task(task: Task, name: str, rows: ImageSet, model: Embedder, options: 
     texts = list(rows.texts())
     labels = {label for _, label in texts}
     num_captions = len({caption for captions, _ in texts for caption in captions})
-    if task in ("classification", "linear_probe") and (None in labels or len(labels) < 2):
+    if task in NEEDS_CLASSES and (None in labels or len(labels) < 2):
         found = "images without a class" if None in labels else "one class"
         raise ValueError(
             f"The data set `{name}` has {found}. Expected a class for each image, and two classes or more, for "
@@ -148,10 +192,10 @@ def check_task(task: Task, name: str, rows: ImageSet, model: Embedder, options: 
             f"The data set `{name}` has {len(rows)} images and {num_captions} different captions. Expected at "
             f"least {most} of each, for recall@{most}. Pass more data, or smaller k."
         )
-    if task in ("chain_use", "collapse") and num_captions < 2:
+    if task in ("chain_use", "collapse", "controls") and num_captions < 2:
         raise ValueError(
-            f"The data set `{name}` has one caption. Expected two or more different ones, for `{task}`. Leave "
-            "the task out."
+            f"The data set `{name}` has {'one caption' if num_captions else 'no captions'}. Expected two or more "
+            f"different ones, for `{task}`. Leave the task out."
         )
     if task == "chain_use" and not _has_text_diffusion(model):
         raise ValueError(

@@ -6,6 +6,8 @@ whole or not at all, so a killed run resumes with the shards that are missing, a
 Here: computing and reading shards. Not here: the model (`embedder.py`), decoding (`data/squares.py`).
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +23,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from palindiff.atomic import atomic_file, atomic_text, check_writable
+from palindiff.data.entries import Entry
 from palindiff.data.images import Fit, ImageFileError, to_pixels
+from palindiff.data.index import index_in_memory
 from palindiff.data.on_bad import OnBad
 from palindiff.data.rows import ImageSet
 from palindiff.data.squares import SquareImages
@@ -179,6 +183,38 @@ def read_all(path: Path) -> tuple[Tensor, dict[str, list[Any]]]:
         raise ValueError(f"`{path}` holds no embedding. Expected one or more. Embed images that can be read.")
     vectors, columns = zip(*shards, strict=True)
     return torch.cat(vectors), {name: [each for part in columns for each in part[name]] for name in columns[0]}
+
+
+def rows_of(path: Path) -> ImageSet:
+    """Return the rows that a folder holds embeddings of, in its order; their images cannot be read.
+
+    Raises: as `read_all`.
+    """
+    _, columns = read_all(path)
+    texts = zip(columns["image_path"], columns["captions"], columns["label"], strict=True)
+    index = index_in_memory(
+        Entry(name, name, captions=tuple(captions), label=label) for name, captions, label in texts
+    )
+    kept = [EmbeddingFolder.open(path).index.source_fingerprint, columns["row"]]
+    return ImageSet(index, None, str(path), hashlib.sha256(json.dumps(kept).encode()).hexdigest(), {})
+
+
+def check_made_by(path: Path, model: Embedder, options: Mapping[str, int | float]) -> None:
+    """Refuse a folder of embeddings of another model, or made with other options.
+
+    Raises: ValueError; as `EmbeddingFolder.open`.
+    """
+    index = EmbeddingFolder.open(path).index
+    if index.model_fingerprint != model.fingerprint:
+        raise ValueError(
+            f"The embeddings in `{path}` are of the model `{index.model}`, whose weights are not those of --model. "
+            "Expected one model for both. Pass that model, or embed the images again."
+        )
+    if index.options != options:
+        raise ValueError(
+            f"The embeddings in `{path}` were made with {index.options}, and {dict(options)} was asked for. Expected "
+            "the same. Pass the same --steps, --guidance-scale and --seed, or embed the images again."
+        )
 
 
 @torch.no_grad()

@@ -1,17 +1,13 @@
-"""Which of the supported models a folder holds, detected from its files, and opening it.
+"""Which of the supported models a folder holds, detected from its files.
 
-Here: the choice. Not here: loading each (`pipeline.py`, `clip_model.py`, diffusers).
+Not here: loading each (`pipeline.py`, `clip_model.py`, diffusers).
 """
 
 from pathlib import Path
 from typing import Literal
 
-from diffusers import StableDiffusionPipeline
-
-from palindiff.inference.clip_model import ClipModel
-from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.pretrained.clip_folders import CONTRASTIVE_FILE, is_clip
-from palindiff.pretrained.layout import INDEX_NAME, check_layout, check_whole, is_palindiff, result_of
+from palindiff.pretrained.layout import INDEX_NAME, is_palindiff, result_of
 
 ModelKind = Literal["palindiff", "stable_diffusion", "clip", "contrastive"]
 CLIP_RESULT = "clip"  # the folder that a contrastive run writes
@@ -41,22 +37,6 @@ def model_kind(source: str | Path) -> tuple[ModelKind, Path]:
     held = sorted(path.name for path in folder.iterdir())
     shown = ", ".join(held[:5]) + (f" and {len(held) - 5} more" if len(held) > 5 else "")
     raise ValueError(f"`{source}` holds no known model; in it: {shown or 'nothing'}. Expected {_EXPECTED}. Use one.")
-
-
-def open_any_model(source: str | Path) -> PalindiffPipeline | StableDiffusionPipeline | ClipModel:
-    """Open the model of a folder, whatever its kind, in float32 and from safetensors alone.
-
-    Raises: FileNotFoundError, OSError or ValueError as `model_kind`, and as what loads the kind.
-    """
-    kind, folder = model_kind(source)
-    if kind == "palindiff":
-        return PalindiffPipeline.from_pretrained(folder)
-    if kind != "stable_diffusion":
-        return ClipModel.from_pretrained(folder)
-    check_layout(folder, str(source))
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
-    check_whole(pipeline.components)
-    return pipeline
 
 
 _EXPECTED = (

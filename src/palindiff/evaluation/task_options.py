@@ -1,0 +1,17 @@
+"""Options of all tasks of an evaluation, as one set."""
+
+from palindiff.evaluation.generation import GenerationConfig
+from palindiff.evaluation.run_diffusion_classifier import DiffusionClassifierConfig
+from palindiff.evaluation.tasks import EvaluationOptions
+
+
+class TaskOptions(EvaluationOptions, frozen=True, extra="forbid", allow_inf_nan=False):
+    """Options of the tasks that measure embeddings, and of the others by the names of these."""
+
+    generation: GenerationConfig = GenerationConfig()
+    diffusion_classifier: DiffusionClassifierConfig = DiffusionClassifierConfig()
+
+    @property
+    def naming(self) -> EvaluationOptions:
+        """The options of the tasks that measure embeddings."""
+        return EvaluationOptions(**self.model_dump(exclude={"generation", "diffusion_classifier"}))

@@ -1,0 +1,36 @@
+"""What the training of a model took, from the files of its run.
+
+Not here: what a run will take (`estimate.py`).
+"""
+
+from pathlib import Path
+
+from palindiff.training.cost.flops import contrastive_step_tflop, step_tflop
+from palindiff.training.cost.weight_free import fake_run
+from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
+from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe
+from palindiff.training.recipes.yaml_files import RECIPE_FILE, load_recipe
+from palindiff.training.trainer import recipe_classes
+
+
+def training_tflop(folder: Path) -> float | None:
+    """TFLOP of the steps of a run, forward and backward; features that are computed before the first are left out.
+
+    Neither are those of the weights that a run started from, such as a pre-trained text encoder or a base's U-Net.
+
+    folder: of a run, or of the model in it.
+    Returns: None if there is no recipe and log beside the model, or the recipe is of a VAE.
+    Raises: ValueError if the recipe cannot be read; FileNotFoundError or ModuleNotFoundError if the config of the text
+        encoder that it names cannot be had.
+    """
+    runs = [run for run in (folder, folder.parent) if (run / RECIPE_FILE).is_file() and (run / LOG_FILE).is_file()]
+    log = read_log(runs[0] / LOG_FILE) if runs else []
+    if not log:
+        return None
+    recipe, (steps, _) = load_recipe(recipe_classes(), str(runs[0] / RECIPE_FILE)), training_cost(log)
+    if isinstance(recipe, ContrastiveRecipe):
+        return steps * sum(contrastive_step_tflop(recipe).values())
+    if not isinstance(recipe, DiffDisRecipe):
+        return None
+    with fake_run(recipe) as run:
+        return steps * sum(step_tflop(run, recipe).values())
