@@ -10,50 +10,15 @@ from PIL import Image
 from palindiff.evaluation.collapse import alignment, effective_rank, mean_pairwise_cosine
 from palindiff.evaluation.results import read_results
 from palindiff.inference.pipeline import PalindiffPipeline
-from toys.models import toy_checkpoint
 
 LABELS = ["red", "green", "blue"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return toy_checkpoint(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture
-def images(tmp_path, monkeypatch):
-    """Twelve images of three classes, two captions each."""
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "set" / "test"
-    folder.mkdir(parents=True)
-    lines = []
-    for i in range(12):
-        Image.new("RGB", (8, 8), (20 * i, 90, 200 - 15 * i)).save(folder / f"{i:02d}.png")
-        captions = [f"{LABELS[i % 3]} {i}", f"number {i}"]
-        lines.append(json.dumps({"file_name": f"{i:02d}.png", "captions": captions, "label": LABELS[i % 3]}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
-    return folder
-
-
-@pytest.fixture
-def evaluate(palindiff, model):
-    def run(*arguments, data="set", tasks=("retrieval", "classification")):
-        chosen = [part for task in tasks for part in ("--task", task)]
-        options = ("--output", "out", "--model", model, "--device", "cpu", *arguments)
-        return palindiff("evaluate", "--data", data, *chosen, *options)
-
-    return run
-
-
-def records(tmp_path):
-    return {path.name: json.loads(path.read_text()) for path in sorted((tmp_path / "out").glob("*.json"))}
-
-
-def test_a_record_holds_what_the_pipeline_answers(evaluate, images, tmp_path, model):
+def test_a_record_holds_what_the_pipeline_answers(evaluate, images, model, records):
     code, out, err = evaluate()
     assert code == 0, err
     assert "acc1" in out
-    found = {each["task"]: each for each in records(tmp_path).values()}
+    found = {each["task"]: each for each in records().values()}
     assert set(found) == {"zeroshot_classification", "zeroshot_retrieval"}
     pipeline = PalindiffPipeline.from_pretrained(model)
     files = [images / f"{i:02d}.png" for i in range(12)]
@@ -76,10 +41,10 @@ def test_a_record_holds_what_the_pipeline_answers(evaluate, images, tmp_path, mo
     assert low <= record["metrics"]["text_retrieval_recall@5"] <= high
 
 
-def test_use_of_the_text_diffusion_is_measured(evaluate, images, tmp_path):
+def test_use_of_the_text_diffusion_is_measured(evaluate, images, records):
     code, _, err = evaluate(tasks=["chain_use"])
     assert code == 0, err
-    (record,) = records(tmp_path).values()
+    (record,) = records().values()
     cosines = {name: value for name, value in record["metrics"].items() if name.startswith("chain_cosine_noise")}
     assert len(cosines) == 5
     assert all(-1 <= value <= 1 for value in cosines.values())
@@ -87,10 +52,10 @@ def test_use_of_the_text_diffusion_is_measured(evaluate, images, tmp_path):
     assert record["intervals"] == dict.fromkeys(record["metrics"])
 
 
-def test_collapse_is_that_of_images_and_of_captions(evaluate, images, tmp_path, model):
+def test_collapse_is_that_of_images_and_of_captions(evaluate, images, model, records):
     code, _, err = evaluate(tasks=["collapse"])
     assert code == 0, err
-    (record,) = records(tmp_path).values()
+    (record,) = records().values()
     pipeline = PalindiffPipeline.from_pretrained(model)
     e_0_hat = pipeline.encode_image([images / f"{i:02d}.png" for i in range(12)])
     e = pipeline.encode_text([f"{LABELS[i % 3]} {i}" for i in range(12)])
@@ -99,24 +64,24 @@ def test_collapse_is_that_of_images_and_of_captions(evaluate, images, tmp_path, 
     assert record["metrics"]["alignment"] == pytest.approx(alignment(e_0_hat, e), abs=1e-5)
 
 
-def test_a_linear_probe_is_trained_on_the_training_split(evaluate, images, tmp_path):
+def test_a_linear_probe_is_trained_on_the_training_split(evaluate, images, records):
     shutil.copytree(images, images.parent / "train")
     code, _, err = evaluate(tasks=["linear_probe"])
     assert code == 0, err
-    (record,) = records(tmp_path).values()
+    (record,) = records().values()
     assert record["task"] == "linear_probe"
     assert record["metrics"]["lp_acc1"] >= 1 / 3  # the very images it was trained on
     assert record["chance"]["lp_acc1"] == pytest.approx(1 / 3)
     assert record["num_items"] == {"lp_acc1": 12, "lp_strength": 12}
     Image.new("RGB", (8, 8), "black").save(images.parent / "train" / "00.png")
     evaluate(tasks=["linear_probe"])
-    assert len(records(tmp_path)) == 2
+    assert len(records()) == 2
 
 
-def test_settings_are_combined_and_each_costs_what_it_calls(evaluate, images, tmp_path):
+def test_settings_are_combined_and_each_costs_what_it_calls(evaluate, images, tmp_path, records):
     arguments = ("--steps", "1,3", "--guidance-scale", "1,2", "--seeds", "0-1", "--results", "rows.json")
     assert evaluate(*arguments, tasks=["retrieval"])[0] == 0
-    found = records(tmp_path)
+    found = records()
     assert len(found) == 8
     for record in found.values():
         setting = record["settings"]["options"]
@@ -133,21 +98,21 @@ def test_settings_are_combined_and_each_costs_what_it_calls(evaluate, images, tm
     }  # fmt: skip
 
 
-def test_equal_settings_are_reused_and_others_are_not(evaluate, images, tmp_path, monkeypatch):
+def test_equal_settings_are_reused_and_others_are_not(evaluate, images, tmp_path, monkeypatch, records):
     evaluate(tasks=["classification"])
-    ((name, first),) = records(tmp_path).items()
+    ((name, first),) = records().items()
     file = tmp_path / "out" / name
     file.write_text(json.dumps(first | {"metrics": first["metrics"] | {"acc1": 0.123}}))
     evaluate(tasks=["classification"])
-    assert records(tmp_path)[name]["metrics"]["acc1"] == 0.123
+    assert records()[name]["metrics"]["acc1"] == 0.123
     evaluate("--template", "a {}", tasks=["classification"])
-    assert len(records(tmp_path)) == 2
+    assert len(records()) == 2
     file.write_text("{")  # damaged: measured again
     evaluate(tasks=["classification"])
-    assert records(tmp_path)[name]["metrics"] == first["metrics"]
+    assert records()[name]["metrics"] == first["metrics"]
     Image.new("RGB", (8, 8), "black").save(images / "00.png")
     evaluate(tasks=["classification"])
-    assert len(records(tmp_path)) == 3
+    assert len(records()) == 3
 
 
 def of_generation(num_images=12):
@@ -156,10 +121,10 @@ def of_generation(num_images=12):
     return [part for key, value in options.items() for part in ("--set", f"generation.{key}={value}")]
 
 
-def test_generation_is_measured_for_each_seed_and_reused(evaluate, images, tmp_path):
+def test_generation_is_measured_for_each_seed_and_reused(evaluate, images, tmp_path, records):
     code, _, err = evaluate(*of_generation(), "--seeds", "0,1", tasks=["generation"])
     assert code == 0, err
-    found = records(tmp_path)
+    found = records()
     assert sorted(record["seed"] for record in found.values()) == [0, 1]
     for record in found.values():
         assert set(record["metrics"]) == {f"caption_to_generated_recall_{k}" for k in (1, 5, 10)}
@@ -171,17 +136,17 @@ def test_generation_is_measured_for_each_seed_and_reused(evaluate, images, tmp_p
     evaluate(*of_generation(), "--seeds", "0,1", tasks=["generation"])
     assert not generated[0].exists(), "a record of equal settings is reused"
     evaluate(*of_generation(11), tasks=["generation"])
-    assert len(records(tmp_path)) == 3
+    assert len(records()) == 3
 
 
-def test_any_stable_diffusion_generates(evaluate, images, tmp_path, model, palindiff):
+def test_any_stable_diffusion_generates(evaluate, images, model, palindiff, records):
     code, _, err = palindiff("export", "--model", model, "--output", "stock")
     assert code == 0, err
     code, _, err = evaluate(*of_generation(), "--model", "stock", tasks=["generation"])
     assert code == 0, err
-    (of_stock,) = records(tmp_path).values()
+    (of_stock,) = records().values()
     evaluate(*of_generation(), tasks=["generation"])
-    assert [each["metrics"] for each in records(tmp_path).values()] == [of_stock["metrics"]]
+    assert [each["metrics"] for each in records().values()] == [of_stock["metrics"]]
     code, _, err = evaluate("--model", "stock", tasks=["retrieval"])
     assert code == 2
     assert "Stable Diffusion alone names no images" in err
@@ -196,15 +161,15 @@ def test_options_of_tasks_are_checked_together(evaluate, images, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_processes_share_the_images_and_the_first_measures(evaluate, images, tmp_path, monkeypatch):
+def test_processes_share_the_images_and_the_first_measures(evaluate, images, monkeypatch, records):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     code, out, _ = evaluate(tasks=["classification"])
     assert (code, out) == (0, "")
-    assert not records(tmp_path)
+    assert not records()
     monkeypatch.setenv("RANK", "0")
     assert evaluate(tasks=["classification"])[0] == 0
-    assert len(records(tmp_path)) == 1
+    assert len(records()) == 1
 
 
 def test_a_dry_run_names_the_settings(evaluate, images, tmp_path):

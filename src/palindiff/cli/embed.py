@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from palindiff.cli.inputs import OnBadOption
-from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, launched_process, open_model
-from palindiff.cli.naming_option import GuidanceOption, SeedOption, StepsOption
+from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, launched_process, open_embedder
+from palindiff.cli.naming_option import GuidanceOption, SeedOption, StepsOption, check_no_naming_options
 from palindiff.cli.output_option import DryRunOption, next_line, print_plan
 from palindiff.cli.recipe_option import Progress
 from palindiff.inference.defaults import IMAGES_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
@@ -38,8 +38,9 @@ def embed(
 ) -> None:
     """Embed the images of a source once; `classify` and `rank` read them instead of images.
 
-    Writes DIR/embeddings.json and, for every 1,024 images, DIR/img_emb/*.npy and DIR/metadata/*.parquet. Rerun the
-    same command to resume. Started by torchrun, processes share the shards.
+    The model is a palindiff checkpoint or a CLIP. Writes DIR/embeddings.json and, for every 1,024 images,
+    DIR/img_emb/*.npy and DIR/metadata/*.parquet. Rerun the same command to resume. Started by torchrun, processes
+    share the shards.
 
     \b
     Examples:
@@ -60,9 +61,12 @@ def embed(
     from palindiff.inference.embedder import PipelineEmbedder
     from palindiff.inference.embeddings import embed_images, embedding_folder
 
-    pipeline = open_model(model, device)
-    pipeline.check_options(**options)
-    embedder = PipelineEmbedder(pipeline)
+    embedder = open_embedder(model, device)
+    if isinstance(embedder, PipelineEmbedder):
+        embedder.pipeline.check_options(**options)
+    else:
+        check_no_naming_options(model, options)
+        options = {}
     folder = embedding_folder(output, embedder, model, rows, options, fit)
     unreadable = embed_images(
         embedder, rows, [folder], on_bad, batch_size, num_workers, Progress(), *launched_process()

@@ -18,6 +18,7 @@ from palindiff.cli.model_option import (
     open_embedder,
     open_generator,
 )
+from palindiff.cli.naming_option import check_no_naming_options
 from palindiff.cli.output_option import DryRunOption, JsonOption, command_line, print_json, print_plan, print_table
 from palindiff.cli.recipe_option import Progress
 from palindiff.data.on_bad import OnBad
@@ -185,7 +186,7 @@ def _embedder(
 
     Raises: ValueError if a setting cannot work, or a contrastive model is given several.
     """
-    from palindiff.evaluation.tasks import NamingSetting, Setting
+    from palindiff.evaluation.tasks import Setting
     from palindiff.inference.embedder import PipelineEmbedder
     from palindiff.inference.pipeline import PalindiffPipeline
 
@@ -196,11 +197,8 @@ def _embedder(
         for setting in settings:
             embedder.pipeline.check_options(**setting.options)
         return embedder, settings
-    if list(settings) != [NamingSetting()]:
-        raise ValueError(
-            f"--steps, --guidance-scale and --seeds are given with the contrastive model `{model}`. Expected none of "
-            "them: it embeds an image in one pass. Remove them."
-        )
+    for setting in settings:
+        check_no_naming_options(model, setting.options)
     return embedder, [Setting()]
 
 

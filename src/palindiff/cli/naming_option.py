@@ -5,7 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
 
@@ -27,6 +31,18 @@ GuidanceOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise that every query starts from.")]
 TopOption = Annotated[int, typer.Option("--top", min=1, help="Number of answers, best first.")]
+
+
+def check_no_naming_options(model: str, options: "Mapping[str, int | float]") -> None:
+    """Refuse options of naming for a contrastive model, which embeds an image in one pass.
+
+    Raises: ValueError if one is not its default.
+    """
+    if options != {"num_inference_steps": NAMING_STEPS, "guidance_scale": NAMING_GUIDANCE_SCALE, "seed": 0}:
+        raise ValueError(
+            f"--steps, --guidance-scale or --seed is given with the contrastive model `{model}`. Expected none of "
+            "them: it embeds an image in one pass. Remove them."
+        )
 
 
 def best_answers(scores: "Tensor", offered: list[str], top: int) -> list[list[tuple[str, float]]]:

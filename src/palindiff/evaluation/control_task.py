@@ -21,6 +21,7 @@ from palindiff.evaluation.efficientnet import EffLite0Features
 from palindiff.evaluation.named_data import has_classes
 from palindiff.evaluation.naming_tasks import Metric
 from palindiff.evaluation.tasks import NEAREST, Control, Embedded, measure_classification
+from palindiff.evaluation.thumbnails import THUMBNAIL_SIDE
 from palindiff.inference.defaults import IMAGES_AT_ONCE
 
 
@@ -85,7 +86,7 @@ def _nearest(data: Embedded, control: Control, with_classes: bool) -> list[Metri
 def _squares(data: Embedded, rows: ImageSet) -> Iterator[Tensor]:
     """Decode images in batches: (b, 3, H, W) uint8."""
     loader = DataLoader(
-        SquareImages(rows, data.model.image_size_px, data.fit), IMAGES_AT_ONCE, num_workers=data.num_workers,
+        SquareImages(rows, max(data.model.image_size_px, THUMBNAIL_SIDE), data.fit), IMAGES_AT_ONCE, num_workers=data.num_workers,
         multiprocessing_context="spawn" if data.num_workers else None,
     )  # fmt: skip
     for pixels, faults in loader:
