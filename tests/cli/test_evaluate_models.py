@@ -10,6 +10,7 @@ from transformers import CLIPModel
 
 from palindiff.evaluation.class_sets import load_class_set
 from palindiff.evaluation.diffusion_classifier import Stage, classify_by_diffusion
+from palindiff.evaluation.naming_tasks import caption_retrieval
 from palindiff.inference.clip_model import ClipModel
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.training.cost.trained import training_tflop
@@ -126,7 +127,10 @@ def test_two_classes_of_one_name_are_refused(evaluate, class_folders):
     assert "are called `river`" in err
 
 
-def test_controls_read_no_image(evaluate, images, records, tmp_path):
+def test_controls_read_no_image(evaluate, images, records, model):
+    for number, file in enumerate(sorted(images.glob("*.png"))):
+        pixels = torch.randint(256, (16, 16, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(file)
     shutil.copytree(images, images.parent / "train")
     chosen = '["shuffled_images","zeroed_images","nearest_thumbnail"]'
     code, _, err = evaluate("--set", f"controls={chosen}", tasks=["controls"])
@@ -134,7 +138,12 @@ def test_controls_read_no_image(evaluate, images, records, tmp_path):
     (record,) = records().values()
     metrics = record["metrics"]
     assert metrics["nearest_thumbnail_acc1"] == 1, "the training images are the test images"
-    assert metrics["nearest_thumbnail_text_retrieval_recall@1"] == 1
+    pipeline = PalindiffPipeline.from_pretrained(model)
+    captions = [[f"{label} {i}", f"number {i}"] for i, label in enumerate(["red", "green", "blue"] * 4)]
+    expected = caption_retrieval(pipeline.encode_text([each[0] for each in captions]), captions, pipeline.encode_text)
+    assert {name: metrics[f"nearest_thumbnail_{name}"] for name in (each.name for each in expected)} == pytest.approx(
+        {each.name: each.value for each in expected}
+    )
     assert metrics["zeroed_images_acc1"] == pytest.approx(1 / 3), "one answer for all, of three equal classes"
     assert metrics["shuffled_images_text_retrieval_recall@5"] <= 1
     assert record["chance"]["nearest_thumbnail_acc1"] == pytest.approx(1 / 3)

@@ -85,10 +85,9 @@ def _nearest(data: Embedded, control: Control, with_classes: bool) -> list[Metri
 
 def _squares(data: Embedded, rows: ImageSet) -> Iterator[Tensor]:
     """Decode images in batches: (b, 3, H, W) uint8."""
-    loader = DataLoader(
-        SquareImages(rows, max(data.model.image_size_px, THUMBNAIL_SIDE), data.fit), IMAGES_AT_ONCE, num_workers=data.num_workers,
-        multiprocessing_context="spawn" if data.num_workers else None,
-    )  # fmt: skip
+    squares = SquareImages(rows, max(data.model.image_size_px, THUMBNAIL_SIDE), data.fit)
+    context = "spawn" if data.num_workers else None
+    loader = DataLoader(squares, IMAGES_AT_ONCE, num_workers=data.num_workers, multiprocessing_context=context)
     for pixels, faults in loader:
         if any(faults):
             raise ImageFileError(next(filter(None, faults)))

@@ -38,6 +38,7 @@ class ContrastiveTrainer(Trainer[ContrastiveRecipe]):
 
     recipe_class = ContrastiveRecipe
     result_name = CLIP_RESULT
+    next_command = "palindiff evaluate --model {result} --data DATA --task retrieval --output evaluations"
 
     objective: ContrastiveObjective
     validation_set: PixelSet | None = None
