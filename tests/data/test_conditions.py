@@ -29,6 +29,7 @@ def rows(tmp_path_factory):
         (["label!=flag*"], [0, 3]),
         (["label=flag*", "style!=flat"], [2]),
         (["label="], [3]),
+        (["caption!=*2", "image_path=?.png"], [0, 1, 3]),
     ],
 )
 def test_rows_that_meet_all_conditions_are_kept(texts, kept, rows):
@@ -44,7 +45,7 @@ def test_rows_that_meet_all_conditions_are_kept(texts, kept, rows):
     [
         ("flat", "has no key"),
         ("=flat", "has no key"),
-        ("colour=red", "has a column `colour`. Expected one of label, style"),
+        ("colour=red", "has a column `colour`. Expected one of caption, image_path, label, style"),
         ("style=none", "meets style=none"),
     ],
 )

@@ -52,7 +52,8 @@ WhereOption = Annotated[
     typer.Option(
         "--where",
         metavar="KEY=PATTERN",
-        help="Only rows with such a column (or KEY!=PATTERN), such as label!=flag*. Repeatable.",
+        help="Only rows with such a column, label, caption or image_path (or KEY!=PATTERN), such as label!=flag*. "
+        "Repeatable.",
         show_default="all rows",
     ),
 ]

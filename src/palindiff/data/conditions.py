@@ -9,7 +9,7 @@ from palindiff.data.rows import ImageSet
 
 @dataclass(frozen=True)
 class Condition:
-    """A row's column, or its class under the name `label`, matches a pattern of `*` and `?`, or does not."""
+    """A row's column, or `label`, `image_path` or first `caption`, matches a pattern of `*` and `?`, or does not."""
 
     key: str
     pattern: str
@@ -37,7 +37,7 @@ def select_where(rows: ImageSet, conditions: Sequence[Condition]) -> ImageSet:
     """
     if not conditions:
         return rows
-    columns = [{**fields, "label": label or ""} for fields, label in rows.columns()]
+    columns = list(rows.columns())
     known = {key for each in columns for key in each}
     if unknown := [each.key for each in conditions if each.key not in known]:
         raise ValueError(

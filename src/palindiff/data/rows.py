@@ -73,11 +73,12 @@ class ImageSet(Sequence[CaptionedImage]):
             for captions, label in zip(batch["captions"], batch["label"], strict=True):
                 yield tuple(captions), label
 
-    def columns(self) -> Iterator[tuple[dict[str, str], str | None]]:
-        """Yield the further fields and the class of each row, as `texts` does."""
-        for batch in self._index.select_columns(["fields", "label"]).iter(batch_size=1000):
-            for fields, label in zip(batch["fields"], batch["label"], strict=True):
-                yield json.loads(fields), label
+    def columns(self) -> Iterator[dict[str, str]]:
+        """Yield each row as `texts` does: its further fields, and its `label`, `image_path` and first `caption`."""
+        for batch in self._index.select_columns(["fields", "label", "name", "captions"]).iter(batch_size=1000):
+            for fields, label, name, captions in zip(*batch.values(), strict=True):
+                known = {"label": label or "", "image_path": name, "caption": captions[0] if captions else ""}
+                yield json.loads(fields) | known
 
     def records(self, rows: Sequence[int]) -> dict[str, list[Any]]:
         """Return some rows as columns: row, image_path, caption (the first, or None), captions, label."""

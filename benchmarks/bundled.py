@@ -1,0 +1,79 @@
+"""Every task of `palindiff evaluate` on all splits of the emoji set, with the bundled model or any other.
+
+Run: python benchmarks/bundled.py --data data/emoji [--model emoji] [--output DIR] [--results results/bundled.json]
+
+One image of each concept, in each style; of concepts that were not in training, with country flags and without. Rerun
+the same command to resume.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from palindiff.cli.model_option import open_model
+from palindiff.data.conditions import Condition
+from palindiff.data.emoji import STYLES
+from palindiff.data.sources import DataConfig
+from palindiff.evaluation.named_data import NamedData
+from palindiff.evaluation.results import Row, write_results
+from palindiff.evaluation.run import Evaluation
+from palindiff.evaluation.tasks import EvaluationOptions, NamingSetting, Task
+from palindiff.inference.embedder import PipelineEmbedder
+from palindiff.pretrained.bundled import bundled_folder, bundled_models
+from palindiff.training.cost.trained import training_tflop
+
+TASKS: tuple[Task, ...] = ("classification", "retrieval", "chain_use", "collapse", "controls")
+TEMPLATES = ("a flat emoji of a {}", "an outlined emoji of a {}")
+NO_FLAGS = Condition.parse("caption!=*the flag of *")
+SUBSETS = {  # name -> split, further conditions
+    "training": ("train", ()),
+    "validation": ("validation", ()),
+    "composition": ("composition", ()),
+    "unseen": ("test", ()),
+    "unseen, no country flags": ("test", (NO_FLAGS,)),
+}
+
+
+def measure(model: str, data_dir: Path, output: Path) -> list[Row]:
+    """Evaluate each subset in each style; the training split has no images that are more similar than its own."""
+    embedder = PipelineEmbedder(open_model(model))
+    tflop = training_tflop(bundled_folder(model) if model in bundled_models() else Path(model))
+    rows: list[Row] = []
+    for name, (split, conditions) in SUBSETS.items():
+        for style in STYLES:
+            chosen = (Condition("style", style), Condition("is_representative", "True"), *conditions)
+            data = NamedData(f"{name}, {style}", DataConfig(path=str(data_dir), split=split), chosen)
+            options = EvaluationOptions(templates=TEMPLATES)
+            if split == "train":
+                options = EvaluationOptions(templates=TEMPLATES, controls=("shuffled_images", "zeroed_images"))
+            evaluation = Evaluation(
+                embedder, model, [data], TASKS, [NamingSetting()], output, options, train_tflop=tflop
+            )
+            for record in evaluation.run():
+                print(record.dataset, record.task, record.metrics, flush=True)
+                rows += [
+                    {"subset": name, "split": split, "style": style, "task": record.task, **row,
+                     "chance": record.chance[str(row["metric"])]}
+                    for row in record.flat_rows()
+                ]  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    """Measure, print, and write the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="emoji", help="bundled model, or a checkpoint folder (default: emoji)")
+    parser.add_argument("--data", type=Path, required=True, help="folder that `palindiff data emoji` wrote")
+    parser.add_argument("--output", type=Path, default=Path("evaluations"), help="folder of the records")
+    parser.add_argument("--results", type=Path, help="write the rows to this file")
+    args = parser.parse_args()
+    began = time.perf_counter()
+    rows = measure(args.model, args.data, args.output)
+    if args.results:
+        command = " ".join(["python benchmarks/bundled.py", *sys.argv[1:]])
+        write_results(args.results, rows, command, {"model": args.model}, 0, time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()
