@@ -55,7 +55,7 @@ def test_a_clip_answers_as_transformers_does(evaluate, images, records, encoder_
 def test_a_clip_has_neither_steps_nor_a_text_diffusion_nor_a_u_net(evaluate, images, encoder_folder, tmp_path):
     clip = encoder_folder / "clip"
     for arguments, tasks, message in (
-        (["--steps", "4"], ["retrieval"], "it embeds an image in one pass"),
+        (["--steps", "4"], ["retrieval"], "embeds an image in one pass"),
         ([], ["chain_use"], "the model has no text diffusion"),
         ([], ["generation"], "which generates nothing"),
     ):

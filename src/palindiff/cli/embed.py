@@ -8,7 +8,7 @@ import typer
 
 from palindiff.cli.inputs import OnBadOption
 from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, launched_process, open_embedder
-from palindiff.cli.naming_option import GuidanceOption, SeedOption, StepsOption, check_no_naming_options
+from palindiff.cli.naming_option import GuidanceOption, SeedOption, StepsOption, options_of
 from palindiff.cli.output_option import DryRunOption, next_line, print_plan
 from palindiff.cli.recipe_option import Progress
 from palindiff.inference.defaults import IMAGES_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
@@ -58,16 +58,10 @@ def embed(
         counted = {"images": len(rows), "source": rows.source, "output": output}
         print_plan({"model": model, **options, "fit": fit, **counted})
         return
-    from palindiff.inference.embedder import PipelineEmbedder
     from palindiff.inference.embeddings import embed_images, embedding_folder
 
     embedder = open_embedder(model, device)
-    if isinstance(embedder, PipelineEmbedder):
-        embedder.pipeline.check_options(**options)
-    else:
-        check_no_naming_options(model, options)
-        options = {}
-    folder = embedding_folder(output, embedder, model, rows, options, fit)
+    folder = embedding_folder(output, embedder, model, rows, options_of(embedder, model, options), fit)
     unreadable = embed_images(
         embedder, rows, [folder], on_bad, batch_size, num_workers, Progress(), *launched_process()
     )

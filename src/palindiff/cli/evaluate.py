@@ -18,7 +18,7 @@ from palindiff.cli.model_option import (
     open_embedder,
     open_generator,
 )
-from palindiff.cli.naming_option import check_no_naming_options
+from palindiff.cli.naming_option import options_of
 from palindiff.cli.output_option import DryRunOption, JsonOption, command_line, print_json, print_plan, print_table
 from palindiff.cli.recipe_option import Progress
 from palindiff.data.on_bad import OnBad
@@ -194,13 +194,8 @@ def _embedder(
     embedder: Embedder
     is_loaded = isinstance(pipeline, PalindiffPipeline)
     embedder = PipelineEmbedder(pipeline) if is_loaded else open_embedder(model, device)
-    if isinstance(embedder, PipelineEmbedder):
-        for setting in settings:
-            embedder.pipeline.check_options(**setting.options)
-        return embedder, settings
-    for setting in settings:
-        check_no_naming_options(model, setting.options)
-    return embedder, [Setting()]
+    has_options = [bool(options_of(embedder, model, setting.options)) for setting in settings]
+    return embedder, settings if all(has_options) else [Setting()]
 
 
 def _training_tflop(model: str) -> float | None:

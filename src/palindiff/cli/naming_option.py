@@ -8,9 +8,9 @@ import typer
 from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
+
+    from palindiff.inference.embedder import Embedder
 
 
 def check_finite(value: float) -> float:
@@ -33,16 +33,22 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the nois
 TopOption = Annotated[int, typer.Option("--top", min=1, help="Number of answers, best first.")]
 
 
-def check_no_naming_options(model: str, options: "Mapping[str, int | float]") -> None:
-    """Refuse options of naming for a contrastive model, which embeds an image in one pass.
+def options_of(embedder: "Embedder", model: str, options: dict[str, int | float]) -> dict[str, int | float]:
+    """Return the options of naming that a model takes: all of them, or none if it is a contrastive model.
 
-    Raises: ValueError if one is not its default.
+    Raises: ValueError if one cannot work, or a contrastive model is given another than the default.
     """
+    from palindiff.inference.embedder import PipelineEmbedder
+
+    if isinstance(embedder, PipelineEmbedder):
+        embedder.pipeline.check_options(**options)
+        return options
     if options != {"num_inference_steps": NAMING_STEPS, "guidance_scale": NAMING_GUIDANCE_SCALE, "seed": 0}:
         raise ValueError(
-            f"--steps, --guidance-scale or --seed is given with the contrastive model `{model}`. Expected none of "
-            "them: it embeds an image in one pass. Remove them."
+            f"Steps, guidance scale or seed are given with the contrastive model `{model}`. Expected none of them: it "
+            "embeds an image in one pass. Remove these options."
         )
+    return {}
 
 
 def best_answers(scores: "Tensor", offered: list[str], top: int) -> list[list[tuple[str, float]]]:
