@@ -55,7 +55,7 @@ def _retrieval(data: Embedded) -> list[Metric]:
     """Retrieval at those k that the data have enough images and captions for."""
     num_captions = len({caption for captions in data.captions for caption in captions})
     ks = [k for k in data.options.retrieval_ks if k <= min(len(data.rows), num_captions)]
-    return naming_tasks.caption_retrieval(data.e_0_hat, data.captions, data.model.encode_text, ks)
+    return naming_tasks.caption_retrieval(data.e_0_hat, data.captions, data.texts.encode_text, ks)
 
 
 def _nearest(data: Embedded, control: Control, with_classes: bool) -> list[Metric]:
@@ -68,7 +68,7 @@ def _nearest(data: Embedded, control: Control, with_classes: bool) -> list[Metri
     captions, labels = zip(*data.train_rows.texts(), strict=True)
     chosen = [captions[row][0] for row in nearest.tolist()]
     different = list(dict.fromkeys(chosen))
-    e = data.model.encode_text(different).cpu()
+    e = data.texts.encode_text(different)
     of_neighbour = replace(data, e_0_hat=e[torch.tensor([different.index(caption) for caption in chosen])])
     found = [replace(each, name=f"{control}_{each.name}") for each in _retrieval(of_neighbour)]
     if with_classes:

@@ -7,6 +7,7 @@ embeddings on disk (`inference/embeddings.py`).
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Optional
 
@@ -27,6 +28,7 @@ from palindiff.evaluation.tasks import (
     EvaluationOptions,
     Setting,
     Task,
+    Texts,
     check_task,
     measure_chain_use,
     measure_classification,
@@ -88,6 +90,7 @@ class Evaluation:
     process: int = 0
     num_processes: int = 1
     train_tflop: float | None = None  # of the model's training, for the records
+    _costs: dict[int, dict[str, float]] = field(default_factory=dict, init=False)  # by setting, measured once
 
     def run(self) -> Iterator[Record]:
         """Embed each data set once for all settings, then measure every task; only process 0 measures.
@@ -107,9 +110,9 @@ class Evaluation:
                     )  # fmt: skip
             if self.process == 0:
                 _wait_for([folder for of_set in embedded for folder in of_set.folders])
-                for task in self.tasks:
-                    for number in range(len(self.settings)):
-                        yield self._measure(each, task, number)
+                texts = Texts(self.model)
+                for task, number in product(self.tasks, range(len(self.settings))):
+                    yield self._measure(each, texts, task, number)
 
     def _open(self, data: NamedData, with_training: bool = True) -> "_Opened":
         is_kept = (data.path / INDEX_FILE).is_file()
@@ -180,7 +183,7 @@ class Evaluation:
         key = hash_settings(folder.index.model_dump(exclude={"model", "source"}))
         return EmbeddingFolder(self.output / "embeddings" / key, folder.index)
 
-    def _embedded(self, opened: "_Opened", task: Task, number: int) -> Embedded:
+    def _embedded(self, opened: "_Opened", texts: Texts, task: Task, number: int) -> Embedded:
         e_0_hat, columns = read_all(opened.folders[number].path)
         rows = opened.rows if opened.is_kept else opened.rows.select(columns["row"])
         train = opened.train
@@ -189,13 +192,13 @@ class Evaluation:
             train_e, of_train = read_all(train.folders[number].path)
             train_rows = train.rows if train.is_kept else train.rows.select(of_train["row"])
         return Embedded(
-            self.model, rows, self.settings[number], self.options, e_0_hat, columns["captions"], columns["label"],
-            opened.data.config.fit, self.num_workers, opened.class_set, train_e, train_rows,
+            self.model, texts, rows, self.settings[number], self.options, e_0_hat, columns["captions"],
+            columns["label"], opened.data.config.fit, self.num_workers, opened.class_set, train_e, train_rows,
         )  # fmt: skip
 
-    def _measure(self, opened: "_Opened", task: Task, number: int) -> Record:
+    def _measure(self, opened: "_Opened", texts: Texts, task: Task, number: int) -> Record:
         data, setting, index = opened.data, self.settings[number], opened.folders[number].index
-        embedded = self._embedded(opened, task, number)
+        embedded = self._embedded(opened, texts, task, number)
         settings: dict[str, Any] = {
             **index.model_dump(exclude={"model", "source", "shard_rows"}),
             "task": task,
@@ -209,10 +212,11 @@ class Evaluation:
             settings["train"] = opened.train.folders[number].index.source_fingerprint
         file = record_file(self.output, data.name, task, config_hash := hash_settings(settings))
         if (record := read_record(file, config_hash)) is None:
-            cost = embedding_cost(self.model, setting.options, self.batch_size)
+            if number not in self._costs:
+                self._costs[number] = embedding_cost(self.model, setting.options, self.batch_size)
             record = Measured(
                 data.name, self.model_name, setting.label, task, TASKS[task](embedded), setting.noise_seed, settings,
-                cost, self.train_tflop,
+                self._costs[number], self.train_tflop,
             ).record()  # fmt: skip
             write_record(file, record)
         return record

@@ -82,11 +82,34 @@ class EvaluationOptions(BaseModel, frozen=True, extra="forbid"):
         return not NEAREST.isdisjoint(self.controls)
 
 
+class Texts:
+    """Embeddings of captions and labels; each list is encoded once, however many settings and tasks need it."""
+
+    def __init__(self, model: Embedder) -> None:
+        self.model = model
+        self._found: dict[tuple[tuple[str, ...], ...], Tensor] = {}
+
+    def encode_text(self, captions: Sequence[str]) -> Tensor:
+        """Shapes: m captions -> (m, d) float32, on the CPU."""
+        key = (tuple(captions),)
+        if key not in self._found:
+            self._found[key] = self.model.encode_text(captions).cpu()
+        return self._found[key]
+
+    def encode_labels(self, labels: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Shapes: k labels, templates with `{}` -> (k, d) float32, on the CPU."""
+        key = (tuple(labels), tuple(templates))
+        if key not in self._found:
+            self._found[key] = self.model.encode_labels(labels, templates).cpu()
+        return self._found[key]
+
+
 @dataclass(frozen=True)
 class Embedded:
     """The images of a set that could be read, embedded under one setting."""
 
     model: Embedder
+    texts: Texts
     rows: ImageSet
     setting: Setting
     options: EvaluationOptions
@@ -110,7 +133,7 @@ class Embedded:
 def measure_classification(data: Embedded) -> list[Metric]:
     """Zero-shot classification among the classes of the set; the metric that the field reports says so."""
     classes, truth = data.classes, true_classes(data.rows, data.classes)
-    e = data.model.encode_labels(classes.class_names, classes.templates).cpu()
+    e = data.texts.encode_labels(classes.class_names, classes.templates)
     details: dict[str, JsonValue] = {"class_set": classes.name, "is_reported_of_the_set": True}
     if missing := classes_without_images(truth, classes):
         details["classes_without_images"] = list(missing)
@@ -123,7 +146,7 @@ def measure_classification(data: Embedded) -> list[Metric]:
 def measure_retrieval(data: Embedded) -> list[Metric]:
     """Image-text retrieval among all different captions of the images."""
     return naming_tasks.caption_retrieval(
-        data.e_0_hat, data.captions, data.model.encode_text, data.options.retrieval_ks
+        data.e_0_hat, data.captions, data.texts.encode_text, data.options.retrieval_ks
     )
 
 
@@ -147,7 +170,7 @@ def measure_collapse(data: Embedded) -> list[Metric]:
     """Effective rank, mean pairwise cosine and uniformity of images and of captions; alignment of both."""
     different = list(dict.fromkeys(captions[0] for captions in data.captions))
     place = {caption: number for number, caption in enumerate(different)}
-    e = data.model.encode_text(different).cpu()
+    e = data.texts.encode_text(different)
     of_images = e[torch.tensor([place[captions[0]] for captions in data.captions])]
     found = [
         Metric(f"{name}_{metric.__name__}", metric(embeddings), len(embeddings))
