@@ -60,6 +60,25 @@ def check_writable(folder: Path, what: str, remedy: str) -> None:
         ) from error
 
 
+def claim_folder(folder: Path, index_name: str, index: str, what: str) -> None:
+    """Write an index file into a new folder, or leave that of an earlier run; several processes may do so at once.
+
+    Hidden files, such as a killed run's temporary ones, are no contents.
+
+    Raises: ValueError if the folder has other contents and no index; OSError if it cannot be written.
+    """
+    check_writable(folder, what, "Name another folder.")
+    held = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    if (folder / index_name).is_file():  # looked for after the contents, which another process may write meanwhile
+        return
+    if held:
+        raise ValueError(
+            f"`{folder}` holds other files, such as `{held[0]}`. Expected a new folder, or one with {index_name}. Use "
+            "another folder."
+        )
+    atomic_text(folder / index_name, index)
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield the name of a temporary file beside `path`, which is renamed to it on success."""

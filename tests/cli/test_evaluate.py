@@ -67,6 +67,10 @@ def test_collapse_is_that_of_images_and_of_captions(evaluate, images, model, rec
 def test_a_linear_probe_is_trained_on_the_training_split(evaluate, images, records):
     shutil.copytree(images, images.parent / "train")
     code, _, err = evaluate(tasks=["linear_probe"])
+    assert code == 2
+    assert "has the same images" in err
+    Image.new("RGB", (8, 8), (0, 91, 200)).save(images.parent / "train" / "00.png")
+    code, _, err = evaluate(tasks=["linear_probe"])
     assert code == 0, err
     (record,) = records().values()
     assert record["task"] == "linear_probe"
@@ -130,13 +134,16 @@ def test_generation_is_measured_for_each_seed_and_reused(evaluate, images, tmp_p
         assert set(record["metrics"]) == {f"caption_to_generated_recall_{k}" for k in (1, 5, 10)}
         assert record["cost"]["calls of U-Net"] == 2
         assert record["details"]["caption_to_generated_recall_1"]["file_format"] == "png"
-        generated = sorted((tmp_path / "out" / "generated" / record["config_hash"] / "images").glob("*.png"))
-        assert len(generated) == 12
+    generated = sorted((tmp_path / "out" / "generated").glob("*/images/*.png"))
+    assert len(generated) == 24
     generated[0].unlink()
     evaluate(*of_generation(), "--seeds", "0,1", tasks=["generation"])
     assert not generated[0].exists(), "a record of equal settings is reused"
+    changed = ("--set", "generation.fit=pad", "--seeds", "1")
+    assert evaluate(*of_generation(), *changed, tasks=["generation"])[0] == 0
+    assert len(list((tmp_path / "out" / "generated").iterdir())) == 2, "what is measured changes no image"
     evaluate(*of_generation(11), tasks=["generation"])
-    assert len(records()) == 3
+    assert len(records()) == 4
 
 
 def test_any_stable_diffusion_generates(evaluate, images, model, palindiff, records):
@@ -183,7 +190,13 @@ def test_a_dry_run_names_the_settings(evaluate, images, tmp_path):
     ("arguments", "tasks", "message"),
     [
         (["--seeds", "0-x"], ["retrieval"], "--seeds has `x`"),
-        (["--steps", "0"], ["retrieval"], "num_inference_steps"),
+        (["--steps", "0"], ["retrieval"], "`num_inference_steps` is 0 in --steps"),
+        (["--seeds", "5-3"], ["retrieval"], "--seeds has `5-3`"),
+        (["--seeds", "-1"], ["retrieval"], "`seed` is -1"),
+        (["--set", "retrieval_ks=[]"], ["retrieval"], "`retrieval_ks`"),
+        (["--template", "a photo"], ["classification"], "has no `{}`"),
+        (["--task", "generation"], ["retrieval"], "subset"),
+        (["--results", "/proc/x.json"], ["retrieval"], "Results cannot be written"),
         (["--set", "generation.seed=3"], ["generation"], "Use --seeds"),
         (["--steps", "2000"], ["retrieval"], "Expected 1 to 1000"),
         ([], ["naming"], "--task is naming"),
@@ -210,3 +223,45 @@ def test_data_that_do_not_fit_a_task_are_refused_before_anything_is_embedded(eva
     assert code == 2
     assert "3 images and 6 different captions" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_option_of_one_task_leaves_records_of_others_as_they_are(evaluate, images, records):
+    evaluate()
+    evaluate("--template", "a {}")
+    assert sorted(each["task"] for each in records().values()) == [
+        "zeroshot_classification", "zeroshot_classification", "zeroshot_retrieval"
+    ]  # fmt: skip
+
+
+def test_equal_weights_under_another_name_keep_their_numbers(evaluate, images, records, model, tmp_path):
+    evaluate(tasks=["retrieval"])
+    ((name, first),) = records().items()
+    shutil.copytree(model, tmp_path / "renamed")
+    evaluate("--model", "renamed", tasks=["retrieval"])
+    assert records() == {name: first | {"model": "renamed"}}
+
+
+def test_images_that_cannot_be_read_are_counted_and_never_left_out_unasked(evaluate, images, records):
+    (images / "03.png").write_bytes((images / "03.png").read_bytes()[:40])
+    code, _, err = evaluate("--on-bad", "skip", tasks=["retrieval"])
+    assert code == 0, err
+    assert "1 of 12 images of `set/test` cannot be read and were left out" in " ".join(err.split())
+    (record,) = records().values()
+    assert (record["num_left_out"], record["num_items"]["text_retrieval_recall@1"]) == (1, 11)
+    code, _, err = evaluate(tasks=["retrieval"])
+    assert code == 2
+    assert "1 of 12 images of `set/test` cannot be read. Expected all" in " ".join(err.split())
+
+
+def test_the_folder_of_an_interrupted_run_is_continued(evaluate, images, records, tmp_path):
+    evaluate(tasks=["retrieval"])
+    expected = [each["metrics"] for each in records().values()]
+    (folder,) = (tmp_path / "out" / "embeddings").iterdir()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / ".embeddings.json.123").write_text("{")
+    for file in (tmp_path / "out").glob("*.json"):
+        file.unlink()
+    code, _, err = evaluate(tasks=["retrieval"])
+    assert code == 0, err
+    assert [each["metrics"] for each in records().values()] == expected

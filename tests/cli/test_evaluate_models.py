@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -57,7 +58,7 @@ def test_a_clip_has_neither_steps_nor_a_text_diffusion_nor_a_u_net(evaluate, ima
     for arguments, tasks, message in (
         (["--steps", "4"], ["retrieval"], "embeds an image in one pass"),
         ([], ["chain_use"], "the model has no text diffusion"),
-        ([], ["generation"], "which generates nothing"),
+        (["--set", "generation.extractors=[]"], ["generation"], "which generates nothing"),
     ):
         code, _, err = evaluate("--model", clip, *arguments, tasks=tasks)
         assert code == 2
@@ -131,7 +132,10 @@ def test_controls_read_no_image(evaluate, images, records, model):
     for number, file in enumerate(sorted(images.glob("*.png"))):
         pixels = torch.randint(256, (16, 16, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(file)
-    shutil.copytree(images, images.parent / "train")
+    train = shutil.copytree(images, images.parent / "train")
+    Image.new("RGB", (16, 16), "white").save(train / "12.png")
+    lines = (images / "metadata.jsonl").read_text()
+    (train / "metadata.jsonl").write_text(lines + '\n{"file_name": "12.png", "captions": ["a white one"]}')
     chosen = '["shuffled_images","zeroed_images","nearest_thumbnail"]'
     code, _, err = evaluate("--set", f"controls={chosen}", tasks=["controls"])
     assert code == 0, err
@@ -190,11 +194,21 @@ def test_kept_embeddings_are_evaluated_as_the_images_are(evaluate, images, recor
         (["--steps", "3"], ["retrieval"], "were made with {'num_inference_steps': 8"),
         ([], ["controls"], "needs the images"),
         (["--where", "label=red"], ["retrieval"], "Expected all rows"),
+        (["--split", "train"], ["retrieval"], "holds embeddings of the split `test`"),
+        (["--train-split", "test"], ["linear_probe"], "is the split `test` too"),
     ):
         code, _, err = evaluate(*arguments, data="kept", tasks=tasks)
         assert code == 2
         assert message in " ".join(err.split())
     file = next((tmp_path / "kept" / "img_emb").glob("*.npy"))
+    file.write_bytes(b"")
+    code, _, err = evaluate(data="kept", tasks=["retrieval"])
+    assert code == 2
+    assert "Shard 00000 of `kept` cannot be read (EOFError)" in " ".join(err.split())
+    np.save(file, np.full((12, 4), np.nan, np.float32))
+    code, _, err = evaluate(data="kept", tasks=["retrieval"])
+    assert code == 2
+    assert "has values that are not finite" in " ".join(err.split())
     file.unlink()
     code, _, err = evaluate(data="kept", tasks=["retrieval"])
     assert code == 2
@@ -209,7 +223,38 @@ def test_a_linear_probe_reads_kept_embeddings_of_both_splits(evaluate, images, r
     for split in ("train", "test"):
         output = tmp_path / "kept" / split
         assert palindiff("embed", "set", "--split", split, "--output", output, "--model", model)[0] == 0
+    shutil.copytree("kept/test", "alone")
+    code, _, err = evaluate("--train-split", "other", data="alone", tasks=["linear_probe"])
+    assert code == 2
+    assert "holds embeddings of the split `test`, and `other` was asked for" in " ".join(err.split())
     code, _, err = evaluate(data="kept=kept/{split}", tasks=["linear_probe"])
     assert code == 0, err
     (record,) = records().values()
     assert record["num_items"]["lp_acc1"] == 12
+
+
+def test_kept_embeddings_have_the_classes_of_their_images(
+    evaluate, class_folders, records, palindiff, model, tmp_path
+):
+    names = ["annual crops", *load_class_set("EuroSAT").folders[1:]]
+    (class_folders.parent / "classnames.txt").write_text("\n".join(load_class_set("EuroSAT").folders))
+    (class_folders.parent / "zeroshot_classification_templates.txt").write_text("a {c}\nthe {c}\n")
+    found = []
+    assert palindiff("embed", "satellite", "--split", "test", "--output", "kept", "--model", model)[0] == 0
+    for data in ("mine=satellite", "mine=kept"):
+        assert evaluate(data=data, tasks=["classification"])[0] == 0
+        (record,) = records().values()
+        found.append({name: record[name] for name in ("metrics", "chance", "num_items")})
+        shutil.rmtree(tmp_path / "out")
+    assert found[0] == found[1]
+    assert found[0]["chance"]["acc1"] == pytest.approx(1 / len(names)), "the class without images stays an answer"
+
+
+def test_a_template_of_all_tasks_is_that_of_the_diffusion_classifier(evaluate, images, records):
+    options = ("--set", "diffusion_classifier.stages=[[1,1]]")
+    for template in ((), ("--template", "one {}", "--template", "another {}")):
+        assert evaluate(*options, *template, tasks=["diffusion_classifier"])[0] == 0
+    assert {each["settings"]["template"] for each in records().values()} == {None, "one {}"}
+    code, _, err = evaluate("--set", "diffusion_classifier.stages=[[4,1],[2,1]]", tasks=["diffusion_classifier"])
+    assert code == 2
+    assert "more draws in each stage" in " ".join(err.split())

@@ -18,7 +18,6 @@ from palindiff.evaluation.generation import (
     Instruments,
     chosen_rows,
     generation,
-    measure_folder,
     measure_images,
 )
 from palindiff.evaluation.retrieval import chance_recall
@@ -103,10 +102,11 @@ def test_recall_is_that_of_the_images_of_different_captions(stock, tmp_path):
 
 
 def test_real_images_in_place_of_generated_ones_are_recognised(stock):
-    """Measured from a folder: recall is 1, and with extractors the distances would be those of a set to itself."""
+    """Recall is 1, and with extractors the distances would be those of a set to itself."""
     _, _, rows = stock
     options = GenerationConfig(**WITHOUT_DISTANCES, size_px=32)
-    found = by_metric(measure_folder(rows[0].source.path.parent, rows, options, Instruments(options)))
+    files = [row.source.path for row in rows]
+    found = by_metric(measure_images(files, rows, options, Instruments(options)))
     assert found["caption_to_generated_recall_1"]["value"] == 1
     assert found["caption_to_generated_recall_1"]["size_px"] == 32
 

@@ -79,7 +79,7 @@ def test_labels_are_the_mean_over_templates(model):
 def test_it_serves_where_an_embedder_is_wanted(model, toy_parts, tmp_path):
     embedder: Embedder = model
     rows = open_images(DataConfig(path=str(toy_parts / "images")))
-    folder = embedding_folder(tmp_path / "embeddings", embedder, "clip", rows, {}, "crop")
+    folder = embedding_folder(tmp_path / "embeddings", embedder, "clip", rows, "train", {}, "crop")
     embed_images(embedder, rows, [folder], batch_size=5)
     vectors, _ = read_all(tmp_path / "embeddings")
     expected = model.encode_image([row.source for row in rows])

@@ -49,6 +49,7 @@ def embed(
       torchrun --nproc_per_node 2 -m palindiff.cli.main embed photos --output photos-embedded
       palindiff rank photos-embedded --caption "a dog on a beach" --by caption
     """
+    from palindiff.data.samples import keep_class_names
     from palindiff.data.sources import DataConfig, open_any_images
 
     data = DataConfig(path=source, split=split, fit=fit, on_bad=on_bad)
@@ -61,10 +62,11 @@ def embed(
     from palindiff.inference.embeddings import embed_images, embedding_folder
 
     embedder = open_embedder(model, device)
-    folder = embedding_folder(output, embedder, model, rows, options_of(embedder, model, options), fit)
+    folder = embedding_folder(output, embedder, model, rows, split, options_of(embedder, model, options), fit)
     unreadable = embed_images(
         embedder, rows, [folder], on_bad, batch_size, num_workers, Progress(), *launched_process()
     )
+    keep_class_names(Path(source.replace("{split}", split)), output)
     for fault in filter(None, [rows.left_out, *unreadable.values()]):
         typer.echo(fault, err=True)
     typer.echo(f"written to {output}")

@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import cache, partial
 from itertools import groupby, product
 from operator import attrgetter
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from palindiff.atomic import check_writable
 from palindiff.cli.inputs import OnBadOption
 from palindiff.cli.model_option import (
     DEFAULT_MODEL,
@@ -131,6 +133,11 @@ def evaluate(
         known = ", ".join((*TASKS, *OF_GENERATION))
         raise ValueError(f"--task is {unknown[0]}. Expected one of {known}. Use one of these.")
     changes = [*(overrides or []), *([f"templates={json.dumps(templates)}"] if templates else [])]
+    is_first = launched_process()[0] == 0
+    if results is not None:
+        check_writable(results.absolute().parent, "Results", "Use another --results.")
+    if dry_run and not is_first:
+        return
     if dry_run:
         plan = {"data": [f"{each.name}: {each.config.path}" for each in sets], "tasks": tasks}
         print_plan({"model": model, **plan, "settings": [each.label for each in chosen], "output": output}, as_json)
@@ -139,7 +146,7 @@ def evaluate(
     records = _run(model, device, sets, tasks, chosen, output, changes, train_split, batch_size, num_workers)
     if results and records:
         _write_results(results, records, time.perf_counter() - began)
-    if as_json:
+    if as_json and is_first:
         print_json({"records": [record.model_dump() for record in records]})
     elif records:
         _print(records)
@@ -150,33 +157,36 @@ def _run(
     output: Path, changes: list[str], train_split: str, batch_size: int, num_workers: int,
 ) -> "list[Record]":  # fmt: skip
     from palindiff.evaluation.run import Evaluation
-    from palindiff.evaluation.run_diffusion_classifier import evaluate_diffusion_classifier
-    from palindiff.evaluation.run_generation import evaluate_generation
+    from palindiff.evaluation.run_diffusion_classifier import check_classifier_data, evaluate_diffusion_classifier
+    from palindiff.evaluation.run_generation import check_generation_data, evaluate_generation
     from palindiff.evaluation.task_options import TaskOptions
     from palindiff.training.recipes.yaml_files import load_options
 
     options = load_options(TaskOptions, changes)
     if "seed" in options.generation.model_fields_set:
         raise ValueError("--set has generation.seed. Expected the seeds of all tasks in --seeds. Use --seeds.")
-    share = launched_process()
+    if "generation" in tasks:
+        check_generation_data(sets, options.generation)
+    if "diffusion_classifier" in tasks:
+        check_classifier_data(sets, options.classifier)
+    share, cost = launched_process(), cache(partial(_training_tflop, model))
     naming = [task for task in tasks if task not in OF_GENERATION]
     pipeline: Any = open_generator(model, device) if len(naming) < len(tasks) else None
     records: list[Record] = []
     if naming:
         embedder, chosen = _embedder(model, device, settings, pipeline)
-        train_tflop = _training_tflop(model)
         records += Evaluation(
             embedder, model, sets,
             naming,  # type: ignore[arg-type]  # checked by the caller
-            chosen, output, options.naming, train_split, num_workers, batch_size, Progress(), *share, train_tflop,
+            chosen, output, options.naming, train_split, num_workers, batch_size, Progress(),
+            partial(typer.echo, err=True), *share, cost,
         ).run()  # fmt: skip
     if pipeline is not None:
         given = pipeline, model, sets, list(dict.fromkeys(setting.seed for setting in settings)), output
-        cost = _training_tflop(model)
         if "generation" in tasks:
             records += evaluate_generation(*given, options.generation, num_workers, Progress(), *share, cost)
         if "diffusion_classifier" in tasks:
-            records += evaluate_diffusion_classifier(*given, options.diffusion_classifier, Progress(), *share, cost)
+            records += evaluate_diffusion_classifier(*given, options.classifier, Progress(), *share, cost)
     return records
 
 
@@ -218,7 +228,7 @@ def _named(text: str, split: str, on_bad: OnBad, where: list[str]) -> "NamedData
 
     name, equals, path = text.partition("=")
     if not equals or "/" in name:
-        name, path = Path(text).name, text
+        name, path = Path(text.removesuffix("/").removesuffix("/{split}")).name, text
     conditions = tuple(Condition.parse(each) for each in where)
     label = f"{name}/{split}" + "".join(f" {each}" for each in conditions)
     return NamedData(label, DataConfig(path=path, split=split, on_bad=on_bad), conditions, find_class_set(name))
@@ -226,11 +236,20 @@ def _named(text: str, split: str, on_bad: OnBad, where: list[str]) -> "NamedData
 
 def _settings(steps: str, guidance_scales: str, seeds: str) -> "list[NamingSetting]":
     """Combine all steps, guidance scales and seeds."""
+    from pydantic import ValidationError
+
     from palindiff.evaluation.tasks import NamingSetting
 
     scales = [_number(part, float, "--guidance-scale") for part in guidance_scales.split(",")]
     combined = product(_whole_numbers(steps, "--steps"), scales, _whole_numbers(seeds, "--seeds"))
-    return [NamingSetting(num_inference_steps=n, guidance_scale=scale, seed=seed) for n, scale, seed in combined]
+    try:
+        return [NamingSetting(num_inference_steps=n, guidance_scale=scale, seed=seed) for n, scale, seed in combined]
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ValueError(
+            f"`{problem['loc'][0]}` is {problem['input']} in --steps, --guidance-scale or --seeds. Expected a step or "
+            "more, a guidance scale of 1 or more, and seeds from 0 on. Fix it."
+        ) from error
 
 
 def _whole_numbers(text: str, option: str) -> list[int]:
@@ -238,8 +257,11 @@ def _whole_numbers(text: str, option: str) -> list[int]:
     found: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        start = _number(first, int, option)
-        found += range(start, _number(last, int, option) + 1) if last else [start]
+        start = _number(first or part, int, option)
+        span = range(start, _number(last, int, option) + 1) if first and last else [start]
+        if not span:
+            raise ValueError(f"{option} has `{part}`. Expected FIRST-LAST, the smaller number first. Turn it round.")
+        found += span
     return found
 
 

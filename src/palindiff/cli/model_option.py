@@ -55,21 +55,24 @@ def open_generator(name: str, device: str = "auto") -> "StableDiffusionPipeline"
     Raises: as `open_model`; OSError or ValueError if the folder cannot be loaded.
     """
     from palindiff.inference.model_kinds import model_kind
+    from palindiff.pretrained.bundled import bundled_models
 
-    kind = model_kind(name)[0] if Path(name).is_dir() else "palindiff"
+    if name in bundled_models():
+        return open_model(name, device)
+    kind, folder = model_kind(name if Path(name).is_dir() else _download(name, bundled_models()))
     if kind in ("clip", "contrastive"):
         raise ValueError(
             f"`{name}` is a contrastive model, which generates nothing. Expected a palindiff checkpoint or a Stable "
             "Diffusion. Use one with --model, or leave the task out."
         )
     if kind == "palindiff":
-        return open_model(name, device)
+        return open_model(str(folder), device)
     device = _find_device(device)
     hide_progress_bars()
     from diffusers import StableDiffusionPipeline
 
     pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
-        name, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+        folder, use_safetensors=True, safety_checker=None, requires_safety_checker=False
     )
     return pipeline.to(device)
 

@@ -111,9 +111,12 @@ def scan_classes(root: Path, template: str) -> Iterator[Entry]:
 
 
 def scan_images(root: Path) -> Iterator[Entry]:
-    """Yield an entry without captions for each image file of a folder and its sub-folders."""
+    """Yield an entry without captions for each image file of a folder and its sub-folders.
+
+    The label of `CLASS/image` is the class; other images have none.
+    """
     for name in list_images(root):
-        yield Entry.read(f"`{name}`", _read_image_file, root, name)
+        yield Entry.read(f"`{name}`", _read_labelled_image, root, name)
 
 
 def unread_captions(path: Path, files: Sequence[str], root: Path) -> str | None:
@@ -192,8 +195,9 @@ def _read_row(
     }
 
 
-def _read_image_file(root: Path, name: str) -> dict[str, Any]:
-    return {"name": name, **entries.describe_file(root / name, name)}
+def _read_labelled_image(root: Path, name: str) -> dict[str, Any]:
+    folder, *rest = Path(name).parts
+    return {"name": name, "label": folder if len(rest) == 1 else None, **entries.describe_file(root / name, name)}
 
 
 def _read_class_image(root: Path, name: str, template: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from palindiff.atomic import atomic_text
 from palindiff.data import entries
 from palindiff.data.entries import RowFault
 
@@ -79,6 +80,14 @@ def read_class_names(folder: Path) -> tuple[str, ...]:
 def read_class_templates(folder: Path) -> tuple[str, ...]:
     """Read `zeroshot_classification_templates.txt`, in which `{c}` is the class, in a folder or its parent."""
     return _lines(folder, CLASS_TEMPLATES)
+
+
+def keep_class_names(source: Path, folder: Path) -> None:
+    """Copy the class names and templates of a source into the folder of what is computed of it."""
+    place = source if source.is_dir() else source.parent
+    for name in (CLASS_NAMES, CLASS_TEMPLATES):
+        if lines := _lines(place, name):
+            atomic_text(folder / name, "\n".join(lines) + "\n")
 
 
 def _lines(folder: Path, name: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -48,6 +48,11 @@ class ClassSet(BaseModel, frozen=True, extra="forbid"):
                 "each. Fix the list."
             )
         return self
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """All of it that decides a number: not its name, its sources, or what others report of it."""
+        return self.model_dump(mode="json", include={"class_names", "templates", "folders", "is_numbered", "renamed"})
 
     @property
     def repeated(self) -> set[int]:

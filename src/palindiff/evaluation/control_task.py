@@ -63,9 +63,9 @@ def _nearest(data: Embedded, control: Control, with_classes: bool) -> list[Metri
     assert data.train_rows is not None, "opened with the test split"
     features: Mapping[Control, type[EffLite0Features]] = {"nearest_efflite0": EffLite0Features}
     read: Features = features[control]() if control in features else controls.thumbnail_features
-    test, train = (controls.image_features(_squares(data, rows), read) for rows in (data.rows, data.train_rows))
+    (test, _), (train, train_rows) = (_features(data, rows, read) for rows in (data.rows, data.train_rows))
     nearest = controls.nearest_training_images(test, train)
-    captions, labels = zip(*data.train_rows.texts(), strict=True)
+    captions, labels = zip(*train_rows.texts(), strict=True)
     chosen = [captions[row][0] for row in nearest.tolist()]
     different = list(dict.fromkeys(chosen))
     e = data.texts.encode_text(different)
@@ -83,12 +83,23 @@ def _nearest(data: Embedded, control: Control, with_classes: bool) -> list[Metri
     return found
 
 
-def _squares(data: Embedded, rows: ImageSet) -> Iterator[Tensor]:
-    """Decode images in batches: (b, 3, H, W) uint8."""
+def _features(data: Embedded, rows: ImageSet, read: Features) -> tuple[Tensor, ImageSet]:
+    """Decode images in batches -> features (n, d) of those that can be read, and these rows.
+
+    Raises: ImageFileError if an image cannot be read, unless such images are skipped.
+    """
     squares = SquareImages(rows, max(data.model.image_size_px, THUMBNAIL_SIDE), data.fit)
     context = "spawn" if data.num_workers else None
     loader = DataLoader(squares, IMAGES_AT_ONCE, num_workers=data.num_workers, multiprocessing_context=context)
-    for pixels, faults in loader:
-        if any(faults):
-            raise ImageFileError(next(filter(None, faults)))
-        yield pixels
+    kept: list[int] = []
+
+    def batches() -> Iterator[Tensor]:
+        for number, (pixels, faults) in enumerate(loader):
+            if any(faults) and data.on_bad == "refuse":
+                raise ImageFileError(next(filter(None, faults)))
+            good = [place for place, fault in enumerate(faults) if not fault]
+            kept.extend(number * IMAGES_AT_ONCE + place for place in good)
+            if good:
+                yield pixels[good]
+
+    return controls.image_features(batches(), read), rows.select(kept)

@@ -206,6 +206,16 @@ def _check(
     if isinstance(prompts, str) or len(prompts) < 2 or len(set(prompts)) < len(prompts):
         found = "one string" if isinstance(prompts, str) else f"{len(prompts)} prompts, {len(set(prompts))} different"
         raise ValueError(f"`prompts` is {found}. Expected a different prompt for each of two or more classes. Fix it.")
+    check_stages(stages)
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}. Expected at least 1. Pass a larger one.")
+
+
+def check_stages(stages: Sequence[Stage]) -> None:
+    """Refuse stages that do not narrow the classes down.
+
+    Raises: ValueError.
+    """
     draws, kept = [0, *(each.num_draws for each in stages)], [*(each.num_kept for each in stages), 1]
     is_growing = all(before < after for before, after in pairwise(draws))
     is_narrowing = all(before >= after for before, after in pairwise(kept))
@@ -215,5 +225,3 @@ def _check(
             "draws in each stage than before, and no more classes kept, but at least 1. Pass for example "
             "[Stage(50, 5), Stage(500, 1)]."
         )
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` is {batch_size}. Expected at least 1. Pass a larger one.")

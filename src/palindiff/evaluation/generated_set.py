@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 import palindiff
-from palindiff.atomic import atomic_file, atomic_text, check_writable
+from palindiff.atomic import atomic_file, claim_folder
 from palindiff.inference.arguments import check_steps
 from palindiff.inference.generation import generate_images
 from palindiff.inference.image_files import png_info
@@ -40,6 +40,11 @@ class GenerationSettings(BaseModel, frozen=True, extra="forbid"):
     size_px: int | None  # None: the model's own
     palindiff: str = palindiff.__version__
 
+    @property
+    def key(self) -> str:
+        """Name of a folder that holds these images and no others."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:24]
+
 
 @dataclass(frozen=True)
 class GeneratedSet:
@@ -53,16 +58,8 @@ class GeneratedSet:
 
         Raises: ValueError that names what differs; OSError if it cannot be written.
         """
-        check_writable(self.path, "Generated images", "Name another folder.")
-        file = self.path / INDEX_FILE
-        if not file.is_file():
-            if any(self.path.iterdir()):
-                raise ValueError(
-                    f"`{self.path}` holds other files. Expected a new folder, or one of generated images. "
-                    "Use another folder."
-                )
-            atomic_text(file, self.settings.model_dump_json(indent=2) + "\n")
-        found, wanted = _read_settings(file).model_dump(), self.settings.model_dump()
+        claim_folder(self.path, INDEX_FILE, self.settings.model_dump_json(indent=2) + "\n", "Generated images")
+        found, wanted = _read_settings(self.path / INDEX_FILE).model_dump(), self.settings.model_dump()
         if changed := [f"{name} {found[name]} -> {wanted[name]}" for name in wanted if found[name] != wanted[name]]:
             raise ValueError(
                 f"`{self.path}` holds images of other settings: {'; '.join(changed)}. Expected the same model, "

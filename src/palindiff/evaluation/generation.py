@@ -19,7 +19,6 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from palindiff.data.folder import list_images
 from palindiff.data.images import Fit, ImageFileError, ImageSource, decode_image, to_pixels
 from palindiff.data.rows import CaptionedImage
 from palindiff.data.squares import SquareImages
@@ -79,6 +78,7 @@ class GenerationData:
     num_workers: int = 0  # processes that decode images
     process: int = 0
     num_processes: int = 1
+    model_fingerprint: str | None = None  # `pipeline_fingerprint`, where it is known
 
 
 class Instruments:
@@ -121,11 +121,7 @@ def generation(
     rows = chosen_rows(data.rows, options)
     instruments = Instruments(options, pipeline.device) if data.process == 0 else None
     captions = [row.captions[0] for row in rows]
-    settings = GenerationSettings(
-        model_fingerprint=pipeline_fingerprint(pipeline), captions_sha256=captions_sha256(captions),
-        num_images=len(rows), guidance_scale=options.guidance_scale, num_inference_steps=options.num_inference_steps,
-        seed=options.seed, size_px=options.size_px,
-    )  # fmt: skip
+    settings = generation_settings(data.model_fingerprint or pipeline_fingerprint(pipeline), rows, options)
     generated = GeneratedSet(data.folder, settings)
     generate_set(pipeline, captions, generated, options.batch_size, progress, data.process, data.num_processes)
     if instruments is None:
@@ -137,15 +133,15 @@ def generation(
     return [{**row, **made} for row in found]
 
 
-def measure_folder(
-    folder: Path, data: Sequence[CaptionedImage], options: GenerationConfig, instruments: Instruments
-) -> list[Row]:
-    """Measure images that were generated elsewhere: a folder of one for each chosen row, in the order of their names.
-
-    Raises: as `measure_images`.
-    """
-    files = [folder / name for name in list_images(folder)]
-    return measure_images(files, chosen_rows(data, options), options, instruments)
+def generation_settings(
+    model_fingerprint: str, rows: Sequence[CaptionedImage], options: GenerationConfig
+) -> GenerationSettings:
+    """All that decides the images of some rows; what is measured of them is no part of it."""
+    return GenerationSettings(
+        model_fingerprint=model_fingerprint, captions_sha256=captions_sha256([row.captions[0] for row in rows]),
+        num_images=len(rows), guidance_scale=options.guidance_scale, num_inference_steps=options.num_inference_steps,
+        seed=options.seed, size_px=options.size_px,
+    )  # fmt: skip
 
 
 def measure_images(

@@ -3,6 +3,8 @@
 Here: the classifier and the choice of its regularisation. Not here: embeddings (`inference/embeddings.py`).
 """
 
+from importlib.util import find_spec
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,12 +30,24 @@ def linear_probe(
     Raises: ValueError if an embedding is not finite, a class of the test images has no training image, or no class
             has two of them; ModuleNotFoundError without scikit-learn.
     """
+    check_installed()
     _check(train, train_classes, test, test_classes)
     chooses = _held_out(train_classes, seed)
     part = train[~chooses], train_classes[~chooses], train[chooses], train_classes[chooses]
     shares = [float(_hits(*part, strength).double().mean()) for strength in STRENGTHS]
     best = STRENGTHS[int(np.argmax(shares))]
     return _hits(train, train_classes, test, test_classes, best), best
+
+
+def check_installed() -> None:
+    """Check that there is what trains the classifier.
+
+    Raises: ModuleNotFoundError.
+    """
+    if find_spec("sklearn") is None:
+        raise ModuleNotFoundError(
+            "The linear probe needs scikit-learn, which is not installed. Run `pip install 'palindiff[evaluation]'`."
+        )
 
 
 def _held_out(classes: Tensor, seed: int) -> Tensor:
@@ -48,12 +62,8 @@ def _held_out(classes: Tensor, seed: int) -> Tensor:
 
 
 def _hits(train: Tensor, train_classes: Tensor, test: Tensor, test_classes: Tensor, strength: float) -> Tensor:
-    try:
-        from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "The linear probe needs scikit-learn, which is not installed. Run `pip install 'palindiff[evaluation]'`."
-        ) from error
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+
     model = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS)
     model.fit(train.double().numpy(), train_classes.numpy())
     return torch.from_numpy(model.predict(test.double().numpy())) == test_classes

@@ -38,6 +38,7 @@ class Record(BaseModel, frozen=True, extra="forbid"):
     intervals: dict[str, tuple[float, float] | None]  # 95 %, by metric; None where there is none
     chance: dict[str, float | None]
     num_items: dict[str, int]  # images, captions or queries that a metric is the mean of
+    num_left_out: int = 0  # images of the data set that could not be read
     details: dict[str, dict[str, JsonValue]] = {}  # by metric: what else its row says, such as the extractor
     seed: int
     settings: dict[str, JsonValue]  # all that changes a number
@@ -78,11 +79,12 @@ class Measured:
     settings: Mapping[str, JsonValue]  # all that changes a number
     cost: Mapping[str, float]  # of an image
     train_tflop: float | None = None
-    left_out: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)  # by metric without a value: why
+    without_value: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)  # by metric: why
+    num_left_out: int = 0  # images that could not be read
 
     def record(self) -> Record:
         """Put it into the envelope, with 95 % intervals of what is a mean, commit, machine and versions."""
-        details = {each.name: each.details for each in self.metrics if each.details} | dict(self.left_out)
+        details = {each.name: each.details for each in self.metrics if each.details} | dict(self.without_value)
         return Record(
             dataset=self.dataset,
             model=self.model,
@@ -95,6 +97,7 @@ class Measured:
             },
             chance={each.name: each.chance for each in self.metrics},
             num_items={each.name: each.n for each in self.metrics},
+            num_left_out=self.num_left_out,
             details={name: dict(each) for name, each in details.items()},
             seed=self.seed,
             settings=dict(self.settings),
@@ -111,20 +114,28 @@ def hash_settings(settings: Mapping[str, JsonValue]) -> str:
 
 
 def record_file(folder: Path, dataset: str, task: str, config_hash: str) -> Path:
-    """Name a record's file; equal settings have equal names."""
+    """Name a record's file; equal data sets, tasks and settings have equal names."""
     plain = re.sub(r"[^\w.-]+", "-", f"{dataset}_{task}")
-    return folder / f"{plain}_{config_hash[:12]}.json"
+    return folder / f"{plain}_{hash_settings({'dataset': dataset, 'settings': config_hash})[:12]}.json"
 
 
-def read_record(file: Path, config_hash: str) -> Record | None:
-    """Read a record that may be reused; None if there is none of these settings, or it cannot be read."""
+def read_record(file: Path, config_hash: str, model: str, train_tflop: float | None) -> Record | None:
+    """Read a record that may be reused; None if there is none of these settings, or it cannot be read.
+
+    Equal weights may have another name now: the record then gets the name and the cost of training of this run.
+    """
     if not file.is_file():
         return None
     try:
         record = Record.model_validate_json(file.read_bytes())
     except ValidationError:  # of another version: measured again
         return None
-    return record if record.config_hash == config_hash else None
+    if record.config_hash != config_hash:
+        return None
+    if record.model != model:
+        record = record.model_copy(update={"model": model, "train_tflop": train_tflop})
+        write_record(file, record)
+    return record
 
 
 def write_record(file: Path, record: Record) -> None:

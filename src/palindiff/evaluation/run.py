@@ -40,6 +40,7 @@ from palindiff.inference.defaults import IMAGES_AT_ONCE
 from palindiff.inference.embedder import Embedder
 from palindiff.inference.embeddings import (
     INDEX_FILE,
+    NAMES,
     EmbeddingFolder,
     check_made_by,
     embed_images,
@@ -87,9 +88,10 @@ class Evaluation:
     num_workers: int = 0
     batch_size: int = IMAGES_AT_ONCE
     progress: Progress = lambda what, done, total: None
+    warn: Callable[[str], None] = lambda sentence: None  # of images that were left out
     process: int = 0
     num_processes: int = 1
-    train_tflop: float | None = None  # of the model's training, for the records
+    train_tflop: Callable[[], float | None] = lambda: None  # of the model's training, for the records
     _costs: dict[int, dict[str, float]] = field(default_factory=dict, init=False)  # by setting, measured once
 
     def run(self) -> Iterator[Record]:
@@ -110,6 +112,8 @@ class Evaluation:
                     )  # fmt: skip
             if self.process == 0:
                 _wait_for([folder for of_set in embedded for folder in of_set.folders])
+                for of_set in embedded:
+                    self._report_left_out(of_set)
                 texts = Texts(self.model)
                 for task, number in product(self.tasks, range(len(self.settings))):
                     yield self._measure(each, texts, task, number)
@@ -128,6 +132,7 @@ class Evaluation:
         if with_training and needs_training:
             self._check_splits(data)
             train = self._open(data.of_split(self.train_split), False)
+            _check_other_images(data, rows, train.rows)
         classes = data.classes(rows) if with_training and self._classifies(rows) else None
         return _Opened(data, rows, folders, is_kept, classes, train)
 
@@ -164,7 +169,13 @@ class Evaluation:
             )
         for setting in self.settings:
             check_made_by(data.path, self.model, setting.options)
-        return [EmbeddingFolder.open(data.path)]
+        folder = EmbeddingFolder.open(data.path)
+        if folder.index.split != data.config.split:
+            raise ValueError(
+                f"`{data.path}` holds embeddings of the split `{folder.index.split}`, and `{data.config.split}` was "
+                f"asked for. Expected the same. Use --split {folder.index.split}, or embed that split."
+            )
+        return [folder]
 
     def _check(self, opened: "_Opened") -> None:
         """Refuse data that a task cannot be measured on.
@@ -179,47 +190,73 @@ class Evaluation:
             true_classes(opened.rows, opened.class_set)
 
     def _folder(self, rows: ImageSet, config: DataConfig, setting: Setting) -> EmbeddingFolder:
-        folder = embedding_folder(self.output, self.model, self.model_name, rows, setting.options, config.fit)
-        key = hash_settings(folder.index.model_dump(exclude={"model", "source"}))
+        given = self.model, self.model_name, rows, config.split, setting.options, config.fit
+        folder = embedding_folder(self.output, *given)
+        key = hash_settings(folder.index.model_dump(exclude=NAMES))
         return EmbeddingFolder(self.output / "embeddings" / key, folder.index)
+
+    def _report_left_out(self, opened: "_Opened") -> None:
+        """Say how many images are not in the numbers.
+
+        Raises: ValueError if some could not be read when bad images were skipped, and now they are refused.
+        """
+        index, (e_0_hat, _) = opened.folders[0].index, read_all(opened.folders[0].path)
+        num_unreadable = index.num_rows - len(e_0_hat)
+        found = f"{num_unreadable:,} of {index.num_rows:,} images of `{opened.data.name}` cannot be read"
+        if num_unreadable and opened.data.config.on_bad == "refuse" and not opened.is_kept:
+            raise ValueError(f"{found}. Expected all. Fix them, or use --on-bad skip.")
+        for sentence in filter(None, (opened.rows.left_out, f"{found} and were left out." * bool(num_unreadable))):
+            self.warn(sentence)
 
     def _embedded(self, opened: "_Opened", texts: Texts, task: Task, number: int) -> Embedded:
         e_0_hat, columns = read_all(opened.folders[number].path)
         rows = opened.rows if opened.is_kept else opened.rows.select(columns["row"])
         train = opened.train
-        train_e, train_rows = None, train.rows if train is not None else None
+        config, train_e, train_rows = opened.data.config, None, train.rows if train is not None else None
         if train is not None and task in EMBEDS_TRAINING:
             train_e, of_train = read_all(train.folders[number].path)
             train_rows = train.rows if train.is_kept else train.rows.select(of_train["row"])
         return Embedded(
             self.model, texts, rows, self.settings[number], self.options, e_0_hat, columns["captions"],
-            columns["label"], opened.data.config.fit, self.num_workers, opened.class_set, train_e, train_rows,
+            columns["label"], config.fit, config.on_bad, self.num_workers, opened.class_set, train_e, train_rows,
         )  # fmt: skip
 
     def _measure(self, opened: "_Opened", texts: Texts, task: Task, number: int) -> Record:
         data, setting, index = opened.data, self.settings[number], opened.folders[number].index
         embedded = self._embedded(opened, texts, task, number)
         settings: dict[str, Any] = {
-            **index.model_dump(exclude={"model", "source", "shard_rows"}),
+            **index.model_dump(exclude={*NAMES, "shard_rows"}),
             "task": task,
-            **self.options.model_dump(mode="json"),
+            **self.options.of_task(task),
             "rows": len(embedded.e_0_hat),
             "palindiff": palindiff.__version__,
         }
         if task in (*NEEDS_CLASSES, "controls") and opened.class_set is not None:
-            settings["class_set"] = hash_settings(opened.class_set.model_dump(mode="json", exclude={"source"}))
+            settings["class_set"] = hash_settings(opened.class_set.deciding)
         if task in (*EMBEDS_TRAINING, "controls") and opened.train is not None:
             settings["train"] = opened.train.folders[number].index.source_fingerprint
         file = record_file(self.output, data.name, task, config_hash := hash_settings(settings))
-        if (record := read_record(file, config_hash)) is None:
+        if (record := read_record(file, config_hash, self.model_name, self.train_tflop())) is None:
             if number not in self._costs:
                 self._costs[number] = embedding_cost(self.model, setting.options, self.batch_size)
             record = Measured(
                 data.name, self.model_name, setting.label, task, TASKS[task](embedded), setting.noise_seed, settings,
-                self._costs[number], self.train_tflop,
+                self._costs[number], self.train_tflop(), num_left_out=index.num_rows - len(embedded.e_0_hat),
             ).record()  # fmt: skip
             write_record(file, record)
         return record
+
+
+def _check_other_images(data: NamedData, rows: ImageSet, train: ImageSet) -> None:
+    """Refuse training on the images that are tested, whatever they are called.
+
+    Raises: ValueError.
+    """
+    if train.fingerprint == rows.fingerprint:
+        raise ValueError(
+            f"The training split of `{data.name}` has the same images. Expected others. Use another --train-split; of "
+            "embeddings, name the folders of both splits by {split} in the path."
+        )
 
 
 def _wait_for(folders: Sequence[EmbeddingFolder]) -> None:

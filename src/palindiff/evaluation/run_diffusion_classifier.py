@@ -5,7 +5,7 @@ Not here: the classifier (`diffusion_classifier.py`), accuracies (`naming_tasks.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 from torch import Tensor
 
 import palindiff
@@ -26,6 +26,7 @@ from palindiff.evaluation.diffusion_classifier import (
     STAGES,
     Stage,
     calls_per_image,
+    check_stages,
     classifier_tflop,
     classify_by_diffusion,
 )
@@ -34,7 +35,7 @@ from palindiff.evaluation.generation import evenly_spread
 from palindiff.evaluation.named_data import NamedData, has_classes
 from palindiff.evaluation.records import Measured, Record, hash_settings, read_record, record_file, write_record
 from palindiff.inference.defaults import IMAGES_AT_ONCE
-from palindiff.inference.labels import fill_templates
+from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templates
 from palindiff.models.unet_encoder import square_side
 from palindiff.models.vae import posterior_mean
 
@@ -47,9 +48,23 @@ class DiffusionClassifierConfig(BaseModel, frozen=True, extra="forbid"):
     """What is classified, and with how many draws."""
 
     num_images: int | None = Field(None, gt=0)  # evenly spread over the rows; None: all
-    stages: tuple[tuple[int, int], ...] = STAGES  # draws of each class up to a stage's end, and classes kept there
+    stages: tuple[Stage, ...] = Field(
+        STAGES, min_length=1
+    )  # draws of each class up to a stage's end, and classes kept there
     template: str | None = None  # prompt with {} for a class name; None: the first of the class set
     batch_size: int = Field(IMAGES_AT_ONCE, gt=0)  # latents at once; changes no result beyond rounding
+
+    @field_validator("template")
+    @classmethod
+    def _takes_a_label(cls, template: str | None) -> str | None:
+        check_labels(["label"], LABEL_TEMPLATES if template is None else [template])
+        return template
+
+    @field_validator("stages")
+    @classmethod
+    def _narrow_down(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        check_stages(stages)
+        return stages
 
 
 @dataclass(frozen=True)
@@ -63,10 +78,6 @@ class _Classification:
     fit: Any
     seed: int
     folder: Path
-
-    @property
-    def stages(self) -> list[Stage]:
-        return [Stage(*each) for each in self.options.stages]
 
     @property
     def shards(self) -> list[range]:
@@ -90,7 +101,9 @@ class _Classification:
             x = torch.stack([read_pixels(self.rows[row].source, side, self.fit) for row in self.shards[number]])
             began = time.perf_counter()
             z = latents(self.pipeline, x)
-            found = classify_by_diffusion(self.pipeline, z, prompts, self.stages, self.seed, self.options.batch_size)
+            found = classify_by_diffusion(
+                self.pipeline, z, prompts, self.options.stages, self.seed, self.options.batch_size
+            )
             seconds = time.perf_counter() - began
             with atomic_file(self.file(number)) as temporary, temporary.open("wb") as stream:
                 np.savez(stream, scores=found.scores.numpy(), seconds=seconds)
@@ -116,7 +129,7 @@ def evaluate_diffusion_classifier(
     progress: Progress = lambda what, done, total: None,
     process: int = 0,
     num_processes: int = 1,
-    train_tflop: float | None = None,
+    train_tflop: Callable[[], float | None] = lambda: None,
 ) -> Iterator[Record]:
     """Classify the images of every set with every seed, and measure; only process 0 measures.
 
@@ -126,26 +139,17 @@ def evaluate_diffusion_classifier(
     """
     fingerprint = pipeline_fingerprint(pipeline)
     for each in data:
-        rows = each.open()
-        if not has_classes(rows):
-            raise ValueError(
-                f"The data set `{each.name}` has images without a class, or one class. Expected a class for each "
-                f"image, and two or more, for `{TASK}`. Use class folders, or leave the task out."
-            )
-        if options.num_images is not None:
-            rows = rows.select(evenly_spread(len(rows), options.num_images))
-        classes = each.classes(each.open())
-        truth = true_classes(rows, classes)
+        rows, classes, truth = _open(each, options)
         for seed in seeds:
             settings: dict[str, Any] = {
                 "task": TASK, "model_fingerprint": fingerprint, "source_fingerprint": rows.fingerprint,
-                "class_set": hash_settings(classes.model_dump(mode="json", exclude={"source"})), "seed": seed,
+                "class_set": hash_settings(classes.deciding), "seed": seed,
                 **options.model_dump(mode="json", exclude={"batch_size", "num_images"}), "fit": each.config.fit,
                 "palindiff": palindiff.__version__,
             }  # fmt: skip
             config_hash = hash_settings(settings)
             file = record_file(output, each.name, TASK, config_hash)
-            record = read_record(file, config_hash)
+            record = read_record(file, config_hash, model_name, train_tflop()) if process == 0 else None
             if record is None:
                 work = _Classification(
                     pipeline, rows, classes, options, each.config.fit, seed, output / TASK / config_hash
@@ -154,10 +158,33 @@ def evaluate_diffusion_classifier(
                 if process == 0:
                     while not all(work.file(number).is_file() for number in range(len(work.shards))):
                         time.sleep(WAIT_S)
-                    record = _measure(work, truth, model_name, each.name, settings, train_tflop)
+                    record = _measure(work, truth, model_name, each.name, settings, train_tflop())
                     write_record(file, record)
             if record is not None and process == 0:
                 yield record
+
+
+def check_classifier_data(data: Sequence[NamedData], options: DiffusionClassifierConfig) -> None:
+    """Refuse data that `evaluate_diffusion_classifier` would refuse, before anything is computed.
+
+    Raises: as `evaluate_diffusion_classifier`.
+    """
+    for each in data:
+        _open(each, options)
+
+
+def _open(data: NamedData, options: DiffusionClassifierConfig) -> tuple[ImageSet, ClassSet, Tensor]:
+    """Open the chosen images of a set, its classes, and the class of each image."""
+    rows = data.open()
+    if not has_classes(rows):
+        raise ValueError(
+            f"The data set `{data.name}` has images without a class, or one class. Expected a class for each image, "
+            f"and two or more, for `{TASK}`. Use class folders, or leave the task out."
+        )
+    classes = data.classes(rows)
+    if options.num_images is not None:
+        rows = rows.select(evenly_spread(len(rows), options.num_images))
+    return rows, classes, true_classes(rows, classes)
 
 
 def latents(pipeline: StableDiffusionPipeline, x: Tensor) -> Tensor:
@@ -173,9 +200,9 @@ def _measure(
     k = len(work.classes.class_names)
     metrics = naming_tasks.classification(scores, torch.eye(k), truth)  # a class's inner product is its score
     cost = {
-        "tflop": classifier_tflop(work.pipeline, k, work.stages), "seconds": seconds,
-        "calls of U-Net": float(calls_per_image(k, work.stages)),
+        "tflop": classifier_tflop(work.pipeline, k, work.options.stages), "seconds": seconds,
+        "calls of U-Net": float(calls_per_image(k, work.options.stages)),
     }  # fmt: skip
-    stages = ",".join(f"{draws}:{kept}" for draws, kept in work.stages)
+    stages = ",".join(f"{draws}:{kept}" for draws, kept in work.options.stages)
     setting = f"diffusion classifier {stages},seed={work.seed}"
     return Measured(dataset, model, setting, TASK, metrics, work.seed, settings, cost, train_tflop).record()

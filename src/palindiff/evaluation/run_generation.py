@@ -5,7 +5,7 @@ Here: what is reused, and records. Not here: generating and measuring (`generati
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,13 @@ from palindiff.evaluation.clip_score import files_sha256
 from palindiff.evaluation.cost import count_tflop
 from palindiff.evaluation.efficientnet import read_weights
 from palindiff.evaluation.generated_set import Progress, pipeline_fingerprint
-from palindiff.evaluation.generation import GenerationConfig, GenerationData, generation
+from palindiff.evaluation.generation import (
+    GenerationConfig,
+    GenerationData,
+    chosen_rows,
+    generation,
+    generation_settings,
+)
 from palindiff.evaluation.named_data import NamedData
 from palindiff.evaluation.naming_tasks import Metric
 from palindiff.evaluation.records import Measured, Record, hash_settings, read_record, record_file, write_record
@@ -38,7 +44,7 @@ def evaluate_generation(
     progress: Progress = lambda what, done, total: None,
     process: int = 0,
     num_processes: int = 1,
-    train_tflop: float | None = None,
+    train_tflop: Callable[[], float | None] = lambda: None,
 ) -> Iterator[Record]:
     """Generate an image for each caption of every set and seed, and measure them; only process 0 measures.
 
@@ -52,10 +58,11 @@ def evaluate_generation(
             settings = _settings(fingerprint, rows, of_seed)
             config_hash = hash_settings(settings)
             file = record_file(output, each.name, "generation", config_hash)
-            record = read_record(file, config_hash)
+            record = read_record(file, config_hash, model_name, train_tflop()) if process == 0 else None
             if record is None:
-                folder = output / "generated" / config_hash
-                shared = GenerationData(rows, folder, num_workers, process, num_processes)
+                key = generation_settings(fingerprint, chosen_rows(rows, of_seed), of_seed).key
+                share = num_workers, process, num_processes, fingerprint
+                shared = GenerationData(rows, output / "generated" / key, *share)
                 found = generation(pipeline, shared, of_seed, progress)
                 if process == 0:
                     setting = (
@@ -63,11 +70,20 @@ def evaluate_generation(
                     )
                     record = Measured(
                         each.name, model_name, setting, "generation", _metrics(found), seed, settings,
-                        _cost(pipeline, of_seed), train_tflop, _left_out(found),
+                        _cost(pipeline, of_seed), train_tflop(), _without_value(found),
                     ).record()  # fmt: skip
                     write_record(file, record)
             if record is not None and process == 0:
                 yield record
+
+
+def check_generation_data(data: Sequence[NamedData], options: GenerationConfig) -> None:
+    """Refuse data that cannot be generated from or measured, before anything is computed.
+
+    Raises: as `chosen_rows`.
+    """
+    for each in data:
+        chosen_rows(each.open(), options)
 
 
 def _settings(fingerprint: str, rows: ImageSet, options: GenerationConfig) -> dict[str, Any]:
@@ -93,7 +109,7 @@ def _metrics(rows: Sequence[Mapping[str, Any]]) -> list[Metric]:
     ]  # fmt: skip
 
 
-def _left_out(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _without_value(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """By metric, what the rows without a value say."""
     return {str(row["metric"]): _details(row) for row in rows if row["value"] is None}
 

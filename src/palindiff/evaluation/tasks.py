@@ -6,28 +6,39 @@ Here: from a set to metrics. Not here: the arithmetic (`naming_tasks.py`, `colla
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, JsonValue
+from pydantic import BaseModel, Field, JsonValue, field_validator
 from torch import Tensor
 
 from palindiff.data.images import Fit
+from palindiff.data.on_bad import OnBad
 from palindiff.data.rows import ImageSet
 from palindiff.evaluation import naming_tasks
 from palindiff.evaluation.class_sets import ClassSet, class_numbers, classes_without_images, true_classes
 from palindiff.evaluation.collapse import alignment, effective_rank, mean_pairwise_cosine, uniformity
+from palindiff.evaluation.efficientnet import EffLite0Features
 from palindiff.evaluation.evaluators import EvaluationConfig, EvaluationImages, chain_use
-from palindiff.evaluation.linear_probe import linear_probe
+from palindiff.evaluation.linear_probe import check_installed, linear_probe
 from palindiff.evaluation.naming_tasks import Metric
 from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.embedder import Embedder, PipelineEmbedder
+from palindiff.inference.labels import LABEL_TEMPLATES, check_labels
 
 Task = Literal["classification", "retrieval", "chain_use", "collapse", "linear_probe", "controls"]
 Control = Literal["shuffled_images", "zeroed_images", "nearest_thumbnail", "nearest_efflite0"]
 NEAREST: frozenset[Control] = frozenset({"nearest_thumbnail", "nearest_efflite0"})  # need training images
 NEEDS_CLASSES: frozenset[Task] = frozenset({"classification", "linear_probe"})
 NEEDS_IMAGES: frozenset[Task] = frozenset({"chain_use", "controls"})  # embeddings alone do not do
+OPTIONS_OF: dict[Task, set[str]] = {
+    "classification": {"templates"},
+    "retrieval": {"retrieval_ks"},
+    "chain_use": {"chain_images"},
+    "collapse": set(),
+    "linear_probe": set(),
+    "controls": {"controls", "templates", "retrieval_ks"},
+}
 EMBEDS_TRAINING: frozenset[Task] = frozenset({"linear_probe"})  # tasks that train on embeddings of another split
 
 
@@ -71,10 +82,20 @@ class NamingSetting(Setting, frozen=True, extra="forbid"):
 class EvaluationOptions(BaseModel, frozen=True, extra="forbid"):
     """Options that change a number, beside model, data and setting."""
 
-    templates: tuple[str, ...] | None = None  # of class names; None: those of the class set
-    retrieval_ks: tuple[int, ...] = naming_tasks.RETRIEVAL_KS
+    templates: tuple[str, ...] | None = Field(None, min_length=1)  # of class names; None: those of the class set
+    retrieval_ks: tuple[Annotated[int, Field(gt=0)], ...] = Field(naming_tasks.RETRIEVAL_KS, min_length=1)
     chain_images: int = Field(500, gt=0)  # of `chain_use`, at most
     controls: tuple[Control, ...] = ("shuffled_images", "zeroed_images", "nearest_thumbnail", "nearest_efflite0")
+
+    @field_validator("templates")
+    @classmethod
+    def _take_a_label(cls, templates: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        check_labels(["label"], templates or LABEL_TEMPLATES)
+        return templates
+
+    def of_task(self, task: Task) -> dict[str, Any]:
+        """The options that change a number of one task."""
+        return self.model_dump(mode="json", include=OPTIONS_OF[task])
 
     @property
     def compares_training(self) -> bool:
@@ -117,6 +138,7 @@ class Embedded:
     captions: Sequence[Sequence[str]]
     labels: Sequence[str | None]
     fit: Fit = "crop"
+    on_bad: OnBad = "refuse"  # training images that cannot be read
     num_workers: int = 0
     class_set: ClassSet | None = None  # for tasks that need classes
     train_e_0_hat: Tensor | None = None  # (m, d) of the training split, for tasks that train
@@ -158,11 +180,9 @@ def measure_chain_use(data: Embedded) -> list[Metric]:
         [data.rows[row].source for row in chosen], [data.captions[row][0] for row in chosen],
         e_0_hat=data.e_0_hat[chosen],
     )  # fmt: skip
-    steps, scale, _ = data.setting.options.values()
-    config = EvaluationConfig(naming_steps=steps, naming_guidance_scale=scale)
     return [
         Metric(str(row["metric"]), float(row["value"]), int(row["n"]), row.get("chance"))  # type: ignore[arg-type]
-        for row in chain_use(data.model.pipeline, images, config)
+        for row in chain_use(data.model.pipeline, images, EvaluationConfig())
     ]
 
 
@@ -198,7 +218,7 @@ def measure_linear_probe(data: Embedded) -> list[Metric]:
 def check_task(task: Task, name: str, rows: ImageSet, model: Embedder, options: EvaluationOptions) -> None:
     """Refuse data or a model that a task cannot be measured on, before anything is embedded.
 
-    Raises: ValueError.
+    Raises: ValueError; ModuleNotFoundError if a package that the task needs is missing.
     """
     texts = list(rows.texts())
     labels = {label for _, label in texts}
@@ -220,6 +240,10 @@ def check_task(task: Task, name: str, rows: ImageSet, model: Embedder, options: 
             f"The data set `{name}` has {'one caption' if num_captions else 'no captions'}. Expected two or more "
             f"different ones, for `{task}`. Leave the task out."
         )
+    if task == "linear_probe":
+        check_installed()
+    if task == "controls" and "nearest_efflite0" in options.controls:
+        EffLite0Features()
     if task == "chain_use" and not _has_text_diffusion(model):
         raise ValueError(
             "The task `chain_use` was asked for, and the model has no text diffusion. Expected a palindiff "

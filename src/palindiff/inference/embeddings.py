@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from palindiff.atomic import atomic_file, atomic_text, check_writable
+from palindiff.atomic import atomic_file, claim_folder
 from palindiff.data.entries import Entry
 from palindiff.data.images import Fit, ImageFileError, to_pixels
 from palindiff.data.index import index_in_memory
@@ -33,16 +33,18 @@ from palindiff.inference.defaults import IMAGES_AT_ONCE
 from palindiff.inference.embedder import Embedder
 
 INDEX_FILE = "embeddings.json"
+NAMES = {"model", "source", "split"}  # values of the index that change no embedding
 SHARD_ROWS = 1024
 Progress = Callable[[str, int, int], None]  # what is computed, how many are done, of how many
 
 
 class EmbeddingIndex(BaseModel, frozen=True, extra="forbid"):
-    """What a folder of embeddings holds; two folders with equal values hold equal embeddings."""
+    """What a folder of embeddings holds; two folders with equal values, NAMES apart, hold equal embeddings."""
 
     model: str  # as it was named
     model_fingerprint: str
     source: str
+    split: str  # as it was asked for
     source_fingerprint: str
     options: dict[str, int | float]  # of `encode_image`; empty for a model without any
     fit: Fit
@@ -82,17 +84,8 @@ class EmbeddingFolder:
 
         Raises: ValueError that names what differs; OSError if it cannot be written.
         """
-        check_writable(self.path, "Embeddings", "Name another folder.")
-        if not (self.path / INDEX_FILE).is_file():
-            if any(self.path.iterdir()):
-                raise ValueError(
-                    f"`{self.path}` holds other files. Expected a new folder, or one of embeddings. Name another."
-                )
-            atomic_text(self.path / INDEX_FILE, self.index.model_dump_json(indent=2) + "\n")
-            return
-        found, wanted = (
-            each.model_dump(exclude={"model", "source"}) for each in (self.open(self.path).index, self.index)
-        )
+        claim_folder(self.path, INDEX_FILE, self.index.model_dump_json(indent=2) + "\n", "Embeddings")
+        found, wanted = (each.model_dump(exclude=NAMES) for each in (self.open(self.path).index, self.index))
         if changed := [f"{name} {found[name]} -> {wanted[name]}" for name in wanted if found[name] != wanted[name]]:
             raise ValueError(
                 f"`{self.path}` holds other embeddings: {'; '.join(changed)}. Expected the same model, images and "
@@ -133,7 +126,7 @@ class EmbeddingFolder:
                 "the run that writes them was stopped. Rerun its command to resume."
             )
         for number in range(len(self.shards)):
-            vectors = torch.from_numpy(np.load(self._embeddings_file(number)))
+            vectors, columns = self._read_shard(number)
             if not len(vectors):  # none of its images can be read
                 continue
             if not vectors.isfinite().all():
@@ -141,7 +134,17 @@ class EmbeddingFolder:
                     f"`{self._embeddings_file(number)}` has values that are not finite. Expected embeddings of unit "
                     "length. Remove the file and embed the images again, in float32 if the model overflows."
                 )
-            yield vectors, pq.read_table(self._metadata_file(number)).to_pydict()
+            yield vectors, columns
+
+    def _read_shard(self, number: int) -> tuple[Tensor, dict[str, list[Any]]]:
+        try:
+            vectors = torch.from_numpy(np.load(self._embeddings_file(number), allow_pickle=False))
+            return vectors, pq.read_table(self._metadata_file(number)).to_pydict()
+        except (OSError, EOFError, ValueError) as error:  # pyarrow's errors are among these
+            raise ValueError(
+                f"Shard {number:05d} of `{self.path}` cannot be read ({type(error).__name__}). Expected embeddings "
+                "and metadata as they were written. Remove both files, and rerun the command that wrote them."
+            ) from error
 
     def _embeddings_file(self, number: int) -> Path:
         return self.path / "img_emb" / f"img_emb_{number:05d}.npy"
@@ -151,13 +154,14 @@ class EmbeddingFolder:
 
 
 def embedding_folder(
-    path: Path, model: Embedder, name: str, rows: ImageSet, options: Mapping[str, int | float], fit: Fit
+    path: Path, model: Embedder, name: str, rows: ImageSet, split: str, options: Mapping[str, int | float], fit: Fit
 ) -> EmbeddingFolder:
     """Describe the folder of a model's embeddings of a set; nothing is written."""
     index = EmbeddingIndex(
         model=name,
         model_fingerprint=model.fingerprint,
         source=rows.source,
+        split=split,
         source_fingerprint=rows.fingerprint,
         options=dict(options),
         fit=fit,
@@ -254,7 +258,8 @@ def embed_images(
     unreadable: dict[int, str] = {}
     for number in missing:
         kept: list[int] = []
-        found: list[list[Tensor]] = [[] for _ in folders]
+        lacking = [folder for folder in folders if not folder.has_shard(number)]
+        found: list[list[Tensor]] = [[] for _ in lacking]
         for batch in batches[number]:
             images, faults = next(loaded)
             unreadable |= {row: fault for row, fault in zip(batch, faults, strict=True) if fault}
@@ -262,13 +267,13 @@ def embed_images(
                 raise ImageFileError(f"{next(filter(None, faults))} Finished shards stay; rerun to resume.")
             is_good = torch.tensor([not fault for fault in faults])
             if is_good.any():
-                embedded = model.embed_pixels(to_pixels(images[is_good]), [folder.index.options for folder in folders])
+                embedded = model.embed_pixels(to_pixels(images[is_good]), [folder.index.options for folder in lacking])
                 for of_folder, e_hat in zip(found, embedded, strict=True):
                     of_folder.append(e_hat.float().cpu())
                 kept += [row for row, fault in zip(batch, faults, strict=True) if not fault]
             done += len(batch)
             progress("images embedded", done, total)
-        for folder, of_folder in zip(folders, found, strict=True):
+        for folder, of_folder in zip(lacking, found, strict=True):
             vectors = torch.cat(of_folder).numpy() if of_folder else np.zeros((0, 0), np.float32)
             folder.write_shard(number, vectors, rows.records(kept))
     return unreadable
