@@ -10,15 +10,17 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 from palindiff.cli.model_option import open_model
 from palindiff.data.conditions import Condition
 from palindiff.data.emoji import STYLES
 from palindiff.data.sources import DataConfig
 from palindiff.evaluation.named_data import NamedData
+from palindiff.evaluation.records import Record
 from palindiff.evaluation.results import Row, write_results
 from palindiff.evaluation.run import Evaluation
-from palindiff.evaluation.tasks import EvaluationOptions, NamingSetting, Task
+from palindiff.evaluation.tasks import Control, EvaluationOptions, NamingSetting, Task
 from palindiff.inference.embedder import PipelineEmbedder
 from palindiff.pretrained.bundled import bundled_folder, bundled_models
 from palindiff.training.cost.trained import training_tflop
@@ -48,16 +50,20 @@ def measure(model: str, data_dir: Path, output: Path) -> list[Row]:
             if split == "train":
                 options = EvaluationOptions(templates=TEMPLATES, controls=("shuffled_images", "zeroed_images"))
             evaluation = Evaluation(
-                embedder, model, [data], TASKS, [NamingSetting()], output, options, train_tflop=tflop
+                embedder, model, [data], TASKS, [NamingSetting()], output, options, train_tflop=lambda: tflop
             )
             for record in evaluation.run():
                 print(record.dataset, record.task, record.metrics, flush=True)
-                rows += [
-                    {"subset": name, "split": split, "style": style, "task": record.task, **row,
-                     "chance": record.chance[str(row["metric"])]}
-                    for row in record.flat_rows()
-                ]  # fmt: skip
+                labels: Row = {"subset": name, "split": split, "style": style, "task": record.task}
+                rows += [{**labels, **row, **_parts(row, record)} for row in record.flat_rows()]
     return rows
+
+
+def _parts(row: Row, record: Record) -> Row:
+    """Divide a metric's name into the control and what it measures; "none" for the model itself."""
+    metric = str(row["metric"])
+    control = next((name for name in get_args(Control) if metric.startswith(f"{name}_")), "none")
+    return {"control": control, "measure": metric.removeprefix(f"{control}_"), "chance": record.chance[metric]}
 
 
 def main() -> None:

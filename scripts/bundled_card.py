@@ -1,7 +1,7 @@
 """Write the model card of the bundled emoji model: its size, data and training log, and what result files say of it.
 
 Every figure and every conclusion is computed: from the weights, `log.jsonl`, `recipe.yaml`, and the result files
-`demo.json`, `calibration.json` and `chain_use.json`. Results of other weights are left out. README.md and docs/ quote
+`demo.json`, `calibration.json`, `bundled.json` and `chain_use.json`. Results of other weights are left out. README.md and docs/ quote
 the same sentences, which tests compare.
 
 Run: `python scripts/bundled_card.py`, after the result files were measured again.
@@ -24,6 +24,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 TEMPLATE = Path(__file__).with_suffix(".md")  # with fields in braces
 WIDTH = 119
 SAME_RECALL = 0.01  # of one model, measured twice
+OTHER_CAPTIONS = 0.1  # of one model, among one caption of each image or all
 SAME_PREDICTION = 0.99  # cosine above which two predictions count as the same
 
 
@@ -64,6 +65,9 @@ def measured_sentences(folder: Path, results: Path = RESULTS) -> list[str]:
     config = json.loads((folder / "query_stream" / "config.json").read_text())
     if calibration["temperature"] == config.get("temperature"):
         found.append(calibration_sentence(calibration))
+    evaluated = read_results(results / "bundled.json").rows if (results / "bundled.json").exists() else []
+    if evaluated and is_same_evaluation(rows, evaluated):
+        found.append(evaluation_sentence(evaluated))
     chain = read_results(results / "chain_use.json").rows
     if is_same_model(rows, chain):
         found.append(text_diffusion_sentence(chain))
@@ -102,6 +106,38 @@ def calibration_sentence(row: Row) -> str:
         f"The calibration error of the probabilities among {row['labels']} of the {row['split']} split is "
         f"{row['calibration_error_after']:.1%}, without the temperature {row['calibration_error_before']:.1%} "
         "(`results/calibration.json`)."
+    )
+
+
+def evaluation_sentence(rows: Sequence[Row]) -> str:
+    """Say what recall of unseen images is without country flags, and what controls reach, over both styles."""
+
+    def recall(subset: str, control: str = "none") -> float:
+        chosen = _where(rows, subset=subset, control=control, measure="text_retrieval_recall@10")
+        return sum(row["value"] for row in chosen) / len(chosen)
+
+    controls = ", ".join(
+        f"{recall('unseen', control):.1%} {words}"
+        for control, words in (
+            ("shuffled_images", "with another image"),
+            ("nearest_thumbnail", "with the caption of the training image of the most similar thumbnail"),
+            ("nearest_efflite0", "and with that of the most similar EfficientNet-Lite0 features"),
+        )
+    )
+    return (
+        f"By `palindiff evaluate`, recall@10 from images to captions, the mean of both styles, is "
+        f"{recall('unseen'):.1%} on these concepts, {recall('unseen, no country flags'):.1%} without country flags, "
+        f"{recall('composition'):.1%} on known concepts in the other style, and {recall('training'):.1%} on training "
+        f"images. Controls on these concepts: {controls} (`results/bundled.json`)."
+    )
+
+
+def is_same_evaluation(demo: Sequence[Row], evaluated: Sequence[Row]) -> bool:
+    """Whether both files are of one model: recall@10 of unseen images, among one caption each or all of them."""
+    of_demo = {row["style"]: row["recall"] for row in _where(demo, direction="image_to_text", k=10)}
+    chosen = _where(evaluated, subset="unseen", control="none", measure="text_retrieval_recall@10")
+    return {row["style"] for row in chosen} == of_demo.keys() and all(
+        abs(row["value"] - of_demo[row["style"]]) < OTHER_CAPTIONS for row in chosen
     )
 
 
