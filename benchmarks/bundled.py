@@ -33,7 +33,7 @@ SUBSETS = {  # name -> split, further conditions
     "validation": ("validation", ()),
     "composition": ("composition", ()),
     "unseen": ("test", ()),
-    "unseen, no country flags": ("test", (NO_FLAGS,)),
+    "unseen without flags": ("test", (NO_FLAGS,)),
 }
 
 

@@ -1,8 +1,8 @@
 """Write the model card of the bundled emoji model: its size, data and training log, and what result files say of it.
 
 Every figure and every conclusion is computed: from the weights, `log.jsonl`, `recipe.yaml`, and the result files
-`demo.json`, `calibration.json`, `bundled.json` and `chain_use.json`. Results of other weights are left out. README.md and docs/ quote
-the same sentences, which tests compare.
+`demo.json`, `calibration.json`, `bundled.json` and `chain_use.json`. Results of other weights are left out. README.md
+and docs/ quote the same sentences, which tests compare.
 
 Run: `python scripts/bundled_card.py`, after the result files were measured again.
 """
@@ -126,8 +126,8 @@ def evaluation_sentence(rows: Sequence[Row]) -> str:
     )
     return (
         f"By `palindiff evaluate`, recall@10 from images to captions, the mean of both styles, is "
-        f"{recall('unseen'):.1%} on these concepts, {recall('unseen, no country flags'):.1%} without country flags, "
-        f"{recall('composition'):.1%} on known concepts in the other style, and {recall('training'):.1%} on training "
+        f"{recall('unseen'):.1%} on these concepts, {recall('unseen without flags'):.1%} without country flags, "
+        f"{recall('composition'):.1%} on concepts known in another style, and {recall('training'):.1%} on training "
         f"images. Controls on these concepts: {controls} (`results/bundled.json`)."
     )
 

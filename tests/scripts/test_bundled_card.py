@@ -46,10 +46,19 @@ def test_the_bundled_card_is_what_the_script_writes():
 
 def test_readme_and_docs_quote_the_sentences_of_the_card():
     _, *found = cards.measured_sentences(EMOJI)
-    assert len(found) == 4
+    assert len(found) == 5
     assert [sentence for sentence in found if sentence not in words("docs/results.md")] == []
     for page in ("README.md", "docs/results.md"):
         assert cards.text_diffusion_conclusion(CHAIN) in words(page), page
+
+
+def test_an_evaluation_of_other_weights_is_left_out(results):
+    evaluated = read_results(results / "bundled.json").rows
+    assert cards.is_same_evaluation(DEMO, evaluated)
+    others = [row | {"value": 0.9} for row in evaluated]
+    assert not cards.is_same_evaluation(DEMO, others)
+    one = changed(evaluated, "value", 0.5, subset="composition", measure="text_retrieval_recall@10", control="none")
+    assert "50.0% on concepts known in another style" in cards.evaluation_sentence(one)
 
 
 def test_what_decisions_say_of_the_bundled_model_s_query_is_measured():
