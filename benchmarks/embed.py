@@ -1,6 +1,6 @@
 """Embedding a large set: what kills lose and repeat, and the throughput of two processes against one.
 
-Run: python benchmarks/embed.py [--images 20000] [--timed-images 4096] [--rounds 3] [--results results/embed.json]
+Run: python benchmarks/embed.py [--images 20000] [--timed-images 6144] [--rounds 3] [--results results/embed.json]
 
 Images of random colours are written as tar files. `palindiff embed` embeds them with the bundled model: one process
 alone, and two processes that are killed twice (SIGKILL, of all of them) and started again. Their embeddings are
@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from palindiff.evaluation.results import Row, write_results
-from palindiff.inference.embeddings import read_all
+from palindiff.inference.embeddings import SHARD_ROWS, read_all
 
 ROWS_PER_TAR = 4096
 SIDE_PX = 64
@@ -95,7 +95,7 @@ def compare_after_kills(data: Path, folder: Path) -> Row:
 
 
 def compare_processes(data: Path, folder: Path, num_images: int, rounds: int) -> Row:
-    """Time one process and two in turn, from their first shards on: starting them is left out."""
+    """Time one process and two in turn, from their first shards to the last: starting and ending are left out."""
     times: dict[int, list[float]] = {1: [], 2: []}
     for round_ in range(rounds):
         for num_processes in (1, 2) if round_ % 2 else (2, 1):
@@ -103,8 +103,10 @@ def compare_processes(data: Path, folder: Path, num_images: int, rounds: int) ->
             run = start(data, output, num_processes)
             wait_for_shards(output, num_processes)
             began = time.perf_counter()
+            wait_for_shards(output, -(-num_images // SHARD_ROWS))
+            elapsed_s = time.perf_counter() - began
             finish(run)
-            times[num_processes].append((time.perf_counter() - began) / (num_images - 1024 * num_processes))
+            times[num_processes].append(elapsed_s / (num_images - SHARD_ROWS * num_processes))
             print(num_processes, times[num_processes][-1], flush=True)
     one, two = (statistics.median(each) for each in times.values())
     return {
@@ -120,7 +122,7 @@ def main() -> None:
     """Run both comparisons, print the rows, and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=20_000, help="images of the run that is killed [default: 20000]")
-    parser.add_argument("--timed-images", type=int, default=4096, help="images of each timed run [default: 4096]")
+    parser.add_argument("--timed-images", type=int, default=6144, help="images of each timed run [default: 6144]")
     parser.add_argument("--rounds", type=int, default=3, help="timed runs of each side [default: 3]")
     parser.add_argument("--results", type=Path, help="write the rows to this file")
     args = parser.parse_args()
