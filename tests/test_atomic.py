@@ -2,10 +2,11 @@
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
-from palindiff.atomic import atomic_folder, atomic_text, check_writable
+from palindiff.atomic import atomic_folder, atomic_text, check_writable, claim_folder
 
 
 def names_in(folder):
@@ -114,3 +115,35 @@ def test_a_folder_that_cannot_be_written_is_refused_with_the_remedy(tmp_path):
         check_writable(tmp_path / "file" / "cache", "Images", "Set it.")
     check_writable(tmp_path / "new" / "cache", "Images", "Set it.")
     assert list((tmp_path / "new" / "cache").iterdir()) == []
+
+
+def test_a_folder_is_claimed_once_and_by_several_processes_alike(tmp_path, monkeypatch):
+    folder = tmp_path / "new"
+    claim_folder(folder, "index.json", "{}", "Things")
+    claim_folder(folder, "index.json", "another", "Things")
+    assert (folder / "index.json").read_text() == "{}"
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    (killed / ".index.json.12").write_text("{")
+    claim_folder(killed, "index.json", "{}", "Things")
+    assert (killed / "index.json").is_file()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "photo.png").write_text("")
+    with pytest.raises(
+        ValueError, match=r"holds other files, such as `photo.png`. Expected a new folder, or one with"
+    ):
+        claim_folder(other, "index.json", "{}", "Things")
+    assert [path.name for path in other.iterdir()] == ["photo.png"]
+    raced = tmp_path / "raced"
+    raced.mkdir()
+    listed = Path.iterdir
+
+    def list_while_another_process_writes(self):
+        found = list(listed(self))
+        (self / "index.json").write_text("{}")
+        return [*found, self / "shard"]
+
+    monkeypatch.setattr(Path, "iterdir", list_while_another_process_writes)
+    claim_folder(raced, "index.json", "late", "Things")
+    assert (raced / "index.json").read_text() == "{}"

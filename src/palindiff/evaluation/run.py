@@ -92,7 +92,7 @@ class Evaluation:
     process: int = 0
     num_processes: int = 1
     train_tflop: Callable[[], float | None] = lambda: None  # of the model's training, for the records
-    _costs: dict[int, dict[str, float]] = field(default_factory=dict, init=False)  # by setting, measured once
+    _costs: dict[int, dict[str, float]] = field(default_factory=dict, init=False)  # by setting
 
     def run(self) -> Iterator[Record]:
         """Embed each data set once for all settings, then measure every task; only process 0 measures.
