@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from palindiff import __version__
+from palindiff.inference.pipeline import PalindiffPipeline
 from toys.models import toy_checkpoint
 
 FAST = ("--steps", 2, "--device", "cpu")
@@ -38,7 +39,7 @@ def generate(palindiff, model, tmp_path):
 def test_each_image_is_stock_generation_from_its_own_seed(generate, model):
     pixels, told = generate("a red apple", "b", "--num", 2, "--seed", 5, "--guidance-scale", 2.5)
     assert told["images"] == [
-        {"path": told["images"][i]["path"], "prompt": prompt, "seed": seed}
+        {"path": told["images"][i]["path"], "prompt": prompt, "seed": seed, "cosine": None}
         for i, (prompt, seed) in enumerate([("a red apple", 5), ("a red apple", 6), ("b", 5), ("b", 6)])
     ]
     assert list(pixels) == ["a-red-apple-5.png", "a-red-apple-6.png", "b-5.png", "b-6.png"]
@@ -177,3 +178,29 @@ def test_numbers_out_of_range_are_refused(palindiff, flag, value):
     code, out, err = palindiff("generate", "b", flag, value)
     assert (code, out) == (2, "")
     assert f"Invalid value for '{flag}'" in err
+
+
+def test_the_best_of_several_is_one_of_them(generate, model, palindiff, tmp_path):
+    all_four, _ = generate("a red apple", "--num", 4, "--seed", 5)
+    best, told = generate("a red apple", "--num", 2, "--best-of", 2, "--seed", 5, folder="best")
+    chosen = [each["seed"] for each in told["images"]]
+    assert chosen[0] in (5, 6)
+    assert chosen[1] in (7, 8)
+    pipeline = PalindiffPipeline.from_pretrained(model)
+    e = pipeline.encode_text(["a red apple"])
+    for (name, image), each in zip(best.items(), told["images"], strict=True):
+        assert np.array_equal(image, all_four[name])
+        own = [5, 6] if each["seed"] < 7 else [7, 8]
+        z = [
+            pipeline("a red apple", num_inference_steps=2, guidance_scale=4.0, output_type="latent",
+                     generator=torch.Generator().manual_seed(seed)).images
+            for seed in own
+        ]  # fmt: skip
+        cosines = (pipeline.encode_image(torch.cat(z)) @ e.T)[:, 0]
+        assert each["seed"] == own[int(cosines.argmax())]
+        assert each["cosine"] == pytest.approx(float(cosines.max()), abs=1e-5)
+        with Image.open(each["path"]) as saved:
+            assert saved.text["best_of"] == "2"
+            assert saved.text["cosine"] == f"{each['cosine']:.4f}"
+    out = palindiff("generate", "b", "--best-of", 2, *FAST, "--model", model, "--output", tmp_path / "table")[1]
+    assert "cosine" in out

@@ -3,7 +3,7 @@
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from palindiff.cli.naming_option import GuidanceOption
 from palindiff.cli.output_option import DryRunOption, JsonOption, print_count, print_json, print_plan, print_table
 from palindiff.inference.defaults import GENERATED_FILES_BATCH_SIZE, GENERATION_GUIDANCE_SCALE, GENERATION_STEPS
 from palindiff.inference.labels import check_texts
+
+if TYPE_CHECKING:
+    from palindiff.inference.image_files import GeneratedFile
 
 MAX_SEED = 2**62
 
@@ -27,6 +30,9 @@ def generate(
         Path, typer.Option(metavar="DIR", help="Folder for the PNG files; existing files are kept.")
     ] = Path("generations"),
     num_images: Annotated[int, typer.Option("--num", min=1, help="Images of each prompt.")] = 1,
+    best_of: Annotated[
+        int, typer.Option("--best-of", min=1, help="Images generated for each that is kept, whose reading fits best.")
+    ] = 1,
     seed: Annotated[
         int, typer.Option(min=0, max=MAX_SEED, help="Seed of each prompt's first image; the next adds 1.")
     ] = 0,
@@ -41,12 +47,16 @@ def generate(
 ) -> None:
     """Generate images from prompts, each from its own seed.
 
+    With --best-of N the model reads the N images it has generated, and keeps the one it would name most like the
+    prompt.
+
     The metadata of every PNG holds prompt, seed, guidance scale, steps, model and version.
 
     \b
     Examples:
       palindiff generate "a flat emoji of a red apple"
       palindiff generate "a red apple" "a blue car" --num 4 --seed 7 --output generations
+      palindiff generate "a red apple" --best-of 4
       palindiff generate --prompts prompts.txt --model runs/first/checkpoint --json
     """
     wanted = [*(prompts or []), *read_lines(prompts_file, "PROMPT")]
@@ -55,14 +65,14 @@ def generate(
         raise NotADirectoryError(f"`{output}` is a file. Expected a folder. Pass another with --output.")
     settings = {"model": model, "num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
     if dry_run:
-        plan = {"output": output, "images_of_each_prompt": num_images, "prompts": wanted}
+        plan = {"output": output, "images_of_each_prompt": num_images, "best_of": best_of, "prompts": wanted}
         print_plan(settings | plan, as_json)
         return
     _check_writable(output)
     pipeline = open_model(model, device)
     from palindiff.inference.image_files import GenerationOptions, generate_files
 
-    options = GenerationOptions(num_images, seed, guidance_scale, steps, batch_size)
+    options = GenerationOptions(num_images, seed, best_of, guidance_scale, steps, batch_size)
     generated = []
     for each in generate_files(pipeline, wanted, options, output, model):
         generated.append(each)
@@ -70,8 +80,17 @@ def generate(
     if as_json:
         print_json(settings | {"images": [asdict(each) for each in generated]})
     else:
-        rows = [(each.prompt, str(each.seed), each.path.name) for each in generated]
-        print_table(f"generated into {output}", ["prompt", "seed", "file"], rows)
+        _print_files(generated, output)
+
+
+def _print_files(generated: "list[GeneratedFile]", output: Path) -> None:
+    """Print a row for each file, with its cosine if others were rejected."""
+    is_best = generated[0].cosine is not None
+    rows = [
+        (each.prompt, str(each.seed), *([f"{each.cosine:.3f}"] if is_best else []), each.path.name)
+        for each in generated
+    ]
+    print_table(f"generated into {output}", ["prompt", "seed", *(["cosine"] if is_best else []), "file"], rows)
 
 
 def _check_writable(output: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffusers import StableDiffusionPipeline
 from PIL import Image
@@ -16,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import palindiff
 from palindiff.inference.arguments import check_steps
+from palindiff.inference.best_of import best_of
 from palindiff.inference.defaults import GENERATED_FILES_BATCH_SIZE, GENERATION_GUIDANCE_SCALE, GENERATION_STEPS
 from palindiff.inference.generation import generate_images
 
@@ -27,7 +29,8 @@ class GenerationOptions:
     """Options of `generate_files`."""
 
     num_images: int = 1  # of each prompt
-    seed: int = 0  # of each prompt's first image; the second has seed + 1, ...
+    seed: int = 0  # of each prompt's first candidate; the second has seed + 1, ...
+    num_candidates: int = 1  # of which the best is kept for each image (`best_of.py`); 1 keeps all images
     guidance_scale: float = GENERATION_GUIDANCE_SCALE  # 1 + w; 1 turns guidance off
     num_inference_steps: int = GENERATION_STEPS
     batch_size: int = GENERATED_FILES_BATCH_SIZE
@@ -40,6 +43,7 @@ class GeneratedFile:
     path: Path
     prompt: str
     seed: int
+    cosine: float | None = None  # of the predicted embedding and the prompt's, of the best of several
 
 
 def generate_files(
@@ -47,25 +51,41 @@ def generate_files(
 ) -> Iterator[GeneratedFile]:
     """Generate images of every prompt and write each batch as soon as it is done.
 
-    Image i of a prompt has the seed `options.seed + i`. Neither the other prompts nor the batch size change it, except
-    for rounding, since sums may run in another order.
+    Image i of a prompt has the seed `options.seed + i`, or one of `num_candidates` from `options.seed + i *
+    num_candidates` on. Neither the other prompts nor the batch size change it, except for rounding, since sums may run
+    in another order.
 
+    pipeline: of ours, if there are several candidates.
     Raises: ValueError if the scheduler has fewer steps; OSError if a file cannot be written.
     """
     check_steps(options.num_inference_steps, pipeline.scheduler.config.num_train_timesteps)
-    wanted = [(prompt, options.seed + i) for prompt in prompts for i in range(options.num_images)]
+    every = range(0, options.num_images * options.num_candidates, options.num_candidates)
+    wanted = [(prompt, options.seed + i) for prompt in prompts for i in every]
     output.mkdir(parents=True, exist_ok=True)
+    for image, prompt, seed, cosine in _images(pipeline, wanted, options):
+        metadata = {"prompt": prompt, "seed": str(seed), "guidance_scale": f"{options.guidance_scale:g}"}
+        metadata["num_inference_steps"] = str(options.num_inference_steps)
+        if cosine is not None:
+            metadata |= {"best_of": str(options.num_candidates), "cosine": f"{cosine:.4f}"}
+        metadata |= {"model": model, "palindiff": palindiff.__version__}
+        path = write_png(image, output, f"{file_stem(prompt)}-{seed}", metadata)
+        yield GeneratedFile(path, prompt, seed, cosine)
+
+
+def _images(
+    pipeline: Any, wanted: Sequence[tuple[str, int]], options: GenerationOptions
+) -> Iterator[tuple[Image.Image, str, int, float | None]]:
+    """Generate an image for each prompt and first seed -> image, prompt, seed, and cosine if others were rejected."""
+    given = options.guidance_scale, options.num_inference_steps, options.batch_size
+    if options.num_candidates > 1:
+        prompts, seeds = zip(*wanted, strict=True)
+        for best in best_of(pipeline, prompts, options.num_candidates, seeds, *given):
+            yield best.image, best.prompt, best.seed, best.cosine
+        return
     for start in range(0, len(wanted), options.batch_size):
-        part = wanted[start : start + options.batch_size]
-        texts, seeds = zip(*part, strict=True)
-        generated = generate_images(
-            pipeline, texts, seeds, options.guidance_scale, options.num_inference_steps, options.batch_size
-        )
-        for image, (prompt, seed) in zip(generated, part, strict=True):
-            metadata = {"prompt": prompt, "seed": str(seed), "guidance_scale": f"{options.guidance_scale:g}"}
-            metadata["num_inference_steps"] = str(options.num_inference_steps)
-            metadata |= {"model": model, "palindiff": palindiff.__version__}
-            yield GeneratedFile(write_png(image, output, f"{file_stem(prompt)}-{seed}", metadata), prompt, seed)
+        prompts, seeds = zip(*wanted[start : start + options.batch_size], strict=True)
+        images = generate_images(pipeline, prompts, seeds, *given)
+        yield from ((*each, None) for each in zip(images, prompts, seeds, strict=True))
 
 
 def file_stem(prompt: str) -> str:

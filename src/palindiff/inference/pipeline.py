@@ -19,6 +19,7 @@ from palindiff.data.images import Fit, ImageInput, read_pixels
 from palindiff.inference import arguments
 from palindiff.inference.adapters import without_adapters
 from palindiff.inference.arguments import Images, ManyImages
+from palindiff.inference.best_of import BestImage, best_of
 from palindiff.inference.clip_adapter import ClipAdapter
 from palindiff.inference.defaults import CAPTIONS_AT_ONCE, IMAGES_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import LABEL_TEMPLATES, embed_labels
@@ -252,6 +253,12 @@ class PalindiffPipeline(HubMixin):
         arguments.check_options(
             num_train_timesteps if self.query_stream.has_text_diffusion else None, *options, **named
         )
+
+    def best_of(
+        self, prompts: Sequence[str], num_candidates: int, seeds: Sequence[int], **options: Any
+    ) -> Iterator[BestImage]:
+        """Generate candidates of each prompt and yield the best `BestImage`; as `palindiff.inference.best_of`."""
+        return best_of(self, prompts, num_candidates, seeds, **options)
 
     @property
     def image_size_px(self) -> int:

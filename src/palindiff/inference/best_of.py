@@ -1,0 +1,105 @@
+"""The best of several generated images, judged by the model's own naming: it reads what it has generated.
+
+Here: candidates, their scores, and the choice. Not here: naming (`pipeline.py`), files (`image_files.py`).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from palindiff.inference.defaults import (
+    GENERATION_BATCH_SIZE,
+    GENERATION_GUIDANCE_SCALE,
+    GENERATION_STEPS,
+    NAMING_STEPS,
+)
+
+
+class Generator(Protocol):
+    """What is used of a pipeline of ours."""
+
+    vae: Any
+    image_processor: Any
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Generate images, or with `output_type="latent"` their latents."""
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Turn the progress bar on or off."""
+
+    def encode_image(self, images: Any, *args: Any, **options: Any) -> Tensor:
+        """Shapes: latents z (b, ch, h, w) -> e_0_hat (b, d_e) float32, unit length."""
+
+    def encode_text(self, captions: Sequence[str]) -> Tensor:
+        """Shapes: b captions -> e (b, d_e) float32, unit length."""
+
+
+@dataclass(frozen=True)
+class BestImage:
+    """The chosen image of a prompt, and how its candidates were scored."""
+
+    image: Image.Image
+    prompt: str
+    seed: int  # of the chosen one
+    cosines: dict[int, float]  # by seed: of the predicted embedding and the prompt's
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the chosen one."""
+        return self.cosines[self.seed]
+
+
+@torch.no_grad()
+def best_of(
+    pipeline: Generator,
+    prompts: Sequence[str],
+    num_candidates: int,
+    seeds: Sequence[int],
+    guidance_scale: float = GENERATION_GUIDANCE_SCALE,
+    num_inference_steps: int = GENERATION_STEPS,
+    batch_size: int = GENERATION_BATCH_SIZE,
+    naming_steps: int = NAMING_STEPS,
+) -> Iterator[BestImage]:
+    """Generate candidates of each prompt, and yield the one whose predicted embedding is closest to the prompt's.
+
+    Candidate j of prompt i has the seed `seeds[i] + j`, and is the image that the pipeline generates from it. Latents
+    are read as they are generated, so a candidate costs one reading, and only the chosen one is decoded. Of equal
+    cosines, the first.
+
+    Source: ours; CLIP reranks the images of DALL-E in this way (Ramesh et al., 2021, §2.6).
+    Raises: ValueError if there are fewer than two candidates, or the numbers of prompts and seeds differ; what
+            `encode_image` raises for an option.
+    """
+    if num_candidates < 2 or len(prompts) != len(seeds):
+        raise ValueError(
+            f"{num_candidates} candidates of {len(prompts)} prompts with {len(seeds)} seeds were asked for in "
+            "`best_of`. Expected two or more candidates, and one seed per prompt. Pass lists of one length."
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    for prompt, first in zip(prompts, seeds, strict=True):
+        own = range(first, first + num_candidates)
+        parts = [own[start : start + batch_size] for start in range(0, num_candidates, batch_size)]
+        z = torch.cat([_latents(pipeline, prompt, part, guidance_scale, num_inference_steps) for part in parts])
+        cosines = (pipeline.encode_image(z, naming_steps) @ pipeline.encode_text([prompt]).T)[:, 0]
+        best = int(cosines.argmax())
+        decoded = pipeline.vae.decode(z[best : best + 1] / pipeline.vae.config.scaling_factor).sample
+        (image,) = pipeline.image_processor.postprocess(decoded, do_denormalize=[True])
+        yield BestImage(image, prompt, own[best], dict(zip(own, cosines.tolist(), strict=True)))
+
+
+def _latents(
+    pipeline: Generator, prompt: str, seeds: range, guidance_scale: float, num_inference_steps: int
+) -> Tensor:
+    """Shapes: -> z (b, ch, h, w), one from each seed."""
+    z: Tensor = pipeline(
+        [prompt] * len(seeds),
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="latent",
+    ).images
+    return z
