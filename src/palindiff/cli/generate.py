@@ -55,8 +55,7 @@ def generate(
     \b
     Examples:
       palindiff generate "a flat emoji of a red apple"
-      palindiff generate "a red apple" "a blue car" --num 4 --seed 7 --output generations
-      palindiff generate "a red apple" --best-of 4
+      palindiff generate "a red apple" "a blue car" --num 2 --best-of 4 --seed 7 --output generations
       palindiff generate --prompts prompts.txt --model runs/first/checkpoint --json
     """
     wanted = [*(prompts or []), *read_lines(prompts_file, "PROMPT")]
