@@ -2,8 +2,8 @@
 
 Run: python benchmarks/embed.py [--images 20000] [--timed-images 6144] [--rounds 3] [--results results/embed.json]
 
-Images of random colours are written as tar files. `palindiff embed` embeds them with the bundled model: one process
-alone, and two processes that are killed twice (SIGKILL, of all of them) and started again. Their embeddings are
+Images of random colours are written as tar files. `palindiff embed` embeds them with the bundled model: in two
+processes, and in two that are killed twice (SIGKILL, both of them) and started again. Their embeddings are
 compared row by row. Then one process and two, each of one thread, embed a part of the set in turn.
 """
 
@@ -11,13 +11,13 @@ import argparse
 import io
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +46,14 @@ def write_tars(folder: Path, num_images: int) -> Path:
     return folder
 
 
-def start(data: Path, output: Path, num_processes: int) -> subprocess.Popen[bytes]:
-    """Start `palindiff embed` in processes of one thread each, in a group that can be killed."""
-    launcher = ["torch.distributed.run", "--nproc_per_node", str(num_processes), "-m"] if num_processes > 1 else []
-    command = [sys.executable, "-m", *launcher, "palindiff.cli.main", "embed", str(data), "--output", str(output)]
-    return subprocess.Popen(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True, stdout=subprocess.DEVNULL
-    )
+def start(data: Path, output: Path, num_processes: int) -> list[subprocess.Popen[bytes]]:
+    """Start `palindiff embed` in processes of one thread each, with the variables that a launcher sets."""
+    command = [sys.executable, "-m", "palindiff.cli.main", "embed", str(data), "--output", str(output)]
+    shares = [{"RANK": str(rank), "WORLD_SIZE": str(num_processes)} for rank in range(num_processes)]
+    return [
+        subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"} | share, stdout=subprocess.DEVNULL)
+        for share in shares
+    ]
 
 
 def wait_for_shards(output: Path, number: int) -> None:
@@ -61,24 +62,27 @@ def wait_for_shards(output: Path, number: int) -> None:
         time.sleep(0.2)
 
 
-def finish(run: subprocess.Popen[bytes]) -> None:
-    """Wait for a run.
+def finish(run: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait for all processes of a run.
 
-    Raises: RuntimeError if it fails.
+    Raises: RuntimeError if one fails.
     """
-    if run.wait():
-        raise RuntimeError(f"`{' '.join(map(str, run.args))}` ended with {run.returncode}.")  # type: ignore[union-attr]
+    for process in run:
+        if process.wait():
+            raise RuntimeError(f"`{' '.join(map(str, process.args))}` ended with {process.returncode}.")  # type: ignore[union-attr]
 
 
 def compare_after_kills(data: Path, folder: Path) -> Row:
     """Embed without and with kills -> rows, rows found more or less than once, and whether all are bitwise equal."""
-    finish(start(data, folder / "whole", 1))
+    finish(start(data, folder / "whole", 2))
     num_shards = len(list((folder / "whole").glob("img_emb/*.npy")))
     for share in (0.25, 0.6):
         run = start(data, folder / "killed", 2)
         wait_for_shards(folder / "killed", round(share * num_shards))
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
+        for process in run:
+            process.kill()
+        for process in run:
+            process.wait()
     before = len(list((folder / "killed").glob("img_emb/img_emb_*.npy")))
     finish(start(data, folder / "killed", 2))
     (expected, columns), (found, found_columns) = read_all(folder / "whole"), read_all(folder / "killed")

@@ -20,6 +20,7 @@ from palindiff.atomic import atomic_folder
 from palindiff.models.query_stream import QueryStream
 from palindiff.pretrained.bundled import CHECKPOINTS
 from palindiff.pretrained.saving import make_portable
+from palindiff.pretrained.vocabulary import read_vocabulary
 from palindiff.training.loop.run_log import read_log
 
 SOURCES = {"emoji": ("checkpoint", "latest"), "vae-emoji": ("vae",)}  # where a run keeps the weights, best first
@@ -48,6 +49,8 @@ def bundle(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
             _check_vae(source / "vae", checkpoints / "vae-emoji")
             for part in ("scheduler", "query_scheduler"):
                 shutil.copytree(source / part, folder / part)
+            if (vocabulary := read_vocabulary(source)) is not None:
+                vocabulary.write(folder)
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
         shutil.copy(run / "recipe.yaml", folder / "recipe.yaml")
         make_portable(folder)

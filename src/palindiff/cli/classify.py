@@ -2,7 +2,7 @@
 
 import csv
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,12 +13,19 @@ from palindiff.cli.output_option import DryRunOption, JsonOption, print_json, pr
 from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels
 
+if TYPE_CHECKING:
+    from palindiff.inference.pipeline import PalindiffPipeline
+
 
 def classify(
     images: ImagesArgument,
     labels: Annotated[
         str | None,
-        typer.Option(metavar="A,B,...", help='Labels to choose from, separated by commas; quote "A, B" if it is one.'),
+        typer.Option(
+            metavar="A,B,...",
+            help='Labels to choose from, separated by commas; quote "A, B" if it is one.',
+            show_default="the classes that the model was trained on",
+        ),
     ] = None,
     labels_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Text file with more labels, one per line.")
@@ -28,7 +35,7 @@ def classify(
         typer.Option(
             "--template",
             help="Caption with {} in place of the label; the mean of several is used. Repeatable.",
-            show_default="the label alone",
+            show_default="the label alone, or the model's own for its classes",
         ),
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
@@ -41,17 +48,22 @@ def classify(
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Classify images: the probability of each label for each image, among the given labels.
+    """Classify images: the probability of each label for each image.
+
+    Without labels, a model that was trained on classes answers with these.
 
     \b
     Examples:
+      palindiff classify apple.png
       palindiff classify apple.png car.jpg --labels "red apple,automobile,cat face"
       palindiff classify photos --labels-file names.txt --template "a photo of a {}" --template "a drawing of a {}"
       palindiff classify apple.png --labels apple,pear --model runs/first/checkpoint --steps 4 --json
     """  # fmt: skip
     names = [*_split(labels), *read_lines(labels_file, "--labels")]
-    chosen = templates or list(LABEL_TEMPLATES)
-    check_labels(names, chosen, "Use --labels or --labels-file.")
+    is_given = labels is not None or labels_file is not None
+    chosen = templates or (list(LABEL_TEMPLATES) if is_given else [])
+    if is_given:
+        check_labels(names, chosen, "Use --labels or --labels-file.")
     given = open_inputs(images, on_bad)
     options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "seed": seed}
     settings = {"model": model, **options}
@@ -59,6 +71,8 @@ def classify(
         print_plan(settings | {"templates": chosen, "labels": names, "images": given.names}, as_json)
         return
     pipeline = open_model(model, device)
+    if not is_given:
+        names, chosen = _own_labels(pipeline, model, chosen)
     e = pipeline.encode_labels(names, chosen)
     probabilities = pipeline.probabilities(given.embed(pipeline, options), e)
     answers = list(zip(given.names, best_answers(probabilities, names, top), strict=True))
@@ -72,6 +86,19 @@ def classify(
         rows = [(file, *(f"{label} {share:.1%}" for label, share in ranked)) for file, ranked in answers]
         places = map(str, range(1, len(rows[0])))
         print_table("labels, with probability", ["image", *places], rows)
+
+
+def _own_labels(pipeline: "PalindiffPipeline", model: str, templates: list[str]) -> tuple[list[str], list[str]]:
+    """Return the labels that a model keeps, and the given templates or its own.
+
+    Raises: ValueError if it keeps none.
+    """
+    if pipeline.vocabulary is None:
+        raise ValueError(
+            f"No label was given, and the model `{model}` keeps no classes of its training. Expected labels to choose "
+            "from. Use --labels or --labels-file."
+        )
+    return list(pipeline.vocabulary.labels), templates or list(pipeline.vocabulary.templates)
 
 
 def _split(labels: str | None) -> list[str]:

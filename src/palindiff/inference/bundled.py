@@ -8,6 +8,7 @@ from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.pretrained.bundled import bundled_folder, bundled_parts
 from palindiff.pretrained.layout import check_whole
 from palindiff.pretrained.model_card import read_card
+from palindiff.pretrained.vocabulary import read_vocabulary
 
 
 def load(name: str, torch_dtype: torch.dtype = torch.float32, base: Path | None = None) -> PalindiffPipeline:
@@ -18,5 +19,6 @@ def load(name: str, torch_dtype: torch.dtype = torch.float32, base: Path | None 
     """
     pipeline = PalindiffPipeline(**bundled_parts(name, torch_dtype, base))
     check_whole(pipeline.components)
-    pipeline.model_card = read_card(bundled_folder(name, base))
+    folder = bundled_folder(name, base)
+    pipeline.model_card, pipeline.vocabulary = read_card(folder), read_vocabulary(folder)
     return pipeline

@@ -35,6 +35,7 @@ from palindiff.pretrained.model_card import read_card
 from palindiff.pretrained.saving import HubMixin
 from palindiff.pretrained.stable_diffusion import stable_diffusion_parts, start_card
 from palindiff.pretrained.text_encoders import load_text_model
+from palindiff.pretrained.vocabulary import read_vocabulary
 
 # So that an index says ["palindiff", "QueryStream"], whatever module the class lives in, and diffusers finds it there.
 LOADABLE_CLASSES["palindiff"] = {"QueryStream": ["save_pretrained", "from_pretrained"]}
@@ -104,7 +105,7 @@ class PalindiffPipeline(HubMixin):
         if "device_map" not in options:
             check_whole(pipeline.components)
         pipeline.register_to_config(_name_or_path=str(source))
-        pipeline.model_card = read_card(folder)
+        pipeline.model_card, pipeline.vocabulary = read_card(folder), read_vocabulary(folder)
         return pipeline
 
     @classmethod

@@ -17,14 +17,16 @@ from torch import nn
 from palindiff.models.strict_model import check_finite
 from palindiff.pretrained.layout import INDEX_NAME, OUR_PARTS
 from palindiff.pretrained.model_card import CARD_NAME, CardFacts, card_text, stable_diffusion_card
+from palindiff.pretrained.vocabulary import VOCABULARY_FILE, Vocabulary
 
 _DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
 class HubMixin(StableDiffusionPipeline):
-    """A Stable Diffusion pipeline that keeps the model card of its folder, and saves no path of this machine."""
+    """A Stable Diffusion pipeline that keeps card and vocabulary of its folder, and saves no path of this machine."""
 
     model_card: str | None = None  # text of README.md, written wherever the pipeline is saved
+    vocabulary: Vocabulary | None = None  # what `palindiff classify` answers without labels; written in the same way
 
     def to_stable_diffusion(self) -> StableDiffusionPipeline:
         """Make the stock pipeline of the same parts; nothing is copied, and LoRAs in a part stay there."""
@@ -55,6 +57,8 @@ class HubMixin(StableDiffusionPipeline):
         make_portable(folder)
         if self.model_card is not None:
             (folder / CARD_NAME).write_text(self.model_card, encoding="utf-8")
+        if self.vocabulary is not None:
+            self.vocabulary.write(folder)
         if push_to_hub:
             push_folder(folder, options.pop("repo_id", folder.name), **options)
 
@@ -95,11 +99,12 @@ class HubMixin(StableDiffusionPipeline):
 
     @classmethod
     def download(cls, pretrained_model_name: str, **options: Any) -> str:
-        """Download what diffusers does and, where there is one, the model card."""
+        """Download what diffusers does and, where there are any, the model card and the vocabulary."""
         folder = super().download(pretrained_model_name, **options)
         given = {name: options[name] for name in _DOWNLOAD_OPTIONS if options.get(name) is not None}
-        with contextlib.suppress(OSError):  # no card, or no connection: the weights are there
-            hf_hub_download(pretrained_model_name, CARD_NAME, **given)
+        for name in (CARD_NAME, VOCABULARY_FILE):
+            with contextlib.suppress(OSError):  # no such file, or no connection: the weights are there
+                hf_hub_download(pretrained_model_name, name, **given)
         return str(folder)
 
 

@@ -21,6 +21,7 @@ from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.fingerprint import fingerprint
 from palindiff.objectives.diffdis import DiffDisObjective
 from palindiff.pretrained.model_card import card_text
+from palindiff.pretrained.vocabulary import vocabulary_of
 from palindiff.training.base_trainer import Trainer
 from palindiff.training.cost.estimate import count_parameters
 from palindiff.training.cost.weight_free import fake_run
@@ -82,6 +83,9 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
                 self.validation_images, self.validation_set = self._feature_set(cache)
                 self.validation_rows = torch.arange(len(self.validation_set))
             self.c_empty = None if self.recipe.text.is_live else self._empty_caption()
+        if self.recipe.objective.task != "generation":
+            labels = (label for _, label in training_images.texts())
+            self.pipeline.vocabulary = vocabulary_of(labels, self.recipe.evaluation.templates)
         self.fingerprints = {
             "VAE": fingerprint(self.pipeline.vae),
             "text encoder": self.text_encoder.fingerprint,
