@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import ImageFile
 
 from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE
 from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.pretrained.vocabulary import VOCABULARY_FILE, Vocabulary
 from toys.models import toy_checkpoint, toy_images
 
 LABELS = ["red apple", "b", "fire"]
@@ -55,6 +57,23 @@ def expected_answers(pipeline, files, labels, templates, top, **walk):
         ranked = sorted(zip(labels, row, strict=True), key=lambda each: -each[1])[:top]
         answers.append([{"label": label, "probability": pytest.approx(share, abs=1e-5)} for label, share in ranked])
     return answers
+
+
+def test_without_labels_the_model_s_own_are_chosen_from(palindiff, pipeline, model, files, tmp_path):
+    shutil.copytree(model, tmp_path / "own")
+    (tmp_path / "own" / VOCABULARY_FILE).unlink(missing_ok=True)
+    code, _, err = palindiff("classify", "a.png", "--model", tmp_path / "own")
+    assert code == 2
+    assert "keeps no classes of its training. Expected labels to choose from." in " ".join(err.split())
+    Vocabulary(labels=("red", "b", "fire"), templates=("a {}",)).write(tmp_path / "own")
+    for template, templates in (((), ["a {}"]), (("--template", "{}"), ["{}"])):
+        code, out, err = palindiff("classify", "a.png", "--model", tmp_path / "own", *template, "--json")
+        assert code == 0, err
+        found = json.loads(out)
+        assert found["templates"] == templates
+        assert [each["labels"] for each in found["images"]] == expected_answers(
+            pipeline, ["a.png"], ["red", "b", "fire"], templates, 5
+        )
 
 
 def test_answers_are_the_pipeline_s_best(classify, pipeline, files):
@@ -112,10 +131,6 @@ def test_a_dry_run_prints_what_would_be_named(palindiff, files):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (
-            ("a.png",),
-            "No label was given. Expected a list of different, non-empty labels. Use --labels or --labels-file.",
-        ),
         (("a.png", "--labels", "b,,c"), "A label is empty."),
         (("a.png", "--labels", "b,c, b"), "The label 'b' is repeated."),
         (("a.png", "--labels", ""), "A label is empty."),
