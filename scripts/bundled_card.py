@@ -116,19 +116,19 @@ def evaluation_sentence(rows: Sequence[Row]) -> str:
         chosen = _where(rows, subset=subset, control=control, measure="text_retrieval_recall@10")
         return sum(row["value"] for row in chosen) / len(chosen)
 
-    controls = ", ".join(
-        f"{recall('unseen', control):.1%} {words}"
-        for control, words in (
-            ("shuffled_images", "with another image"),
-            ("nearest_thumbnail", "with the caption of the training image of the most similar thumbnail"),
-            ("nearest_efflite0", "and with that of the most similar EfficientNet-Lite0 features"),
-        )
+    own, copied = recall("unseen"), recall("unseen", "nearest_efflite0")
+    controls = (
+        f"{recall('unseen', 'shuffled_images'):.1%} with another image, "
+        f"{recall('unseen', 'nearest_thumbnail'):.1%} with the caption of the training image of the most similar "
+        f"thumbnail, and {copied:.1%} with that of the most similar EfficientNet-Lite0 features"
     )
+    verdict = "names these concepts better than the model does" if copied > own else "is worse than the model"
     return (
         f"By `palindiff evaluate`, recall@10 from images to captions, the mean of both styles, is "
-        f"{recall('unseen'):.1%} on these concepts, {recall('unseen without flags'):.1%} without country flags, "
+        f"{own:.1%} on these concepts, {recall('unseen without flags'):.1%} without country flags, "
         f"{recall('composition'):.1%} on concepts known in another style, and {recall('training'):.1%} on training "
-        f"images. Controls on these concepts: {controls} (`results/bundled.json`)."
+        f"images. Controls on these concepts: {controls} (`results/bundled.json`). "
+        f"So copying a caption by features of an ImageNet classifier {verdict}."
     )
 
 

@@ -83,6 +83,8 @@ def test_results_of_other_weights_are_not_quoted(results):
     assert not [each for each in cards.measured_sentences(EMOJI, results) if "calibration" in each]
     change(results / "chain_use.json", value=0.9)
     assert not [each for each in cards.measured_sentences(EMOJI, results) if "Text diffusion" in each]
+    change(results / "bundled.json", value=0.9)
+    assert not [each for each in cards.measured_sentences(EMOJI, results) if "Controls" in each]
     assert len(cards.measured_sentences(EMOJI, results)) == 3
     change(results / "demo.json", steps=7)
     assert cards.measured_sentences(EMOJI, results) == []

@@ -17,16 +17,19 @@ if TYPE_CHECKING:
     from palindiff.inference.pipeline import PalindiffPipeline
 
 
+LabelsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,...",
+        help='Labels to choose from, separated by commas; quote "A, B" if it is one.',
+        show_default="the classes that the model was trained on",
+    ),
+]
+
+
 def classify(
     images: ImagesArgument,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B,...",
-            help='Labels to choose from, separated by commas; quote "A, B" if it is one.',
-            show_default="the classes that the model was trained on",
-        ),
-    ] = None,
+    labels: LabelsOption = None,
     labels_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Text file with more labels, one per line.")
     ] = None,
@@ -77,15 +80,14 @@ def classify(
     probabilities = pipeline.probabilities(given.embed(pipeline, options), e)
     answers = list(zip(given.names, best_answers(probabilities, names, top), strict=True))
     if as_json:
-        results = [
-            {"image": file, "labels": [{"label": label, "probability": share} for label, share in ranked]}
-            for file, ranked in answers
-        ]
-        print_json(settings | {"templates": chosen, "images": results})
-    else:
-        rows = [(file, *(f"{label} {share:.1%}" for label, share in ranked)) for file, ranked in answers]
-        places = map(str, range(1, len(rows[0])))
-        print_table("labels, with probability", ["image", *places], rows)
+        print_json(settings | {"templates": chosen, "images": [_as_json(*answer) for answer in answers]})
+        return
+    rows = [(file, *(f"{label} {share:.1%}" for label, share in ranked)) for file, ranked in answers]
+    print_table("labels, with probability", ["image", *map(str, range(1, len(rows[0])))], rows)
+
+
+def _as_json(file: str, ranked: list[tuple[str, float]]) -> dict[str, object]:
+    return {"image": file, "labels": [{"label": label, "probability": share} for label, share in ranked]}
 
 
 def _own_labels(pipeline: "PalindiffPipeline", model: str, templates: list[str]) -> tuple[list[str], list[str]]:
