@@ -23,7 +23,7 @@ from palindiff.evaluation.run import Evaluation
 from palindiff.evaluation.tasks import Control, EvaluationOptions, NamingSetting, Task
 from palindiff.inference.embedder import PipelineEmbedder
 from palindiff.pretrained.bundled import bundled_folder, bundled_models
-from palindiff.training.cost.trained import training_tflop
+from palindiff.training.training_cost import training_tflop
 
 TASKS: tuple[Task, ...] = ("classification", "retrieval", "chain_use", "collapse", "controls")
 TEMPLATES = ("a flat emoji of a {}", "an outlined emoji of a {}")

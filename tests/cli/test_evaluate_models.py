@@ -14,8 +14,8 @@ from palindiff.evaluation.diffusion_classifier import Stage, classify_by_diffusi
 from palindiff.evaluation.naming_tasks import caption_retrieval
 from palindiff.inference.clip_model import ClipModel
 from palindiff.inference.pipeline import PalindiffPipeline
-from palindiff.training.cost.trained import training_tflop
 from palindiff.training.recipes.yaml_files import prepare_run_dir
+from palindiff.training.training_cost import training_tflop
 from toys.contrastive import contrastive_recipe, train_contrastive
 
 

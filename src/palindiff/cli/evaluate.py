@@ -211,7 +211,7 @@ def _embedder(
 def _training_tflop(model: str) -> float | None:
     """What the training of a model took, if its recipe and log are beside it; why not, if they cannot be read."""
     from palindiff.pretrained.bundled import bundled_folder, bundled_models
-    from palindiff.training.cost.trained import training_tflop
+    from palindiff.training.training_cost import training_tflop
 
     try:
         return training_tflop(bundled_folder(model) if model in bundled_models() else Path(model))

@@ -1,6 +1,6 @@
 """What the training of a model took, from the files of its run.
 
-Not here: what a run will take (`estimate.py`).
+Not here: what a run will take (`cost/estimate.py`).
 """
 
 from pathlib import Path
