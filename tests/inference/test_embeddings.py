@@ -47,7 +47,8 @@ def _keep(counts, _what, done, total):
 
 
 def folder(path, rows, **options):
-    index = {"model": "m", "model_fingerprint": "f", "source": "s", "source_fingerprint": rows.fingerprint}
+    index = {"model": "m", "model_fingerprint": "f", "source": "s", "split": "train"}
+    index["source_fingerprint"] = rows.fingerprint
     sizes = {"fit": "crop", "size_px": SIZE_PX, "num_rows": len(rows), "shard_rows": 4}
     return EmbeddingFolder(path, EmbeddingIndex(**index, **sizes, options=options))
 
@@ -136,3 +137,17 @@ def test_damaged_folders_are_refused(rows, tmp_path):
     (place.path / "embeddings.json").write_text('{"model": 1}')
     with pytest.raises(ValueError, match="cannot be read"):
         read_all(place.path)
+
+
+def test_a_setting_that_is_finished_is_not_computed_again(rows, tmp_path):
+    class Options(Means):
+        def embed_pixels(self, x, options):
+            asked.append(list(options))
+            return super().embed_pixels(x, options)
+
+    asked = []
+    first, second = folder(tmp_path / "first", rows, scale=1), folder(tmp_path / "second", rows, scale=2)
+    embed_images(Means(), rows, [first])
+    embed_images(Options(), rows, [first, second])
+    assert {json.dumps(each) for each in asked} == {json.dumps([{"scale": 2}])}
+    assert torch.equal(read_all(second.path)[0], 2 * read_all(first.path)[0])
