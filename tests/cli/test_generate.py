@@ -11,14 +11,8 @@ from PIL import Image
 
 from palindiff import __version__
 from palindiff.inference.pipeline import PalindiffPipeline
-from toys.models import toy_checkpoint
 
 FAST = ("--steps", 2, "--device", "cpu")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return toy_checkpoint(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture

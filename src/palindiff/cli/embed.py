@@ -36,7 +36,7 @@ def embed(
     on_bad: OnBadOption = "refuse",
     dry_run: DryRunOption = False,
 ) -> None:
-    """Embed the images of a source once; `classify` and `rank` read them instead of images.
+    """Embed the images of a source once; `classify`, `rank` and `evaluate` read them instead of images.
 
     The model is a palindiff checkpoint or a CLIP. Writes DIR/embeddings.json and, for every 1,024 images,
     DIR/img_emb/*.npy and DIR/metadata/*.parquet. Rerun the same command to resume. Started by torchrun, processes

@@ -274,7 +274,8 @@ def _number(text: str, kind: type[Number], option: str) -> Number:
 
 def _print(records: "Sequence[Record]") -> None:
     """Print a table for each data set and task: the metrics of one setting with intervals, or settings down."""
-    for (dataset, task), group in groupby(records, key=attrgetter("dataset", "task")):
+    by_table = attrgetter("dataset", "task")
+    for (dataset, task), group in groupby(sorted(records, key=by_table), key=by_table):
         of_task = list(group)
         title, first = f"{task} of {of_task[0].model} on {dataset}", of_task[0]
         if len(of_task) == 1:

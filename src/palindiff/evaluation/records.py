@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def record_file(folder: Path, dataset: str, task: str, config_hash: str) -> Path
     return folder / f"{plain}_{hash_settings({'dataset': dataset, 'settings': config_hash})[:12]}.json"
 
 
-def read_record(file: Path, config_hash: str, model: str, train_tflop: float | None) -> Record | None:
+def read_record(file: Path, config_hash: str, model: str, train_tflop: Callable[[], float | None]) -> Record | None:
     """Read a record that may be reused; None if there is none of these settings, or it cannot be read.
 
     Equal weights may have another name now: the record then gets the name and the cost of training of this run.
@@ -133,7 +133,7 @@ def read_record(file: Path, config_hash: str, model: str, train_tflop: float | N
     if record.config_hash != config_hash:
         return None
     if record.model != model:
-        record = record.model_copy(update={"model": model, "train_tflop": train_tflop})
+        record = record.model_copy(update={"model": model, "train_tflop": train_tflop()})
         write_record(file, record)
     return record
 

@@ -7,9 +7,10 @@ embeddings on disk (`inference/embeddings.py`).
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import Any, Optional
+
+from torch import Tensor
 
 import palindiff
 from palindiff.data.rows import ImageSet
@@ -112,11 +113,11 @@ class Evaluation:
                     )  # fmt: skip
             if self.process == 0:
                 _wait_for([folder for of_set in embedded for folder in of_set.folders])
-                for of_set in embedded:
-                    self._report_left_out(of_set)
                 texts = Texts(self.model)
-                for task, number in product(self.tasks, range(len(self.settings))):
-                    yield self._measure(each, texts, task, number)
+                for number in range(len(self.settings)):
+                    found = self._embedded(each, texts, number)
+                    for task in self.tasks:
+                        yield self._measure(each, found, task, number)
 
     def _open(self, data: NamedData, with_training: bool = True) -> "_Opened":
         is_kept = (data.path / INDEX_FILE).is_file()
@@ -130,23 +131,10 @@ class Evaluation:
         )
         train = None
         if with_training and needs_training:
-            self._check_splits(data)
             train = self._open(data.of_split(self.train_split), False)
             _check_other_images(data, rows, train.rows)
         classes = data.classes(rows) if with_training and self._classifies(rows) else None
         return _Opened(data, rows, folders, is_kept, classes, train)
-
-    def _check_splits(self, data: NamedData) -> None:
-        """Refuse training on the images that are tested.
-
-        Raises: ValueError.
-        """
-        if data.config.split == self.train_split:
-            raise ValueError(
-                f"`{data.name}` is the split `{self.train_split}` too, which `linear_probe` trains on and `controls` "
-                "finds the nearest images in. Expected another one. Use another --split, leave the task out, or "
-                'use --set \'controls=["shuffled_images","zeroed_images"]\'.'
-            )
 
     def _classifies(self, rows: ImageSet) -> bool:
         """Whether a task needs classes, and the images have some."""
@@ -195,35 +183,39 @@ class Evaluation:
         key = hash_settings(folder.index.model_dump(exclude=NAMES))
         return EmbeddingFolder(self.output / "embeddings" / key, folder.index)
 
-    def _report_left_out(self, opened: "_Opened") -> None:
-        """Say how many images are not in the numbers.
+    def _read(self, opened: "_Opened", number: int) -> tuple[Tensor, dict[str, list[Any]], ImageSet]:
+        """Read embeddings, their metadata and their rows; with the first setting, say how many images are left out.
 
         Raises: ValueError if some could not be read when bad images were skipped, and now they are refused.
         """
-        index, (e_0_hat, _) = opened.folders[0].index, read_all(opened.folders[0].path)
-        num_unreadable = index.num_rows - len(e_0_hat)
+        e_0_hat, columns = read_all(opened.folders[number].path)
+        rows = opened.rows if opened.is_kept else opened.rows.select(columns["row"])
+        if number == 0:
+            self._report_left_out(opened, len(rows))
+        return e_0_hat, columns, rows
+
+    def _report_left_out(self, opened: "_Opened", num_read: int) -> None:
+        index = opened.folders[0].index
+        num_unreadable = index.num_rows - num_read
         found = f"{num_unreadable:,} of {index.num_rows:,} images of `{opened.data.name}` cannot be read"
         if num_unreadable and opened.data.config.on_bad == "refuse" and not opened.is_kept:
             raise ValueError(f"{found}. Expected all. Fix them, or use --on-bad skip.")
         for sentence in filter(None, (opened.rows.left_out, f"{found} and were left out." * bool(num_unreadable))):
             self.warn(sentence)
 
-    def _embedded(self, opened: "_Opened", texts: Texts, task: Task, number: int) -> Embedded:
-        e_0_hat, columns = read_all(opened.folders[number].path)
-        rows = opened.rows if opened.is_kept else opened.rows.select(columns["row"])
-        train = opened.train
-        config, train_e, train_rows = opened.data.config, None, train.rows if train is not None else None
-        if train is not None and task in EMBEDS_TRAINING:
-            train_e, of_train = read_all(train.folders[number].path)
-            train_rows = train.rows if train.is_kept else train.rows.select(of_train["row"])
+    def _embedded(self, opened: "_Opened", texts: Texts, number: int) -> Embedded:
+        e_0_hat, columns, rows = self._read(opened, number)
+        train, config, train_e = opened.train, opened.data.config, None
+        train_rows = None if train is None else train.rows
+        if train is not None and EMBEDS_TRAINING.intersection(self.tasks):
+            train_e, _, train_rows = self._read(train, number)
         return Embedded(
             self.model, texts, rows, self.settings[number], self.options, e_0_hat, columns["captions"],
             columns["label"], config.fit, config.on_bad, self.num_workers, opened.class_set, train_e, train_rows,
         )  # fmt: skip
 
-    def _measure(self, opened: "_Opened", texts: Texts, task: Task, number: int) -> Record:
+    def _measure(self, opened: "_Opened", embedded: Embedded, task: Task, number: int) -> Record:
         data, setting, index = opened.data, self.settings[number], opened.folders[number].index
-        embedded = self._embedded(opened, texts, task, number)
         settings: dict[str, Any] = {
             **index.model_dump(exclude={*NAMES, "shard_rows"}),
             "task": task,
@@ -236,7 +228,7 @@ class Evaluation:
         if task in (*EMBEDS_TRAINING, "controls") and opened.train is not None:
             settings["train"] = opened.train.folders[number].index.source_fingerprint
         file = record_file(self.output, data.name, task, config_hash := hash_settings(settings))
-        if (record := read_record(file, config_hash, self.model_name, self.train_tflop())) is None:
+        if (record := read_record(file, config_hash, self.model_name, self.train_tflop)) is None:
             if number not in self._costs:
                 self._costs[number] = embedding_cost(self.model, setting.options, self.batch_size)
             record = Measured(
@@ -254,8 +246,9 @@ def _check_other_images(data: NamedData, rows: ImageSet, train: ImageSet) -> Non
     """
     if train.fingerprint == rows.fingerprint:
         raise ValueError(
-            f"The training split of `{data.name}` has the same images. Expected others. Use another --train-split; of "
-            "embeddings, name the folders of both splits by {split} in the path."
+            f"The training split of `{data.name}` has the same images. Expected others. Use another --split or "
+            "--train-split (of embeddings, name the folders of both by {split} in the path), leave the task out, or "
+            'use --set \'controls=["shuffled_images","zeroed_images"]\'.'
         )
 
 

@@ -48,9 +48,8 @@ class DiffusionClassifierConfig(BaseModel, frozen=True, extra="forbid"):
     """What is classified, and with how many draws."""
 
     num_images: int | None = Field(None, gt=0)  # evenly spread over the rows; None: all
-    stages: tuple[Stage, ...] = Field(
-        STAGES, min_length=1
-    )  # draws of each class up to a stage's end, and classes kept there
+    stages: tuple[Stage, ...] = Field(STAGES, min_length=1)
+    """Draws of each class up to a stage's end, and how many classes are kept there."""
     template: str | None = None  # prompt with {} for a class name; None: the first of the class set
     batch_size: int = Field(IMAGES_AT_ONCE, gt=0)  # latents at once; changes no result beyond rounding
 
@@ -149,7 +148,7 @@ def evaluate_diffusion_classifier(
             }  # fmt: skip
             config_hash = hash_settings(settings)
             file = record_file(output, each.name, TASK, config_hash)
-            record = read_record(file, config_hash, model_name, train_tflop()) if process == 0 else None
+            record = read_record(file, config_hash, model_name, train_tflop) if process == 0 else None
             if record is None:
                 work = _Classification(
                     pipeline, rows, classes, options, each.config.fit, seed, output / TASK / config_hash

@@ -58,7 +58,7 @@ def evaluate_generation(
             settings = _settings(fingerprint, rows, of_seed)
             config_hash = hash_settings(settings)
             file = record_file(output, each.name, "generation", config_hash)
-            record = read_record(file, config_hash, model_name, train_tflop()) if process == 0 else None
+            record = read_record(file, config_hash, model_name, train_tflop) if process == 0 else None
             if record is None:
                 key = generation_settings(fingerprint, chosen_rows(rows, of_seed), of_seed).key
                 share = num_workers, process, num_processes, fingerprint
