@@ -4,6 +4,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from palindiff.atomic import check_is_free
-from palindiff.cli.output_option import JsonOption, next_line, print_json, print_table
+from palindiff.cli.output_option import JsonOption, next_line, print_count, print_json, print_table
 
 if TYPE_CHECKING:
     from palindiff.data.emoji_styles import PackageStyle
@@ -57,14 +58,16 @@ def emoji(
     found, passed = find_style_packages(icons or [])
     everything = read_emoji() if found else []
     packages = [read_package_style(info, everything) for info in found]
-    report = build_emoji_set(output, size_px, packages=packages, finish=_write_similar_pairs if packages else None)
+    finish = _write_similar_pairs if packages else None
+    progress = partial(print_count, "images drawn")
+    report = build_emoji_set(output, size_px, packages=packages, finish=finish, progress=progress)
     _print_counts(output, report.counts)
     if packages:
         _print_packages(packages, report.not_drawn)
         typer.echo(f"the held-out images most similar to training images: {output / PAIRS_FILE}")
     if passed:
         names = shorten(", ".join(info.prefix for info in passed), MAX_SHOWN_LETTERS, placeholder=" ...")
-        typer.echo(f"{len(passed):,} packages passed over, as they are not known emoji styles: {names}")
+        typer.echo(f"passed over, as they are not known as emoji styles: {names}")
     typer.echo((output / "ATTRIBUTION.txt").read_text(encoding="utf-8"), nl=False)
     typer.echo(next_line(f"palindiff train --recipe emoji-quick --set {shlex.quote(f'data.path={output}')}"))
 
@@ -90,9 +93,9 @@ def icons(
 
 
 def _print_counts(output: Path, counts: Mapping[str, Mapping[str, int]]) -> None:
-    heads = list(next(iter(counts.values())))
-    rows = [(split, *(f"{of_split[head]:,}" for head in heads)) for split, of_split in counts.items()]
-    print_table(f"images in {output}", ["split", *heads], rows)
+    styles = next(iter(counts.values()))
+    rows = [(style, *(f"{of_split[style]:,}" for of_split in counts.values())) for style in styles]
+    print_table(f"images in {output}", ["style", *counts], rows)
 
 
 def _print_packages(packages: "Sequence[PackageStyle]", not_drawn: Mapping[str, Counter[str]]) -> None:
@@ -100,8 +103,8 @@ def _print_packages(packages: "Sequence[PackageStyle]", not_drawn: Mapping[str, 
     for each in packages:
         drawn = len(each.matches.icon_of) - not_drawn[each.name].total()
         dropped = _dropped(each.matches.num_dropped + not_drawn[each.name])
-        rows.append((each.name, each.info.package, f"{drawn:,}", f"{each.matches.num_unmatched:,}", dropped))
-    print_table("icons of each package", ["style", "package", "matched", "not matched", "dropped"], rows)
+        rows.append((each.name, f"{drawn:,}", f"{each.matches.num_unmatched:,}", dropped))
+    print_table("icons of each package", ["style", "drawn", "not matched", "dropped"], rows)
 
 
 def _dropped(reasons: Counter[str]) -> str:

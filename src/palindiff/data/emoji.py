@@ -21,7 +21,7 @@ STYLE_WORDS = {  # how captions name an image of a style; any other style is nam
     "outlined": "an outlined emoji",
     "noto": "a noto emoji",
     "noto-v1": "an old noto emoji",
-    "fluent-emoji": "a fluent 3D emoji",
+    "fluent-emoji": "a fluent emoji",
     "fluent-emoji-flat": "a fluent flat emoji",
     "emojione": "an emoji",  # never trained on, so no text encoder has learnt a word for it
 }
@@ -36,7 +36,7 @@ _TURN = re.compile(r"\b(left|right)(wards|-facing)?\b")
 _COLOURED = re.compile(  # size, colour, thing
     r"((?:large |small |hollow )?)((?:light )?blue|red|orange|yellow|green|purple|brown|black|white|pink|grey) (.+)"
 )
-_TABLES = yaml.safe_load(Path(__file__).with_name("emoji_concepts.yaml").read_text(encoding="utf-8"))
+TABLES = yaml.safe_load(Path(__file__).with_name("emoji_concepts.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Emoji:
         """What the image shows, without skin tone, gender or direction: the unit of every split."""
         name = self.name.removesuffix(" facing right").removesuffix(" face")  # a cat's face and a cat are one concept
         words = [word for word in name.split() if word not in _GENDER_WORDS]
-        known = (concept for names, concept in _TABLES["concept_of_name"].items() if re.fullmatch(names, name))
+        known = (concept for names, concept in TABLES["concept_of_name"].items() if re.fullmatch(names, name))
         return next(known, " ".join(words) or "person")
 
     @property
@@ -150,7 +150,7 @@ def _family_keys(concept: Concept) -> set[str]:
     names = {name for each in concept.members for name in (each.name, *each.aliases)}
     keys = {f"name {_TURN.sub('', name.lower())}" for name in names}
     keys |= {"clock" for name in names if name.endswith(("o’clock", "-thirty"))}
-    return keys | {f"similar {similar[0]}" for similar in _TABLES["similar_concepts"] if concept.name in similar}
+    return keys | {f"similar {similar[0]}" for similar in TABLES["similar_concepts"] if concept.name in similar}
 
 
 def split_concepts(concepts: Sequence[Concept], drawable: Mapping[str, set[str]]) -> dict[str, dict[str, str]]:

@@ -54,7 +54,7 @@ def match_icons(icons: IconSet, emoji: Sequence[Emoji]) -> IconMatches:
         if not icon.is_hidden:
             icon_of.setdefault(letters, icon)
     shown, matched_icons = set(icon_of.values()), {icon for _, _, icon in found}
-    unused = [icon for icon in matched_icons if icon not in shown]
+    unused = [icon for icon in icons.icons if icon in matched_icons and icon not in shown]
     reasons = Counter("hidden" if icon.is_hidden else "second icon of an emoji" for icon in unused)
     return IconMatches(icon_of, len(icons.icons) - len(matched_icons), reasons)
 

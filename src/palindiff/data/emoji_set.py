@@ -16,6 +16,8 @@ from palindiff.data.emoji import Concept, Emoji, group_concepts, read_emoji
 from palindiff.data.emoji_styles import PackageStyle, Style, concept_split, list_styles
 from palindiff.data.svg import SvgFault
 
+DRAWN_AT_ONCE = 500  # images between two reports of progress
+
 Row = dict[str, object]
 
 
@@ -33,12 +35,13 @@ def build_emoji_set(
     emoji: Sequence[Emoji] | None = None,
     packages: Sequence[PackageStyle] = (),
     finish: Callable[[Path], object] | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> EmojiSetReport:
     """Draw the set into `output/SPLIT/`, each with a `metadata.jsonl`; on any error nothing is written.
 
     `emoji` are those to draw, None for all; the splits are those of the whole set in both cases. `packages` are
     further styles: they add rows, and fields to every row, but change nothing else. `finish` may add files to the
-    complete folder before it is moved to `output`.
+    complete folder before it is moved to `output`. `progress` gets the number of images drawn and of all.
 
     Units:   size_px is the side of each square image.
     Raises:  ModuleNotFoundError if a package of the extra is missing; FileExistsError if `output` is not empty.
@@ -47,19 +50,24 @@ def build_emoji_set(
     concepts = group_concepts(everything)
     styles = list_styles(everything, concepts, packages)
     chosen = {each.characters for each in (everything if emoji is None else emoji)}
+    jobs = [
+        (style, concept, each)
+        for concept, style in product(concepts, styles)
+        for each in style.members(concept)
+        if each.characters in chosen
+    ]
     rows: dict[str, list[Row]] = defaultdict(list)
     not_drawn: dict[str, Counter[str]] = {package.name: Counter() for package in packages}
     with atomic_folder(output) as folder:
-        for concept, style in product(concepts, styles):
+        for number, (style, concept, each) in enumerate(jobs, start=1):
             split = style.splits[concept.name]
-            for each in concept.members:
-                if each.characters in chosen and each.characters in style.svgs:
-                    try:
-                        row = _draw(folder / split, style, concept, each, size_px)
-                    except SvgFault as fault:
-                        not_drawn[style.name][str(fault)] += 1
-                        continue
-                    rows[split].append(row | (_further_fields(concept, each, style, styles) if packages else {}))
+            try:
+                row = _draw(folder / split, style, concept, each, size_px)
+                rows[split].append(row | (_further_fields(concept, each, style, styles) if packages else {}))
+            except SvgFault as fault:
+                not_drawn[style.name][str(fault)] += 1
+            if number % DRAWN_AT_ONCE == 0 or number == len(jobs):
+                progress(number, len(jobs))
         _write_texts(folder, rows, styles)
         if finish is not None:
             finish(folder)
@@ -83,7 +91,7 @@ def _further_fields(concept: Concept, emoji: Emoji, style: Style, styles: Sequen
     """Return the fields that only a set with icon packages has."""
     return {
         "all_captions": emoji.all_captions(style.name),
-        "concept_split": concept_split(each.splits[concept.name] for each in styles),
+        "concept_split": concept_split(concept, styles),
         "license": style.credit,
     }
 

@@ -7,7 +7,6 @@ Not here: reading an icon package (`icon_sets.py`), which icon shows which emoji
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -15,6 +14,7 @@ from PIL import Image
 from palindiff.data.emoji import (
     NUM_COMPOSITION_CONCEPTS,
     STYLES,
+    TABLES,
     Concept,
     Emoji,
     group_families,
@@ -68,11 +68,13 @@ class Style:
             return svg.stem.lower(), draw_svg(svg.read_bytes(), size_px)
         return "-".join(f"{ord(letter):x}" for letter in emoji.characters), draw_checked_svg(svg.svg, size_px)
 
+    def members(self, concept: Concept) -> list[Emoji]:
+        """List the emoji of a concept that the style draws."""
+        return [each for each in concept.members if each.characters in self.svgs]
+
     def representative(self, concept: Concept) -> Emoji:
         """Return the emoji that represents a concept: in a style from a package, of those that the package has."""
-        if self.name in STYLES:
-            return concept.representative
-        return represent(each for each in concept.members if each.characters in self.svgs)
+        return concept.representative if self.name in STYLES else represent(self.members(concept))
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,9 @@ def list_styles(
         Style(style, ATTRIBUTION[style], svgs[style], {name: each[style] for name, each in splits.items()})
         for style in STYLES
     ]
+    in_both = {c.name for c in concepts if all(each.members(c) for each in styles)}
     for package in packages:
-        of_package = split_further_style(concepts, splits, package)
+        of_package = split_further_style(concepts, splits, in_both, package)
         styles.append(Style(package.name, package.info.credit, package.matches.icon_of, of_package))
     return styles
 
@@ -169,25 +172,31 @@ def read_package_style(info: IconInfo, emoji: Sequence[Emoji]) -> PackageStyle:
 
 
 def split_further_style(
-    concepts: Sequence[Concept], splits: Mapping[str, Mapping[str, str]], style: PackageStyle
+    concepts: Sequence[Concept], splits: Mapping[str, Mapping[str, str]], in_both: set[str], style: PackageStyle
 ) -> dict[str, str]:
     """Assign each concept a split in a style from a package, by its splits in `flat` and `outlined`.
 
     Concepts of `test` and `validation` are so in every style. Of those trained in both, some become `composition`,
-    undivided families in the order of a hash with the style's name. All others are trained. A style that is not
-    trained has one split, `vendor`.
+    undivided families in the order of a hash with the style's name; first those whose image in this style is that of a
+    held-out concept. All others are trained. A style that is not trained has one split, `vendor`.
 
     Source: ours.
-    Shapes: splits: {concept: {style: split}} of `split_concepts` -> {concept: split}.
+    Shapes: splits: {concept: {style: split}} of `split_concepts`; in_both: the concepts that both of these styles draw
+            -> {concept: split}.
     """
     if not style.is_trained:
         return {concept.name: "vendor" for concept in concepts}
-    found = {name: concept_split(of_styles.values()) for name, of_styles in splits.items()}
+    found = {name: "train" if "train" in of_both.values() else of_both["flat"] for name, of_both in splits.items()}
     drawable = {c.name for c in concepts if any(each.characters in style.matches.icon_of for each in c.members)}
-    seen = {name for name in drawable if all(splits[name][each] == "train" for each in STYLES)}
+    seen = {name for name in drawable & in_both if all(splits[name][each] == "train" for each in STYLES)}
     room = min(NUM_COMPOSITION_CONCEPTS, len(seen) // MIN_CONCEPTS_FOR_EACH_COMPOSITION)
     families = [{concept.name for concept in family} for family in group_families(concepts)]
-    order = partial(hash_order, salt=f"palindiff:{style.name}")
+
+    def order(family: set[str]) -> tuple[bool, bytes]:
+        similar = [set(group) for group in TABLES["similar_in_package"].get(style.name, ()) if family & set(group)]
+        is_like_held_out = any(found[name] != "train" for group in similar for name in group)
+        return not is_like_held_out, hash_order(family, salt=f"palindiff:{style.name}")
+
     for family in sorted((family for family in families if family <= seen), key=order):
         if room >= len(family):
             room -= len(family)
@@ -195,7 +204,7 @@ def split_further_style(
     return found
 
 
-def concept_split(of_styles: Iterable[str]) -> str:
-    """Return a concept's split among all that training may see: `train` if any style trains it, else `of_styles`'."""
-    splits = set(of_styles)
-    return next(split for split in ("train", "validation", "test") if split in splits)
+def concept_split(concept: Concept, styles: Iterable[Style]) -> str:
+    """Return a concept's split over all styles that draw it: `train` if training sees it in any of them."""
+    splits = {style.splits[concept.name] for style in styles if style.members(concept)}
+    return next(split for split in ("train", "validation", "test", "vendor") if split in splits)

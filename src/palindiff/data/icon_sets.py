@@ -68,7 +68,7 @@ class _Named(BaseModel):
 
 class _License(BaseModel):
     title: Line
-    spdx: Line
+    spdx: Line = ""
 
 
 class _Info(BaseModel):
@@ -184,7 +184,7 @@ def read_info(folder: Path) -> IconInfo:
     author = info.author if isinstance(info.author, str) else info.author.name
     package = _read_if_any(folder / "package.json", _Package, lambda: _Package(name=folder.resolve().name))
     named = f"{package.name} {package.version}".strip()
-    return IconInfo(folder, info.prefix, info.name, author, info.license.spdx, named)
+    return IconInfo(folder, info.prefix, info.name, author, info.license.spdx or info.license.title, named)
 
 
 def check_license(info: IconInfo) -> None:
