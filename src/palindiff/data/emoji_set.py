@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from PIL import Image
+
 from palindiff.atomic import atomic_folder
 from palindiff.data.emoji import Concept, Emoji, group_concepts, read_emoji
 from palindiff.data.emoji_styles import PackageStyle, Style, concept_split, list_styles
 from palindiff.data.svg import SvgFault
+from palindiff.data.svg_process import SvgProcess
 
 DRAWN_AT_ONCE = 500  # images between two reports of progress
 
@@ -58,11 +61,12 @@ def build_emoji_set(
     ]
     rows: dict[str, list[Row]] = defaultdict(list)
     not_drawn: dict[str, Counter[str]] = {package.name: Counter() for package in packages}
-    with atomic_folder(output) as folder:
+    with atomic_folder(output) as folder, SvgProcess() as renderer:
         for number, (style, concept, each) in enumerate(jobs, start=1):
             split = style.splits[concept.name]
             try:
-                row = _draw(folder / split, style, concept, each, size_px)
+                stem, image = style.draw(each, size_px, renderer)
+                row = _save(folder / split, style, concept, each, stem, image)
                 rows[split].append(row | (_further_fields(concept, each, style, styles) if packages else {}))
             except SvgFault as fault:
                 not_drawn[style.name][str(fault)] += 1
@@ -77,9 +81,8 @@ def build_emoji_set(
     )
 
 
-def _draw(folder: Path, style: Style, concept: Concept, emoji: Emoji, size_px: int) -> Row:
-    """Draw one image into its split's folder and return its row."""
-    stem, image = style.draw(emoji, size_px)
+def _save(folder: Path, style: Style, concept: Concept, emoji: Emoji, stem: str, image: Image.Image) -> Row:
+    """Save one image in its split's folder and return its row."""
     file_name = f"{style.name}/{stem}.png"
     (folder / style.name).mkdir(parents=True, exist_ok=True)
     image.save(folder / file_name)

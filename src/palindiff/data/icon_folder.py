@@ -12,7 +12,8 @@ from pathlib import Path
 
 from palindiff.atomic import atomic_folder
 from palindiff.data.icon_sets import Icon, IconInfo, IconSet, read_icon_set
-from palindiff.data.svg import SvgFault, draw_checked_svg
+from palindiff.data.svg import SvgFault
+from palindiff.data.svg_process import SvgProcess
 from palindiff.seeds import hash_63_bits
 
 SPLIT_SHARES = {"test": 0.1, "validation": 0.05}  # of the names; the rest is train
@@ -40,13 +41,13 @@ def build_icon_folder(output: Path, sets: Sequence[IconInfo], size_px: int = 64)
         raise ValueError(f"Two packages have the prefix `{repeated[0]}`. Expected each set once. Remove one of them.")
     rows: dict[str, list[dict[str, object]]] = defaultdict(list)
     not_drawn: dict[str, Counter[str]] = {info.prefix: Counter() for info in sets}
-    with atomic_folder(output) as folder:
+    with atomic_folder(output) as folder, SvgProcess() as renderer:
         for info in sets:
             icons = read_icon_set(info)
             for icon in icons.icons:
                 split = split_of(base_name(icon, icons))
                 try:
-                    row = _draw(folder / split, info, icon, size_px)
+                    row = _draw(folder / split, info, icon, size_px, renderer)
                 except SvgFault as fault:
                     not_drawn[info.prefix][str(fault)] += 1
                     continue
@@ -91,14 +92,14 @@ def base_name(icon: Icon, icons: IconSet) -> str:
     return name
 
 
-def _draw(folder: Path, info: IconInfo, icon: Icon, size_px: int) -> dict[str, object]:
+def _draw(folder: Path, info: IconInfo, icon: Icon, size_px: int, renderer: SvgProcess) -> dict[str, object]:
     """Draw one icon into its split's folder and return its row.
 
     Raises: SvgFault if it is not one that is drawn.
     """
     if icon.is_hidden:
         raise SvgFault("hidden")
-    image = draw_checked_svg(icon.svg, size_px)
+    image = renderer.draw(icon.svg, size_px)
     file_name = f"{info.prefix}/{icon.names[0]}.png"
     (folder / info.prefix).mkdir(parents=True, exist_ok=True)
     image.save(folder / file_name)
