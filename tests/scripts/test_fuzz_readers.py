@@ -31,6 +31,12 @@ def test_damaged_sets_give_documented_errors_alone(layout):
     fuzz(partial(SCRIPT["read_set"], SETS[layout]), 5)
 
 
+@pytest.mark.parametrize("name", SCRIPT["icon_package"]())
+def test_damaged_icon_packages_are_documented_errors(name):
+    pytest.importorskip("resvg_py", reason="needs the extra `emoji`")
+    fuzz(partial(SCRIPT["read_icons"], name), 20)
+
+
 def test_examples_are_damaged_and_valid_files_are_read():
     lengths = set()
     fuzz(lambda changes: lengths.add(len(SCRIPT["damaged"](SEEDS[0], changes))), 60)

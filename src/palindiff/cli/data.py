@@ -1,46 +1,123 @@
-"""`palindiff data`: draw the emoji set, and show what palindiff reads from a source of captioned images."""
+"""`palindiff data`: draw emoji and icons, and show what palindiff reads from a source of captioned images."""
 
+import json
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from palindiff.cli.output_option import JsonOption, next_line, print_json, print_table
+from palindiff.atomic import check_is_free
+from palindiff.cli.output_option import JsonOption, next_line, print_count, print_json, print_table
 
 if TYPE_CHECKING:
+    from palindiff.data.emoji_styles import PackageStyle
     from palindiff.data.rows import ImageSet
 
 NUM_SHOWN_ROWS = 5
 NUM_SHOWN_ERRORS = 5  # the most frequent errors of img2dataset
 MAX_SHOWN_LETTERS = 200  # of one caption
+PAIRS_FILE = "nearest.json"
+
+OutputOption = Annotated[Path, typer.Option(metavar="DIR", help="New or empty folder for the images.")]
+SizeOption = Annotated[int, typer.Option(min=8, max=1024, help="Side of each image in pixels.")]
 
 app = typer.Typer(
     name="data",
-    help="Draw the emoji set, or inspect your own captioned images.",
+    help="Draw emoji or icons, or inspect your own captioned images.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
 )
 
 
-@app.command("emoji", epilog="Example: palindiff data emoji --output data/emoji")
+@app.command("emoji", epilog="Example: palindiff data emoji --icons node_modules/@iconify-json --output data/emoji")
 def emoji(
-    output: Annotated[Path, typer.Option(metavar="DIR", help="New or empty folder for the images.")],
-    size_px: Annotated[int, typer.Option(min=8, max=1024, help="Side of each image in pixels.")] = 64,
+    output: OutputOption,
+    size_px: SizeOption = 64,
+    icons: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Icon package in Iconify's JSON format, or a folder of packages: more styles, such as noto. "
+            "Repeatable.",
+            show_default="none: two styles",
+        ),
+    ] = None,
 ) -> None:
-    """Draw about 7,900 emoji in two styles, with captions, split by concept."""
-    from palindiff.data.emoji import ATTRIBUTION, STYLES, build_emoji_set
+    """Draw about 7,900 emoji in two styles, and in those of icon packages, with captions, split by concept."""
+    from palindiff.data.emoji import read_emoji
+    from palindiff.data.emoji_set import build_emoji_set
+    from palindiff.data.emoji_styles import find_style_packages, read_package_style
 
-    counts = build_emoji_set(output, size_px)
-    rows = [(split, *(f"{of_split[style]:,}" for style in STYLES)) for split, of_split in counts.items()]
-    print_table(f"images in {output}", ["split", *STYLES], rows)
-    for style, source in ATTRIBUTION.items():
-        typer.echo(f"{style}: {source}")
+    check_is_free(output)
+    found, passed = find_style_packages(icons or [])
+    everything = read_emoji() if found else []
+    packages = [read_package_style(info, everything) for info in found]
+    finish = _write_similar_pairs if packages else None
+    progress = partial(print_count, "images drawn")
+    report = build_emoji_set(output, size_px, packages=packages, finish=finish, progress=progress)
+    _print_counts(output, report.counts)
+    if packages:
+        _print_packages(packages, report.not_drawn)
+        typer.echo(f"the held-out images most similar to training images: {output / PAIRS_FILE}")
+    if passed:
+        names = shorten(", ".join(info.prefix for info in passed), MAX_SHOWN_LETTERS, placeholder=" ...")
+        typer.echo(f"passed over, as they are not known as emoji styles: {names}")
+    typer.echo((output / "ATTRIBUTION.txt").read_text(encoding="utf-8"), nl=False)
     typer.echo(next_line(f"palindiff train --recipe emoji-quick --set {shlex.quote(f'data.path={output}')}"))
+
+
+@app.command("icons", epilog="Example: palindiff data icons node_modules/@iconify-json/mdi --output data/mdi")
+def icons(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Icon package in Iconify's JSON format, or a folder of packages.")
+    ],
+    output: OutputOption,
+    size_px: SizeOption = 64,
+) -> None:
+    """Draw icons with their names as captions, split by name."""
+    from palindiff.data.icon_folder import build_icon_folder
+    from palindiff.data.icon_sets import find_icon_sets
+
+    report = build_icon_folder(output, find_icon_sets(folder), size_px)
+    _print_counts(output, report.counts)
+    for prefix, reasons in report.not_drawn.items():
+        typer.echo(f"{prefix}: {_dropped(reasons)} dropped")
+    typer.echo((output / "ATTRIBUTION.txt").read_text(encoding="utf-8"), nl=False)
+    typer.echo(next_line(f"palindiff data show {shlex.quote(str(output))}"))
+
+
+def _print_counts(output: Path, counts: Mapping[str, Mapping[str, int]]) -> None:
+    styles = next(iter(counts.values()))
+    rows = [(style, *(f"{of_split[style]:,}" for of_split in counts.values())) for style in styles]
+    print_table(f"images in {output}", ["style", *counts], rows)
+
+
+def _print_packages(packages: "Sequence[PackageStyle]", not_drawn: Mapping[str, Counter[str]]) -> None:
+    rows = []
+    for each in packages:
+        drawn = len(each.matches.icon_of) - not_drawn[each.name].total()
+        dropped = _dropped(each.matches.num_dropped + not_drawn[each.name])
+        rows.append((each.name, f"{drawn:,}", f"{each.matches.num_unmatched:,}", dropped))
+    print_table("icons of each package", ["style", "drawn", "not matched", "dropped"], rows)
+
+
+def _dropped(reasons: Counter[str]) -> str:
+    """Return a number of icons, with the reasons in brackets."""
+    each = ", ".join(f"{reason} {number:,}" for reason, number in reasons.most_common())
+    return f"{reasons.total():,}" + (f" ({each})" if each else "")
+
+
+def _write_similar_pairs(folder: Path) -> None:
+    from palindiff.evaluation.near_duplicates import similar_pairs
+
+    pairs = json.dumps(similar_pairs(folder), ensure_ascii=False, indent=1)
+    (folder / PAIRS_FILE).write_text(pairs, encoding="utf-8")
 
 
 @app.command("show", epilog="Example: palindiff data show 'cc3m/{00000..00331}.tar' --check-images")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from palindiff.allocator import keep_freed_memory
+
 if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
@@ -80,14 +82,18 @@ def open_generator(name: str, device: str = "auto") -> "StableDiffusionPipeline"
 def open_embedder(name: str, device: str = "auto") -> "Embedder":
     """Load a model that embeds images and captions: as `open_model`, or any CLIP, in a folder or of a Hub name.
 
+    On a CPU the process then keeps freed memory.
+
     Raises: as `open_model`; OSError or ValueError if a CLIP cannot be loaded.
     """
+    device = _find_device(device)
+    if device == "cpu":
+        keep_freed_memory()
     from palindiff.inference.clip_model import ClipModel
     from palindiff.inference.embedder import PipelineEmbedder
 
     if (folder := _clip_folder(name)) is None:
         return PipelineEmbedder(open_model(name, device))
-    device = _find_device(device)
     hide_progress_bars()
     return ClipModel.from_pretrained(folder).to(device)
 

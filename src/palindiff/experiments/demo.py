@@ -12,7 +12,8 @@ from statistics import median
 import torch
 
 from palindiff.atomic import atomic_text
-from palindiff.data.emoji import STYLES, build_emoji_set
+from palindiff.data.emoji import STYLES
+from palindiff.data.emoji_set import build_emoji_set
 from palindiff.evaluation.results import Row, read_results, write_results
 from palindiff.experiments import demo_sections as sections
 from palindiff.experiments import emoji_protocol as protocol

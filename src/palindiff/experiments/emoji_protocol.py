@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from palindiff.data.emoji import STYLES, Style
+from palindiff.data.emoji import STYLES
 from palindiff.data.images import decode_image, to_pixels, to_tensor
 from palindiff.data.rows import CaptionedImage
 from palindiff.data.sources import DataConfig, open_images
@@ -43,7 +43,7 @@ class EvaluatedModel:
     steps: int
     seconds: float
 
-    def label(self, row: Row, style: Style, **labels: str) -> Row:
+    def label(self, row: Row, style: str, **labels: str) -> Row:
         """Complete a row of a metric with the labels of a result file."""
         training = {"steps": self.steps, "seconds": round(self.seconds)}
         return {"model": self.name, "style": style, **row, **training, **labels}
@@ -53,7 +53,7 @@ class EvaluatedModel:
 class EmbeddedConcepts:
     """All unseen concepts of a style, embedded once: images by text diffusion, captions by the text encoder."""
 
-    style: Style
+    style: str
     rows: list[CaptionedImage]
     captions: list[str]
     e_0_hat: Tensor  # (n, d_e), of the images
@@ -65,7 +65,7 @@ class EmbeddedConcepts:
         return self.e_0_hat @ self.e.T
 
 
-def concept_images(data_dir: Path, split: str, style: Style) -> list[CaptionedImage]:
+def concept_images(data_dir: Path, split: str, style: str) -> list[CaptionedImage]:
     """List one image of each concept, the neutral one, in the order of the set.
 
     Raises: ValueError if the set's rows have no style and representative, as the emoji set's do.
@@ -87,7 +87,7 @@ def evenly(rows: Sequence[T], number: int) -> list[T]:
     return [rows[int(i)] for i in torch.linspace(0, len(rows) - 1, number).round()]
 
 
-def embed_unseen(pipeline: PalindiffPipeline, data_dir: Path, style: Style) -> EmbeddedConcepts:
+def embed_unseen(pipeline: PalindiffPipeline, data_dir: Path, style: str) -> EmbeddedConcepts:
     """Embed every unseen concept of a style, each with its first caption."""
     rows = concept_images(data_dir, "test", style)
     captions = [row.captions[0] for row in rows]
@@ -102,7 +102,7 @@ def naming_rows(model: EvaluatedModel, concepts: EmbeddedConcepts) -> list[Row]:
     return [model.label(row, concepts.style) for row in both_ways(concepts.scores, positives, KS)]
 
 
-def generation_rows(model: EvaluatedModel, data_dir: Path, style: Style, split: str) -> list[Row]:
+def generation_rows(model: EvaluatedModel, data_dir: Path, style: str, split: str) -> list[Row]:
     """Generate captions of `seen` or `unseen` concepts; measure how often the concept's real image is recognised."""
     rows = evenly(concept_images(data_dir, SPLITS[split], style), NUM_GENERATION_CONCEPTS)
     chosen = evenly(range(len(rows)), NUM_GENERATED)

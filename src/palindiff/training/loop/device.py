@@ -3,9 +3,7 @@
 Also which attention kernel a device trains with in a precision.
 """
 
-import ctypes
 import os
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -18,9 +16,9 @@ from accelerate.utils import InitProcessGroupKwargs, LoggerType, ProjectConfigur
 from pydantic import BaseModel, Field
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from palindiff.allocator import keep_freed_memory
+
 TIMEOUT = timedelta(days=2)  # of the other processes, while one computes features or evaluates
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt, with the largest values that it takes
-KEPT_BYTES, LARGEST_MMAP_THRESHOLD = 2**31 - 1, 2**25
 TRACKER_DIR = "tensorboard"  # of trackers that write files, below the run's folder
 
 EMADevice = Literal["same", "cpu"]  # "same": the device of the weights
@@ -61,19 +59,6 @@ def make_accelerator(machine: MachineConfig, run_dir: Path | None = None) -> Acc
         log_with=list(machine.log_with) if run_dir and machine.log_with else None,
         project_config=project or None,
     )
-
-
-def keep_freed_memory() -> None:
-    """Let glibc reuse freed memory instead of returning it to the system, where each layer faults it in again.
-
-    Does nothing with another C library, or where environment variables set glibc's allocator.
-    """
-    if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-        libc.mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
 
 
 def attention_backend(device_type: str, precision: str) -> AbstractContextManager[None]:
