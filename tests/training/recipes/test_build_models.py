@@ -256,6 +256,16 @@ def test_a_trained_text_encoder_is_resumed_averaged_and_saved(toy_parts, tmp_pat
     assert all(torch.equal(weight, weights[name]) for name, weight in trained.items())
 
 
+def test_a_unet_from_scratch_takes_another_image_size_than_the_vae_s(toy_parts, tmp_path):
+    unet = recipe_tree(toy_parts)["unet"]
+    side = build_models(toy_recipe(toy_parts), seed=0).image_size_px
+    recipe = toy_recipe(toy_parts, unet={**unet, "image_size_px": 2 * side}, loop={"num_steps": 1})
+    train_toy_recipe(recipe, tmp_path)
+    assert PalindiffPipeline.from_pretrained(tmp_path / "checkpoint").image_size_px == 2 * side
+    with pytest.raises(ValueError, match=rf"`unet.image_size_px` is {side + 1}\. Expected a multiple of \d+, which"):
+        build_models(toy_recipe(toy_parts, unet={**unet, "image_size_px": side + 1}), seed=0)
+
+
 def test_recipes_from_scratch_stay_as_they_were(toy_parts):
     tree = recipe_tree(toy_parts)
     assert "base" not in tree

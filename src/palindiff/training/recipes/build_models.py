@@ -49,8 +49,10 @@ def build_models(recipe: ModelRecipe, seed: int, with_weights: bool = True) -> P
     pipeline = _from_base(recipe, base, seed, with_weights)
     if recipe.base.unet_weights == "random":
         pipeline.register_modules(unet=UNet2DConditionModel.from_config(pipeline.unet.config))
-    if recipe.base.image_size_px is not None:
-        pipeline.unet.register_to_config(sample_size=_latent_side(recipe.base.image_size_px, pipeline))
+    if (image_size_px := recipe.base.image_size_px) is not None:
+        num_blocks = len(pipeline.unet.config.block_out_channels)
+        side = _latent_side("base.image_size_px", image_size_px, int(pipeline.vae_scale_factor), num_blocks)
+        pipeline.unet.register_to_config(sample_size=side)
     pipeline.vae.requires_grad_(False).eval()
     check_can_be_learned(pipeline.scheduler, recipe.base.source)
     return pipeline
@@ -202,20 +204,24 @@ def _check_settings(pipeline: PalindiffPipeline, recipe: ModelRecipe, source: st
         )
 
 
-def _latent_side(image_size_px: int, pipeline: PalindiffPipeline) -> int:
-    factor = pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+def _latent_side(key: str, image_size_px: int, vae_factor: int, num_blocks: int) -> int:
+    factor = vae_factor * 2 ** (num_blocks - 1)
     if image_size_px % factor:
         raise ValueError(
-            f"`base.image_size_px` is {image_size_px}. Expected a multiple of {factor}, which VAE and U-Net "
-            "halve it down by. Change it."
+            f"`{key}` is {image_size_px}. Expected a multiple of {factor}, which VAE and U-Net halve it down by. "
+            "Change it."
         )
-    return image_size_px // int(pipeline.vae_scale_factor)
+    return image_size_px // vae_factor
 
 
 def build_unet(config: UNetConfig, vae: AutoencoderKL, d_c: int) -> UNet2DConditionModel:
-    """Build a U-Net from scratch for a VAE's latents and a text encoder of width d_c."""
-    num_blocks = len(config.widths)
-    side = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
+    """Build a U-Net from scratch for a VAE's latents and a text encoder of width d_c.
+
+    Raises: ValueError if VAE and U-Net cannot halve the image's side so often.
+    """
+    num_blocks, vae_factor = len(config.widths), 2 ** (len(vae.config.block_out_channels) - 1)
+    image_size_px = config.image_size_px or vae.config.sample_size
+    side = _latent_side("unet.image_size_px", image_size_px, vae_factor, num_blocks)
     return UNet2DConditionModel(
         sample_size=side,
         in_channels=vae.config.latent_channels,

@@ -62,6 +62,7 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     layers_per_block: int = Field(1, gt=0)
     head_dim: int = Field(32, gt=0)  # channels of one attention head
     norm_groups: int = Field(32, gt=0)
+    image_size_px: int | None = Field(None, gt=0)  # of training, and of the checkpoint; None is the VAE's own
 
     @model_validator(mode="after")
     def _divides_evenly(self) -> Self:
