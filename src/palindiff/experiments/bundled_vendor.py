@@ -1,0 +1,23 @@
+"""Images of an emoji vendor that training never sees, bundled with the package for the demo page.
+
+Here: where they are. Not here: how they were chosen (`scripts/bundle_vendor_images.py`).
+"""
+
+from importlib.resources import files
+from pathlib import Path
+
+from palindiff.data.rows import CaptionedImage
+from palindiff.data.sources import DataConfig, open_images
+
+VENDOR_IMAGES = Path(str(files("palindiff"))) / "experiments" / "vendor_images"
+ATTRIBUTION_FILE = "ATTRIBUTION.txt"
+
+
+def bundled_vendor_images(folder: Path = VENDOR_IMAGES) -> list[CaptionedImage]:
+    """Open the bundled images, each with the caption and the label of its concept."""
+    return list(open_images(DataConfig(path=str(folder), kind="folder")))
+
+
+def vendor_credit(folder: Path = VENDOR_IMAGES) -> str:
+    """Return the line that must be shown with the images, the first of the file."""
+    return (folder / ATTRIBUTION_FILE).read_text(encoding="utf-8").splitlines()[0]
