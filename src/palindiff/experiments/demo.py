@@ -18,6 +18,7 @@ from palindiff.data.emoji_set import build_emoji_set
 from palindiff.evaluation.results import Row, read_results, write_results
 from palindiff.evaluation.thumbnails import CAPTION_TO_GENERATED
 from palindiff.experiments import demo_sections as sections
+from palindiff.experiments.bundled_vendor import image_credits
 from palindiff.experiments.demo_groups import Group, page_groups
 from palindiff.experiments.demo_page import page
 from palindiff.experiments.emoji_protocol import EvaluatedModel, Report
@@ -76,7 +77,7 @@ def run_demo(options: DemoOptions, command: str, report: Report) -> Path:
     report("writing the page")
     options.output.mkdir(parents=True, exist_ok=True)
     target = options.output / "index.html"
-    atomic_text(target, render(model, groups, unseen, naming, log, options.seed))
+    atomic_text(target, render(model, groups, unseen, naming, log, options))
     return target
 
 
@@ -86,7 +87,7 @@ def render(
     unseen: list[EmbeddedConcepts],
     naming: list[Row],
     log: list[Line],
-    seed: int,
+    options: DemoOptions,
 ) -> str:
     """Put the page together; `naming` are the rows of its table."""
     return page(
@@ -96,9 +97,10 @@ def render(
         retrieved=[each for concepts in unseen for each in sections.retrieved_images(concepts)],
         recall=naming,
         denoised_caption=sections.DENOISED_CAPTION,
-        denoised=sections.denoised_images(model.pipeline, sections.DENOISED_CAPTION, seed),
+        denoised=sections.denoised_images(model.pipeline, sections.DENOISED_CAPTION, options.seed),
         naming=sections.naming_steps(model.pipeline, unseen[0]),
         plots=sections.training_curves(log),
+        credits=image_credits(options.data_dir),
     )
 
 

@@ -14,7 +14,7 @@ from palindiff.data.images import decode_image
 from palindiff.data.rows import CaptionedImage
 from palindiff.evaluation.results import Row
 from palindiff.experiments import demo_rates as rates
-from palindiff.experiments.bundled_vendor import bundled_vendor_images, vendor_credit
+from palindiff.experiments.bundled_vendor import bundled_vendor_images
 from palindiff.experiments.demo_page import Figure, RankedName
 from palindiff.experiments.emoji_subsets import COMPOSITION, evenly
 from palindiff.experiments.known_names import NUM_CHOICES, NamedImages, name_among_all, seen_images
@@ -84,7 +84,7 @@ def page_groups(
         ),
         Group(
             "Known things by another artist",
-            f"The training has these things, but no image by this artist. Images: {vendor_credit()}.",
+            "The training has these things, but no image by this artist.",
             [],
             "",
             _named_among_all(vendor, range(len(vendor.rows))),

@@ -53,8 +53,8 @@ def seen_sentence(num_right: int, num_images: int, num_names: int) -> str:
     """Say how often a training image is named right among all names."""
     rate = num_right / num_images
     return (
-        f"{verdict(rate)}: among all {num_names:,} names, the right one comes first for {rate:.0%} of {num_images} "
-        "images from training."
+        f"{verdict(rate)}: among all {num_names:,} names, the right one comes first for {100 * rate:.0f} % of "
+        f"{num_images} images from training."
     )
 
 
