@@ -41,8 +41,11 @@ def test_generation_is_said_by_the_share_of_captions_that_are_recognised():
 
 
 def test_naming_is_said_by_the_first_and_the_first_ten_names():
-    rows = [row(split="composition", recall=0.43, chance=1 / 60), row(split="composition", k=10, recall=0.8, chance=1 / 6),
-            row(split="composition", vendor="emojione", recall=0.99)]  # fmt: skip
+    rows = [
+        row(split="composition", recall=0.43, chance=1 / 60),
+        row(split="composition", k=10, recall=0.8, chance=1 / 6),
+        row(split="composition", vendor="emojione", recall=0.99),
+    ]
     assert naming_sentence(rows, "composition") == (
         "Right about half of the time: among 60 names, the right one comes first for 43 % of the images of a style, "
         "and is among the first ten for 80 % (guessing: 1.7 % and 16.7 %)."
@@ -56,7 +59,8 @@ def test_counts_become_sentences():
         "Mostly right: among all 1,069 names, the right one comes first for 68 % of 100 images from training."
     )
     assert vendor_sentence(20, 3, 24, 10, 1069) == (
-        "Mostly right with 10 names to choose from, 20 of these 24 images; rarely right among all 1,069 names, 3 of 24."
+        "Mostly right with 10 names to choose from, 20 of these 24 images; rarely right among all 1,069 names, 3 of "
+        "24."
     )
 
 

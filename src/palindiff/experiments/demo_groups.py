@@ -68,7 +68,7 @@ def page_groups(
     return [
         Group(
             "Emoji from its training",
-            "The concepts and styles of these images are part of the training.",
+            "These captions and images are part of the training.",
             generated[SEEN],
             rates.generation_sentence(rows, "seen"),
             _named_among_all(seen, evenly(range(len(seen.rows)), 2 * NUM_NAMED)),
