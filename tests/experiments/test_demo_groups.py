@@ -10,6 +10,7 @@ from palindiff.data.images import decode_image
 from palindiff.experiments import demo_groups
 from palindiff.experiments.bundled_vendor import bundled_vendor_images
 from palindiff.experiments.demo_groups import NUM_NAMED, generated_images, page_groups
+from palindiff.experiments.emoji_protocol import METRIC_STEPS
 from palindiff.experiments.emoji_subsets import evenly
 from palindiff.experiments.naming_protocol import embed_compositions, naming_rows
 from palindiff.experiments.nearest_training import nearest_images
@@ -50,7 +51,7 @@ def test_every_caption_of_each_group_is_generated_with_the_seed_of_its_place(gen
     assert f"outlined tl{SCRIPT}" in captions["unseen"]
     every = [each.figure for group in generated.values() for each in group]
     for number in (0, 7, len(every) - 1):
-        (alone,) = generate_images(model.pipeline, [every[number].caption], [3 + number], guidance_scale=4.0)
+        (alone,) = generate_images(model.pipeline, [every[number].caption], [3 + number], 4.0, METRIC_STEPS)
         assert abs(pixels(every[number].image) - pixels(alone)).max() <= 1  # of 255: another batch, rounded
         assert np.ptp(pixels(alone)) > 20
 

@@ -16,11 +16,13 @@ from palindiff.evaluation.results import Row
 from palindiff.experiments import demo_rates as rates
 from palindiff.experiments.bundled_vendor import bundled_vendor_images
 from palindiff.experiments.demo_page import Figure, RankedName
+from palindiff.experiments.emoji_protocol import METRIC_STEPS
 from palindiff.experiments.emoji_subsets import COMPOSITION, evenly
 from palindiff.experiments.known_names import NUM_CHOICES, NamedImages, name_among_all, seen_images
 from palindiff.experiments.naming_protocol import EmbeddedConcepts
 from palindiff.experiments.nearest_training import nearest_images
 from palindiff.experiments.shown_captions import FREE, SEEN, UNSEEN, shown_captions, style_of, without_style
+from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE
 from palindiff.inference.generation import generate_images
 from palindiff.inference.pipeline import PalindiffPipeline
 
@@ -110,10 +112,14 @@ def page_groups(
 
 
 def generated_images(pipeline: PalindiffPipeline, data_dir: Path, seed: int) -> dict[str, list[GeneratedImage]]:
-    """Generate the captions of each group, and find the training image most similar to each."""
+    """Generate the captions of each group, and find the training image most similar to each.
+
+    Settings are those of the measured rates, except for the seed.
+    """
     groups = shown_captions(data_dir, NUM_GENERATED)
     captions = [caption for group in groups.values() for caption in group]
-    images = generate_images(pipeline, captions, range(seed, seed + len(captions)))
+    seeds = range(seed, seed + len(captions))
+    images = generate_images(pipeline, captions, seeds, GENERATION_GUIDANCE_SCALE, METRIC_STEPS)
     nearest = nearest_images(images, [style_of(caption) for caption in captions], data_dir)
     shown = iter(
         GeneratedImage(
