@@ -15,7 +15,7 @@ from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, GENERATION_S
 from palindiff.inference.generation import generate_images
 from palindiff.inference.pipeline import PalindiffPipeline
 
-NUM_CAPTIONS = 24  # of each sheet
+NUM_CAPTIONS = 16  # of each sheet
 COLUMNS, MIN_CELL_PX, COLOURS, MAX_BYTES = 8, 64, 256, 150_000
 SHEETS = {
     SEEN: ("Concepts in training", "Concept and style are part of the training."),
@@ -33,8 +33,8 @@ python scripts/gallery.py --data data/emoji --model {model}
 
 No image is hand-picked. Captions are spread evenly over each split of the [emoji set](data.md#the-emoji-set), half of
 them in each of the styles flat and outlined. Caption i of the page, counted from 0, is generated once, from seed i, at
-guidance scale {guidance_scale:g} with {num_steps} DDIM steps, and shown. Images have {image_size_px} x {image_size_px}
-pixels. A sheet is reduced to {colours} colours.
+guidance scale {guidance_scale:g} with {num_steps} DDIM steps, and shown. Images are squares of {image_size_px} pixels.
+A sheet is reduced to {colours} colours.
 """
 
 

@@ -7,6 +7,7 @@ import torch
 
 from palindiff.data.images import decode_image, to_tensor
 from palindiff.experiments.emoji_subsets import concept_images, evenly
+from palindiff.inference.clip_model import ClipModel
 from palindiff.inference.generation import generate_images
 from toys.by_path import load_by_path
 from toys.emoji import write_emoji_set
@@ -83,6 +84,15 @@ def test_no_choice_is_better_than_the_judge_s_own():
     hits = best_of.hits_of(best_of.Candidates(ranks, scores, ranks[:, 0], ranks[:, 0], 100))
     assert (hits["judge"] >= hits["own"]).all()
     assert (hits["judge"] >= hits["random"]).all()
+
+
+def test_a_contrastive_model_ranks_captions_by_their_cosine_with_the_image(encoder_folder, data):
+    judge = ClipModel.from_pretrained(encoder_folder / "clip")
+    rows = concept_images(data, "test", "flat")[:5]
+    images, captions = [decode_image(row.source) for row in rows], ["a", "b", "a red a", "c", "d"]
+    cosines = judge.encode_image(images) @ judge.encode_text(captions).T
+    expected = [sum(bool(cosines[i, j] >= cosines[i, i]) for j in range(5) if j != i) for i in range(5)]
+    assert best_of.judge_ranks(judge, images, captions, captions).tolist() == expected
 
 
 def test_styles_together_are_all_captions():
