@@ -14,7 +14,7 @@ from palindiff.cli.model_option import open_model
 from palindiff.data.emoji import STYLES
 from palindiff.evaluation.evaluators import EvaluationConfig, EvaluationImages, chain_use, retrieval
 from palindiff.evaluation.results import Row, write_results
-from palindiff.experiments.emoji_protocol import concept_images
+from palindiff.experiments.emoji_subsets import concept_images
 
 SETTINGS = [  # naming steps, guidance scale, seed
     *((steps, scale, 0) for scale in (1.0, 4.0) for steps in (1, 8, 50)),

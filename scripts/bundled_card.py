@@ -4,6 +4,8 @@ Every figure and every conclusion is computed: from the weights, `log.jsonl`, `r
 `demo.json`, `calibration.json`, `bundled.json` and `chain_use.json`. Results of other weights are left out. README.md
 and docs/ quote the same sentences, which tests compare.
 
+The rows of `demo.json` that are of these weights are kept beside them, as `measured.json`: the demo page quotes them.
+
 Run: `python scripts/bundled_card.py`, after the result files were measured again.
 """
 
@@ -17,12 +19,15 @@ from safetensors import safe_open
 
 from palindiff.data.emoji_styles import ATTRIBUTION
 from palindiff.evaluation.results import Results, Row, read_results
+from palindiff.experiments.measured import write_measured
 from palindiff.pretrained.bundled import BUNDLED_VAE, CHECKPOINTS
 from palindiff.training.loop.run_log import read_log, training_cost
 
 RESULTS = Path(__file__).parents[1] / "results"
 TEMPLATE = Path(__file__).with_suffix(".md")  # with fields in braces
 WIDTH = 119
+UNSEEN = {"direction": "image_to_text", "split": "unseen"}  # rows of naming concepts that training never sees
+CONTROL_NAMES = {"nearest_thumbnail": "thumbnails", "nearest_efflite0": "EfficientNet-Lite0 features"}
 SAME_RECALL = 0.01  # of one model, measured twice
 OTHER_CAPTIONS = 0.1  # of one model, among one caption of each image or all
 SAME_PREDICTION = 0.99  # cosine above which two predictions count as the same
@@ -54,13 +59,11 @@ def num_parameters(part: Path) -> int:
 
 def measured_sentences(folder: Path, results: Path = RESULTS) -> list[str]:
     """Say what the result files hold of the weights in a folder; nothing if they are of other weights."""
-    steps, seconds = training_cost(read_log(folder / "log.jsonl"))
-    demo = read_results(results / "demo.json")
-    rows = [row for row in demo.rows if row["model"] == "bundled"]
-    rows = [row for row in rows if (row["steps"], row["seconds"]) == (steps, round(seconds))]
+    rows = measured_rows(folder, results)
     if not rows:
         return []
-    found = [_origin(demo), naming_sentence(rows), generation_sentence(rows)]
+    found = [_origin(read_results(results / "demo.json")), naming_sentence(rows), generation_sentence(rows)]
+    found += [sentence for sentence in (composition_sentence(rows), vendor_sentence(rows)) if sentence]
     (calibration,) = read_results(results / "calibration.json").rows
     config = json.loads((folder / "query_stream" / "config.json").read_text())
     if calibration["temperature"] == config.get("temperature"):
@@ -74,9 +77,16 @@ def measured_sentences(folder: Path, results: Path = RESULTS) -> list[str]:
     return found
 
 
+def measured_rows(folder: Path, results: Path = RESULTS) -> list[Row]:
+    """Return the rows of `demo.json` that are of the weights in a folder, by their training's steps and seconds."""
+    steps, seconds = training_cost(read_log(folder / "log.jsonl"))
+    of_these = {"model": "bundled", "steps": steps, "seconds": round(seconds)}
+    return _where(read_results(results / "demo.json").rows, **of_these)
+
+
 def naming_sentence(rows: Sequence[Row]) -> str:
     """Say how often the right caption of an unseen image is found, and what that means for the first answer."""
-    first, ten = (_where(rows, direction="image_to_text", k=k) for k in (1, 10))
+    first, ten = (_where(rows, **UNSEEN, k=k) for k in (1, 10))
     recalls = [row["recall"] for row in first]
     verdict = "wrong" if max(recalls) < 0.5 else "right" if min(recalls) > 0.5 else "right or wrong, by style,"
     return (
@@ -97,6 +107,34 @@ def generation_sentence(rows: Sequence[Row]) -> str:
         f"similar thumbnail for {span(seen)} of the captions from training and {span(unseen)} of others; chance is "
         f"{chosen[0]['chance']:.1%}. Images of concepts that were not in training resemble theirs "
         f"{'less often' if is_worse else 'as often'}."
+    )
+
+
+def composition_sentence(rows: Sequence[Row]) -> str | None:
+    """Say how often the right caption is found of a concept that training sees in other styles only."""
+    first, ten = (_where(rows, direction="image_to_text", split="composition", k=k) for k in (1, 10))
+    if not first or not ten:
+        return None
+    return (
+        f"Classification among {first[0]['n']} concepts that training sees in other styles only: the right caption is "
+        f"first for {span(row['recall'] for row in first)} of the images of a style and among the first 10 for "
+        f"{span(row['recall'] for row in ten)}; chance is {first[0]['chance']:.1%} and {ten[0]['chance']:.1%}."
+    )
+
+
+def vendor_sentence(rows: Sequence[Row]) -> str | None:
+    """Say how often images of an unseen vendor are named right, and what copying a training image's name reaches."""
+    measured = [row for row in rows if "vendor" in row and row["k"] == 10]
+    own = _where(measured, control="none")
+    if not own:
+        return None
+    recalls = {row["control"]: row["recall"] for row in measured}
+    copied = {name: recalls[control] for control, name in CONTROL_NAMES.items() if control in recalls}
+    controls = " and ".join(f"{recall:.1%} by {name}" for name, recall in copied.items())
+    return (
+        f"Unseen vendor: among {own[0]['n']} concepts in the style of {own[0]['vendor']}, which training never sees, "
+        f"the right caption is among the first 10 for {own[0]['recall']:.1%} of the images; chance is "
+        f"{own[0]['chance']:.1%}." + (f" The concepts of similar training images reach {controls}." if copied else "")
     )
 
 
@@ -134,7 +172,7 @@ def evaluation_sentence(rows: Sequence[Row]) -> str:
 
 def is_same_evaluation(demo: Sequence[Row], evaluated: Sequence[Row]) -> bool:
     """Whether both files are of one model: recall@10 of unseen images, among one caption each or all of them."""
-    of_demo = {row["style"]: row["recall"] for row in _where(demo, direction="image_to_text", k=10)}
+    of_demo = {row["style"]: row["recall"] for row in _where(demo, **UNSEEN, k=10)}
     chosen = _where(evaluated, subset="unseen", control="none", measure="text_retrieval_recall@10")
     return {row["style"] for row in chosen} == of_demo.keys() and all(
         abs(row["value"] - of_demo[row["style"]]) < OTHER_CAPTIONS for row in chosen
@@ -177,7 +215,7 @@ def is_same_model(demo: Sequence[Row], chain: Sequence[Row]) -> bool:
     """Whether two result files agree where they measure the same: recall@10 at the default settings of naming."""
     settings = {"naming_steps": 8, "naming_guidance_scale": 1.0, "seed": 0}
     of_chain = {row["style"]: row["value"] for row in _where(chain, metric="image_to_text_recall_10", **settings)}
-    of_demo = {row["style"]: row["recall"] for row in _where(demo, direction="image_to_text", k=10)}
+    of_demo = {row["style"]: row["recall"] for row in _where(demo, **UNSEEN, k=10)}
     return of_chain.keys() == of_demo.keys() and all(
         abs(of_chain[style] - of_demo[style]) < SAME_RECALL for style in of_demo
     )
@@ -211,4 +249,4 @@ def _wrapped(line: str) -> str:
 if __name__ == "__main__":
     target = CHECKPOINTS / "emoji"
     (target / "README.md").write_text(card(target, CHECKPOINTS / BUNDLED_VAE), encoding="utf-8")
-    print(target / "README.md")
+    print(target / "README.md", write_measured(target, measured_rows(target)))

@@ -106,9 +106,10 @@ def test_torchvision_is_not_imported():
             assert not [name for name in imported if name.split(".")[0] == "torchvision"], path
 
 
-def test_recipes_and_types_travel_with_the_package():
+def test_recipes_images_and_types_travel_with_the_package():
     assert (SOURCE / "py.typed").exists()
     assert list((SOURCE / "training" / "recipes").glob("*.yaml"))
+    assert list((SOURCE / "experiments" / "vendor_images").glob("*.png"))
 
 
 def forbidden_word(word):

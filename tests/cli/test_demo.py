@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from palindiff.evaluation.results import read_results
-from palindiff.experiments import demo, demo_sections, emoji_protocol
+from palindiff.experiments import demo, demo_groups, emoji_protocol, shown_captions
 from toys.demo import write_timed_recipe
 from toys.emoji import write_emoji_set
 from toys.page import assert_self_contained
@@ -15,8 +15,8 @@ def emoji_dir(toy_parts, tmp_path, monkeypatch):
     """A toy set, and a toy recipe where the demo trains its own."""
     recipe = write_timed_recipe(tmp_path / "quick.yaml", toy_parts)
     monkeypatch.setattr(demo, "TRAINED_RECIPE", recipe)
-    monkeypatch.setattr(demo_sections, "FREE_WORDING", ("a red circle",))
-    monkeypatch.setattr(demo_sections, "NUM_GENERATED", 2)
+    monkeypatch.setattr(shown_captions, "FREE_WORDING", ("a red circle",))
+    monkeypatch.setattr(demo_groups, "NUM_GENERATED", 2)
     monkeypatch.setattr(emoji_protocol, "NUM_GENERATED", 2)
     monkeypatch.setattr(emoji_protocol, "METRIC_STEPS", 2)
     return write_emoji_set(tmp_path / "emoji")

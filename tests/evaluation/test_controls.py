@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from palindiff.evaluation import controls
 from palindiff.evaluation.controls import (
+    NO_IMAGE,
+    concept_similarities,
     image_features,
     nearest_training_images,
     neighbour_hits,
@@ -60,6 +62,29 @@ def test_the_nearest_training_image_is_that_of_a_loop(monkeypatch):
     assert nearest_training_images(test, train).tolist() == expected
     monkeypatch.setattr(controls, "SCORES_AT_ONCE", 100)  # 3 test images at once
     assert nearest_training_images(test, train).tolist() == expected
+
+
+def test_a_concept_is_as_similar_as_its_most_similar_image(monkeypatch):
+    test, train = unit(5, 4), unit(7, 4, seed=1) + 3
+    concepts = torch.tensor([2, 0, 0, 2, 3, 3, 3])  # concept 1 has no image
+    mean = train.mean(dim=0)
+    cosines = F.normalize(test - mean, dim=1) @ F.normalize(train - mean, dim=1).T
+    found = concept_similarities(test, train, concepts, 4)
+    for i in range(5):
+        for concept in (0, 2, 3):
+            expected = max(float(cosines[i, j]) for j in range(7) if concepts[j] == concept)
+            assert float(found[i, concept]) == pytest.approx(expected, abs=1e-5)
+    assert (found[:, 1] == NO_IMAGE).all()
+    assert (found[:, 1] < found[:, [0, 2, 3]].min(dim=1).values).all()  # it ranks last
+    monkeypatch.setattr(controls, "SCORES_AT_ONCE", 7)
+    torch.testing.assert_close(concept_similarities(test, train, concepts, 4), found)  # an image at a time
+    assert torch.equal(concepts[nearest_training_images(test, train)], found.argmax(dim=1))
+
+
+@pytest.mark.parametrize("concepts", [[0, 1], [0, 1, 4], [-1, 0, 1]])
+def test_concepts_that_do_not_fit_are_refused(concepts):
+    with pytest.raises(ValueError, match=r"`concepts` has shape \(\d,\) with 3 training images and 4 concepts"):
+        concept_similarities(unit(2, 4), unit(3, 4), torch.tensor(concepts), 4)
 
 
 def test_thumbnails_find_an_image_through_noise():

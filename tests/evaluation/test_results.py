@@ -236,6 +236,18 @@ def test_where_keeps_rows_that_meet_every_condition(results_dir, where, ks):
     assert [line.strip("| ") for line in table] == ks
 
 
+def test_where_leaves_out_rows_without_the_key(tmp_path):
+    rows = [{"metric": "psnr_db", "value": 30.0}, *ROWS]
+    write(tmp_path / "mixed.json", rows)
+    for where, ks in (("k=10", ["10", "10"]), ("metric=psnr_db", None)):
+        marker = f"<!-- results/mixed.json: columns={'k' if ks else 'value'}, where={where} -->"
+        table = render_document(f"{marker}\n{END}", tmp_path).splitlines()[4:-2]
+        assert [line.strip("| ") for line in table] == (ks or ["30"])
+    nothing = f"<!-- results/mixed.json: columns=k, where=metric=psnr_db,k=10 -->\n{END}"
+    with pytest.raises(ValueError, match="There is no key `k`"):  # of the rows that are left
+        render_document(nothing, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("document", "error", "sentence"),
     [

@@ -4,15 +4,22 @@ import pytest
 import torch
 
 from palindiff.data.emoji import STYLES
-from palindiff.experiments.emoji_protocol import EvaluatedModel, embed_unseen
+from palindiff.experiments.emoji_protocol import EvaluatedModel
+from palindiff.experiments.naming_protocol import embed_unseen
 from palindiff.training.recipes.build_models import build_models
-from toys.emoji import write_emoji_set
+from toys.emoji import write_emoji_set, write_vendor
 from toys.recipe import toy_recipe
 
 
 @pytest.fixture(scope="session")
 def emoji_dir(tmp_path_factory):
     return write_emoji_set(tmp_path_factory.mktemp("emoji") / "set")
+
+
+@pytest.fixture(scope="session")
+def vendor_dir(tmp_path_factory):
+    """The same set with the split of an unseen vendor."""
+    return write_vendor(write_emoji_set(tmp_path_factory.mktemp("vendor") / "set"))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import yaml
 from accelerate.state import AcceleratorState
 
 from palindiff.evaluation.results import read_results
-from palindiff.experiments import demo, demo_sections, emoji_protocol
+from palindiff.experiments import demo, demo_groups, emoji_protocol, shown_captions
 from palindiff.experiments.demo import (
     SHARE_OF_TIME_FOR_STEPS,
     DemoOptions,
@@ -17,22 +17,24 @@ from palindiff.experiments.demo import (
     train_now,
     write_rows,
 )
+from palindiff.experiments.measured import write_measured
 from palindiff.pretrained import bundled
 from palindiff.training.recipes.yaml_files import prepare_run_dir
 from toys.demo import BUNDLED_LOG, write_bundled, write_timed_recipe
 from toys.emoji import SCRIPT
 from toys.page import assert_self_contained
 
-SECTIONS = ["Text-to-image generation", "Zero-shot naming", "Image-text retrieval", "Denoising step by step",
-            "Training curves"]  # fmt: skip
+SECTIONS = ["Emoji from its training", "Known things in a new style", "Known things by another artist",
+            "Things it has never seen", "Free wording", "Finding images by caption", "Denoising step by step",
+            "Training curves", "About this model and its images"]  # fmt: skip
 
 
 def silent(message):
     """Report nothing."""
 
 
-def lead(page):
-    return " ".join(page.of("p")[0].split())
+def about(page):
+    return " ".join(page.of("p")[-1].split())
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +42,8 @@ def _toy(monkeypatch, toy_parts, tmp_path):
     """Train a toy recipe where the demo trains its own, and generate little."""
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(demo, "TRAINED_RECIPE", write_timed_recipe(tmp_path / "quick.yaml", toy_parts))
-    monkeypatch.setattr(demo_sections, "FREE_WORDING", ("a red <circle>",))
-    monkeypatch.setattr(demo_sections, "NUM_GENERATED", 2)
+    monkeypatch.setattr(shown_captions, "FREE_WORDING", ("a red <circle>",))
+    monkeypatch.setattr(demo_groups, "NUM_GENERATED", 2)
     monkeypatch.setattr(emoji_protocol, "NUM_GENERATED", 2)
     monkeypatch.setattr(emoji_protocol, "METRIC_STEPS", 2)
 
@@ -59,23 +61,25 @@ def options(tmp_path, emoji_dir, **given):
     )
 
 
-def test_a_trained_model_makes_a_page_of_five_sections_and_a_file_of_results(emoji_dir, tmp_path):
+def test_a_trained_model_makes_a_page_of_all_sections_and_a_file_of_results(emoji_dir, tmp_path):
     reported, results = [], tmp_path / "results" / "demo.json"
     asked = options(tmp_path, emoji_dir, minutes=0.003, seed=5, results=results)
     assert run_demo(asked, "palindiff demo --train", reported.append) == tmp_path / "demo" / "index.html"
     page = assert_self_contained((tmp_path / "demo" / "index.html").read_text(encoding="utf-8"))
     assert page.of("h2") == SECTIONS
     steps = yaml.safe_load((tmp_path / "demo" / "run" / "recipe.yaml").read_text())["loop"]["num_steps"]
-    assert lead(page).startswith(f"One diffusion network, trained just now: {steps} steps, 0 minutes of training.")
-    assert f"flat tl{SCRIPT}" in page.of("td")
+    assert about(page) == f"Trained just now: {steps} steps, 0 minutes of training."
+    assert f"flat tl{SCRIPT}" in page.of("span")  # the right name of a named image
     assert (tmp_path / "demo" / "run" / "checkpoint" / "model_index.json").exists()
     found = read_results(results)
     assert (found.command, found.seed) == ("palindiff demo --train", 5)
     assert found.settings == {"minutes": 0.003, "rows_measured_before": {}}
     assert {row["model"] for row in found.rows} == {"trained"}
     assert {row["steps"] for row in found.rows} == {steps}
-    assert len(found.rows) == 2 * 6 + 4 * 3  # naming both ways, generation seen and unseen, at three k in two styles
-    assert [line.split(" ")[0] for line in reported[:4]] == ["computing", "training", "naming", "generating"]
+    # naming both ways, compositions, generation seen and unseen at three k, calibration and VAE; all in two styles
+    assert len(found.rows) == 2 * 6 + 2 + 4 * 3 + 2 + 2
+    assert [line.split(" ")[0] for line in reported[:5]] == ["computing", "training", "naming", "left", "generating"]
+    assert any("similar to the generated image" in " ".join(text.split()) for text in page.of("p"))  # measured now
 
 
 def test_the_bundled_model_makes_the_page_with_its_own_log(bundled_base, emoji_dir, tmp_path, monkeypatch):
@@ -86,9 +90,27 @@ def test_the_bundled_model_makes_the_page_with_its_own_log(bundled_base, emoji_d
     target = run_demo(options(tmp_path, emoji_dir), "palindiff demo", reported.append)
     page = assert_self_contained(target.read_text(encoding="utf-8"))
     assert page.of("h2") == SECTIONS
-    assert lead(page).startswith("One diffusion network, bundled with the package: 500 steps, 20 minutes of training.")
-    assert reported == ["naming unseen images", "writing the page"]
+    assert about(page) == "Bundled with the package: 500 steps, 20 minutes of training."
+    assert [text for text in page.of("p") if "not measured for this model" in text]
+    assert reported == [
+        "naming unseen images", "generating and naming the images of the page", "writing the page"
+    ]  # fmt: skip
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["index.html"]
+
+
+def test_rates_of_the_bundled_weights_are_quoted_and_those_of_others_are_not(
+    bundled_base, emoji_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(bundled, "CHECKPOINTS", bundled_base)
+    generation = {"direction": "caption_to_generated", "split": "seen", "k": 1, "recall": 0.75, "chance": 0.1, "n": 9}
+    rows = [generation, generation | {"split": "unseen", "recall": 0.5}]
+    for seconds, is_quoted in ((1200, True), (1201, False)):
+        write_measured(bundled_base / "emoji", [row | {"steps": 500, "seconds": seconds} for row in rows])
+        target = run_demo(options(tmp_path, emoji_dir), "palindiff demo", silent)
+        page = assert_self_contained(target.read_text(encoding="utf-8"))
+        sentences = [" ".join(text.split()) for text in page.of("p")]
+        assert any("for 75 % of 9 captions" in text for text in sentences) is is_quoted
+    write_measured(bundled_base / "emoji", [])
 
 
 def test_minutes_become_steps_by_the_time_of_a_step(emoji_dir, tmp_path, monkeypatch):

@@ -5,23 +5,17 @@ import sys
 import numpy as np
 import pytest
 
-from palindiff.data.emoji import STYLES
 from palindiff.data.images import decode_image
 from palindiff.experiments.demo_sections import (
-    FREE_WORDING,
     NUM_DENOISING_STEPS,
     PLOTS,
     denoised_images,
-    generated_images,
-    named_images,
     naming_steps,
     retrieved_images,
     training_curves,
 )
-from palindiff.experiments.emoji_protocol import concept_images, evenly
 from palindiff.inference.defaults import GENERATION_STEPS
 from palindiff.inference.generation import generate_images
-from toys.emoji import SCRIPT
 from toys.page import Page
 
 
@@ -31,61 +25,6 @@ def pixels(image):
 
 def image_of(concepts, i):
     return pixels(decode_image(concepts.rows[i].source))
-
-
-@pytest.fixture(scope="module")
-def generated(model, emoji_dir):
-    return generated_images(model.pipeline, emoji_dir, seed=3)
-
-
-def test_generated_captions_are_evenly_spread_over_each_split_and_free_wording(generated, emoji_dir):
-    spread = {
-        split: [row.captions[0] for style in STYLES for row in evenly(concept_images(emoji_dir, split, style), 8)]
-        for split in ("test", "train")
-    }
-    compositions = ["flat ca", "flat ca x", "flat cb", "flat cc"]
-    compositions += [caption.replace("flat", "outlined") for caption in compositions]
-    assert {title.split(",")[0].split(":")[0]: [figure.caption for figure in group]
-            for title, group in generated.items()} == {
-        "Concepts not in training": spread["test"], "Concepts in training": compositions,
-        "Free wording": list(FREE_WORDING), "For comparison": spread["train"],
-    }  # fmt: skip
-    assert f"flat tl{SCRIPT}" in spread["test"]
-    assert [len(group) for group in generated.values()] == [16, 8, 8, 16]
-
-
-@pytest.mark.parametrize("number", [0, 17, 47])
-def test_each_generated_image_has_the_seed_of_its_place(generated, model, number):
-    figure = [figure for group in generated.values() for figure in group][number]
-    (alone,) = generate_images(model.pipeline, [figure.caption], [3 + number], guidance_scale=4.0)
-    assert abs(pixels(figure.image) - pixels(alone)).max() <= 1  # of 255: another batch, rounded
-    assert np.ptp(pixels(alone)) > 20
-
-
-def test_names_are_the_best_of_all_unseen_concepts_and_the_right_one_is_marked(embedded):
-    places = [0, 2, 3, 5, 6, 8, 9, 11]
-    for concepts in embedded:
-        named = named_images(concepts)
-        assert [figure.alt for figure, _ in named] == [concepts.captions[i] for i in places]
-        for i, (figure, ranked) in zip(places, named, strict=True):
-            assert (pixels(figure.image) == image_of(concepts, i)).all()
-            best = concepts.scores[i].topk(5)
-            assert [each.name for each in ranked] == [concepts.captions[j] for j in best.indices]
-            assert [each.score for each in ranked] == best.values.tolist()
-            assert [each.is_right for each in ranked] == [int(j) == i for j in best.indices]
-        ranks = [int((concepts.scores[i] > concepts.scores[i, i]).sum()) for i in places]
-        assert sum(each.is_right for _, ranked in named for each in ranked) == sum(rank < 5 for rank in ranks)
-
-
-def test_the_caption_of_a_named_image_is_without_its_style(embedded):
-    concepts = embedded[0]
-    named = named_images(concepts)
-    assert {figure.caption for figure, _ in named} <= set(
-        concepts.captions
-    )  # the toy set's captions have no "emoji of"
-    changed = [f"a flat emoji of {caption}" for caption in concepts.captions]
-    other = type(concepts)(concepts.style, concepts.rows, changed, concepts.e_0_hat, concepts.e)
-    assert [figure.caption for figure, _ in named_images(other)] == [figure.caption for figure, _ in named]
 
 
 def test_retrieval_shows_the_best_images_of_a_caption_and_marks_the_right_one(embedded):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from palindiff.evaluation.results import read_results
+from palindiff.experiments.measured import MEASURED_FILE, read_measured
 from palindiff.pretrained.bundled import CHECKPOINTS
 from toys.by_path import ROOT, load_by_path
 
@@ -46,7 +47,8 @@ def test_the_bundled_card_is_what_the_script_writes():
 
 def test_readme_and_docs_quote_the_sentences_of_the_card():
     _, *found = cards.measured_sentences(EMOJI)
-    assert len(found) == 5
+    further = [cards.composition_sentence(DEMO), cards.vendor_sentence(DEMO)]
+    assert len(found) == 5 + sum(sentence is not None for sentence in further)
     assert [sentence for sentence in found if sentence not in words("docs/results.md")] == []
     for page in ("README.md", "docs/results.md"):
         assert cards.text_diffusion_conclusion(CHAIN) in words(page), page
@@ -85,7 +87,8 @@ def test_results_of_other_weights_are_not_quoted(results):
     assert not [each for each in cards.measured_sentences(EMOJI, results) if "Text diffusion" in each]
     change(results / "bundled.json", value=0.9)
     assert not [each for each in cards.measured_sentences(EMOJI, results) if "Controls" in each]
-    assert len(cards.measured_sentences(EMOJI, results)) == 3
+    further = [each for each in (cards.composition_sentence(DEMO), cards.vendor_sentence(DEMO)) if each]
+    assert len(cards.measured_sentences(EMOJI, results)) == 3 + len(further)
     change(results / "demo.json", steps=7)
     assert cards.measured_sentences(EMOJI, results) == []
     assert "**Results.** Not measured." in cards.card(EMOJI, VAE, results)
@@ -97,7 +100,7 @@ def test_results_of_other_weights_are_not_quoted(results):
 def test_the_verdict_on_the_first_answer_follows_the_recall(recalls, verdict):
     rows = DEMO
     for style, recall in zip(("flat", "outlined"), recalls, strict=True):
-        rows = changed(rows, "recall", recall, direction="image_to_text", k=1, style=style)
+        rows = changed(rows, "recall", recall, direction="image_to_text", split="unseen", k=1, style=style)
     sentence = cards.naming_sentence(rows)
     assert f"first for {recalls[0]:.1%} to {recalls[1]:.1%} of the images" in sentence
     assert sentence.endswith(f"The first answer is {verdict} for most of them.")
@@ -109,6 +112,51 @@ def test_the_verdict_on_unseen_concepts_follows_the_recall():
     sentence = cards.generation_sentence(as_good)
     assert "86.0% to 88.0% of the captions from training and 86.0% of others" in sentence
     assert sentence.endswith("resemble theirs as often.")
+
+
+def naming_row(**given):
+    return {"direction": "image_to_text", "k": 1, "recall": 0.5, "chance": 1 / 60, "n": 60, "split": "composition",
+            "style": "flat"} | given  # fmt: skip
+
+
+def test_compositions_and_a_vendor_have_sentences_where_they_were_measured():
+    rows = [
+        naming_row(recall=0.4),
+        naming_row(recall=0.5, style="outlined"),
+        naming_row(k=10, recall=0.8, chance=1 / 6),
+    ]
+    assert cards.composition_sentence(rows) == (
+        "Classification among 60 concepts that training sees in other styles only: the right caption is first for "
+        "40.0% to 50.0% of the images of a style and among the first 10 for 80.0%; chance is 1.7% and 16.7%."
+    )
+    vendor = [
+        naming_row(style="emojione", vendor="emojione", split="seen", n=810, chance=0.01, k=10, control=control,
+                   recall=recall)
+        for control, recall in (("none", 0.5), ("nearest_thumbnail", 0.25), ("nearest_efflite0", 0.75))
+    ]  # fmt: skip
+    sentence = (
+        "Unseen vendor: among 810 concepts in the style of emojione, which training never sees, the right caption is "
+        "among the first 10 for 50.0% of the images; chance is 1.0%."
+    )
+    assert cards.vendor_sentence(vendor[:1]) == sentence
+    assert cards.vendor_sentence(vendor) == (
+        f"{sentence} The concepts of similar training images reach 25.0% by thumbnails and 75.0% by "
+        "EfficientNet-Lite0 features."
+    )
+    assert cards.composition_sentence(vendor) is cards.vendor_sentence(rows) is None
+
+
+def test_rows_of_other_concepts_do_not_change_what_is_said_of_unseen_ones():
+    more = [*DEMO, naming_row(recall=0.99), naming_row(vendor="emojione", split="seen", control="none", recall=0.99)]
+    assert cards.naming_sentence(more) == cards.naming_sentence(DEMO)
+    assert cards.is_same_model(more, CHAIN)
+
+
+def test_the_rows_beside_the_weights_are_those_of_the_result_file():
+    rows = cards.measured_rows(EMOJI)
+    assert rows == DEMO
+    found = read_measured(EMOJI, rows[0]["steps"], rows[0]["seconds"])
+    assert found == rows, f"run python scripts/bundled_card.py, which writes {MEASURED_FILE}"
 
 
 def test_the_errors_of_the_probabilities_are_those_of_the_row():

@@ -20,6 +20,24 @@ def emoji_rows(split, style):
     return rows
 
 
+def vendor_rows():
+    """Three concepts of training, one of them twice; one that is unseen, and a flag."""
+    names = [("aa", "train", True), ("ab", "train", True), ("ab", "train", False), ("ac", "train", True),
+             ("ta", "test", True), ("x of the flag of Chad", "train", True)]  # fmt: skip
+    return [
+        {"file_name": f"emojione/{number}.png", "captions": [f"emojione {name}"], "style": "emojione",
+         "label": name, "is_representative": is_representative, "concept_split": split,
+         "license": "Emoji One, CC-BY-4.0"}
+        for number, (name, split, is_representative) in enumerate(names)
+    ]  # fmt: skip
+
+
+def write_vendor(folder, rows=None, drawn_from=200):
+    """Add the split of an unseen vendor to a set."""
+    write_split(folder / "vendor", vendor_rows() if rows is None else rows, drawn_from)
+    return folder
+
+
 def write_emoji_set(folder):
     for place, split in enumerate(("train", "validation", "test", "composition")):
         rows = [row for style in STYLES for row in emoji_rows(split, style)]

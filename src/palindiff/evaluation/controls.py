@@ -4,7 +4,7 @@ Here: queries and answers of controls; any task of `naming_tasks.py` measures th
 chance (`retrieval.py`), the noisy query's share (`chain_use` of `evaluators.py`).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from palindiff.evaluation.thumbnails import thumbnails
 from palindiff.inference.embedder import Embedder
 
 SCORES_AT_ONCE = 2**22  # bounds the memory of the comparison, not its result
+NO_IMAGE = -2.0  # similarity to a concept without a training image: below every cosine
 
 Features = Callable[[Tensor], Tensor]
 """Images (b, 3, H, W) uint8 -> (b, d) float."""
@@ -70,6 +71,36 @@ def nearest_training_images(test: Tensor, train: Tensor) -> Tensor:
     Shapes:  test (n, d), train (m, d) float, m from 2 on -> (n,) int64, rows of train.
     Raises:  ValueError if shapes do not fit or a number is not finite.
     """
+    return torch.cat([cosines.argmax(dim=1) for cosines in _training_cosines(test, train)])
+
+
+def concept_similarities(test: Tensor, train: Tensor, concepts: Tensor, num_concepts: int) -> Tensor:
+    """Similarity of each test image and each concept: that of the concept's most similar training image.
+
+    Ranked by these, concepts without a training image come last.
+
+    Source:  ours; cosine of features, the mean of the training images subtracted, as in `nearest_training_images`.
+    Shapes:  test (n, d), train (m, d) float, m from 2 on; concepts (m,) int64, of each training image, from 0 to
+             num_concepts - 1 -> (n, num_concepts) float32, cosines, or NO_IMAGE.
+    Raises:  ValueError as `nearest_training_images`, or if the concepts do not fit.
+    """
+    if concepts.shape != train.shape[:1] or not 0 <= concepts.min() <= concepts.max() < num_concepts:
+        raise ValueError(
+            f"`concepts` has shape {tuple(concepts.shape)} with {len(train)} training images and {num_concepts} "
+            "concepts in `concept_similarities`. Expected (m,), from 0 to the last concept. Pass one for each image."
+        )
+    found = []
+    for cosines in _training_cosines(test, train):
+        empty = cosines.new_full((len(cosines), num_concepts), NO_IMAGE)
+        found.append(empty.scatter_reduce(1, concepts.expand_as(cosines), cosines, "amax"))  # (b, m) -> (b, k)
+    return torch.cat(found)
+
+
+def _training_cosines(test: Tensor, train: Tensor) -> Iterator[Tensor]:
+    """Yield the cosines of some test images at a time with all training images, (b, m) float32.
+
+    Raises: ValueError as `nearest_training_images`.
+    """
     if test.ndim != 2 or train.ndim != 2 or test.shape[1] != train.shape[1] or not len(test) or len(train) < 2:
         raise ValueError(
             f"Features have shapes {tuple(test.shape)} and {tuple(train.shape)} in `nearest_training_images`. "
@@ -81,9 +112,8 @@ def nearest_training_images(test: Tensor, train: Tensor) -> Tensor:
         )
     mean = train.double().mean(dim=0).float()  # (d,)
     transposed = F.normalize(train.float() - mean, dim=1).T  # (m, d) -> (d, m)
-    parts = test.float().split(max(1, SCORES_AT_ONCE // len(train)))
-    # the length of a test image's features changes no order among training images
-    return torch.cat([((part - mean) @ transposed).argmax(dim=1) for part in parts])
+    for part in test.float().split(max(1, SCORES_AT_ONCE // len(train))):
+        yield F.normalize(part - mean, dim=1) @ transposed
 
 
 def neighbour_hits(nearest: Tensor, train_classes: Tensor, test_classes: Tensor) -> Tensor:

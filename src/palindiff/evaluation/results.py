@@ -9,8 +9,8 @@ A document quotes a table between two lines, and `python -m palindiff.evaluation
 
 COLUMN is a key of the rows. FORMAT is a number of decimals with f, e or % (`recall:.1%` shows 0.425 as 42.5%); without
 it a number has four significant digits, and no decimals from 1,000 on. `where` is optional: it keeps the rows whose
-keys have all the given values, written as the table shows them and without a comma. Markers in a fenced block are
-text. Results are read from one folder, wherever the document is.
+keys have all the given values, written as the table shows them and without a comma; a row without such a key is left
+out. Markers in a fenced block are text. Results are read from one folder, wherever the document is.
 """
 
 import argparse
@@ -205,7 +205,9 @@ def _marked_table(line: str, number: int, results_dir: Path) -> str:
         rows: list[Row] = read_results(results_dir / name).rows
         for condition in where.split(",") if where else ():
             key, _, wanted = (part.strip() for part in condition.partition("="))
-            rows = [row for row in rows if _cell(_value(row, key, "key")) == wanted]
+            if rows and not any(key in row for row in rows):
+                _value(rows[0], key, "key")
+            rows = [row for row in rows if key in row and _cell(row[key]) == wanted]
         if not rows:
             raise ValueError(f"No row of `{name}` has {where}. Expected at least one. Use values of the file.")
         return render_table(rows, [column.strip() for column in columns.split(",")])

@@ -1,6 +1,7 @@
 """The demo: the emoji set, a model (bundled, or trained now), its evaluation, and one page.
 
-Here: the order of these. Not here: what is measured (`emoji_protocol.py`) and shown (`demo_sections.py`).
+Here: the order of these. Not here: what is measured (`result_rows.py`) and shown (`demo_groups.py`,
+`demo_sections.py`).
 """
 
 import json
@@ -15,13 +16,18 @@ from palindiff.atomic import atomic_text
 from palindiff.data.emoji import STYLES
 from palindiff.data.emoji_set import build_emoji_set
 from palindiff.evaluation.results import Row, read_results, write_results
+from palindiff.evaluation.thumbnails import CAPTION_TO_GENERATED
 from palindiff.experiments import demo_sections as sections
-from palindiff.experiments import emoji_protocol as protocol
+from palindiff.experiments.bundled_vendor import image_credits
+from palindiff.experiments.demo_groups import Group, page_groups
 from palindiff.experiments.demo_page import page
-from palindiff.experiments.emoji_protocol import EmbeddedConcepts, EvaluatedModel, Report
+from palindiff.experiments.emoji_protocol import EvaluatedModel, Report
+from palindiff.experiments.emoji_subsets import COMPOSITION, has_split
+from palindiff.experiments.measured import read_measured
+from palindiff.experiments.naming_protocol import EmbeddedConcepts, embed_compositions, embed_unseen
 from palindiff.experiments.plots import Line
+from palindiff.experiments.result_rows import cheap_rows, further_rows
 from palindiff.inference.bundled import load
-from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, GENERATION_STEPS
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.pretrained.bundled import bundled_folder
 from palindiff.training.loop.loop import backward_step
@@ -57,37 +63,53 @@ def run_demo(options: DemoOptions, command: str, report: Report) -> Path:
         build_emoji_set(options.data_dir)
     model, log = bundled_model() if options.minutes is None else train_now(options, report)
     report("naming unseen images")
-    embedded = [protocol.embed_unseen(model.pipeline, options.data_dir, style) for style in STYLES]
-    rows = [row for concepts in embedded for row in protocol.naming_rows(model, concepts)]
-    if options.results is not None:
-        generation = protocol.measure_generation(model, options.data_dir, report)
-        write_rows(options, rows + generation, command, time.perf_counter() - started)
+    unseen = [embed_unseen(model.pipeline, options.data_dir, style) for style in STYLES]
+    styles = STYLES if has_split(options.data_dir, COMPOSITION) else ()
+    compositions = [embed_compositions(model.pipeline, options.data_dir, style) for style in styles]
+    naming = cheap_rows(model, unseen, compositions)
+    if options.results is None:
+        further = measured_before(model)
+    else:
+        further = further_rows(model, unseen, options.data_dir, report)
+        write_rows(options, naming + further, command, time.perf_counter() - started)
+    report("generating and naming the images of the page")
+    groups = page_groups(model.pipeline, options.data_dir, options.seed, unseen, compositions, naming + further)
     report("writing the page")
     options.output.mkdir(parents=True, exist_ok=True)
     target = options.output / "index.html"
-    atomic_text(target, render(model, embedded, rows, log, options))
+    atomic_text(target, render(model, groups, unseen, naming, log, options))
     return target
 
 
 def render(
-    model: EvaluatedModel, embedded: list[EmbeddedConcepts], rows: list[Row], log: list[Line], options: DemoOptions
+    model: EvaluatedModel,
+    groups: list[Group],
+    unseen: list[EmbeddedConcepts],
+    naming: list[Row],
+    log: list[Line],
+    options: DemoOptions,
 ) -> str:
-    """Put the page together; `rows` are those of naming."""
+    """Put the page together; `naming` are the rows of its table."""
     return page(
         model=model,
         image_size_px=model.pipeline.image_size_px,
-        generation_steps=GENERATION_STEPS,
-        guidance_scale=f"{GENERATION_GUIDANCE_SCALE:g}",
-        generated=sections.generated_images(model.pipeline, options.data_dir, options.seed),
-        num_concepts=len(embedded[0].rows),
-        named=[each for concepts in embedded for each in sections.named_images(concepts)],
-        retrieved=[each for concepts in embedded for each in sections.retrieved_images(concepts)],
-        recall=rows,
+        groups=groups,
+        retrieved=[each for concepts in unseen for each in sections.retrieved_images(concepts)],
+        recall=naming,
         denoised_caption=sections.DENOISED_CAPTION,
         denoised=sections.denoised_images(model.pipeline, sections.DENOISED_CAPTION, options.seed),
-        naming=sections.naming_steps(model.pipeline, embedded[0]),
+        naming=sections.naming_steps(model.pipeline, unseen[0]),
         plots=sections.training_curves(log),
+        credits=image_credits(options.data_dir),
     )
+
+
+def measured_before(model: EvaluatedModel) -> list[Row]:
+    """Rows that were measured of the bundled weights, without those of naming, which each page measures."""
+    if model.name != "bundled":
+        return []
+    rows = read_measured(bundled_folder("emoji"), model.steps, model.seconds)
+    return [row for row in rows if row.get("direction") == CAPTION_TO_GENERATED or "vendor" in row]
 
 
 def bundled_model() -> tuple[EvaluatedModel, list[Line]]:

@@ -1,38 +1,25 @@
-"""What the demo page shows: generated images, names, retrieval, denoising step by step, training curves.
+"""What the demo page shows last: retrieval, denoising step by step, training curves.
 
-Here: which images and captions, and what the model makes of them. Not here: HTML (`demo_page.html`).
+Here: which images and captions, and what the model makes of them. Not here: what the page opens with
+(`demo_groups.py`), HTML (`demo_page.html`).
 """
 
 import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from palindiff.data.emoji import STYLES
 from palindiff.data.images import decode_image, to_image
-from palindiff.data.sources import DataConfig, open_images
 from palindiff.experiments.demo_page import Figure, RankedName
-from palindiff.experiments.emoji_protocol import EmbeddedConcepts, concept_images, evenly
+from palindiff.experiments.emoji_subsets import evenly
+from palindiff.experiments.naming_protocol import EmbeddedConcepts
 from palindiff.experiments.plots import Line, line_plot
+from palindiff.experiments.shown_captions import without_style
 from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, GENERATION_STEPS
-from palindiff.inference.generation import generate_images
 from palindiff.inference.pipeline import PalindiffPipeline
 
-FREE_WORDING = (
-    "a flat emoji of a blue apple",
-    "an outlined emoji of a smiling face with a hat",
-    "a flat emoji of a green heart on fire",
-    "the flag of an island in the ocean",
-    "an outlined emoji of a sad cat",
-    "a flat emoji of a yellow car",
-    "a red circle",
-    "an outlined emoji of a doctor with dark skin tone",
-)
-NUM_GENERATED = 16  # captions of each group
-NUM_NAMED = 8  # images in each style
 NUM_QUERIES = 4  # captions in each style
 NUM_CANDIDATES = 5  # best names, or images, of each
 NUM_DENOISING_STEPS = 8  # steps shown of a generated image
@@ -42,30 +29,6 @@ PLOTS = {
     "alignment loss (nats)": ["alignment", "validation_alignment"],
     "recall at 10, validation": ["image_to_text_recall_10", "text_to_image_recall_10"],
 }
-
-
-def generated_images(pipeline: PalindiffPipeline, data_dir: Path, seed: int) -> dict[str, list[Figure]]:
-    """Generate evenly spread captions of unseen and seen concepts and unseen compositions, and free wording."""
-    compositions = evenly(open_images(DataConfig(path=str(data_dir), split="composition")), NUM_GENERATED)
-    unseen, seen = (
-        [row for style in STYLES for row in evenly(concept_images(data_dir, split, style), NUM_GENERATED // 2)]
-        for split in ("test", "train")
-    )
-    groups = {
-        "Concepts not in training": [row.captions[0] for row in unseen],
-        "Concepts in training, but never in this style": [row.captions[0] for row in compositions],
-        "Free wording": list(FREE_WORDING),
-        "For comparison: concepts and styles in training": [row.captions[0] for row in seen],
-    }
-    captions = [caption for group in groups.values() for caption in group]
-    images = iter(generate_images(pipeline, captions, range(seed, seed + len(captions))))
-    return {title: [Figure(next(images), caption) for caption in group] for title, group in groups.items()}
-
-
-def named_images(concepts: EmbeddedConcepts) -> list[tuple[Figure, list[RankedName]]]:
-    """Name evenly spread unseen images among all unseen concepts of their style."""
-    chosen = evenly(range(len(concepts.rows)), NUM_NAMED)
-    return [(_figure(concepts, i), _ranked(concepts, i, concepts.scores[i], NUM_CANDIDATES)) for i in chosen]
 
 
 def retrieved_images(concepts: EmbeddedConcepts) -> list[tuple[str, list[Figure]]]:
@@ -128,7 +91,7 @@ def denoised_images(pipeline: PalindiffPipeline, caption: str, seed: int) -> lis
 
 def _figure(concepts: EmbeddedConcepts, i: int) -> Figure:
     caption = concepts.captions[i]
-    return Figure(decode_image(concepts.rows[i].source), caption.partition(" emoji of ")[2] or caption, caption)
+    return Figure(decode_image(concepts.rows[i].source), without_style(caption), caption)
 
 
 def _ranked(concepts: EmbeddedConcepts, i: int, scores: Tensor, number: int) -> list[RankedName]:

@@ -1,13 +1,12 @@
-"""How an emoji model is evaluated: which images and captions, and the rows of `results/demo.json`.
+"""A model under evaluation, and how its generated emoji are measured: whether a caption's own image is recognised.
 
-Here: the choice of concepts, the same for every model. Not here: the metrics (`evaluation/`) and the page
-(`demo_sections.py`).
+Here: rows of `results/demo.json` that need generation. Not here: which concepts (`emoji_subsets.py`), naming
+(`naming_protocol.py`), the metrics (`evaluation/`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -15,13 +14,11 @@ from torch import Tensor
 
 from palindiff.data.emoji import STYLES
 from palindiff.data.images import decode_image, to_pixels, to_tensor
-from palindiff.data.rows import CaptionedImage
-from palindiff.data.sources import DataConfig, open_images
 from palindiff.evaluation.evaluators import KS
 from palindiff.evaluation.results import Row
-from palindiff.evaluation.retrieval import both_ways
 from palindiff.evaluation.thumbnails import thumbnail_recall
-from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
+from palindiff.experiments.emoji_subsets import concept_images, evenly
+from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE
 from palindiff.inference.generation import generate_images
 from palindiff.inference.pipeline import PalindiffPipeline
 
@@ -30,7 +27,6 @@ NUM_GENERATED = 200  # captions generated of them
 METRIC_STEPS = 20  # DDIM steps of the generation metric
 SPLITS = {"seen": "train", "unseen": "test"}  # result label -> split of the emoji set
 
-T = TypeVar("T")
 Report = Callable[[str], None]  # takes a line that says what happens now
 
 
@@ -47,59 +43,6 @@ class EvaluatedModel:
         """Complete a row of a metric with the labels of a result file."""
         training = {"steps": self.steps, "seconds": round(self.seconds)}
         return {"model": self.name, "style": style, **row, **training, **labels}
-
-
-@dataclass(frozen=True)
-class EmbeddedConcepts:
-    """All unseen concepts of a style, embedded once: images by text diffusion, captions by the text encoder."""
-
-    style: str
-    rows: list[CaptionedImage]
-    captions: list[str]
-    e_0_hat: Tensor  # (n, d_e), of the images
-    e: Tensor  # (n, d_e), of the captions
-
-    @property
-    def scores(self) -> Tensor:
-        """Cosine of every image with every caption, (n, n)."""
-        return self.e_0_hat @ self.e.T
-
-
-def concept_images(data_dir: Path, split: str, style: str) -> list[CaptionedImage]:
-    """List one image of each concept, the neutral one, in the order of the set.
-
-    Raises: ValueError if the set's rows have no style and representative, as the emoji set's do.
-    """
-    rows = open_images(DataConfig(path=str(data_dir), split=split))
-    for row in rows:
-        if not {"style", "is_representative"} <= row.fields.keys():
-            raise ValueError(
-                f"`{row.source.place}` has no `style` and `is_representative` in its row. Expected the emoji set in "
-                f"`{data_dir}`. Use a folder that `palindiff data emoji` wrote, or one that does not exist yet."
-            )
-    return [row for row in rows if row.fields["style"] == style and row.fields["is_representative"] == "True"]
-
-
-def evenly(rows: Sequence[T], number: int) -> list[T]:
-    """Take `number` rows spread evenly over all, so that none is hand-picked; all rows if there are no more."""
-    if number >= len(rows):
-        return list(rows)
-    return [rows[int(i)] for i in torch.linspace(0, len(rows) - 1, number).round()]
-
-
-def embed_unseen(pipeline: PalindiffPipeline, data_dir: Path, style: str) -> EmbeddedConcepts:
-    """Embed every unseen concept of a style, each with its first caption."""
-    rows = concept_images(data_dir, "test", style)
-    captions = [row.captions[0] for row in rows]
-    e_0_hat = pipeline.encode_image([row.source for row in rows], NAMING_STEPS, NAMING_GUIDANCE_SCALE)
-    return EmbeddedConcepts(style, rows, captions, e_0_hat.cpu(), pipeline.encode_text(captions).cpu())
-
-
-def naming_rows(model: EvaluatedModel, concepts: EmbeddedConcepts) -> list[Row]:
-    """Measure recall in both directions among all unseen concepts of a style."""
-    captions = concepts.captions
-    positives = torch.tensor([[caption == other for other in captions] for caption in captions])
-    return [model.label(row, concepts.style) for row in both_ways(concepts.scores, positives, KS)]
 
 
 def generation_rows(model: EvaluatedModel, data_dir: Path, style: str, split: str) -> list[Row]:

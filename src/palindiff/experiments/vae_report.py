@@ -15,7 +15,8 @@ from palindiff.data.sources import DataConfig, open_images
 from palindiff.evaluation.evaluators import reconstruction
 from palindiff.evaluation.results import Row, write_results
 from palindiff.evaluation.sheets import contact_sheet
-from palindiff.experiments.emoji_protocol import as_pixels, evenly
+from palindiff.experiments.emoji_protocol import as_pixels
+from palindiff.experiments.emoji_subsets import evenly
 from palindiff.pretrained.bundled import BUNDLED_VAE, bundled_folder, load_vae
 from palindiff.training.features.images_in_memory import decode_images
 from palindiff.training.loop.run_log import read_log, training_cost

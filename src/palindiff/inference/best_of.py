@@ -83,18 +83,39 @@ def best_of(
     for prompt, first in zip(prompts, seeds, strict=True):
         own = range(first, first + num_candidates)
         parts = [own[start : start + batch_size] for start in range(0, num_candidates, batch_size)]
-        z = torch.cat([_latents(pipeline, prompt, part, guidance_scale, num_inference_steps) for part in parts])
-        cosines = (pipeline.encode_image(z, naming_steps) @ pipeline.encode_text([prompt]).T)[:, 0]
+        z = torch.cat(
+            [candidate_latents(pipeline, prompt, part, guidance_scale, num_inference_steps) for part in parts]
+        )
+        cosines = prompt_cosines(pipeline, z, prompt, naming_steps)
         best = int(cosines.argmax())
-        decoded = pipeline.vae.decode(z[best : best + 1] / pipeline.vae.config.scaling_factor).sample
-        (image,) = pipeline.image_processor.postprocess(decoded, do_denormalize=[True])
+        (image,) = decode_latents(pipeline, z[best : best + 1])
         yield BestImage(image, prompt, own[best], dict(zip(own, cosines.tolist(), strict=True)))
 
 
-def _latents(
-    pipeline: Generator, prompt: str, seeds: range, guidance_scale: float, num_inference_steps: int
+def prompt_cosines(pipeline: Generator, z: Tensor, prompt: str, naming_steps: int = NAMING_STEPS) -> Tensor:
+    """Score candidates of a prompt: the cosine of the embedding read from each, and the prompt's.
+
+    Shapes: z (b, ch, h, w), latents as they are generated -> (b,) float32.
+    """
+    return (pipeline.encode_image(z, naming_steps) @ pipeline.encode_text([prompt]).T)[:, 0]  # (b, 1) -> (b,)
+
+
+@torch.no_grad()
+def decode_latents(pipeline: Generator, z: Tensor) -> list[Image.Image]:
+    """Decode generated latents as the pipeline does. Shapes: z (b, ch, h, w) -> b images."""
+    decoded = pipeline.vae.decode(z / pipeline.vae.config.scaling_factor).sample
+    images: list[Image.Image] = pipeline.image_processor.postprocess(decoded, do_denormalize=[True] * len(z))
+    return images
+
+
+def candidate_latents(
+    pipeline: Generator,
+    prompt: str,
+    seeds: Sequence[int],
+    guidance_scale: float = GENERATION_GUIDANCE_SCALE,
+    num_inference_steps: int = GENERATION_STEPS,
 ) -> Tensor:
-    """Shapes: -> z (b, ch, h, w), one from each seed."""
+    """Generate one prompt from several seeds, without decoding. Shapes: -> z (b, ch, h, w), one from each seed."""
     z: Tensor = pipeline(
         [prompt] * len(seeds),
         num_inference_steps=num_inference_steps,

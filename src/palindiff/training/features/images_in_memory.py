@@ -4,13 +4,14 @@ Here: decoding and augmentation. Not here: cached latents (`dataset.py`).
 """
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from palindiff.data.images import Fit, decode_image, fit_image, to_pixels, to_tensor
-from palindiff.data.sources import ImageSet
+from palindiff.data.rows import CaptionedImage
 
 MAX_SHIFT_PX = 4
 COLOUR_ORDERS = tuple(itertools.permutations(range(3)))
@@ -50,7 +51,7 @@ def augment(x: Tensor, uniform: Tensor) -> Tensor:
     return padded[:, down : down + x.shape[1], right : right + x.shape[2]]
 
 
-def decode_images(rows: ImageSet, size_px: int, fit: Fit = "crop") -> Tensor:
+def decode_images(rows: Sequence[CaptionedImage], size_px: int, fit: Fit = "crop") -> Tensor:
     """Shapes: n rows -> (n, 3, size_px, size_px) uint8."""
     return torch.stack([to_tensor(fit_image(decode_image(row.source), size_px, fit)) for row in rows])
 

@@ -1,0 +1,48 @@
+"""The training image that is most similar to a generated one, so that a reader sees what is copied.
+
+Here: the search. Not here: the measure (`evaluation/controls.py`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from palindiff.data.images import decode_image, to_tensor
+from palindiff.data.rows import CaptionedImage
+from palindiff.evaluation.controls import image_features, nearest_training_images, thumbnail_features
+from palindiff.experiments.emoji_subsets import styles_of, training_images
+from palindiff.inference.defaults import IMAGES_AT_ONCE
+
+
+def nearest_images(
+    images: Sequence[Image.Image], styles: Sequence[str | None], data_dir: Path
+) -> list[CaptionedImage]:
+    """Find the most similar training image of each image's style, or of all styles if it has none in training.
+
+    Source: ours; cosine of 16 x 16 thumbnails, as `nearest_training_images`.
+    Shapes: n images, n styles -> n rows of the training split.
+    Raises: ValueError if an image has no style in training, and the training images are of different sizes.
+    """
+    known = styles_of(data_dir, "train")
+    wanted = [style if style in known else None for style in styles]
+    found: dict[int, CaptionedImage] = {}
+    for style in dict.fromkeys(wanted):
+        training = training_images(data_dir, style)
+        places = [place for place, each in enumerate(wanted) if each == style]
+        generated = _thumbnails([images[place] for place in places])
+        nearest = nearest_training_images(generated, _thumbnails_of(training))
+        found |= {place: training[row] for place, row in zip(places, nearest.tolist(), strict=True)}
+    return [found[place] for place in range(len(images))]
+
+
+def _thumbnails_of(rows: Sequence[CaptionedImage]) -> Tensor:
+    """Shapes: n rows -> (n, 768) float32."""
+    parts = (rows[start : start + IMAGES_AT_ONCE] for start in range(0, len(rows), IMAGES_AT_ONCE))
+    return torch.cat([_thumbnails([decode_image(row.source) for row in part]) for part in parts])
+
+
+def _thumbnails(images: Sequence[Image.Image]) -> Tensor:
+    return image_features([torch.stack([to_tensor(image) for image in images])], thumbnail_features)
