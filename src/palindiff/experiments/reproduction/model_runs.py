@@ -1,0 +1,172 @@
+"""The trained models of a scale: one run folder for each variant and seed, resumed by the same call.
+
+Here: the recipe of a run, its cost in FLOP, training, and opening the result. Not here: which runs a table needs
+(`plan.py`), what is measured of them (`measurement.py`).
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from palindiff.atomic import atomic_text
+from palindiff.evaluation.results import git_state
+from palindiff.experiments.reproduction.plan import ROOT, Plan
+from palindiff.inference.clip_model import ClipModel
+from palindiff.inference.embedder import Embedder, PipelineEmbedder
+from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.training.cost.flops import contrastive_step_tflop, step_tflop
+from palindiff.training.cost.weight_free import fake_run
+from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
+from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe, Recipe
+from palindiff.training.recipes.yaml_files import config_hash, load_recipe, prepare_run_dir
+from palindiff.training.trainer import TRAINERS, recipe_classes, train_recipe
+
+FACTS_FILE = "reproduction.json"  # beside the run: which commit trained it
+
+
+@dataclass(frozen=True)
+class ModelRun:
+    """A variant with a seed: its recipe, and the folder of its run."""
+
+    plan: Plan
+    variant: str
+    seed: int
+    data: Path  # folder of --data
+    runs: Path  # folder of all runs of the scale
+    overrides: tuple[str, ...] = ()  # KEY=VALUE of every run, such as the number of threads
+
+    @property
+    def name(self) -> str:
+        """As its folder is called."""
+        return f"{self.variant}-seed{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return self.runs / self.name
+
+    @cached_property
+    def recipe(self) -> DiffDisRecipe | ContrastiveRecipe:
+        """The recipe of the run, with as many steps as its training may cost.
+
+        Raises: ValueError if it cannot be read, or is of another objective.
+        """
+        variant = self.plan.variants[self.variant]
+        recipe = self._load(())
+        if variant.same_flop_as is None:
+            return recipe
+        other = ModelRun(self.plan, variant.same_flop_as, self.seed, self.data, self.runs, self.overrides)
+        steps = round(other.recipe.loop.num_steps * tflop_of_step(other.recipe) / tflop_of_step(recipe))
+        return self._load((f"loop.num_steps={steps}", *_scaled_schedule(recipe, steps)))
+
+    @property
+    def train_tflop(self) -> float:
+        """TFLOP of the run's steps; with those of the run that it starts from."""
+        start = self._start
+        return self.recipe.loop.num_steps * tflop_of_step(self.recipe) + (0 if start is None else start.train_tflop)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has written its result."""
+        return (self.folder / TRAINERS[self.recipe.objective_name].result_name).is_dir()
+
+    def train(self) -> None:
+        """Train it, or resume its training; nothing if it is finished.
+
+        Raises: ValueError if the folder holds a run of another recipe or commit.
+        """
+        commit, _ = git_state(Path(__file__).parent)
+        prepare_run_dir(self.recipe, self.folder, f"{self.plan.recipe}, variant {self.variant}")
+        facts = self.folder / FACTS_FILE
+        if facts.exists():
+            self._check_commit(json.loads(facts.read_text(encoding="utf-8"))["commit"], commit)
+        else:
+            atomic_text(facts, json.dumps({"commit": commit}) + "\n")
+        if not self.is_finished:
+            train_recipe(self.recipe, self.folder, show_progress=False)
+
+    def open(self) -> Embedder:
+        """Load the finished model.
+
+        Raises: FileNotFoundError if it is not finished.
+        """
+        result = self.folder / TRAINERS[self.recipe.objective_name].result_name
+        if not self.is_finished:
+            raise FileNotFoundError(f"`{result}` does not exist. Expected a finished run. Train it first.")
+        if isinstance(self.recipe, ContrastiveRecipe):
+            return ClipModel.from_pretrained(result)
+        return PipelineEmbedder(PalindiffPipeline.from_pretrained(result))
+
+    def facts(self) -> dict[str, str | int | float | None]:
+        """What result rows say of the training."""
+        steps, seconds = training_cost(read_log(self.folder / LOG_FILE))
+        commit = json.loads((self.folder / FACTS_FILE).read_text(encoding="utf-8"))["commit"]
+        return {
+            "config_hash": config_hash(self.recipe)[:16], "commit": commit, "steps": steps,
+            "train_tflop": self.train_tflop, "train_seconds": round(seconds),
+        }  # fmt: skip
+
+    @property
+    def _start(self) -> "ModelRun | None":
+        start = self.plan.variants[self.variant].start
+        if start is None:
+            return None
+        return ModelRun(self.plan, start, self.plan.seeds_of(start)[0], self.data, self.runs, self.overrides)
+
+    def _load(self, further: tuple[str, ...]) -> DiffDisRecipe | ContrastiveRecipe:
+        variant, start = self.plan.variants[self.variant], self._start
+        base = () if start is None else (f"base.source={json.dumps(str(start.folder / 'checkpoint'))}",)
+        given = [*self.plan.set, *base, *variant.set, *further, *self.overrides, f"loop.seed={self.seed}"]
+        own = [each.replace(ROOT, str(self.data)) for each in given]
+        recipe: Recipe = load_recipe(recipe_classes(), variant.recipe or self.plan.recipe, own)
+        if not isinstance(recipe, DiffDisRecipe | ContrastiveRecipe):
+            raise ValueError(
+                f"The variant `{self.variant}` has the objective `{recipe.objective_name}`. Expected diffdis or "
+                "contrastive. Use another recipe."
+            )
+        return recipe
+
+    def _check_commit(self, trained_by: str | None, commit: str | None) -> None:
+        if trained_by != commit and not self.is_finished:
+            raise ValueError(
+                f"`{self.folder}` holds an unfinished run of commit {trained_by}, and this is {commit}. Expected the "
+                "commit that began it. Check that one out, or remove the folder to train the run anew."
+            )
+
+
+@dataclass
+class StepCosts:
+    """TFLOP of one step of a recipe, each counted once."""
+
+    known: dict[str, float] = field(default_factory=dict)  # by config hash
+
+    def __call__(self, recipe: DiffDisRecipe | ContrastiveRecipe) -> float:
+        """Count the forward and backward passes of one step."""
+        key = config_hash(recipe)
+        if key not in self.known:
+            self.known[key] = _count(recipe)
+        return self.known[key]
+
+
+tflop_of_step = StepCosts()
+
+
+def _count(recipe: DiffDisRecipe | ContrastiveRecipe) -> float:
+    if isinstance(recipe, ContrastiveRecipe):
+        return sum(contrastive_step_tflop(recipe).values())
+    with ExitStack() as stack:
+        parts: Mapping[str, float] = step_tflop(stack.enter_context(fake_run(recipe)), recipe)
+        return sum(parts.values())
+
+
+def _scaled_schedule(recipe: Recipe, steps: int) -> tuple[str, ...]:
+    """Scale warm-up and decay with the number of steps."""
+    share = steps / recipe.loop.num_steps
+    optimizer = recipe.optimizer
+    return (
+        f"optimizer.warmup_steps={round(optimizer.warmup_steps * share)}",
+        f"optimizer.decay_steps={round(optimizer.decay_steps * share)}",
+    )
