@@ -100,7 +100,8 @@ def measure_generation(model: PipelineEmbedder, plan: GenerationPlan, root: Path
     ]
     size_px = model.image_size_px
     features = {name: _features(each, size_px) for name, each in (("generated", generated), ("real", real))}
-    measured = Measurement([{key: value for key, value in row.items() if value is not None} for row in found], features)
+    kept = [{**row, "generation_seed": row["seed"]} for row in found if row["value"] is not None]
+    measured = Measurement([{name: row[name] for name in row if name != "seed"} for row in kept], features)
     _write(folder, key, measured)
     return measured
 

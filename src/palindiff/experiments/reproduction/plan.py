@@ -5,7 +5,6 @@ Here: the form of a plan file (`plans/SCALE.yaml`), and its checks. Not here: tr
 """
 
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Literal, Self
 
@@ -183,7 +182,6 @@ def plan_names() -> list[str]:
     return sorted(path.stem for path in PLANS.glob("*.yaml"))
 
 
-@cache
 def load_plan(scale: str) -> Plan:
     """Read the plan of a scale, by its name or as a file.
 
