@@ -1,12 +1,15 @@
 """`palindiff reproduce`: measure a table of the paper again, at one of several scales."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from palindiff.cli.output_option import DryRunOption, command_line, next_line, print_table
 from palindiff.cli.recipe_option import SetOption
+
+if TYPE_CHECKING:
+    from palindiff.experiments.reproduction.model_runs import ModelRun
 
 
 def reproduce(
@@ -42,17 +45,20 @@ def reproduce(
     )  # fmt: skip
     reproduction = Reproduction(options, lambda sentence: typer.echo(sentence))
     if dry_run:
-        rows = [
-            (run.name, f"{run.recipe.loop.num_steps:,}", f"{run.train_tflop:.0f}", _hours(reproduction.plan.hours, run.variant),
-             "finished" if run.is_finished else "")
-            for run in reproduction.model_runs()
-        ]  # fmt: skip
+        rows = [_plan_row(run, reproduction.plan.hours) for run in reproduction.model_runs()]
         print_table(f"runs of {target}, {stem}", ["run", "steps", "TFLOP", "hours", "state"], rows)
+        hours = [reproduction.plan.hours.get(run.variant) for run in reproduction.model_runs()]
+        typer.echo(f"{len(rows)} runs, {sum(filter(None, hours)):.1f} hours of those whose hours are known")
         return
     reproduction.run(command_line())
     typer.echo(f"written: {options.results}")
     typer.echo(next_line("python -m palindiff.evaluation.results docs/tables.md"))
 
 
-def _hours(known: dict[str, float], variant: str) -> str:
-    return f"{known[variant]:.2f}" if variant in known else "not known"
+def _plan_row(run: "ModelRun", hours: dict[str, float]) -> tuple[str, str, str, str, str]:
+    """Return name, steps, cost, hours and state of a run; costs of runs from an untrained start are not known."""
+    steps, tflop = ("not known", "not known")
+    if run.is_countable:
+        steps, tflop = f"{run.recipe.loop.num_steps:,}", f"{run.train_tflop:,.0f}"
+    known = f"{hours[run.variant]:.2f}" if run.variant in hours else "not known"
+    return run.name, steps, tflop, known, "finished" if run.is_finished else "not finished"

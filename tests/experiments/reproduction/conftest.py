@@ -33,7 +33,7 @@ def plan_tree(parts):
         "about": "toys",
         "recipe": str(parts / "toy.yaml"),
         "seeds": [0, 1],
-        "set": [*QUIET, "data.path={data}/images"],
+        "settings": {"common": [*QUIET, "data.path={data}/images"]},
         "variants": {
             "both": {},
             "alignment": {"set": ["objective.task=alignment"]},

@@ -74,7 +74,7 @@ def test_a_variant_may_start_from_another_and_its_cost_includes_it(reproduction)
 
 def test_equal_flop_is_a_longer_training_with_its_schedule_scaled(reproduction):
     def longer(tree):
-        tree["set"] += ["loop.num_steps=90", "optimizer.warmup_steps=9", "optimizer.decay_steps=30"]
+        tree["settings"]["common"] += ["loop.num_steps=90", "optimizer.warmup_steps=9", "optimizer.decay_steps=30"]
 
     made = reproduction("claims", longer)
     both, short, long_ = (made.model_run(name, 0) for name in ("both", "alignment", "alignment-long"))
@@ -117,14 +117,16 @@ def test_a_run_folder_of_another_recipe_is_refused(reproduction):
     reproduction("table8", one_seed).run("a command")
 
     def faster(tree):
-        tree["set"].append("optimizer.learning_rate=0.5")
+        tree["settings"]["common"].append("optimizer.learning_rate=0.5")
 
     with pytest.raises(ValueError, match=r"holds a run of another recipe: `optimizer.learning_rate`"):
         reproduction("table8", faster).run("a command")
 
 
 def test_missing_data_and_unknown_tables_are_refused_before_any_training(reproduction, tmp_path):
-    with pytest.raises(ValueError, match=r"The scale has no `table99`\. Expected one of table4, table8, table5, claims"):
+    with pytest.raises(
+        ValueError, match=r"The scale has no `table99`\. Expected one of table4, table8, table5, claims"
+    ):
         reproduction("table99").run("a command")
     with pytest.raises((ValueError, FileNotFoundError), match="nowhere"):
         reproduction("table8", data=tmp_path / "nowhere").run("a command")

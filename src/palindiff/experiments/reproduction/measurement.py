@@ -64,7 +64,9 @@ def measure_naming(
     Raises: as `open_rows`; ValueError if the data do not fit a task.
     """
     rows = open_rows(data, root)
-    keys = [_key("naming", model.fingerprint, rows.fingerprint, data.model_dump(), each.model_dump()) for each in settings]
+    keys = [
+        _key("naming", model.fingerprint, rows.fingerprint, data.model_dump(), each.model_dump()) for each in settings
+    ]
     found = {key: measured for key in keys if (measured := _read(folder, key)) is not None}
     missing = [(key, setting) for key, setting in dict(zip(keys, settings, strict=True)).items() if key not in found]
     for spacing in {setting.timestep_spacing for _, setting in missing}:
@@ -150,7 +152,9 @@ def _embed(model: Embedder, rows: ImageSet, settings: Sequence[NamingPlan]) -> l
         options = [each.model_dump(exclude={"timestep_spacing"}) for each in settings]
         scheduler = model.pipeline.query_scheduler
         spacing = settings[0].timestep_spacing
-        model.pipeline.register_modules(query_scheduler=DDIMScheduler.from_config(scheduler.config, timestep_spacing=spacing))
+        model.pipeline.register_modules(
+            query_scheduler=DDIMScheduler.from_config(scheduler.config, timestep_spacing=spacing)
+        )
     parts: list[list[Tensor]] = [[] for _ in options]
     for pixels, faults in DataLoader(SquareImages(rows, model.image_size_px, "crop"), IMAGES_AT_ONCE):
         if any(faults):
@@ -165,7 +169,9 @@ def _embed(model: Embedder, rows: ImageSet, settings: Sequence[NamingPlan]) -> l
 def _features(rows: Sequence[CaptionedImage], size_px: int) -> Tensor:
     """Shapes: n images -> (n, 1280) float32."""
     network = EffLite0Features()
-    return torch.cat([network(pixels) for pixels, _ in DataLoader(SquareImages(rows, size_px, "crop"), IMAGES_AT_ONCE)])
+    return torch.cat(
+        [network(pixels) for pixels, _ in DataLoader(SquareImages(rows, size_px, "crop"), IMAGES_AT_ONCE)]
+    )
 
 
 def _key(*parts: object) -> str:

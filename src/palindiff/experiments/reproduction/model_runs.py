@@ -49,16 +49,28 @@ class ModelRun:
         return self.runs / self.name
 
     @cached_property
-    def recipe(self) -> DiffDisRecipe | ContrastiveRecipe:
-        """The recipe of the run, with as many steps as its training may cost.
+    def own_recipe(self) -> DiffDisRecipe | ContrastiveRecipe:
+        """The recipe with the number of steps that its settings say.
 
         Raises: ValueError if it cannot be read, or is of another objective.
         """
-        variant = self.plan.variants[self.variant]
-        recipe = self._load(())
+        return self._load(())
+
+    @property
+    def is_countable(self) -> bool:
+        """Whether its cost can be counted: only once the model that it starts from is trained."""
+        return all(start is None or start.is_finished for start in (self._start, self._start_of_same_flop))
+
+    @cached_property
+    def recipe(self) -> DiffDisRecipe | ContrastiveRecipe:
+        """The recipe of the run, with as many steps as its training may cost.
+
+        Raises: as `own_recipe`; FileNotFoundError or ValueError if it is not countable.
+        """
+        variant, recipe = self.plan.variants[self.variant], self.own_recipe
         if variant.same_flop_as is None:
             return recipe
-        other = ModelRun(self.plan, variant.same_flop_as, self.seed, self.data, self.runs, self.overrides)
+        other = self._of(variant.same_flop_as, self.seed)
         steps = round(other.recipe.loop.num_steps * tflop_of_step(other.recipe) / tflop_of_step(recipe))
         return self._load((f"loop.num_steps={steps}", *_scaled_schedule(recipe, steps)))
 
@@ -71,7 +83,12 @@ class ModelRun:
     @property
     def is_finished(self) -> bool:
         """Whether the run has written its result."""
-        return (self.folder / TRAINERS[self.recipe.objective_name].result_name).is_dir()
+        return self.result.is_dir()
+
+    @property
+    def result(self) -> Path:
+        """The folder of the trained model."""
+        return self.folder / TRAINERS[self.own_recipe.objective_name].result_name
 
     def train(self) -> None:
         """Train it, or resume its training; nothing if it is finished.
@@ -93,12 +110,11 @@ class ModelRun:
 
         Raises: FileNotFoundError if it is not finished.
         """
-        result = self.folder / TRAINERS[self.recipe.objective_name].result_name
         if not self.is_finished:
-            raise FileNotFoundError(f"`{result}` does not exist. Expected a finished run. Train it first.")
-        if isinstance(self.recipe, ContrastiveRecipe):
-            return ClipModel.from_pretrained(result)
-        return PipelineEmbedder(PalindiffPipeline.from_pretrained(result))
+            raise FileNotFoundError(f"`{self.result}` does not exist. Expected a finished run. Train it first.")
+        if isinstance(self.own_recipe, ContrastiveRecipe):
+            return ClipModel.from_pretrained(self.result)
+        return PipelineEmbedder(PalindiffPipeline.from_pretrained(self.result))
 
     def facts(self) -> dict[str, str | int | float | None]:
         """What result rows say of the training."""
@@ -112,14 +128,21 @@ class ModelRun:
     @property
     def _start(self) -> "ModelRun | None":
         start = self.plan.variants[self.variant].start
-        if start is None:
-            return None
-        return ModelRun(self.plan, start, self.plan.seeds_of(start)[0], self.data, self.runs, self.overrides)
+        return None if start is None else self._of(start, self.plan.seeds_of(start)[0])
+
+    @property
+    def _start_of_same_flop(self) -> "ModelRun | None":
+        other = self.plan.variants[self.variant].same_flop_as
+        return None if other is None else self._of(other, self.seed)._start
+
+    def _of(self, variant: str, seed: int) -> "ModelRun":
+        return ModelRun(self.plan, variant, seed, self.data, self.runs, self.overrides)
 
     def _load(self, further: tuple[str, ...]) -> DiffDisRecipe | ContrastiveRecipe:
         variant, start = self.plan.variants[self.variant], self._start
-        base = () if start is None else (f"base.source={json.dumps(str(start.folder / 'checkpoint'))}",)
-        given = [*self.plan.set, *base, *variant.set, *further, *self.overrides, f"loop.seed={self.seed}"]
+        base = () if start is None else (f"base.source={json.dumps(str(start.result))}",)
+        used = [each for name in variant.use for each in self.plan.settings[name]]
+        given = [*used, *base, *variant.set, *further, *self.overrides, f"loop.seed={self.seed}"]
         own = [each.replace(ROOT, str(self.data)) for each in given]
         recipe: Recipe = load_recipe(recipe_classes(), variant.recipe or self.plan.recipe, own)
         if not isinstance(recipe, DiffDisRecipe | ContrastiveRecipe):
@@ -145,7 +168,9 @@ class StepCosts:
 
     def __call__(self, recipe: DiffDisRecipe | ContrastiveRecipe) -> float:
         """Count the forward and backward passes of one step."""
-        key = config_hash(recipe)
+        key = config_hash(
+            recipe.model_copy(update={"loop": recipe.loop.model_copy(update={"seed": 0, "num_steps": 1})})
+        )
         if key not in self.known:
             self.known[key] = _count(recipe)
         return self.known[key]

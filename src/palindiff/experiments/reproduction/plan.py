@@ -24,7 +24,8 @@ class VariantPlan(BaseModel, frozen=True, extra="forbid"):
     """One model of a comparison: a recipe, what it changes, and what it starts from."""
 
     recipe: str | None = None  # bundled recipe or FILE.yaml; None: the plan's
-    set: tuple[str, ...] = ()  # KEY=VALUE
+    use: tuple[str, ...] = ("common",)  # names of `settings`, in this order
+    set: tuple[str, ...] = ()  # KEY=VALUE of this variant alone, after those
     start: str | None = None  # the variant whose checkpoint is `base.source`; of its first seed
     same_flop_as: str | None = None  # variant; the number of steps is chosen so that training costs as much
     seeds: tuple[int, ...] | None = Field(None, min_length=1)  # None: the plan's
@@ -110,7 +111,7 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
 
     about: str
     recipe: str
-    set: tuple[str, ...] = ()  # of every variant
+    settings: dict[str, tuple[str, ...]]  # lists of KEY=VALUE, by the names that variants use
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     hours: dict[str, float] = {}  # measured hours of a variant's run, where it was run; for --dry-run
     variants: dict[str, VariantPlan]
@@ -123,7 +124,9 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
         for place, kind, name in self._references():
-            known = {"variant": self.variants, "naming": self.naming, "generation": self.generation}[kind]
+            known = {
+                "variant": self.variants, "naming": self.naming, "generation": self.generation, "list": self.settings
+            }[kind]  # fmt: skip
             if name not in known:
                 raise ValueError(f"{place} names the {kind} `{name}`. Expected one of {', '.join(known)}. Use one.")
         return self
@@ -131,6 +134,8 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
     def _references(self) -> Iterator[tuple[str, str, str]]:
         yield "`primary`", "naming", self.primary
         for name, variant in self.variants.items():
+            for used in variant.use:
+                yield f"`variants.{name}.use`", "list", used
             for other in filter(None, (variant.start, variant.same_flop_as)):
                 yield f"`variants.{name}`", "variant", other
         for name, table in self.tables.items():

@@ -77,7 +77,7 @@ class Reproduction:
         Raises: FileNotFoundError or ValueError, in a sentence.
         """
         for run in self.model_runs():
-            _ = run.recipe
+            _ = run.own_recipe
         for data in (*self.plan.naming.values(), *self.plan.generation.values()):
             open_rows(data, self.options.data)
 
@@ -132,12 +132,12 @@ class Reproduction:
                     continue
                 tflop = {each: self._mean_tflop(each) for each in (a, b)}
                 if budget == "flop" and claim.has_budgets and not same_cost(tflop, a, b):
-                    self.report(f"{name}, equal {budget}: training costs differ, {tflop[a]:.0f} and {tflop[b]:.0f} TFLOP")
+                    self.report(
+                        f"{name}, equal {budget}: training costs differ, {tflop[a]:.0f} and {tflop[b]:.0f} TFLOP"
+                    )
                     continue
                 n = len(sides[0][0].items["recall" if claim.metric == "recall" else "generated"])
-                yield JudgedClaim(
-                    name, claim, budget, a, b, (tflop[a], tflop[b]), COMPARE[claim.metric](sides), n
-                )
+                yield JudgedClaim(name, claim, budget, a, b, (tflop[a], tflop[b]), COMPARE[claim.metric](sides), n)
 
     def _sides(self, claim: ClaimPlan, a: str, b: str) -> Sides | None:
         """Measure both sides with the same seeds; None if a run is not finished."""
@@ -164,9 +164,7 @@ class Reproduction:
     def _naming(self, run: ModelRun, setting: NamingPlan, name: str) -> Measurement:
         """Measure under every setting that the plan has for the variant, so that its images are read once."""
         settings = dict.fromkeys([setting, *self._settings_of(run.variant)])
-        found = measure_naming(
-            self._model(run), self.plan.naming[name], self.options.data, list(settings), run.folder
-        )
+        found = measure_naming(self._model(run), self.plan.naming[name], self.options.data, list(settings), run.folder)
         return found[0]
 
     def _settings_of(self, variant: str) -> list[NamingPlan]:
@@ -182,7 +180,9 @@ class Reproduction:
     def _generation(self, run: ModelRun, name: str) -> Measurement:
         model = self._model(run)
         if not isinstance(model, PipelineEmbedder):
-            raise ValueError(f"`{run.variant}` is contrastive and generates nothing. Expected another. Change the plan.")
+            raise ValueError(
+                f"`{run.variant}` is contrastive and generates nothing. Expected another. Change the plan."
+            )
         return measure_generation(model, self.plan.generation[name], self.options.data, run.folder)
 
     def _model(self, run: ModelRun) -> Embedder:
