@@ -1,4 +1,4 @@
-"""What is measured of a trained model: naming under several settings and generation, with what each number is the mean of.
+"""What is measured of a trained model: naming under several settings, and generation, with the items of each mean.
 
 Here: measuring a run, and the files that keep it, so that the next call measures nothing again. Not here: training
 (`model_runs.py`), comparing two models (`verdicts.py`).

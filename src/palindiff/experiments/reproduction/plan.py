@@ -4,7 +4,7 @@ Here: the form of a plan file (`plans/SCALE.yaml`), and its checks. Not here: tr
 (`measurement.py`), judging (`verdicts.py`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal, Self
 
@@ -124,7 +124,7 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
         for place, kind, name in self._references():
-            known = {
+            known: Collection[str] = {
                 "variant": self.variants, "naming": self.naming, "generation": self.generation, "list": self.settings
             }[kind]  # fmt: skip
             if name not in known:
@@ -162,7 +162,7 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
             wanted = [row.variant for row in self.tables[target].rows]
         else:
             raise ValueError(
-                f"The scale has no `{target}`. Expected one of {', '.join([*self.tables, 'claims'])}. Use one of these."
+                f"The scale has no `{target}`. Expected one of {', '.join([*self.tables, 'claims'])}. Use one."
             )
         found: dict[str, None] = {}
         for name in wanted:

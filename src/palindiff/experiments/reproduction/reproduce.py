@@ -13,7 +13,17 @@ from pathlib import Path
 from palindiff.evaluation.results import Row, write_results
 from palindiff.experiments.reproduction.measurement import Measurement, measure_generation, measure_naming, open_rows
 from palindiff.experiments.reproduction.model_runs import ModelRun
-from palindiff.experiments.reproduction.plan import ClaimPlan, NamingPlan, Plan, RowPlan, Target, load_plan, paper_row
+from palindiff.experiments.reproduction.plan import (
+    ClaimPlan,
+    DataPlan,
+    GenerationPlan,
+    NamingPlan,
+    Plan,
+    RowPlan,
+    Target,
+    load_plan,
+    paper_row,
+)
 from palindiff.experiments.reproduction.verdicts import (
     BUDGETS,
     JudgedClaim,
@@ -78,8 +88,9 @@ class Reproduction:
         """
         for run in self.model_runs():
             _ = run.own_recipe
-        for data in (*self.plan.naming.values(), *self.plan.generation.values()):
-            open_rows(data, self.options.data)
+        data: list[DataPlan | GenerationPlan] = [*self.plan.naming.values(), *self.plan.generation.values()]
+        for each in data:
+            open_rows(each, self.options.data)
 
     def run(self, command: str) -> list[Row]:
         """Train, measure and judge; after each model, the rows of all finished ones are written.
