@@ -32,13 +32,17 @@ def one_seed(tree):
 def test_a_table_has_the_paper_s_numbers_beside_ours_for_each_seed(reproduction, tmp_path):
     rows = reproduction("table4").run("a command")
     assert {(row["row"], row["seed"]) for row in rows} == {
-        (label, seed) for label in ("discriminate only", "both") for seed in (0, 1)
+        (label, seed) for label in ("discriminate only", "both") for seed in (0, 1, None)
     }
     of_both = [row for row in rows if row["row"] == "both" and row["seed"] == 1]
     assert {row["paper_ImageNet"] for row in of_both} == {12.96}
     assert {row["metric"] for row in of_both} >= {"text_retrieval_recall@3", "recall", "acc1", "kd_efflite0"}
     assert not any(row["metric"] == "kd_efflite0" for row in rows if row["row"] == "discriminate only")
-    assert all(row["steps"] == 2 and row["train_tflop"] > 0 for row in rows)
+    assert all(row["steps"] == 2 and row["train_tflop"] > 0 for row in rows if row["seed"] is not None)
+    recall = {row["seed"]: row for row in rows if (row["row"], row["metric"]) == ("both", "recall")}
+    assert recall[None]["value"] == pytest.approx((recall[0]["value"] + recall[1]["value"]) / 2)
+    assert recall[None]["ci_low"] <= recall[None]["value"] <= recall[None]["ci_high"]
+    assert recall[None]["num_seeds"] == 2
     found = read_results(tmp_path / "table4.json")
     assert found.rows == rows
     assert found.settings["unfinished"] == []
@@ -59,8 +63,8 @@ def test_a_second_call_trains_and_measures_nothing_again(reproduction, tmp_path)
 
 def test_settings_of_naming_are_rows_of_one_model(reproduction):
     rows = reproduction("table8", one_seed).run("a command")
-    assert [row["row"] for row in rows if row["metric"] == "recall"] == ["1", "2"]
-    assert len({row["config_hash"] for row in rows}) == 1
+    assert [row["row"] for row in rows if row["metric"] == "recall"] == ["1", "1", "2", "2"]  # of the seed, over seeds
+    assert len({row["config_hash"] for row in rows if row["seed"] == 0}) == 1
 
 
 def test_a_variant_may_start_from_another_and_its_cost_includes_it(reproduction):

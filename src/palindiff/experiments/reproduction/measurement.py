@@ -108,6 +108,27 @@ def measure_generation(model: PipelineEmbedder, plan: GenerationPlan, root: Path
     return measured
 
 
+def summarize(measured: Sequence[Measurement]) -> list[Row]:
+    """Mean of each metric over seeds; of `recall` and `acc1` with an interval over seeds and items.
+
+    Returns: a row for each metric, with the lowest and the highest value of a seed.
+    """
+    rows: list[Row] = []
+    for number, row in enumerate(measured[0].rows):
+        name = str(row["metric"])
+        values = [float(str(each.rows[number]["value"])) for each in measured]
+        interval: tuple[float, float] | tuple[None, None] = (None, None)
+        if name in measured[0].items:
+            groups = measured[0].items.get(f"{name}_groups")
+            interval = bootstrap_interval(torch.stack([each.items[name] for each in measured]), groups=groups)
+        rows.append({
+            "metric": name, "value": sum(values) / len(values), "ci_low": interval[0], "ci_high": interval[1],
+            "lowest": min(values), "highest": max(values), "num_seeds": len(values), "n": row["n"],
+            "chance": row.get("chance"),
+        })  # fmt: skip
+    return rows
+
+
 def _naming(model: Embedder, data: DataPlan, root: Path, rows: ImageSet, e_0_hat: Tensor) -> Measurement:
     metrics: list[Metric] = []
     if "retrieval" in data.tasks:

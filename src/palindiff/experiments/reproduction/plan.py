@@ -124,9 +124,10 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
         for place, kind, name in self._references():
-            known: Collection[str] = {
+            all_known: dict[str, Collection[str]] = {
                 "variant": self.variants, "naming": self.naming, "generation": self.generation, "list": self.settings
-            }[kind]  # fmt: skip
+            }  # fmt: skip
+            known = all_known[kind]
             if name not in known:
                 raise ValueError(f"{place} names the {kind} `{name}`. Expected one of {', '.join(known)}. Use one.")
         return self

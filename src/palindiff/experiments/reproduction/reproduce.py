@@ -11,7 +11,13 @@ from functools import cached_property
 from pathlib import Path
 
 from palindiff.evaluation.results import Row, write_results
-from palindiff.experiments.reproduction.measurement import Measurement, measure_generation, measure_naming, open_rows
+from palindiff.experiments.reproduction.measurement import (
+    Measurement,
+    measure_generation,
+    measure_naming,
+    open_rows,
+    summarize,
+)
 from palindiff.experiments.reproduction.model_runs import ModelRun
 from palindiff.experiments.reproduction.plan import (
     ClaimPlan,
@@ -119,18 +125,22 @@ class Reproduction:
         return [row for plan in self.plan.tables[self.options.target].rows for row in self._table_rows(plan)]
 
     def _table_rows(self, plan: RowPlan) -> Iterator[Row]:
+        """Yield the rows of each seed, then those over all seeds."""
         table = self.plan.tables[self.options.target]
-        for seed in self.plan.seeds_of(plan.variant):
-            run = self.model_run(plan.variant, seed)
-            if not run.is_finished:
-                continue
-            labels: Row = {"row": plan.label, "variant": plan.variant, "seed": seed, **run.facts(), **paper_row(plan)}
-            for name in self.plan.naming:
-                for row in self._naming(run, plan.naming, name).rows:
-                    yield {**labels, "data": name, **row}
+        runs = [self.model_run(plan.variant, seed) for seed in self.plan.seeds_of(plan.variant)]
+        runs = [run for run in runs if run.is_finished]
+        by_data: dict[str, list[Measurement]] = {}
+        for run in runs:
+            found = {name: self._naming(run, plan.naming, name) for name in self.plan.naming}
             if plan.generates and table.generation is not None:
-                for row in self._generation(run, table.generation).rows:
-                    yield {**labels, "data": table.generation, **row}
+                found[table.generation] = self._generation(run, table.generation)
+            labels: Row = {"row": plan.label, "variant": plan.variant, "seed": run.seed}
+            for name, measured in found.items():
+                by_data.setdefault(name, []).append(measured)
+                yield from ({**labels, **run.facts(), **paper_row(plan), "data": name, **row} for row in measured.rows)
+        for name, of_seeds in by_data.items():
+            over_seeds: Row = {"row": plan.label, "variant": plan.variant, "seed": None, **paper_row(plan)}
+            yield from ({**over_seeds, "data": name, **row} for row in summarize(of_seeds))
 
     def _judged(self) -> Iterator[JudgedClaim]:
         for name, claim in self.plan.claims.items():
