@@ -32,9 +32,9 @@ def test_variants_come_after_those_that_they_start_from(plan_tree, write_plan):
     assert plan.variants_of("claims") == ["both", "alignment", "alignment-long"]
 
 
-def test_a_variant_that_starts_from_itself_is_refused(plan_tree, write_plan):
+def test_a_variant_that_needs_itself_is_refused(plan_tree, write_plan):
     plan_tree["variants"]["both"]["start"] = "tuned"
-    with pytest.raises(ValueError, match=r"`variants\.(both|tuned)` starts from itself"):
+    with pytest.raises(ValueError, match=r"`variants\.(both|tuned)` needs itself"):
         load_plan(write_plan(plan_tree)).variants_of("table5")
 
 

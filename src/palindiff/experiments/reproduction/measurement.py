@@ -24,7 +24,7 @@ from palindiff.data.rows import CaptionedImage, ImageSet
 from palindiff.data.sources import DataConfig, open_images
 from palindiff.data.squares import SquareImages
 from palindiff.evaluation import naming_tasks
-from palindiff.evaluation.class_sets import class_set_of, true_classes
+from palindiff.evaluation.class_sets import class_set_of, load_class_set, true_classes
 from palindiff.evaluation.efficientnet import EffLite0Features
 from palindiff.evaluation.generation import GenerationConfig, GenerationData, chosen_rows, generation
 from palindiff.evaluation.intervals import bootstrap_interval
@@ -92,6 +92,8 @@ def measure_generation(model: PipelineEmbedder, plan: GenerationPlan, root: Path
     options = GenerationConfig(
         num_images=plan.num_images, num_inference_steps=plan.num_inference_steps,
         guidance_scale=plan.guidance_scale, kid_subset_size=plan.kid_subset_size,
+        inception_weights=plan.inception_weights and Path(plan.inception_weights.replace(ROOT, str(root))),
+        clip_rn50_openai=plan.clip_rn50_openai,
     )  # fmt: skip
     images = folder / "generated" / key
     found = generation(model.pipeline, GenerationData(rows, images), options)
@@ -136,7 +138,8 @@ def _naming(model: Embedder, data: DataPlan, root: Path, rows: ImageSet, e_0_hat
             e_0_hat, [row.captions for row in rows], model.encode_text, data.retrieval_ks
         )
     if "classification" in data.tasks:
-        classes = class_set_of(rows, Path(data.path.replace(ROOT, str(root))))
+        folder = Path(data.path.replace(ROOT, str(root)))
+        classes = load_class_set(data.class_set) if data.class_set else class_set_of(rows, folder)
         templates = data.templates or classes.templates
         e = model.encode_labels(classes.class_names, templates).cpu()
         metrics += naming_tasks.classification(e_0_hat, e, true_classes(rows, classes))

@@ -13,17 +13,18 @@ from pathlib import Path
 
 from palindiff.atomic import atomic_text
 from palindiff.evaluation.results import git_state
-from palindiff.experiments.reproduction.plan import ROOT, Plan
+from palindiff.experiments.reproduction.plan import ROOT, RUNS, Plan
 from palindiff.inference.clip_model import ClipModel
 from palindiff.inference.embedder import Embedder, PipelineEmbedder
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.training.cost.flops import contrastive_step_tflop, step_tflop
 from palindiff.training.cost.weight_free import fake_run
 from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
-from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe, Recipe
+from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe, Recipe, VaeRecipe
 from palindiff.training.recipes.yaml_files import config_hash, load_recipe, prepare_run_dir
 from palindiff.training.trainer import TRAINERS, recipe_classes, train_recipe
 
+AnyRecipe = DiffDisRecipe | ContrastiveRecipe | VaeRecipe
 FACTS_FILE = "reproduction.json"  # beside the run: which commit trained it
 
 
@@ -49,7 +50,7 @@ class ModelRun:
         return self.runs / self.name
 
     @cached_property
-    def own_recipe(self) -> DiffDisRecipe | ContrastiveRecipe:
+    def own_recipe(self) -> AnyRecipe:
         """The recipe with the number of steps that its settings say.
 
         Raises: ValueError if it cannot be read, or is of another objective.
@@ -59,10 +60,13 @@ class ModelRun:
     @property
     def is_countable(self) -> bool:
         """Whether its cost can be counted: only once the model that it starts from is trained."""
-        return all(start is None or start.is_finished for start in (self._start, self._start_of_same_flop))
+        other = self.plan.variants[self.variant].same_flop_as
+        return all(each.is_finished for each in self._trained_before) and (
+            other is None or self._of(other, self.seed).is_countable
+        )
 
     @cached_property
-    def recipe(self) -> DiffDisRecipe | ContrastiveRecipe:
+    def recipe(self) -> AnyRecipe:
         """The recipe of the run, with as many steps as its training may cost.
 
         Raises: as `own_recipe`; FileNotFoundError or ValueError if it is not countable.
@@ -76,9 +80,10 @@ class ModelRun:
 
     @property
     def train_tflop(self) -> float:
-        """TFLOP of the run's steps; with those of the run that it starts from."""
+        """TFLOP of the run's steps, with those of the run that it starts from; a VAE's count nothing."""
         start = self._start
-        return self.recipe.loop.num_steps * tflop_of_step(self.recipe) + (0 if start is None else start.train_tflop)
+        own = self.recipe.loop.num_steps * tflop_of_step(self.recipe)
+        return own + (0 if start is None else start.train_tflop)
 
     @property
     def is_finished(self) -> bool:
@@ -108,12 +113,14 @@ class ModelRun:
     def open(self) -> Embedder:
         """Load the finished model.
 
-        Raises: FileNotFoundError if it is not finished.
+        Raises: FileNotFoundError if it is not finished; ValueError if it is a VAE.
         """
         if not self.is_finished:
             raise FileNotFoundError(f"`{self.result}` does not exist. Expected a finished run. Train it first.")
         if isinstance(self.own_recipe, ContrastiveRecipe):
             return ClipModel.from_pretrained(self.result)
+        if isinstance(self.own_recipe, VaeRecipe):
+            raise ValueError(f"`{self.variant}` is a VAE, which names nothing. Expected another row. Change the plan.")
         return PipelineEmbedder(PalindiffPipeline.from_pretrained(self.result))
 
     def facts(self) -> dict[str, str | int | float | None]:
@@ -131,25 +138,21 @@ class ModelRun:
         return None if start is None else self._of(start, self.plan.seeds_of(start)[0])
 
     @property
-    def _start_of_same_flop(self) -> "ModelRun | None":
-        other = self.plan.variants[self.variant].same_flop_as
-        return None if other is None else self._of(other, self.seed)._start
+    def _trained_before(self) -> list["ModelRun"]:
+        """The runs whose weights it starts from or needs."""
+        needed = [self._of(each, self.plan.seeds_of(each)[0]) for each in self.plan.variants[self.variant].needs]
+        return needed if self._start is None else [*needed, self._start]
 
     def _of(self, variant: str, seed: int) -> "ModelRun":
         return ModelRun(self.plan, variant, seed, self.data, self.runs, self.overrides)
 
-    def _load(self, further: tuple[str, ...]) -> DiffDisRecipe | ContrastiveRecipe:
+    def _load(self, further: tuple[str, ...]) -> AnyRecipe:
         variant, start = self.plan.variants[self.variant], self._start
         base = () if start is None else (f"base.source={json.dumps(str(start.result))}",)
         used = [each for name in variant.use for each in self.plan.settings[name]]
         given = [*used, *base, *variant.set, *further, *self.overrides, f"loop.seed={self.seed}"]
-        own = [each.replace(ROOT, str(self.data)) for each in given]
-        recipe: Recipe = load_recipe(recipe_classes(), variant.recipe or self.plan.recipe, own)
-        if not isinstance(recipe, DiffDisRecipe | ContrastiveRecipe):
-            raise ValueError(
-                f"The variant `{self.variant}` has the objective `{recipe.objective_name}`. Expected diffdis or "
-                "contrastive. Use another recipe."
-            )
+        own = [each.replace(ROOT, str(self.data)).replace(RUNS, str(self.runs)) for each in given]
+        recipe: AnyRecipe = load_recipe(recipe_classes(), variant.recipe or self.plan.recipe, own)  # type: ignore[assignment]
         return recipe
 
     def _check_commit(self, trained_by: str | None, commit: str | None) -> None:
@@ -166,7 +169,7 @@ class StepCosts:
 
     known: dict[str, float] = field(default_factory=dict)  # by config hash
 
-    def __call__(self, recipe: DiffDisRecipe | ContrastiveRecipe) -> float:
+    def __call__(self, recipe: AnyRecipe) -> float:
         """Count the forward and backward passes of one step."""
         key = config_hash(
             recipe.model_copy(update={"loop": recipe.loop.model_copy(update={"seed": 0, "num_steps": 1})})
@@ -179,9 +182,11 @@ class StepCosts:
 tflop_of_step = StepCosts()
 
 
-def _count(recipe: DiffDisRecipe | ContrastiveRecipe) -> float:
+def _count(recipe: AnyRecipe) -> float:
     if isinstance(recipe, ContrastiveRecipe):
         return sum(contrastive_step_tflop(recipe).values())
+    if isinstance(recipe, VaeRecipe):
+        return 0.0
     with ExitStack() as stack:
         parts: Mapping[str, float] = step_tflop(stack.enter_context(fake_run(recipe)), recipe)
         return sum(parts.values())

@@ -15,7 +15,7 @@ from palindiff.evaluation.naming_tasks import RETRIEVAL_KS
 from palindiff.evaluation.results import Scalar
 
 PLANS = Path(__file__).with_name("plans")
-ROOT = "{data}"  # in paths of a plan: the folder of --data
+ROOT, RUNS = "{data}", "{runs}"  # in paths of a plan: the folder of --data, and that of the runs of the scale
 
 Target = str  # "table4", "figure4", "claims"
 
@@ -27,6 +27,7 @@ class VariantPlan(BaseModel, frozen=True, extra="forbid"):
     use: tuple[str, ...] = ("common",)  # names of `settings`, in this order
     set: tuple[str, ...] = ()  # KEY=VALUE of this variant alone, after those
     start: str | None = None  # the variant whose checkpoint is `base.source`; of its first seed
+    needs: tuple[str, ...] = ()  # variants that are trained before, such as a VAE that `set` names below {runs}
     same_flop_as: str | None = None  # variant; the number of steps is chosen so that training costs as much
     seeds: tuple[int, ...] | None = Field(None, min_length=1)  # None: the plan's
 
@@ -37,6 +38,7 @@ class DataPlan(BaseModel, frozen=True, extra="forbid"):
     path: str
     split: str = "test"
     where: tuple[str, ...] = ()  # conditions on rows, KEY=PATTERN or KEY!=PATTERN
+    class_set: str | None = None  # of the twelve of Table 1, by its name; None: the classes of the images
     templates: tuple[str, ...] | None = None  # of class names; None: those of the class set, or the usual ones
     tasks: tuple[Literal["retrieval", "classification"], ...] = ("retrieval",)
     retrieval_ks: tuple[int, ...] = RETRIEVAL_KS
@@ -61,6 +63,8 @@ class GenerationPlan(BaseModel, frozen=True, extra="forbid"):
     num_inference_steps: int = Field(20, gt=0)
     guidance_scale: float = Field(4.0, ge=1)
     kid_subset_size: int = Field(100, gt=1)
+    inception_weights: str | None = None  # file, for FID and KID; None: distances over EfficientNet-Lite0 alone
+    clip_rn50_openai: bool = False  # CLIP-score as in the paper, which needs open_clip
 
 
 class NamingPlan(BaseModel, frozen=True, extra="forbid"):
@@ -137,7 +141,7 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
         for name, variant in self.variants.items():
             for used in variant.use:
                 yield f"`variants.{name}.use`", "list", used
-            for other in filter(None, (variant.start, variant.same_flop_as)):
+            for other in filter(None, (variant.start, variant.same_flop_as, *variant.needs)):
                 yield f"`variants.{name}`", "variant", other
         for name, table in self.tables.items():
             for row in table.rows:
@@ -172,10 +176,10 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
 
     def _add(self, name: str, found: dict[str, None], above: tuple[str, ...]) -> None:
         if name in above:
-            raise ValueError(f"`variants.{name}` starts from itself. Expected another variant. Change `start`.")
-        start = self.variants[name].start
-        if start is not None:
-            self._add(start, found, (*above, name))
+            raise ValueError(f"`variants.{name}` needs itself. Expected others. Change `start` or `needs`.")
+        variant = self.variants[name]
+        for other in filter(None, (*variant.needs, variant.start)):
+            self._add(other, found, (*above, name))
         found[name] = None
 
 

@@ -30,9 +30,9 @@ After reading this page you know which claims of DiffDis hold at the scales that
 palindiff reproduce table4 --scale emoji --data data
 ```
 
-The paper's numbers are of its own data and models, so only the direction of a difference compares. Ours are means over
-seeds, with 95 % bootstrap intervals over seeds and items where they are means of items, and the lowest and highest seed
-elsewhere. What counts as a result is fixed in [protocol.md](protocol.md): the eight claims and their verdicts. All else
+The paper's numbers are of its own data and models, so only the direction of a difference compares. Ours are means
+over seeds, with 95 % bootstrap intervals over seeds and items where they are means of items, and the lowest and highest
+seed elsewhere. What counts as a result is fixed in [protocol.md](protocol.md): the eight claims and their verdicts. All else
 is exploratory. `python -m palindiff.experiments.reproduction.report` writes this page from `results/`.
 """
 
@@ -77,7 +77,9 @@ def _verdict(row: Row | None) -> list[str]:
     if row is None:
         return ["", "", "", "not run"]
     digits = 2 if row["metric"] == "recall" else 5
-    low, high, difference = (f"{float(str(row[key])):.{digits}f}" for key in ("judged_low", "judged_high", "difference"))
+    low, high, difference = (
+        f"{float(str(row[key])):.{digits}f}" for key in ("judged_low", "judged_high", "difference")
+    )
     unit = "points" if row["metric"] == "recall" else "KD"
     return [f"{difference} {unit}", f"{low} to {high}", str(row["num_seeds"]), str(row["verdict"])]
 
@@ -112,7 +114,9 @@ def _number(row: Mapping[str, object] | None, metric: str) -> str:
         return ""
     is_share = OURS[metric][1]
     ends = [row["ci_low"], row["ci_high"]] if row["ci_low"] is not None else [row["lowest"], row["highest"]]
-    shown = [f"{100 * float(str(each)):.1f}" if is_share else f"{float(str(each)):.4f}" for each in (row["value"], *ends)]
+    shown = [
+        f"{100 * float(str(each)):.1f}" if is_share else f"{float(str(each)):.4f}" for each in (row["value"], *ends)
+    ]
     return f"{shown[0]} ({shown[1]} to {shown[2]})"
 
 
