@@ -31,9 +31,10 @@ palindiff reproduce table4 --scale emoji --data data
 ```
 
 The paper's numbers are of its own data and models, so only the direction of a difference compares. Ours are means
-over seeds, with 95 % bootstrap intervals over seeds and items where they are means of items, and the lowest and highest
-seed elsewhere. What counts as a result is fixed in [protocol.md](protocol.md): the eight claims and their verdicts. All else
-is exploratory. `python -m palindiff.experiments.reproduction.report` writes this page from `results/`.
+over seeds, with 95 % bootstrap intervals over seeds and items where they are means of items, and the lowest and
+highest seed elsewhere. What counts as a result is fixed in [protocol.md](protocol.md): the eight claims and their
+verdicts. All else is exploratory. `python -m palindiff.experiments.reproduction.report` writes this page from
+`results/`.
 """
 
 
