@@ -6,6 +6,7 @@ Run: python -m palindiff.experiments.reproduction.report [docs/tables.md]
 """
 
 import argparse
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from palindiff.evaluation.results import RESULTS_FOLDER, Results, Row, read_resu
 from palindiff.experiments.reproduction.plan import Plan, TablePlan, load_plan, plan_names
 
 PAGE = Path("docs/tables.md")
+WIDTH = 119
 OURS = {  # metric -> column, and whether it is a share
     "recall": ("recall@10, both ways", True),
     "text_retrieval_recall@1": ("R@1 image to text", True),
@@ -46,7 +48,7 @@ def page(results: Path) -> str:
     parts = [INTRODUCTION]
     for scale in plan_names():
         plan = load_plan(scale)
-        parts.append(f"## Scale `{scale}`\n\n{' '.join(plan.about.split())}\n")
+        parts.append(f"## Scale `{scale}`\n\n{_wrapped(plan.about)}\n")
         claims = _read(results, "claims", scale)
         parts.append(_claims(plan, claims))
         for target, table in plan.tables.items():
@@ -88,23 +90,24 @@ def _verdict(row: Row | None) -> list[str]:
 def _table(target: str, table: TablePlan, plan: Plan, found: Results | None) -> str:
     lines = [f"### {target.capitalize().replace('Table', 'Table ')}: {table.title}\n"]
     if table.paper_says:
-        lines.append(f"{' '.join(table.paper_says.split())}\n")
+        lines.append(f"{_wrapped(table.paper_says)}\n")
     if found is None:
         lines.append("Not run.\n")
         return "\n".join(lines)
     over_seeds = [row for row in found.rows if row["seed"] is None]
     columns = list(dict.fromkeys(column for row in table.rows for column in row.paper))
-    names = {plan.primary, *([table.generation] if table.generation else [])}
-    metrics = [m for m in OURS if any(row["metric"] == m and row["data"] in names for row in over_seeds)]
+    data = {plan.primary, *([table.generation] if table.generation else [])}
+    metrics = [m for m in OURS if any(row["metric"] == m and row["data"] in data for row in over_seeds)]
     header = ["", *(f"paper: {column}" for column in columns), *(OURS[metric][0] for metric in metrics), "seeds"]
     rows = []
     for row in table.rows:
-        own = {str(each["metric"]): each for each in over_seeds if each["row"] == row.label and each["data"] in names}
+        own = {str(each["metric"]): each for each in over_seeds if each["row"] == row.label and each["data"] in data}
         seeds = max((int(str(each["num_seeds"])) for each in own.values()), default=0)
         paper = [f"{row.paper[column]:g}" if column in row.paper else "" for column in columns]
         rows.append([row.label, *paper, *(_number(own.get(metric), metric) for metric in metrics), str(seeds)])
     if unfinished := found.settings.get("unfinished"):
-        lines.append(f"Not run: {', '.join(map(str, unfinished))}.\n")  # type: ignore[arg-type]
+        names = ", ".join(map(str, unfinished))  # type: ignore[arg-type]
+        lines.append(f"{_wrapped(f'Not run: {names}.')}\n")
     lines.append(f"{_markdown(header, rows)}\n")
     return "\n".join(lines)
 
@@ -119,6 +122,10 @@ def _number(row: Mapping[str, object] | None, metric: str) -> str:
         f"{100 * float(str(each)):.1f}" if is_share else f"{float(str(each)):.4f}" for each in (row["value"], *ends)
     ]
     return f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
