@@ -8,6 +8,7 @@ from palindiff.experiments.reproduction.measurement import Measurement, measure_
 from palindiff.experiments.reproduction.plan import DataPlan, NamingPlan
 from palindiff.inference.embedder import PipelineEmbedder
 from toys.models import toy_pipeline
+from toys.text_encoders import write_text_encoders
 
 
 @pytest.fixture
@@ -19,8 +20,9 @@ def data():
 
 
 @pytest.fixture
-def model():
-    return PipelineEmbedder(toy_pipeline())
+def model(tmp_path):
+    write_text_encoders(tmp_path)
+    return PipelineEmbedder(toy_pipeline(tmp_path, query_scale="sqrt_d"))
 
 
 def by_metric(measured):
