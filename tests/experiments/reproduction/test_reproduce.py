@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
 from palindiff.evaluation.results import read_results
 from palindiff.experiments.reproduction import verdicts
@@ -135,3 +136,16 @@ def test_missing_data_and_unknown_tables_are_refused_before_any_training(reprodu
     with pytest.raises((ValueError, FileNotFoundError), match="nowhere"):
         reproduction("table8", data=tmp_path / "nowhere").run("a command")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_figure_is_a_sheet_of_real_and_generated_images(reproduction, tmp_path):
+    def as_figure(tree):
+        tree["seeds"] = [0]
+        rows = [{"label": name, "variant": name, "generates": True} for name in ("both", "tuned")]
+        tree["tables"]["figure4"] = {"title": "Images", "generation": "few", "sheet_captions": 3, "rows": rows}
+
+    made = reproduction("figure4", as_figure)
+    made.run("a command")
+    assert made.said[-1] == f"written: {tmp_path / 'figure4.png'}"
+    with Image.open(tmp_path / "figure4.png") as sheet:
+        assert sheet.width > 3 * 3 * 96  # three captions, each with a real image and two generated ones

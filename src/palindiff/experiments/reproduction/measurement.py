@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -19,14 +20,15 @@ from torch.utils.data import DataLoader
 import palindiff
 from palindiff.atomic import atomic_file, atomic_text
 from palindiff.data.conditions import Condition, select_where
-from palindiff.data.images import ImageSource, to_pixels
+from palindiff.data.images import ImageSource, decode_image, to_pixels
 from palindiff.data.rows import CaptionedImage, ImageSet
 from palindiff.data.sources import DataConfig, open_images
 from palindiff.data.squares import SquareImages
 from palindiff.evaluation import naming_tasks
 from palindiff.evaluation.class_sets import class_set_of, load_class_set, true_classes
 from palindiff.evaluation.efficientnet import EffLite0Features
-from palindiff.evaluation.generation import GenerationConfig, GenerationData, chosen_rows, generation
+from palindiff.evaluation.generation import GenerationConfig, GenerationData, chosen_rows, evenly_spread, generation
+from palindiff.evaluation.generated_set import IMAGES_FOLDER
 from palindiff.evaluation.intervals import bootstrap_interval
 from palindiff.evaluation.naming_tasks import Metric
 from palindiff.evaluation.results import Row
@@ -34,7 +36,7 @@ from palindiff.experiments.reproduction.plan import ROOT, DataPlan, GenerationPl
 from palindiff.inference.defaults import IMAGES_AT_ONCE
 from palindiff.inference.embedder import Embedder, PipelineEmbedder
 
-MEASURED = "measured"  # folder in a run's
+MEASURED, GENERATED = "measured", "generated"  # folders in a run's
 WAYS = ("text", "image")  # retrieval of captions and of images
 
 
@@ -95,12 +97,12 @@ def measure_generation(model: PipelineEmbedder, plan: GenerationPlan, root: Path
         inception_weights=plan.inception_weights and Path(plan.inception_weights.replace(ROOT, str(root))),
         clip_rn50_openai=plan.clip_rn50_openai,
     )  # fmt: skip
-    images = folder / "generated" / key
+    images = folder / GENERATED / key
     found = generation(model.pipeline, GenerationData(rows, images), options)
     real = chosen_rows(rows, options)
     generated = [
         CaptionedImage(ImageSource(str(path), path=path), row.captions)
-        for path, row in zip(sorted((images / "images").glob("*.png")), real, strict=True)
+        for path, row in zip(sorted((images / IMAGES_FOLDER).glob("*.png")), real, strict=True)
     ]
     size_px = model.image_size_px
     features = {name: _features(each, size_px) for name, each in (("generated", generated), ("real", real))}
@@ -108,6 +110,19 @@ def measure_generation(model: PipelineEmbedder, plan: GenerationPlan, root: Path
     measured = Measurement([{name: row[name] for name in row if name != "seed"} for row in kept], features)
     _write(folder, key, measured)
     return measured
+
+
+def sheet_images(
+    model: PipelineEmbedder, plan: GenerationPlan, root: Path, folder: Path, number: int
+) -> tuple[list[str], list[Image.Image], list[Image.Image]]:
+    """Return evenly spread captions, with the images that `measure_generation` generated, and the real ones."""
+    rows = open_rows(plan, root)
+    key = _key("generation", model.fingerprint, rows.fingerprint, plan.model_dump())
+    real = chosen_rows(rows, GenerationConfig(num_images=plan.num_images, kid_subset_size=plan.kid_subset_size))
+    files = sorted((folder / GENERATED / key / IMAGES_FOLDER).glob("*.png"))
+    places = evenly_spread(len(real), number)
+    generated = [decode_image(ImageSource(str(files[i]), path=files[i])) for i in places]
+    return [real[i].captions[0] for i in places], generated, [decode_image(real[i].source) for i in places]
 
 
 def summarize(measured: Sequence[Measurement]) -> list[Row]:

@@ -93,6 +93,7 @@ class TablePlan(BaseModel, frozen=True, extra="forbid"):
     paper_says: str = ""  # what is known of the paper's models: caption and footnotes
     rows: tuple[RowPlan, ...] = Field(min_length=1)
     generation: str | None = None  # name of a `generation` of the plan, for rows that generate
+    sheet_captions: int = Field(0, ge=0)  # of a figure: captions whose images are shown, a column for each row
 
 
 class ClaimPlan(BaseModel, frozen=True, extra="forbid"):

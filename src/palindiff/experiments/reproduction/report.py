@@ -12,7 +12,7 @@ from pathlib import Path
 
 from palindiff.atomic import atomic_text
 from palindiff.evaluation.results import RESULTS_FOLDER, Results, Row, read_results
-from palindiff.experiments.reproduction.plan import Plan, TablePlan, load_plan, plan_names
+from palindiff.experiments.reproduction.plan import Plan, load_plan, plan_names
 
 PAGE = Path("docs/tables.md")
 WIDTH = 119
@@ -51,8 +51,7 @@ def page(results: Path) -> str:
         parts.append(f"## Scale `{scale}`\n\n{_wrapped(plan.about)}\n")
         claims = _read(results, "claims", scale)
         parts.append(_claims(plan, claims))
-        for target, table in plan.tables.items():
-            parts.append(_table(target, table, plan, _read(results, target, scale)))
+        parts += [_table(target, scale, plan, _read(results, target, scale)) for target in plan.tables]
     return "\n".join(parts)
 
 
@@ -87,8 +86,9 @@ def _verdict(row: Row | None) -> list[str]:
     return [f"{difference} {unit}", f"{low} to {high}", str(row["num_seeds"]), str(row["verdict"])]
 
 
-def _table(target: str, table: TablePlan, plan: Plan, found: Results | None) -> str:
-    lines = [f"### {target.capitalize().replace('Table', 'Table ')}: {table.title}\n"]
+def _table(target: str, scale: str, plan: Plan, found: Results | None) -> str:
+    table = plan.tables[target]
+    lines = [f"### {_heading(target)}: {table.title}\n"]
     if table.paper_says:
         lines.append(f"{_wrapped(table.paper_says)}\n")
     if found is None:
@@ -109,7 +109,15 @@ def _table(target: str, table: TablePlan, plan: Plan, found: Results | None) -> 
         names = ", ".join(map(str, unfinished))  # type: ignore[arg-type]
         lines.append(f"{_wrapped(f'Not run: {names}.')}\n")
     lines.append(f"{_markdown(header, rows)}\n")
+    if table.sheet_captions:
+        lines.append(f"![{table.title}](../results/{target}-{scale}.png)\n")
     return "\n".join(lines)
+
+
+def _heading(target: str) -> str:
+    """`table4` -> "Table 4"."""
+    kind = target.rstrip("0123456789")
+    return f"{kind.capitalize()} {target.removeprefix(kind)}".strip()
 
 
 def _number(row: Mapping[str, object] | None, metric: str) -> str:

@@ -10,12 +10,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from PIL import Image
+
+from palindiff.atomic import atomic_file
 from palindiff.evaluation.results import Row, write_results
+from palindiff.evaluation.sheets import contact_sheet
 from palindiff.experiments.reproduction.measurement import (
     Measurement,
     measure_generation,
     measure_naming,
     open_rows,
+    sheet_images,
     summarize,
 )
 from palindiff.experiments.reproduction.model_runs import ModelRun
@@ -116,6 +121,7 @@ class Reproduction:
             run.train()
             rows = self.rows()
             self._write(rows, command, time.perf_counter() - began)
+        self._write_sheet()
         return rows
 
     def rows(self) -> list[Row]:
@@ -210,6 +216,28 @@ class Reproduction:
         if self._open is None or self._open[0] != run.name:
             self._open = run.name, run.open()
         return self._open[1]
+
+    def _write_sheet(self) -> None:
+        """Write a figure beside its result file: real images, and those of each row's first seed."""
+        table = self.plan.tables.get(self.options.target)
+        rows = [row for row in table.rows if row.generates] if table is not None else []
+        runs = [self.model_run(row.variant, self.plan.seeds_of(row.variant)[0]) for row in rows]
+        if table is None or table.generation is None or not table.sheet_captions or not runs:
+            return
+        if not all(run.is_finished for run in runs):
+            return
+        plan, columns, captions = self.plan.generation[table.generation], list[list[Image.Image]](), list[str]()
+        for run in runs:
+            model = self._model(run)
+            assert isinstance(model, PipelineEmbedder), "as it has generated"
+            captions, generated, real = sheet_images(model, plan, self.options.data, run.folder, table.sheet_captions)
+            columns += [generated] if columns else [real, generated]
+        title = f"{table.title}: real image, {', '.join(row.label for row in rows)}"
+        sheet = contact_sheet(list(zip(*columns, strict=True)), captions, columns=4, title=title)
+        file = self.options.results.with_suffix(".png")
+        with atomic_file(file) as temporary:
+            sheet.save(temporary, "PNG")
+        self.report(f"written: {file}")
 
     def _write(self, rows: list[Row], command: str, elapsed_s: float) -> None:
         if rows:
