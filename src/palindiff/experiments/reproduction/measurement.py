@@ -27,8 +27,8 @@ from palindiff.data.squares import SquareImages
 from palindiff.evaluation import naming_tasks
 from palindiff.evaluation.class_sets import class_set_of, load_class_set, true_classes
 from palindiff.evaluation.efficientnet import EffLite0Features
-from palindiff.evaluation.generation import GenerationConfig, GenerationData, chosen_rows, evenly_spread, generation
 from palindiff.evaluation.generated_set import IMAGES_FOLDER
+from palindiff.evaluation.generation import GenerationConfig, GenerationData, chosen_rows, evenly_spread, generation
 from palindiff.evaluation.intervals import bootstrap_interval
 from palindiff.evaluation.naming_tasks import Metric
 from palindiff.evaluation.results import Row
