@@ -23,6 +23,7 @@ from palindiff.cli.generate import generate
 from palindiff.cli.init import init
 from palindiff.cli.push import push
 from palindiff.cli.rank import rank
+from palindiff.cli.reproduce import reproduce
 from palindiff.cli.train import train
 from palindiff.cli.train_vae import train_vae
 
@@ -45,6 +46,7 @@ for verb in (
     rank,
     embed,
     demo,
+    reproduce,
     export,
     push,
 ):

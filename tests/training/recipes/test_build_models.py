@@ -140,6 +140,21 @@ def test_a_checkpoint_with_another_query_stream_than_the_recipe_s_is_refused(bas
         build_models(ModelRecipe.model_validate(sections), seed=0)
 
 
+def test_a_new_query_stream_replaces_the_base_s_and_is_the_recipe_s(bases, tmp_path):
+    made = PalindiffPipeline.from_stable_diffusion(bases / "sd1", bases / "clip_1", model_recipe(bases).query_stream)
+    made.save_pretrained(tmp_path / "made")
+    base = {"source": str(tmp_path / "made"), "query_stream": "new"}
+    sections = base_sections(bases, **base) | {"text": {"source": None}, "query_stream": {**STREAM, "gamma": 0.5}}
+    recipe = ModelRecipe.model_validate(sections | ZERO_SNR)
+    first, again, other = (build_models(recipe, seed=seed) for seed in (1, 1, 2))
+    assert first.query_stream.config.gamma == 0.5
+    assert equal_weights(first.query_stream, again.query_stream)
+    assert not equal_weights(first.query_stream, other.query_stream)
+    assert equal_weights(first.query_stream.clip_projection, made.query_stream.clip_projection)
+    assert equal_weights(first.unet, made.unet)
+    assert first.query_scheduler.alphas_cumprod[-1] < 1e-6
+
+
 ZERO_SNR = {"query_scheduler": {"rescale_betas_zero_snr": True}}
 
 

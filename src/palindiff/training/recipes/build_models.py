@@ -160,7 +160,10 @@ def _from_base(recipe: ModelRecipe, base: BaseConfig, seed: int, with_weights: b
             pipeline = PalindiffPipeline.from_pretrained(base.source, variant=base.variant)
         else:
             pipeline = PalindiffPipeline(**parts_from_configs(Path(base.source)))
-        _check_settings(pipeline, recipe, base.source)
+        if base.query_stream == "new":
+            _draw_query_stream(pipeline, recipe, seed)
+        else:
+            _check_settings(pipeline, recipe, base.source)
     else:
         if recipe.text.source is None:
             raise ValueError(
@@ -185,6 +188,18 @@ def _from_base(recipe: ModelRecipe, base: BaseConfig, seed: int, with_weights: b
     return pipeline
 
 
+def _draw_query_stream(pipeline: PalindiffPipeline, recipe: ModelRecipe, seed: int) -> None:
+    """Put a new query stream in the place of the base's, which shares no weights with the U-Net."""
+    encoder = pipeline.caption_encoder
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        stream = QueryStream.for_unet(
+            pipeline.unet, encoder.d_e, recipe.query_stream, encoder.pooling, encoder.projection
+        )
+    scheduler = text_diffusion_scheduler(TRAIN_STEPS, recipe.query_scheduler)
+    pipeline.register_modules(query_stream=stream.eval(), query_scheduler=scheduler)
+
+
 def _check_settings(pipeline: PalindiffPipeline, recipe: ModelRecipe, source: str) -> None:
     """Refuse a checkpoint whose text diffusion is not the recipe's; how it was initialised no longer matters."""
     settings = {
@@ -200,7 +215,7 @@ def _check_settings(pipeline: PalindiffPipeline, recipe: ModelRecipe, source: st
     if differing:
         raise ValueError(
             f"`{source}` holds another query stream than the recipe: {', '.join(differing)}. Expected the same "
-            "settings. Set them, or start from the Stable Diffusion that it was made from."
+            "settings. Set them, or set `base.query_stream: new` to train a new one."
         )
 
 

@@ -38,6 +38,7 @@ class BaseConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     variant: str | None = None  # weights besides the usual ones, such as fp16; None takes the usual ones
     config: str | None = None  # a folder in diffusers' layout that describes a .safetensors of Stable Diffusion 2.x
     unet_weights: Literal["base", "random"] = "base"  # "random": the base's U-Net, new weights (the paper's Table 4)
+    query_stream: Literal["base", "new"] = "base"  # of a palindiff base; "new": drawn by the recipe's `query_stream`
     image_size_px: int | None = Field(None, gt=0)  # of training, and of the checkpoint; None is the base's own
 
 

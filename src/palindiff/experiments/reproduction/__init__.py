@@ -1,0 +1,1 @@
+"""The paper's tables and claims, measured again at one of several scales."""

@@ -1,0 +1,202 @@
+"""The trained models of a scale: one run folder for each variant and seed, resumed by the same call.
+
+Here: the recipe of a run, its cost in FLOP, training, and opening the result. Not here: which runs a table needs
+(`plan.py`), what is measured of them (`measurement.py`).
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from palindiff.atomic import atomic_text
+from palindiff.evaluation.results import git_state
+from palindiff.experiments.reproduction.plan import ROOT, RUNS, Plan
+from palindiff.inference.clip_model import ClipModel
+from palindiff.inference.embedder import Embedder, PipelineEmbedder
+from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.training.cost.flops import contrastive_step_tflop, step_tflop
+from palindiff.training.cost.weight_free import fake_run
+from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
+from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe, Recipe, VaeRecipe
+from palindiff.training.recipes.yaml_files import config_hash, load_recipe, prepare_run_dir
+from palindiff.training.trainer import TRAINERS, recipe_classes, train_recipe
+
+AnyRecipe = DiffDisRecipe | ContrastiveRecipe | VaeRecipe
+FACTS_FILE = "reproduction.json"  # beside the run: which commit trained it
+
+
+@dataclass(frozen=True)
+class ModelRun:
+    """A variant with a seed: its recipe, and the folder of its run."""
+
+    plan: Plan
+    variant: str
+    seed: int
+    data: Path  # folder of --data
+    runs: Path  # folder of all runs of the scale
+    overrides: tuple[str, ...] = ()  # KEY=VALUE of every run, such as the number of threads
+
+    @property
+    def name(self) -> str:
+        """As its folder is called."""
+        return f"{self.variant}-seed{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return self.runs / self.name
+
+    @cached_property
+    def own_recipe(self) -> AnyRecipe:
+        """The recipe with the number of steps that its settings say.
+
+        Raises: ValueError if it cannot be read, or is of another objective.
+        """
+        return self._load(())
+
+    @property
+    def is_countable(self) -> bool:
+        """Whether its cost can be counted: only once the model that it starts from is trained."""
+        other = self.plan.variants[self.variant].same_flop_as
+        return all(each.is_finished for each in self._trained_before) and (
+            other is None or self._of(other, self.seed).is_countable
+        )
+
+    @cached_property
+    def recipe(self) -> AnyRecipe:
+        """The recipe of the run, with as many steps as its training may cost.
+
+        Raises: as `own_recipe`; FileNotFoundError or ValueError if it is not countable.
+        """
+        variant, recipe = self.plan.variants[self.variant], self.own_recipe
+        if variant.same_flop_as is None:
+            return recipe
+        other = self._of(variant.same_flop_as, self.seed)
+        steps = round(other.recipe.loop.num_steps * tflop_of_step(other.recipe) / tflop_of_step(recipe))
+        return self._load((f"loop.num_steps={steps}", *_scaled_schedule(recipe, steps)))
+
+    @property
+    def train_tflop(self) -> float:
+        """TFLOP of the run's steps, with those of the run that it starts from; a VAE's count nothing."""
+        start = self._start
+        own = self.recipe.loop.num_steps * tflop_of_step(self.recipe)
+        return own + (0 if start is None else start.train_tflop)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has written its result."""
+        return self.result.is_dir()
+
+    @property
+    def result(self) -> Path:
+        """The folder of the trained model."""
+        return self.folder / TRAINERS[self.own_recipe.objective_name].result_name
+
+    def train(self) -> None:
+        """Train it, or resume its training; nothing if it is finished.
+
+        Raises: ValueError if the folder holds a run of another recipe or commit.
+        """
+        commit, _ = git_state(Path(__file__).parent)
+        prepare_run_dir(self.recipe, self.folder, f"{self.plan.recipe}, variant {self.variant}")
+        facts = self.folder / FACTS_FILE
+        if facts.exists():
+            self._check_commit(json.loads(facts.read_text(encoding="utf-8"))["commit"], commit)
+        else:
+            atomic_text(facts, json.dumps({"commit": commit}) + "\n")
+        if not self.is_finished:
+            train_recipe(self.recipe, self.folder, show_progress=False)
+
+    def open(self) -> Embedder:
+        """Load the finished model.
+
+        Raises: FileNotFoundError if it is not finished; ValueError if it is a VAE.
+        """
+        if not self.is_finished:
+            raise FileNotFoundError(f"`{self.result}` does not exist. Expected a finished run. Train it first.")
+        if isinstance(self.own_recipe, ContrastiveRecipe):
+            return ClipModel.from_pretrained(self.result)
+        if isinstance(self.own_recipe, VaeRecipe):
+            raise ValueError(f"`{self.variant}` is a VAE, which names nothing. Expected another row. Change the plan.")
+        return PipelineEmbedder(PalindiffPipeline.from_pretrained(self.result))
+
+    def facts(self) -> dict[str, str | int | float | None]:
+        """What result rows say of the training."""
+        steps, seconds = training_cost(read_log(self.folder / LOG_FILE))
+        commit = json.loads((self.folder / FACTS_FILE).read_text(encoding="utf-8"))["commit"]
+        return {
+            "config_hash": config_hash(self.recipe)[:16], "commit": commit, "steps": steps,
+            "train_tflop": self.train_tflop, "train_seconds": round(seconds),
+        }  # fmt: skip
+
+    @property
+    def _start(self) -> "ModelRun | None":
+        start = self.plan.variants[self.variant].start
+        return None if start is None else self._of(start, self.plan.seeds_of(start)[0])
+
+    @property
+    def _trained_before(self) -> list["ModelRun"]:
+        """The runs whose weights it starts from or needs."""
+        needed = [self._of(each, self.plan.seeds_of(each)[0]) for each in self.plan.variants[self.variant].needs]
+        return needed if self._start is None else [*needed, self._start]
+
+    def _of(self, variant: str, seed: int) -> "ModelRun":
+        return ModelRun(self.plan, variant, seed, self.data, self.runs, self.overrides)
+
+    def _load(self, further: tuple[str, ...]) -> AnyRecipe:
+        variant, start = self.plan.variants[self.variant], self._start
+        base = () if start is None else (f"base.source={json.dumps(str(start.result))}",)
+        used = [each for name in variant.use for each in self.plan.settings[name]]
+        given = [*used, *base, *variant.set, *further, *self.overrides, f"loop.seed={self.seed}"]
+        own = [each.replace(ROOT, str(self.data)).replace(RUNS, str(self.runs)) for each in given]
+        recipe: AnyRecipe = load_recipe(recipe_classes(), variant.recipe or self.plan.recipe, own)  # type: ignore[assignment]
+        return recipe
+
+    def _check_commit(self, trained_by: str | None, commit: str | None) -> None:
+        if trained_by != commit and not self.is_finished:
+            raise ValueError(
+                f"`{self.folder}` holds an unfinished run of commit {trained_by}, and this is {commit}. Expected the "
+                "commit that began it. Check that one out, or remove the folder to train the run anew."
+            )
+
+
+@dataclass
+class StepCosts:
+    """TFLOP of one step of a recipe, each counted once."""
+
+    known: dict[str, float] = field(default_factory=dict)  # by config hash
+
+    def __call__(self, recipe: AnyRecipe) -> float:
+        """Count the forward and backward passes of one step."""
+        key = config_hash(
+            recipe.model_copy(update={"loop": recipe.loop.model_copy(update={"seed": 0, "num_steps": 1})})
+        )
+        if key not in self.known:
+            self.known[key] = _count(recipe)
+        return self.known[key]
+
+
+tflop_of_step = StepCosts()
+
+
+def _count(recipe: AnyRecipe) -> float:
+    if isinstance(recipe, ContrastiveRecipe):
+        return sum(contrastive_step_tflop(recipe).values())
+    if isinstance(recipe, VaeRecipe):
+        return 0.0
+    with ExitStack() as stack:
+        parts: Mapping[str, float] = step_tflop(stack.enter_context(fake_run(recipe)), recipe)
+        return sum(parts.values())
+
+
+def _scaled_schedule(recipe: Recipe, steps: int) -> tuple[str, ...]:
+    """Scale warm-up and decay with the number of steps."""
+    share = steps / recipe.loop.num_steps
+    optimizer = recipe.optimizer
+    return (
+        f"optimizer.warmup_steps={round(optimizer.warmup_steps * share)}",
+        f"optimizer.decay_steps={round(optimizer.decay_steps * share)}",
+    )

@@ -1,0 +1,51 @@
+"""plan.py: plan files are checked when they are read, and the bundled ones name what exists."""
+
+import pytest
+
+from palindiff.experiments.reproduction.model_runs import ModelRun
+from palindiff.experiments.reproduction.plan import load_plan, plan_names
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda tree: tree.update(primary="nothing"), r"`primary` names the naming `nothing`\. Expected one of valid"),
+        (lambda tree: tree["variants"]["both"].update(start="x"), r"`variants.both` names the variant `x`"),
+        (lambda tree: tree["tables"]["table5"].update(generation="y"), r"`tables.table5` names the generation `y`"),
+        (lambda tree: tree["claims"]["P1"].update(b="z"), r"`claims.P1` names the variant `z`"),
+        (
+            lambda tree: tree["naming"]["validation"].update(recall_k=7),
+            r"`recall_k` is 7, and `retrieval_ks` \[1, 3\]",
+        ),
+        (lambda tree: tree.update(colour="red"), r"colour\s+Extra inputs are not permitted"),
+    ],
+)
+def test_a_plan_that_names_what_it_lacks_is_refused(change, sentence, plan_tree, write_plan):
+    change(plan_tree)
+    with pytest.raises(ValueError, match=sentence):
+        load_plan(write_plan(plan_tree))
+
+
+def test_variants_come_after_those_that_they_start_from(plan_tree, write_plan):
+    plan = load_plan(write_plan(plan_tree))
+    assert plan.variants_of("table5") == ["both", "tuned"]
+    assert plan.variants_of("claims") == ["both", "alignment", "alignment-long"]
+
+
+def test_a_variant_that_needs_itself_is_refused(plan_tree, write_plan):
+    plan_tree["variants"]["both"]["start"] = "tuned"
+    with pytest.raises(ValueError, match=r"`variants\.(both|tuned)` needs itself"):
+        load_plan(write_plan(plan_tree)).variants_of("table5")
+
+
+def test_an_unknown_scale_is_refused():
+    with pytest.raises(FileNotFoundError, match=r"There is no scale `huge`\. Expected one of .*emoji"):
+        load_plan("huge")
+
+
+@pytest.mark.parametrize("scale", plan_names())
+def test_every_recipe_of_a_bundled_plan_can_be_read(scale, tmp_path):
+    plan = load_plan(scale)
+    for variant in plan.variants:
+        run = ModelRun(plan, variant, 0, tmp_path, tmp_path / "runs")
+        assert run._load(()).loop.num_steps > 0

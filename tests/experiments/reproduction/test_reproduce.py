@@ -1,0 +1,151 @@
+"""reproduce.py and model_runs.py: what a table needs is trained once, measured, and written row by row."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from palindiff.evaluation.results import read_results
+from palindiff.experiments.reproduction import verdicts
+from palindiff.experiments.reproduction.reproduce import ReproduceOptions, Reproduction
+
+
+@pytest.fixture
+def reproduction(parts, plan_tree, write_plan, tmp_path):
+    """Make a reproduction of a target, with changes of the plan."""
+
+    def make(target, change=lambda tree: None, **options):
+        change(plan_tree)
+        given = {"data": parts, "runs": tmp_path / "runs", "results": tmp_path / f"{target}.json", **options}
+        said = []
+        made = Reproduction(ReproduceOptions(target, write_plan(plan_tree), **given), said.append)
+        made.said = said
+        return made
+
+    return make
+
+
+def one_seed(tree):
+    tree["seeds"] = [0]
+
+
+def test_a_table_has_the_paper_s_numbers_beside_ours_for_each_seed(reproduction, tmp_path):
+    rows = reproduction("table4").run("a command")
+    assert {(row["row"], row["seed"]) for row in rows} == {
+        (label, seed) for label in ("discriminate only", "both") for seed in (0, 1, None)
+    }
+    of_both = [row for row in rows if row["row"] == "both" and row["seed"] == 1]
+    assert {row["paper_ImageNet"] for row in of_both} == {12.96}
+    assert {row["metric"] for row in of_both} >= {"text_retrieval_recall@3", "recall", "acc1", "kd_efflite0"}
+    assert not any(row["metric"] == "kd_efflite0" for row in rows if row["row"] == "discriminate only")
+    assert all(row["steps"] == 2 and row["train_tflop"] > 0 for row in rows if row["seed"] is not None)
+    recall = {row["seed"]: row for row in rows if (row["row"], row["metric"]) == ("both", "recall")}
+    assert recall[None]["value"] == pytest.approx((recall[0]["value"] + recall[1]["value"]) / 2)
+    assert recall[None]["ci_low"] <= recall[None]["value"] <= recall[None]["ci_high"]
+    assert recall[None]["num_seeds"] == 2
+    found = read_results(tmp_path / "table4.json")
+    assert found.rows == rows
+    assert found.settings["unfinished"] == []
+
+
+def test_a_second_call_trains_and_measures_nothing_again(reproduction, tmp_path):
+    first = reproduction("table8", one_seed)
+    rows = first.run("a command")
+    assert first.said == ["both-seed0: training 2 steps"]
+    run = tmp_path / "runs" / "toy-plan" / "both-seed0"
+    shutil.rmtree(run / "state")  # of a finished run it is not needed
+    times = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    again = reproduction("table8")
+    assert again.run("a command") == rows
+    assert again.said == []
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} == times
+
+
+def test_settings_of_naming_are_rows_of_one_model(reproduction):
+    rows = reproduction("table8", one_seed).run("a command")
+    assert [row["row"] for row in rows if row["metric"] == "recall"] == ["1", "1", "2", "2"]  # of the seed, over seeds
+    assert len({row["config_hash"] for row in rows if row["seed"] == 0}) == 1
+
+
+def test_a_variant_may_start_from_another_and_its_cost_includes_it(reproduction):
+    made = reproduction("table5", one_seed)
+    runs = made.model_runs()
+    assert [run.name for run in runs] == ["both-seed0", "tuned-seed0"]
+    (row, *_) = made.run("a command")
+    assert row["train_tflop"] == pytest.approx(2 * runs[0].train_tflop)
+    assert (runs[1].folder / "recipe.yaml").read_text().count("both-seed0/checkpoint") == 1
+
+
+def test_equal_flop_is_a_longer_training_with_its_schedule_scaled(reproduction):
+    def longer(tree):
+        tree["settings"]["common"] += ["loop.num_steps=90", "optimizer.warmup_steps=9", "optimizer.decay_steps=30"]
+
+    made = reproduction("claims", longer)
+    both, short, long_ = (made.model_run(name, 0) for name in ("both", "alignment", "alignment-long"))
+    assert long_.recipe.loop.num_steps > short.recipe.loop.num_steps == 90
+    assert long_.train_tflop == pytest.approx(both.train_tflop, rel=0.02)
+    share = long_.recipe.loop.num_steps / 90
+    assert long_.recipe.optimizer.warmup_steps == round(9 * share)
+    assert long_.recipe.optimizer.decay_steps == round(30 * share)
+
+
+def test_claims_are_judged_at_both_budgets_and_settings_once(reproduction, monkeypatch):
+    monkeypatch.setattr(verdicts, "SAME_FLOP", 0.5)  # of two steps, more cannot be asked
+    rows = reproduction("claims").run("a command")
+    assert [(row["claim"], row["budget"]) for row in rows] == [("P1", "steps"), ("P7", "steps"), ("P1", "flop")]
+    by_budget = {(row["claim"], row["budget"]): row for row in rows}
+    assert by_budget["P1", "flop"]["b"] == "alignment-long"
+    assert all(row["num_seeds"] == 2 for row in rows)
+    assert by_budget["P7", "steps"]["margin"] == 1.0
+    assert {row["budget"] for row in rows} == set(verdicts.BUDGETS)
+
+
+def test_claims_whose_models_are_not_trained_are_reported(reproduction):
+    made = reproduction("claims", one_seed, finished_only=True)
+    assert made.run("a command") == []
+    assert "both-seed0: not trained" in made.said
+    assert made.rows() == []
+    assert "P1, equal steps: not run" in made.said
+
+
+def test_an_unfinished_run_of_another_commit_is_refused(reproduction):
+    made = reproduction("table8", one_seed)
+    run = made.model_runs()[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "reproduction.json").write_text(json.dumps({"commit": "0" * 40}))
+    with pytest.raises(ValueError, match=r"both-seed0` holds an unfinished run of commit 0000.*Check that one out"):
+        made.run("a command")
+
+
+def test_a_run_folder_of_another_recipe_is_refused(reproduction):
+    reproduction("table8", one_seed).run("a command")
+
+    def faster(tree):
+        tree["settings"]["common"].append("optimizer.learning_rate=0.5")
+
+    with pytest.raises(ValueError, match=r"holds a run of another recipe: `optimizer.learning_rate`"):
+        reproduction("table8", faster).run("a command")
+
+
+def test_missing_data_and_unknown_tables_are_refused_before_any_training(reproduction, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"The scale has no `table99`\. Expected one of table4, table8, table5, claims"
+    ):
+        reproduction("table99").run("a command")
+    with pytest.raises((ValueError, FileNotFoundError), match="nowhere"):
+        reproduction("table8", data=tmp_path / "nowhere").run("a command")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_figure_is_a_sheet_of_real_and_generated_images(reproduction, tmp_path):
+    def as_figure(tree):
+        tree["seeds"] = [0]
+        rows = [{"label": name, "variant": name, "generates": True} for name in ("both", "tuned")]
+        tree["tables"]["figure4"] = {"title": "Images", "generation": "few", "sheet_captions": 3, "rows": rows}
+
+    made = reproduction("figure4", as_figure)
+    made.run("a command")
+    assert made.said[-1] == f"written: {tmp_path / 'figure4.png'}"
+    with Image.open(tmp_path / "figure4.png") as sheet:
+        assert sheet.width > 3 * 3 * 96  # three captions, each with a real image and two generated ones
