@@ -50,12 +50,12 @@ def test_a_table_is_written_to_the_results_folder_and_rerun_for_nothing(run, tmp
 )
 def test_bad_input_is_one_sentence(given, sentence, run):
     code, _, err = run(*given)
-    assert code == 1
+    assert code == 2
     assert sentence in err
     assert "Traceback" not in err
 
 
 def test_an_unknown_scale_is_one_sentence(palindiff):
     code, _, err = palindiff("reproduce", "table4", "--scale", "huge")
-    assert code == 1
+    assert code == 2
     assert "There is no scale `huge`. Expected one of emoji, paper, photos" in err
