@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from bundled_card import card  # beside this file
+from bundled_card import ATTRIBUTION_FILE, card  # beside this file
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from palindiff.atomic import atomic_folder
@@ -25,7 +25,7 @@ from palindiff.training.loop.run_log import read_log
 
 SOURCES = {"emoji": ("checkpoint", "latest"), "vae-emoji": ("vae",)}  # where a run keeps the weights, best first
 PARTS = {"emoji": {"unet": UNet2DConditionModel, "query_stream": QueryStream}, "vae-emoji": {"": AutoencoderKL}}
-MAX_BYTES = {"emoji": 25_000_000, "vae-emoji": 8_000_000}
+MAX_BYTES = {"emoji": 32_000_000, "vae-emoji": 8_000_000}  # together 40 MB
 
 
 def bundle(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
@@ -49,6 +49,7 @@ def bundle(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
             _check_vae(source / "vae", checkpoints / "vae-emoji")
             for part in ("scheduler", "query_scheduler"):
                 shutil.copytree(source / part, folder / part)
+            _copy_credits(run, folder)
             if (vocabulary := read_vocabulary(source)) is not None:
                 vocabulary.write(folder)
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
@@ -61,6 +62,19 @@ def bundle(name: str, run: Path, checkpoints: Path = CHECKPOINTS) -> Path:
             limit = f"Expected at most {MAX_BYTES[name]:,}. Use a smaller model."
             raise ValueError(f"The weights of `{name}` take {num_bytes:,} bytes. {limit}")
     return checkpoints / name
+
+
+def _copy_credits(run: Path, folder: Path) -> None:
+    """Keep the credits of the styles that the run was trained on, of a set that says them."""
+    data = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")).get("data", {})
+    credits = Path(data.get("path", "")) / ATTRIBUTION_FILE
+    rows = Path(data.get("path", "")) / str(data.get("split", "train")) / "metadata.jsonl"
+    if not (credits.is_file() and rows.is_file()):
+        return
+    styles = {json.loads(line).get("style") for line in rows.read_text(encoding="utf-8").splitlines()}
+    lines = credits.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if line.partition(": ")[0] in styles]
+    (folder / ATTRIBUTION_FILE).write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 def _log_of(source: Path, run: Path) -> list[dict[str, float]]:

@@ -11,8 +11,9 @@ Run: `python scripts/bundled_card.py`, after the result files were measured agai
 
 import json
 import math
+import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import safe_open
@@ -26,6 +27,8 @@ from palindiff.training.loop.run_log import read_log, training_cost
 RESULTS = Path(__file__).parents[1] / "results"
 TEMPLATE = Path(__file__).with_suffix(".md")  # with fields in braces
 WIDTH = 119
+ATTRIBUTION_FILE = "ATTRIBUTION.txt"  # of a checkpoint's folder: the lines of the styles that it was trained on
+NUMBER_WORDS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
 UNSEEN = {"direction": "image_to_text", "split": "unseen"}  # rows of naming concepts that training never sees
 CONTROL_NAMES = {"nearest_thumbnail": "thumbnails", "nearest_efflite0": "EfficientNet-Lite0 features"}
 SAME_RECALL = 0.01  # of one model, measured twice
@@ -37,18 +40,42 @@ def card(folder: Path, vae: Path, results: Path = RESULTS) -> str:
     """Fill in the card of a checkpoint folder, for images of the VAE's size."""
     parts = {part: num_parameters(folder / part) / 1e6 for part in ("unet", "query_stream")}
     steps, seconds = training_cost(read_log(folder / "log.jsonl"))
-    found = measured_sentences(folder, results)
+    found, credits = measured_sentences(folder, results), credits_of(folder)
     text = TEMPLATE.read_text(encoding="utf-8").format(
         **parts,
         total=sum(parts.values()),
-        side=json.loads((vae / "config.json").read_text())["sample_size"],
-        attribution="; ".join(f"{style}: {credit}" for style, credit in ATTRIBUTION.items()),
+        side=image_side(folder, vae),
+        num_styles=NUMBER_WORDS.get(len(credits), len(credits)),
+        attribution="; ".join(f"{style}: {credit}" for style, credit in credits.items()),
+        licenses=licenses(credits),
         recipe=(folder / "recipe.yaml").read_text(encoding="utf-8").partition(";")[0].lstrip("# "),
         steps=steps,
         hours=seconds / 3600,
         results=" ".join(found) or "Not measured.",
     )
     return "\n".join(_wrapped(line) for line in text.split("\n"))
+
+
+def credits_of(folder: Path) -> dict[str, str]:
+    """Return the credit of each style that a checkpoint was trained on; without a file, those of two styles."""
+    path = folder / ATTRIBUTION_FILE
+    if not path.exists():
+        return ATTRIBUTION
+    return dict(line.split(": ", 1) for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def licenses(credits: Mapping[str, str]) -> str:
+    """List the licences that credits end with, each once: "CC BY 4.0, MIT and Apache-2.0"."""
+    found = [credit.partition(" (package ")[0].rpartition(", ")[2] for credit in credits.values()]
+    *first, last = dict.fromkeys(re.sub(r"^CC-(BY(?:-SA)?)-", r"CC \1 ", each) for each in found)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def image_side(folder: Path, vae: Path) -> int:
+    """Pixels of a side of the images that a checkpoint generates."""
+    blocks = json.loads((vae / "config.json").read_text())["block_out_channels"]
+    latents: int = json.loads((folder / "unet" / "config.json").read_text())["sample_size"]
+    return latents * 2 ** (len(blocks) - 1)
 
 
 def num_parameters(part: Path) -> int:

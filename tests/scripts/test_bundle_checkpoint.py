@@ -50,6 +50,25 @@ def test_emoji_is_the_run_s_weights_as_fp16_with_log_recipe_and_card(run, tmp_pa
     assert (target / "log.jsonl").read_text() == (run / "log.jsonl").read_text()
 
 
+def test_the_credits_are_those_of_the_styles_that_were_trained(run, tmp_path):
+    data = tmp_path / "data"
+    (data / "train").mkdir(parents=True)
+    (data / "train" / "metadata.jsonl").write_text('{"style": "noto"}\n{"style": "flat"}\n')
+    credits = [
+        "flat: Twemoji, Twitter, CC BY 4.0 (package t)", "noto: Noto, Google, Apache-2.0 (package n)",
+        "emojione: Emoji One, CC-BY-4.0 (package e)",
+    ]  # fmt: skip
+    (data / "ATTRIBUTION.txt").write_text("".join(f"{line}\n" for line in credits))
+    recipe = f"# Recipe emoji, resolved; 0\nloop: {{num_steps: 100}}\ndata: {{path: {data}, split: train}}\n"
+    (run / "recipe.yaml").write_text(recipe)
+    target = bundling.bundle("emoji", run, tmp_path / "checkpoints")
+    assert (target / "ATTRIBUTION.txt").read_text().splitlines() == credits[:2]
+    card = " ".join((target / "README.md").read_text().split())
+    assert "emoji in two styles" in card
+    assert "on images under CC BY 4.0 and Apache-2.0." in card
+    assert "Emoji One" not in card
+
+
 def test_a_later_vae_replaces_the_bundled_one(run, tmp_path):
     bundling.bundle("vae-emoji", run, tmp_path / "checkpoints")
     (run / "log.jsonl").write_text('{"step": 7}\n')
