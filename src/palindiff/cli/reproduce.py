@@ -50,9 +50,11 @@ def reproduce(
         hours = [reproduction.plan.hours.get(run.variant) for run in reproduction.model_runs()]
         typer.echo(f"{len(rows)} runs, {sum(filter(None, hours)):.1f} hours of those whose hours are known")
         return
-    reproduction.run(command_line())
-    typer.echo(f"written: {options.results}")
-    typer.echo(next_line("python -m palindiff.evaluation.results docs/tables.md"))
+    if reproduction.run(command_line()):
+        typer.echo(f"written: {options.results}")
+        typer.echo(next_line("python -m palindiff.experiments.reproduction.report docs/tables.md"))
+    else:
+        typer.echo("nothing is finished, so nothing was written")
 
 
 def _plan_row(run: "ModelRun", hours: dict[str, float]) -> tuple[str, str, str, str, str]:

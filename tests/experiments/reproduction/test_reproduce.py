@@ -124,7 +124,7 @@ def test_a_run_folder_of_another_recipe_is_refused(reproduction):
     def faster(tree):
         tree["settings"]["common"].append("optimizer.learning_rate=0.5")
 
-    with pytest.raises(ValueError, match=r"holds a run of another recipe: `optimizer.learning_rate`"):
+    with pytest.raises(ValueError, match=r"holds a finished run of another recipe"):
         reproduction("table8", faster).run("a command")
 
 

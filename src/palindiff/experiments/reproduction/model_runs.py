@@ -21,7 +21,7 @@ from palindiff.training.cost.flops import contrastive_step_tflop, step_tflop
 from palindiff.training.cost.weight_free import fake_run
 from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
 from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe, Recipe, VaeRecipe
-from palindiff.training.recipes.yaml_files import config_hash, load_recipe, prepare_run_dir
+from palindiff.training.recipes.yaml_files import RECIPE_FILE, config_hash, load_recipe, prepare_run_dir
 from palindiff.training.trainer import TRAINERS, recipe_classes, train_recipe
 
 AnyRecipe = DiffDisRecipe | ContrastiveRecipe | VaeRecipe
@@ -61,7 +61,7 @@ class ModelRun:
     def is_countable(self) -> bool:
         """Whether its cost can be counted: only once the model that it starts from is trained."""
         other = self.plan.variants[self.variant].same_flop_as
-        return all(each.is_finished for each in self._trained_before) and (
+        return all(each.is_finished for each in self.trained_before) and (
             other is None or self._of(other, self.seed).is_countable
         )
 
@@ -86,6 +86,11 @@ class ModelRun:
         return own + (0 if start is None else start.train_tflop)
 
     @property
+    def is_trained_to_name(self) -> bool:
+        """Whether naming is one of its tasks; otherwise its query stream is as it was drawn."""
+        return not isinstance(self.own_recipe, DiffDisRecipe) or self.own_recipe.objective.task != "generation"
+
+    @property
     def is_finished(self) -> bool:
         """Whether the run has written its result."""
         return self.result.is_dir()
@@ -98,17 +103,21 @@ class ModelRun:
     def train(self) -> None:
         """Train it, or resume its training; nothing if it is finished.
 
-        Raises: ValueError if the folder holds a run of another recipe or commit.
+        Raises: ValueError if the folder holds a run of another recipe, or an unfinished one of another commit;
+            FloatingPointError if the training diverges.
         """
-        commit, _ = git_state(Path(__file__).parent)
-        prepare_run_dir(self.recipe, self.folder, f"{self.plan.recipe}, variant {self.variant}")
         facts = self.folder / FACTS_FILE
+        if self.is_finished:
+            self._check_finished(facts)
+            return
+        commit, is_dirty = git_state(Path(__file__).parent)
+        recipe_name = self.plan.variants[self.variant].recipe or self.plan.recipe
+        prepare_run_dir(self.recipe, self.folder, f"{recipe_name}, variant {self.variant}")
         if facts.exists():
             self._check_commit(json.loads(facts.read_text(encoding="utf-8"))["commit"], commit)
         else:
-            atomic_text(facts, json.dumps({"commit": commit}) + "\n")
-        if not self.is_finished:
-            train_recipe(self.recipe, self.folder, show_progress=False)
+            atomic_text(facts, json.dumps({"commit": commit, "is_dirty": is_dirty}) + "\n")
+        train_recipe(self.recipe, self.folder, show_progress=False)
 
     def open(self) -> Embedder:
         """Load the finished model.
@@ -126,9 +135,9 @@ class ModelRun:
     def facts(self) -> dict[str, str | int | float | None]:
         """What result rows say of the training."""
         steps, seconds = training_cost(read_log(self.folder / LOG_FILE))
-        commit = json.loads((self.folder / FACTS_FILE).read_text(encoding="utf-8"))["commit"]
+        trained_by = json.loads((self.folder / FACTS_FILE).read_text(encoding="utf-8"))
         return {
-            "config_hash": config_hash(self.recipe)[:16], "commit": commit, "steps": steps,
+            "config_hash": config_hash(self.recipe)[:16], **trained_by, "steps": steps,
             "train_tflop": self.train_tflop, "train_seconds": round(seconds),
         }  # fmt: skip
 
@@ -138,7 +147,7 @@ class ModelRun:
         return None if start is None else self._of(start, self.plan.seeds_of(start)[0])
 
     @property
-    def _trained_before(self) -> list["ModelRun"]:
+    def trained_before(self) -> list["ModelRun"]:
         """The runs whose weights it starts from or needs."""
         needed = [self._of(each, self.plan.seeds_of(each)[0]) for each in self.plan.variants[self.variant].needs]
         return needed if self._start is None else [*needed, self._start]
@@ -155,8 +164,17 @@ class ModelRun:
         recipe: AnyRecipe = load_recipe(recipe_classes(), variant.recipe or self.plan.recipe, own)  # type: ignore[assignment]
         return recipe
 
+    def _check_finished(self, facts: Path) -> None:
+        there = load_recipe(recipe_classes(), str(self.folder / RECIPE_FILE))
+        if config_hash(there) != config_hash(self.recipe) or not facts.exists():
+            found = "a finished run of another recipe" if facts.exists() else "a run that `reproduce` did not train"
+            raise ValueError(
+                f"`{self.folder}` holds {found}. Expected one of the plan's recipe. Use another --runs, or remove the "
+                "folder to train the run anew."
+            )
+
     def _check_commit(self, trained_by: str | None, commit: str | None) -> None:
-        if trained_by != commit and not self.is_finished:
+        if trained_by != commit:
             raise ValueError(
                 f"`{self.folder}` holds an unfinished run of commit {trained_by}, and this is {commit}. Expected the "
                 "commit that began it. Check that one out, or remove the folder to train the run anew."

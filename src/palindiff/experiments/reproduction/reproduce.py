@@ -69,6 +69,7 @@ class Reproduction:
 
     options: ReproduceOptions
     report: Callable[[str], None] = lambda sentence: None
+    _failed: list[str] = field(default_factory=list, init=False)  # names of runs that diverged
     _open: tuple[str, Embedder] | None = field(default=None, init=False)  # the last model, by the name of its run
 
     @cached_property
@@ -116,13 +117,27 @@ class Reproduction:
             if not run.is_finished and self.options.finished_only:
                 self.report(f"{run.name}: not trained")
                 continue
-            if not run.is_finished:
-                self.report(f"{run.name}: training {run.recipe.loop.num_steps:,} steps")
-            run.train()
+            if not self._train(run):
+                continue
             rows = self.rows()
             self._write(rows, command, time.perf_counter() - began)
         self._write_sheet()
         return rows
+
+    def _train(self, run: ModelRun) -> bool:
+        """Train a run, unless it is finished -> whether it is now; one that diverges does not stop the others."""
+        if not all(each.is_finished for each in run.trained_before):
+            self.report(f"{run.name}: not run, as it starts from a run that is not finished")
+            return False
+        if not run.is_finished:
+            self.report(f"{run.name}: training {run.recipe.loop.num_steps:,} steps")
+        try:
+            run.train()
+        except FloatingPointError as error:
+            self.report(f"{run.name}: failed. {error}")
+            self._failed.append(run.name)
+            return False
+        return True
 
     def rows(self) -> list[Row]:
         """Measure every finished model; what was measured before is read."""
@@ -137,7 +152,8 @@ class Reproduction:
         runs = [run for run in runs if run.is_finished]
         by_data: dict[str, list[Measurement]] = {}
         for run in runs:
-            found = {name: self._naming(run, plan.naming, name) for name in self.plan.naming}
+            names = self.plan.naming if run.is_trained_to_name else ()
+            found = {name: self._naming(run, plan.naming, name) for name in names}
             if plan.generates and table.generation is not None:
                 found[table.generation] = self._generation(run, table.generation)
             labels: Row = {"row": plan.label, "variant": plan.variant, "seed": run.seed}
@@ -167,9 +183,8 @@ class Reproduction:
                 yield JudgedClaim(name, claim, budget, a, b, (tflop[a], tflop[b]), COMPARE[claim.metric](sides), n)
 
     def _sides(self, claim: ClaimPlan, a: str, b: str) -> Sides | None:
-        """Measure both sides with the same seeds; None if a run is not finished."""
-        seeds = [self.plan.seeds_of(each) for each in (a, b)]
-        shared = sorted(set(seeds[0]) & set(seeds[1]))
+        """Measure both sides with the plan's seeds; None if a run is not finished."""
+        shared = sorted(set(self.plan.seeds) & set(self.plan.seeds_of(a)) & set(self.plan.seeds_of(b)))
         runs = [[self.model_run(each, seed) for seed in shared] for each in (a, b)]
         if not shared or not all(run.is_finished for side in runs for run in side):
             return None
@@ -244,5 +259,6 @@ class Reproduction:
             settings = {
                 "target": self.options.target, "scale": Path(self.options.scale).stem, "about": self.plan.about,
                 "unfinished": [run.name for run in self.model_runs() if not run.is_finished],
+                "failed": list(self._failed),
             }  # fmt: skip
             write_results(self.options.results, rows, command, settings, self.plan.seeds[0], elapsed_s)
