@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from palindiff.cli.main import app
-from palindiff.experiments import emoji_protocol
+from palindiff.experiments import emoji_protocol, naming_protocol
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,8 +39,8 @@ def test_installation_is_the_makefile_s():
 
 
 def test_settings_of_the_results_are_the_protocol_s():
-    naming, generation = emoji_protocol.NAMING_GUIDANCE_SCALE, emoji_protocol.GENERATION_GUIDANCE_SCALE
-    retrieval = f"at guidance scale {naming:g} (no guidance) with {emoji_protocol.NAMING_STEPS} DDIM steps"
+    naming, generation = naming_protocol.NAMING_GUIDANCE_SCALE, emoji_protocol.GENERATION_GUIDANCE_SCALE
+    retrieval = f"at guidance scale {naming:g} (no guidance) with {naming_protocol.NAMING_STEPS} DDIM steps"
     generated = (
         f"{emoji_protocol.NUM_GENERATED} captions are generated at guidance scale {generation:g} with "
         f"{emoji_protocol.METRIC_STEPS} DDIM steps."
@@ -56,7 +56,8 @@ def test_licences_of_code_and_weights_agree():
     card = (ROOT / "src/palindiff/checkpoints/emoji/README.md").read_text(encoding="utf-8")
     weights = yaml.safe_load(card.split("---")[1])["license"]
     code = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["license"]
-    assert PROJECT["license"].lower() == f"{code} and {weights}".lower()
+    vendor = "CC-BY-4.0"  # of the bundled images of an unseen vendor
+    assert PROJECT["license"].lower() == f"{code} and {weights} and {vendor}".lower()
     assert f"The code: {code}" in README
     assert (
         f"The bundled weights (`src/palindiff/checkpoints`): {weights.upper().replace('CC-BY-SA-', 'CC BY-SA ')}"
