@@ -8,7 +8,7 @@ from pathlib import Path
 from palindiff.training.cost.flops import contrastive_step_tflop, step_tflop
 from palindiff.training.cost.weight_free import fake_run
 from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
-from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe
+from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe, Recipe
 from palindiff.training.recipes.yaml_files import RECIPE_FILE, load_recipe
 from palindiff.training.trainer import recipe_classes
 
@@ -28,9 +28,18 @@ def training_tflop(folder: Path) -> float | None:
     if not log:
         return None
     recipe, (steps, _) = load_recipe(recipe_classes(), str(runs[0] / RECIPE_FILE)), training_cost(log)
+    of_step = tflop_of_step(recipe)
+    return None if of_step is None else steps * of_step
+
+
+def tflop_of_step(recipe: Recipe) -> float | None:
+    """TFLOP of one step of a recipe, forward and backward; None for a VAE.
+
+    Raises: as `training_tflop`.
+    """
     if isinstance(recipe, ContrastiveRecipe):
-        return steps * sum(contrastive_step_tflop(recipe).values())
+        return sum(contrastive_step_tflop(recipe).values())
     if not isinstance(recipe, DiffDisRecipe):
         return None
     with fake_run(recipe) as run:
-        return steps * sum(step_tflop(run, recipe).values())
+        return sum(step_tflop(run, recipe).values())

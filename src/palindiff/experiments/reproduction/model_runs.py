@@ -5,9 +5,7 @@ Here: the recipe of a run, its cost in FLOP, training, and opening the result. N
 """
 
 import json
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -17,12 +15,11 @@ from palindiff.experiments.reproduction.plan import ROOT, RUNS, Plan
 from palindiff.inference.clip_model import ClipModel
 from palindiff.inference.embedder import Embedder, PipelineEmbedder
 from palindiff.inference.pipeline import PalindiffPipeline
-from palindiff.training.cost.flops import contrastive_step_tflop, step_tflop
-from palindiff.training.cost.weight_free import fake_run
 from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
 from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe, Recipe, VaeRecipe
 from palindiff.training.recipes.yaml_files import RECIPE_FILE, config_hash, load_recipe, prepare_run_dir
 from palindiff.training.trainer import TRAINERS, recipe_classes, train_recipe
+from palindiff.training.training_cost import tflop_of_step
 
 AnyRecipe = DiffDisRecipe | ContrastiveRecipe | VaeRecipe
 FACTS_FILE = "reproduction.json"  # beside the run: which commit trained it
@@ -75,14 +72,14 @@ class ModelRun:
         if variant.same_flop_as is None:
             return recipe
         other = self._of(variant.same_flop_as, self.seed)
-        steps = round(other.recipe.loop.num_steps * tflop_of_step(other.recipe) / tflop_of_step(recipe))
+        steps = round(other.recipe.loop.num_steps * step_tflop(other.recipe) / step_tflop(recipe))
         return self._load((f"loop.num_steps={steps}", *_scaled_schedule(recipe, steps)))
 
     @property
     def train_tflop(self) -> float:
         """TFLOP of the run's steps, with those of the run that it starts from; a VAE's count nothing."""
         start = self._start
-        own = self.recipe.loop.num_steps * tflop_of_step(self.recipe)
+        own = self.recipe.loop.num_steps * step_tflop(self.recipe)
         return own + (0 if start is None else start.train_tflop)
 
     @property
@@ -181,33 +178,15 @@ class ModelRun:
             )
 
 
-@dataclass
-class StepCosts:
-    """TFLOP of one step of a recipe, each counted once."""
-
-    known: dict[str, float] = field(default_factory=dict)  # by config hash
-
-    def __call__(self, recipe: AnyRecipe) -> float:
-        """Count the forward and backward passes of one step."""
-        key = config_hash(
-            recipe.model_copy(update={"loop": recipe.loop.model_copy(update={"seed": 0, "num_steps": 1})})
-        )
-        if key not in self.known:
-            self.known[key] = _count(recipe)
-        return self.known[key]
+_STEP_TFLOP: dict[str, float] = {}  # of recipes already counted, by config hash
 
 
-tflop_of_step = StepCosts()
-
-
-def _count(recipe: AnyRecipe) -> float:
-    if isinstance(recipe, ContrastiveRecipe):
-        return sum(contrastive_step_tflop(recipe).values())
-    if isinstance(recipe, VaeRecipe):
-        return 0.0
-    with ExitStack() as stack:
-        parts: Mapping[str, float] = step_tflop(stack.enter_context(fake_run(recipe)), recipe)
-        return sum(parts.values())
+def step_tflop(recipe: AnyRecipe) -> float:
+    """TFLOP of one step, counted once for all seeds and lengths of a recipe; a VAE's counts nothing."""
+    key = config_hash(recipe.model_copy(update={"loop": recipe.loop.model_copy(update={"seed": 0, "num_steps": 1})}))
+    if key not in _STEP_TFLOP:
+        _STEP_TFLOP[key] = tflop_of_step(recipe) or 0.0
+    return _STEP_TFLOP[key]
 
 
 def _scaled_schedule(recipe: Recipe, steps: int) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ class Reproduction:
             open_rows(each, self.options.data)
 
     def run(self, command: str) -> list[Row]:
-        """Train, measure and judge; after each model, the rows of all finished ones are written.
+        """Train, measure and judge; after each model that is trained, the rows of all finished ones are written.
 
         Returns: the rows.
         Raises: as `check`; ValueError if a run folder holds another run.
@@ -117,8 +117,11 @@ class Reproduction:
             if not run.is_finished and self.options.finished_only:
                 self.report(f"{run.name}: not trained")
                 continue
-            if not self._train(run):
-                continue
+            was_finished = run.is_finished
+            if self._train(run) and not was_finished:
+                rows = self.rows()
+                self._write(rows, command, time.perf_counter() - began)
+        if not rows:  # nothing was trained now
             rows = self.rows()
             self._write(rows, command, time.perf_counter() - began)
         self._write_sheet()
