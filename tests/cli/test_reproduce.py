@@ -44,7 +44,10 @@ def test_a_table_is_written_to_the_results_folder_and_rerun_for_nothing(run, tmp
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (["table42"], "The scale has no `table42`. Expected one of table4, table8, table5, claims. Use one."),
+        (
+            ["table42"],
+            "The scale has no `table42`. Expected one of table4, table8, table5, claims, controls. Use one.",
+        ),
         (["table8", "--set", "loop.colour=red"], "loop.colour"),
     ],
 )

@@ -16,7 +16,6 @@ from palindiff.evaluation.intervals import (
     holm_levels,
     percentile_interval,
     resampled_means,
-    resampled_statistic,
     verdict,
 )
 
@@ -127,14 +126,6 @@ def test_a_comparison_swaps_with_its_sides():
     assert compare(a, b, groups).difference == pytest.approx(float(expected), abs=1e-6)
     assert compare(a, b[0]).num_seeds == 1
     assert compare(a, b[0]).difference == pytest.approx(float((a.double() - b[:1].double()).mean()), abs=1e-12)
-
-
-def test_a_statistic_is_computed_on_drawn_seeds_and_items():
-    values = torch.rand(3, 40, generator=torch.Generator().manual_seed(0)).double().numpy()
-    found = resampled_statistic(lambda seeds, items: values[np.ix_(seeds, items)].mean(), 40, 3, 4000)
-    check_quantiles(found, resampled_means(torch.from_numpy(values)), atol=0.006)
-    with pytest.raises(ValueError, match="statistic of 100 of 100 resamples is not finite"):
-        resampled_statistic(lambda seeds, items: math.nan, 5, num_resamples=100)
 
 
 def test_p_value_is_the_smallest_level_that_decides():

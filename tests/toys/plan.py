@@ -39,6 +39,16 @@ def toy_plan(parts):
             }
         },
         "primary": "validation",
+        "claimed_generation": "few",
+        "controls": ["both"],
+        "columns": {
+            "recall": {
+                "title": "recall@3", "data": ["validation"],
+                "metrics": ["text_retrieval_recall@3", "image_retrieval_recall@3"],
+            },
+            "accuracy": {"title": "accuracy", "metrics": ["acc1"], "data": ["validation"]},
+            "kd": {"title": "KD", "metrics": ["kd_efflite0"], "is_share": False},
+        },
         "generation": {
             "few": {"path": "{data}/images", "split": "validation", "num_images": 4, "kid_subset_size": 3,
                     "num_inference_steps": 2}
@@ -47,6 +57,7 @@ def toy_plan(parts):
             "table4": {
                 "title": "One task against both",
                 "generation": "few",
+                "columns": ["recall", "accuracy", "kd"],
                 "rows": [
                     {"label": "discriminate only", "variant": "alignment", "paper": {"ImageNet": 11.31}},
                     {"label": "both", "variant": "both", "generates": True, "paper": {"ImageNet": 12.96}},
@@ -54,11 +65,14 @@ def toy_plan(parts):
             },
             "table8": {
                 "title": "Steps",
+                "columns": ["recall"],
                 "rows": [
                     {"label": str(n), "variant": "both", "naming": {"num_inference_steps": n}} for n in (1, 2)
                 ],
             },
-            "table5": {"title": "Tuned", "rows": [{"label": "tuned", "variant": "tuned"}]},
+            "table5": {
+                "title": "Tuned", "columns": ["recall"], "rows": [{"label": "tuned", "variant": "tuned"}]
+            },
         },
         "claims": {
             "P1": {"text": "alignment gains", "a": "both", "b": "alignment", "b_flop": "alignment-long"},

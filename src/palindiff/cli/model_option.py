@@ -35,7 +35,7 @@ def open_model(name: str, device: str = "auto", dtype: "torch.dtype | None" = No
     """
     import torch
 
-    device = _find_device(device)
+    device = find_device(device)
     hide_progress_bars()
     from palindiff.inference.bundled import load
     from palindiff.inference.pipeline import PalindiffPipeline
@@ -69,7 +69,7 @@ def open_generator(name: str, device: str = "auto") -> "StableDiffusionPipeline"
         )
     if kind == "palindiff":
         return open_model(str(folder), device)
-    device = _find_device(device)
+    device = find_device(device)
     hide_progress_bars()
     from diffusers import StableDiffusionPipeline
 
@@ -86,7 +86,7 @@ def open_embedder(name: str, device: str = "auto") -> "Embedder":
 
     Raises: as `open_model`; OSError or ValueError if a CLIP cannot be loaded.
     """
-    device = _find_device(device)
+    device = find_device(device)
     if device == "cpu":
         keep_freed_memory()
     from palindiff.inference.clip_model import ClipModel
@@ -155,7 +155,7 @@ def _download(name: str, bundled: list[str]) -> Path:
         raise unknown from error
 
 
-def _find_device(name: str) -> str:
+def find_device(name: str) -> str:
     """Resolve `auto`, and refuse a device that this machine does not have."""
     import torch
 

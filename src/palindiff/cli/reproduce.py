@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from palindiff.cli.model_option import DeviceOption, find_device
 from palindiff.cli.output_option import DryRunOption, command_line, next_line, print_table
 from palindiff.cli.recipe_option import SetOption
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    target: Annotated[str, typer.Argument(metavar="TABLE", help="table4, ..., or claims.")],
+    target: Annotated[str, typer.Argument(metavar="TABLE", help="table4, ..., claims or controls.")],
     scale: Annotated[str, typer.Option(metavar="NAME|FILE.yaml", help="Scale: emoji, photos or paper.")] = "emoji",
     data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with the data sets of the scale.")] = Path("data"),
     runs: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs, one folder each.")] = Path("runs"),
@@ -24,11 +25,14 @@ def reproduce(
     finished_only: Annotated[
         bool, typer.Option("--finished-only", help="Measure the models that are trained; train none.")
     ] = False,
+    device: DeviceOption = "auto",
+    num_workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images.")] = 0,
     dry_run: DryRunOption = False,
 ) -> None:
     """Train and evaluate what a table of the paper shows.
 
-    Rerun the same command to resume: finished models are not trained again, and nothing is measured twice.
+    Rerun the same command to resume: finished models are not trained again, and nothing is measured twice. Several
+    calls may run at once: each trains what no other one is training. --device is that of the evaluation.
 
     \b
     Examples:
@@ -41,7 +45,7 @@ def reproduce(
     stem = Path(scale).stem
     options = ReproduceOptions(
         target, scale, data, runs, results or Path("results") / f"{target}-{stem}.json", tuple(overrides or ()),
-        finished_only,
+        finished_only, find_device(device), num_workers,
     )  # fmt: skip
     reproduction = Reproduction(options, lambda sentence: typer.echo(sentence))
     if dry_run:

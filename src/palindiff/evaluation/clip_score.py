@@ -201,11 +201,11 @@ def _check_clip_folder(folder: Path) -> None:
 
 
 def files_sha256(folder: Path) -> str:
-    """Hash weights, configs and tokenizer, all that decides a score."""
+    """Hash weights, configs and tokenizer of a model's folder: all that decides what it computes."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.rglob("*")):
         if path.suffix in (".json", ".txt", ".safetensors"):
-            digest.update(path.name.encode())
+            digest.update(path.relative_to(folder).as_posix().encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

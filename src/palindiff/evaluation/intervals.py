@@ -4,7 +4,7 @@ Here: how far a metric would move with other items and seeds of the same kind, a
 what is measured (`naming_tasks.py`), and which comparisons are made (docs/protocol.md).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,31 +74,6 @@ def resampled_means(
     num_seeds = len(values)
     weights = draw_seeds.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), num_resamples) / num_seeds
     return np.asarray((means * weights).sum(axis=1), dtype=np.float64)
-
-
-def resampled_statistic(
-    statistic: Callable[[NDArray[np.int64], NDArray[np.int64]], float],
-    num_items: int,
-    num_seeds: int = 1,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
-) -> Floats:
-    """Values of a statistic that is no mean, as a distance between sets, of items and seeds drawn with replacement.
-
-    Shapes: statistic: rows of seeds (s,) and of items (n,) int64 -> a number; result (num_resamples,).
-    Raises: ValueError if a value is not finite.
-    """
-    draw = np.random.default_rng(seed)
-    found = np.array([
-        statistic(draw.integers(0, num_seeds, num_seeds), draw.integers(0, num_items, num_items))
-        for _ in range(num_resamples)
-    ])  # fmt: skip
-    if num_broken := int((~np.isfinite(found)).sum()):
-        raise ValueError(
-            f"The statistic of {num_broken:,} of {num_resamples:,} resamples is not finite. Expected numbers. Use one "
-            "that is defined when items repeat."
-        )
-    return found
 
 
 @dataclass(frozen=True)

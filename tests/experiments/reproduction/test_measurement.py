@@ -1,14 +1,16 @@
-"""measurement.py: metrics equal those of the tasks, are kept with their items, and are not measured twice."""
+"""measurement.py and columns.py: metrics are those of the tasks, are kept with their items, and measured once."""
 
 import pytest
 import torch
 
-from palindiff.experiments.reproduction import measurement
-from palindiff.experiments.reproduction.measurement import Measurement, measure_naming, summarize
-from palindiff.experiments.reproduction.plan import DataPlan, NamingPlan
+from palindiff.experiments.reproduction.columns import column_row
+from palindiff.experiments.reproduction.measurement import Measurement, OpenModel, named_data
+from palindiff.experiments.reproduction.plan_sections import ClassifierPlan, ColumnPlan, DataPlan, NamingPlan
 from palindiff.inference.embedder import PipelineEmbedder
 from toys.models import toy_pipeline
 from toys.text_encoders import write_text_encoders
+
+RECALL = ("text_retrieval_recall@3", "image_retrieval_recall@3")
 
 
 @pytest.fixture
@@ -20,61 +22,90 @@ def data():
 
 
 @pytest.fixture
-def model(tmp_path):
+def opened(tmp_path, parts):
     write_text_encoders(tmp_path)
-    return PipelineEmbedder(toy_pipeline(tmp_path, query_scale="sqrt_d"))
+    model = PipelineEmbedder(toy_pipeline(tmp_path, query_scale="sqrt_d"))
+    return OpenModel(model, tmp_path, parts)
 
 
-def by_metric(measured):
-    return {row["metric"]: row["value"] for row in measured.rows}
+def test_every_metric_that_the_plan_names_is_measured_and_its_items_have_its_mean(opened, data):
+    (found,) = opened.naming("images", data, [NamingPlan()])
+    assert {row["metric"] for row in found.rows} == data.metrics - {"acc5"}  # of fewer than five classes
+    assert {*RECALL, "acc1"} <= found.items.keys()
+    for name, items in found.items.items():
+        assert float(items.double().mean()) == pytest.approx(found.value(name))
 
 
-def test_recall_is_the_mean_of_both_directions_and_its_items_are_the_hits(model, data, parts, tmp_path):
-    (found,) = measure_naming(model, data, parts, [NamingPlan()], tmp_path)
-    values = by_metric(found)
-    both = (values["text_retrieval_recall@3"] + values["image_retrieval_recall@3"]) / 2
-    assert values["recall"] == pytest.approx(both)
-    hits, groups = found.items["recall"], found.items["recall_groups"]
-    assert (hits[groups == 0].mean() + hits[groups == 1].mean()) / 2 == pytest.approx(both)
-    assert found.items["acc1"].mean() == pytest.approx(values["acc1"])
-
-
-def test_what_was_measured_is_read_again_and_a_new_setting_is_measured(model, data, parts, tmp_path, monkeypatch):
-    first = measure_naming(model, data, parts, [NamingPlan()], tmp_path)
+def test_what_was_measured_is_read_again_and_a_new_setting_is_measured(opened, data, monkeypatch):
+    first = opened.naming("images", data, [NamingPlan()])
     embedded = []
-    embed = measurement._embed
-    monkeypatch.setattr(measurement, "_embed", lambda *given: embedded.append(given[2]) or embed(*given))
-    again = measure_naming(model, data, parts, [NamingPlan(), NamingPlan(num_inference_steps=2)], tmp_path)
+    embed = OpenModel._embed
+    monkeypatch.setattr(OpenModel, "_embed", lambda self, *given: embedded.append(given[1]) or embed(self, *given))
+    again = opened.naming("images", data, [NamingPlan(), NamingPlan(num_inference_steps=2)])
     assert [len(settings) for settings in embedded] == [1]
     assert again[0].rows == first[0].rows
     assert all(torch.equal(first[0].items[name], each) for name, each in again[0].items.items())
 
 
-def test_leading_spacing_starts_elsewhere_and_trailing_is_as_before(model, data, parts, tmp_path):
+def test_other_templates_are_another_measurement(opened, data):
+    opened.naming("images", data, [NamingPlan()])
+    opened.naming("images", data.model_copy(update={"templates": ("{}",)}), [NamingPlan()])
+    assert len(list(opened.folder.glob("measured/*.json"))) == 2
+
+
+def test_leading_spacing_starts_elsewhere_and_the_model_stays_as_it_was(opened, data):
     one = NamingPlan(num_inference_steps=1)
     leading = NamingPlan(num_inference_steps=1, timestep_spacing="leading")
-    rows = measurement.open_rows(data, parts)
-    trailing_first, of_leading = (measurement._embed(model, rows, [each])[0] for each in (one, leading))
-    (trailing_again,) = measurement._embed(model, rows, [one])
+    rows = named_data("images", data, opened.root).open()
+    own = opened.pipeline.query_scheduler
+    trailing_first, of_leading = (opened._embed(rows, [each])[0] for each in (one, leading))
+    assert opened.pipeline.query_scheduler is own
+    (trailing_again,) = opened._embed(rows, [one])
     assert torch.equal(trailing_first, trailing_again)
     assert not torch.allclose(trailing_first, of_leading, atol=1e-4)
 
 
-def seeds(*hits):
+def test_the_diffusion_classifier_and_controls_are_rows_with_their_chance(opened, data):
+    plan = ClassifierPlan(num_images=3, stages=((2, 2), (3, 1)))
+    (accuracy,) = [row for row in opened.diffusion_classifier("images", data, plan).rows if row["metric"] == "acc1"]
+    assert accuracy["n"] == 3
+    assert accuracy["chance"] > 0
+    metrics = {row["metric"] for row in opened.controls("images", data)}
+    assert metrics >= {f"shuffled_images_{name}" for name in RECALL}
+    assert metrics >= {f"nearest_thumbnail_{name}" for name in ("acc1", *RECALL)}
+    assert any("cosine" in name for name in metrics)  # of chain_use
+
+
+def seeds(*hits, metric="a"):
     return [
         Measurement(
-            [{"metric": "recall", "value": sum(each) / len(each), "n": len(each), "chance": 0.1},
+            [{"metric": metric, "value": sum(each) / len(each), "n": len(each), "chance": 0.1},
              {"metric": "kd", "value": sum(each), "n": 4}],
-            {"recall": torch.tensor(each).float(), "recall_groups": torch.zeros(len(each), dtype=torch.int64)},
+            {metric: torch.tensor(each).float()},
         )
         for each in hits
     ]  # fmt: skip
 
 
-def test_the_mean_over_seeds_has_an_interval_if_there_are_items_and_the_ends_in_any_case():
-    recall, kd = summarize(seeds([1, 0, 1, 1], [0, 0, 1, 0]))
+def test_a_column_is_the_mean_over_seeds_with_an_interval_of_items_or_the_ends():
+    measured = {"x": seeds([1, 0, 1, 1], [0, 0, 1, 0])}
+    recall = column_row(ColumnPlan(title="t", metrics=("a",), data=("x",)), measured, None)
     assert recall["value"] == 0.5
     assert (recall["lowest"], recall["highest"], recall["num_seeds"]) == (0.25, 0.75, 2)
     assert recall["ci_low"] <= 0.25
-    assert kd["ci_low"] is None
-    assert kd["value"] == 2.0
+    assert recall["chance"] == pytest.approx(0.1)
+    kd = column_row(ColumnPlan(title="t", metrics=("kd",)), measured, "x")
+    assert (kd["value"], kd["ci_low"], kd["chance"]) == (2.0, None, None)
+
+
+def test_a_column_over_several_data_sets_is_the_mean_of_their_means():
+    measured = {"x": seeds([1, 1]), "y": seeds([0, 0, 0, 0])}
+    both = column_row(ColumnPlan(title="t", metrics=("a",), data=("x", "y")), measured, None)
+    assert (both["value"], both["ci_low"], both["ci_high"]) == (0.5, 0.5, 0.5)  # items are drawn within their set
+
+
+@pytest.mark.parametrize(
+    "column", [ColumnPlan(title="t", metrics=("b",), data=("x",)), ColumnPlan(title="t", metrics=("kd",))]
+)
+def test_a_column_of_what_was_not_measured_is_left_out(column):
+    assert column_row(column, {"x": seeds([1])}, None) is None

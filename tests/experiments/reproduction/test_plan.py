@@ -17,7 +17,35 @@ from palindiff.experiments.reproduction.plan import load_plan, plan_names
             lambda tree: tree["naming"]["validation"].update(recall_k=7),
             r"`recall_k` is 7, and `retrieval_ks` \[1, 3\]",
         ),
-        (lambda tree: tree.update(colour="red"), r"colour\s+Extra inputs are not permitted"),
+        (
+            lambda tree: tree["columns"]["recall"].update(metrics=["acc7"]),
+            r"`columns.recall` shows acc7, which `naming.validation` does not measure\. Expected one of acc1",
+        ),
+        (
+            lambda tree: tree["tables"]["table4"].update(columns=["recall"]),
+            r"`tables.table4` has rows that generate, a column of generation, or `generation`, but not all",
+        ),
+        (
+            lambda tree: tree["tables"]["table8"].update(columns=["colour"]),
+            r"`tables.table8` names the column `colour`",
+        ),
+        (lambda tree: tree.update(seeds=[0, 1, 0]), r"`seeds` are \[0, 1, 0\]\. Expected each once"),
+        (
+            lambda tree: tree["tables"]["table8"]["rows"][1].update(label="1"),
+            r"`tables.table8` has 2 rows `1`\. Expected each label once",
+        ),
+        (
+            lambda tree: tree["variants"]["both"].update(same_flop_as="alignment-long"),
+            r"`variants.(both|alignment-long)` costs as much as itself",
+        ),
+        (
+            lambda tree: (
+                tree["claims"].update(P2={"text": "t", "a": "both", "b": "both", "metric": "kd"})
+                or tree.pop("claimed_generation")
+            ),
+            r"A claim compares generation\. Expected `claimed_generation`",
+        ),
+        (lambda tree: tree.update(colour="red"), r"`colour`: found an unknown key"),
     ],
 )
 def test_a_plan_that_names_what_it_lacks_is_refused(change, sentence, plan_tree, write_plan):
@@ -35,7 +63,16 @@ def test_variants_come_after_those_that_they_start_from(plan_tree, write_plan):
 def test_a_variant_that_needs_itself_is_refused(plan_tree, write_plan):
     plan_tree["variants"]["both"]["start"] = "tuned"
     with pytest.raises(ValueError, match=r"`variants\.(both|tuned)` needs itself"):
-        load_plan(write_plan(plan_tree)).variants_of("table5")
+        load_plan(write_plan(plan_tree))
+
+
+def test_a_target_needs_the_seeds_of_its_rows_alone(plan_tree, write_plan):
+    plan_tree["tables"]["table8"]["rows"] = [{"label": "1", "variant": "both", "seeds": [1]}]
+    plan = load_plan(write_plan(plan_tree))
+    assert plan.runs_of("table8") == [("both", 1)]
+    assert plan.runs_of("controls") == [("both", 0)]
+    assert plan.runs_of("table5") == [("both", 0), ("tuned", 0)]
+    assert plan.runs_of("table4") == [(name, seed) for name in ("alignment", "both") for seed in (0, 1)]
 
 
 def test_an_unknown_scale_is_refused():

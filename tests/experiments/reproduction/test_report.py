@@ -22,9 +22,9 @@ def results(tmp_path):
     return write
 
 
-def mean(label, metric, value, **row):
-    return {"row": label, "seed": None, "data": "unseen", "metric": metric, "value": value, "ci_low": None,
-            "ci_high": None, "lowest": value - 0.01, "highest": value + 0.01, "num_seeds": 3, **row}  # fmt: skip
+def mean(label, column, value, **row):
+    return {"row": label, "seed": None, "column": column, "value": value, "ci_low": None, "ci_high": None,
+            "lowest": value - 0.01, "highest": value + 0.01, "num_seeds": 3, "chance": None, **row}  # fmt: skip
 
 
 def lines(text, start):
@@ -33,10 +33,10 @@ def lines(text, start):
 
 def test_a_table_shows_the_paper_s_numbers_and_ours_with_intervals(results):
     rows = [
-        mean("both", "recall", 0.321, ci_low=0.3, ci_high=0.34),
-        mean("both", "kd_efflite0", 0.0123, data="unseen 1024"),
-        mean("discriminate only", "recall", 0.25),
-        {**mean("both", "recall", 0.99), "seed": 0},  # of one seed: not shown
+        mean("both", "recall@10", 0.321, ci_low=0.3, ci_high=0.34, chance=0.0055),
+        mean("both", "KD-EffLite0", 0.0123),
+        mean("discriminate only", "recall@10", 0.25),
+        {**mean("both", "recall@10", 0.99), "seed": 0},  # of one seed: not shown
     ]
     text = report.page(results("table4", rows, ["both-seed2"]))
     (both,) = lines(text, "both")
@@ -47,6 +47,7 @@ def test_a_table_shows_the_paper_s_numbers_and_ours_with_intervals(results):
     (one,) = lines(text, "discriminate only |")
     assert "25.0 (24.0 to 26.0)" in one
     assert "Not run: both-seed2." in text
+    assert "Chance: recall@10 0.55." in text
     assert "99.0" not in text
 
 
@@ -62,7 +63,25 @@ def test_a_claim_that_was_not_judged_is_listed_as_not_run(results):
 
 def test_without_results_every_table_says_not_run(tmp_path):
     text = report.page(tmp_path)
-    assert text.count("Not run.") == sum(len(load_plan(scale).tables) for scale in ("emoji", "paper", "photos"))
+    plans = [load_plan(scale) for scale in ("emoji", "paper", "photos")]
+    assert text.count("Not run.") == sum(len(plan.tables) + 1 for plan in plans)  # the controls too
+
+
+def test_controls_stand_beside_each_other_and_recall_at_one_k_is_shown(results):
+    rows = [
+        {"variant": variant, "metric": metric, "value": value}
+        for variant, metric, value in [
+            ("both", "shuffled_images_text_retrieval_recall@10", 0.0123), ("both", "shuffled_images_acc5", 0.2),
+            ("both", "shuffled_images_text_retrieval_recall@1", 0.3), ("unit", "chain_cosine_noise", 0.99),
+        ]
+    ]  # fmt: skip
+    text = report.page(results("controls", rows))
+    assert lines(text, "shuffled_images_text_retrieval_recall@10") == [
+        "| shuffled_images_text_retrieval_recall@10 | 0.0123 |  |"
+    ]
+    assert lines(text, "chain_cosine_noise") == ["| chain_cosine_noise |  | 0.9900 |"]
+    assert "acc5" not in text
+    assert "recall@1 |" not in text
 
 
 def test_the_page_in_the_repository_is_what_the_results_say():

@@ -37,13 +37,20 @@ def test_a_table_has_the_paper_s_numbers_beside_ours_for_each_seed(reproduction,
     }
     of_both = [row for row in rows if row["row"] == "both" and row["seed"] == 1]
     assert {row["paper_ImageNet"] for row in of_both} == {12.96}
-    assert {row["metric"] for row in of_both} >= {"text_retrieval_recall@3", "recall", "acc1", "kd_efflite0"}
-    assert not any(row["metric"] == "kd_efflite0" for row in rows if row["row"] == "discriminate only")
+    assert {row["metric"] for row in of_both} >= {"text_retrieval_recall@3", "acc1", "kd_efflite0"}
+    assert not any(row.get("metric") == "kd_efflite0" for row in rows if row["row"] == "discriminate only")
     assert all(row["steps"] == 2 and row["train_tflop"] > 0 for row in rows if row["seed"] is not None)
-    recall = {row["seed"]: row for row in rows if (row["row"], row["metric"]) == ("both", "recall")}
-    assert recall[None]["value"] == pytest.approx((recall[0]["value"] + recall[1]["value"]) / 2)
-    assert recall[None]["ci_low"] <= recall[None]["value"] <= recall[None]["ci_high"]
-    assert recall[None]["num_seeds"] == 2
+    columns = {(row["row"], row["column"]): row for row in rows if row["seed"] is None}
+    assert columns.keys() == {
+        ("discriminate only", "recall@3"), ("discriminate only", "accuracy"),
+        ("both", "recall@3"), ("both", "accuracy"), ("both", "KD"),
+    }  # fmt: skip
+    recall = columns["both", "recall@3"]
+    ways = {f"{way}_retrieval_recall@3" for way in ("text", "image")}
+    of_seeds = [row["value"] for row in rows if row["row"] == "both" and row.get("metric") in ways]
+    assert recall["value"] == pytest.approx(sum(of_seeds) / 4)
+    assert recall["ci_low"] <= recall["value"] <= recall["ci_high"]
+    assert recall["num_seeds"] == 2
     found = read_results(tmp_path / "table4.json")
     assert found.rows == rows
     assert found.settings["unfinished"] == []
@@ -64,7 +71,7 @@ def test_a_second_call_trains_and_measures_nothing_again(reproduction, tmp_path)
 
 def test_settings_of_naming_are_rows_of_one_model(reproduction):
     rows = reproduction("table8", one_seed).run("a command")
-    assert [row["row"] for row in rows if row["metric"] == "recall"] == ["1", "1", "2", "2"]  # of the seed, over seeds
+    assert [row["row"] for row in rows if row["seed"] is None] == ["1", "2"]
     assert len({row["config_hash"] for row in rows if row["seed"] == 0}) == 1
 
 
@@ -128,9 +135,44 @@ def test_a_run_folder_of_another_recipe_is_refused(reproduction):
         reproduction("table8", faster).run("a command")
 
 
+def test_a_finished_run_on_other_images_is_refused(reproduction, parts, tmp_path):
+    data = shutil.copytree(parts, tmp_path / "data")
+    reproduction("table8", one_seed, data=data).run("a command")
+    metadata = data / "images" / "train" / "metadata.jsonl"
+    metadata.write_text(metadata.read_text(encoding="utf-8").replace('"a red a"', '"a blue a"'))
+    with pytest.raises(ValueError, match=r"both-seed0` holds a run of other training images\. Expected those"):
+        reproduction("table8", data=data).run("a command")
+
+
+def test_a_finished_run_whose_start_was_trained_again_is_refused(reproduction, tmp_path):
+    reproduction("table5", one_seed).run("a command")
+    config = tmp_path / "runs" / "toy-plan" / "both-seed0" / "checkpoint" / "unet" / "config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(ValueError, match=r"tuned-seed0` holds a run of other both-seed0"):
+        reproduction("table5").run("a command")
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(reproduction):
+    made = reproduction("table4")
+    of_both = made.model_run("both", 0)
+    with of_both.locked():
+        rows = made.run("a command")
+    assert "both-seed0: another process has it" in made.said
+    assert not of_both.is_finished
+    assert {(row["row"], row["seed"]) for row in rows} >= {("both", 1), ("discriminate only", 0)}
+    assert ("both", 0) not in {(row["row"], row["seed"]) for row in rows}
+    assert {(row["row"], row["seed"]) for row in reproduction("table4").run("a command")} >= {("both", 0)}
+
+
+def test_controls_are_rows_of_their_own(reproduction):
+    rows = reproduction("controls", one_seed).run("a command")
+    assert {row["variant"] for row in rows} == {"both"}
+    assert {row["metric"] for row in rows} >= {"zeroed_images_acc1", "nearest_efflite0_text_retrieval_recall@1"}
+
+
 def test_missing_data_and_unknown_tables_are_refused_before_any_training(reproduction, tmp_path):
     with pytest.raises(
-        ValueError, match=r"The scale has no `table99`\. Expected one of table4, table8, table5, claims"
+        ValueError, match=r"The scale has no `table99`\. Expected one of table4, table8, table5, claims, controls"
     ):
         reproduction("table99").run("a command")
     with pytest.raises((ValueError, FileNotFoundError), match="nowhere"):
@@ -142,7 +184,13 @@ def test_a_figure_is_a_sheet_of_real_and_generated_images(reproduction, tmp_path
     def as_figure(tree):
         tree["seeds"] = [0]
         rows = [{"label": name, "variant": name, "generates": True} for name in ("both", "tuned")]
-        tree["tables"]["figure4"] = {"title": "Images", "generation": "few", "sheet_captions": 3, "rows": rows}
+        tree["tables"]["figure4"] = {
+            "title": "Images",
+            "generation": "few",
+            "columns": ["kd"],
+            "sheet_captions": 3,
+            "rows": rows,
+        }
 
     made = reproduction("figure4", as_figure)
     made.run("a command")

@@ -6,18 +6,20 @@ import torch
 from palindiff.evaluation.intervals import Comparison
 from palindiff.experiments.reproduction import verdicts
 from palindiff.experiments.reproduction.measurement import Measurement
-from palindiff.experiments.reproduction.plan import ClaimPlan
+from palindiff.experiments.reproduction.plan_sections import ClaimPlan
 
 
 def recalls(*hits):
     """A measurement for each seed: hits of three images, then of one caption."""
-    groups = torch.tensor([0, 0, 0, 1])
-    return [Measurement([], {"recall": torch.tensor(each).float(), "recall_groups": groups}) for each in hits]
+    return [
+        Measurement([], {"text": torch.tensor(each[:3]).float(), "image": torch.tensor(each[3:]).float()})
+        for each in hits
+    ]
 
 
 def test_recall_is_compared_query_by_query_as_the_mean_of_both_directions():
     a, b = recalls([1, 1, 0, 1], [1, 0, 0, 1]), recalls([1, 0, 0, 0], [0, 0, 0, 1])
-    found = verdicts.compare_recall((a, b))
+    found = verdicts.compare_recall((a, b), ["text", "image"])
     of_images, of_captions = (1 + 1) / 6, (1 + 0) / 2  # hits more of A, over seeds and queries
     assert found.difference == pytest.approx(100 * (of_images + of_captions) / 2)
     assert found.num_seeds == 2
@@ -48,14 +50,15 @@ def test_kernel_distances_are_those_of_the_definition_and_differences_their_mean
     found = verdicts.compare_kd((a, b), num_resamples=50)
     by_hand = [sum(squared_mmd(each.items["generated"], real) for each in side) / 2 for side in (a, b)]
     assert found.difference == pytest.approx(by_hand[0] - by_hand[1], abs=1e-5)
+    assert found.resampled.shape == (50,)
     assert found.resampled.std() > 0
     assert found.num_seeds == 2
 
 
 def test_an_image_that_is_drawn_twice_is_not_compared_with_itself():
     x, real = features(1), features(9)
-    distance = verdicts._kernel_distance(x, real)
-    counts = torch.tensor([2.0, 1, 1, 1, 1, 0]).double()
+    distance = verdicts._KernelDistance.of({"generated": x, "real": real})
+    counts = torch.tensor([[2.0, 1, 1, 1, 1, 0]]).double()
     drawn = x[[0, 0, 1, 2, 3, 4]]
     pairs = [(i, j) for i in range(6) for j in range(6) if not torch.equal(drawn[i], drawn[j])]
     within = sum((float(drawn[i] @ drawn[j]) / 5 + 1) ** 3 for i, j in pairs) / len(pairs)

@@ -1,14 +1,15 @@
 """What is measured of a trained model: naming under several settings, and generation, with the items of each mean.
 
 Here: measuring a run, and the files that keep it, so that the next call measures nothing again. Not here: training
-(`model_runs.py`), comparing two models (`verdicts.py`).
+(`model_runs.py`), means over seeds (`columns.py`), comparing two models (`verdicts.py`).
 """
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
@@ -19,160 +20,258 @@ from torch.utils.data import DataLoader
 
 import palindiff
 from palindiff.atomic import atomic_file, atomic_text
-from palindiff.data.conditions import Condition, select_where
-from palindiff.data.images import ImageSource, decode_image, to_pixels
+from palindiff.data.conditions import Condition
+from palindiff.data.images import ImageFileError, ImageSource, decode_image, to_pixels
 from palindiff.data.rows import CaptionedImage, ImageSet
-from palindiff.data.sources import DataConfig, open_images
+from palindiff.data.sources import DataConfig
 from palindiff.data.squares import SquareImages
-from palindiff.evaluation import naming_tasks
-from palindiff.evaluation.class_sets import class_set_of, load_class_set, true_classes
-from palindiff.evaluation.efficientnet import EffLite0Features
-from palindiff.evaluation.generated_set import IMAGES_FOLDER
+from palindiff.evaluation.class_sets import ClassSet, load_class_set
+from palindiff.evaluation.efficientnet import EffLite0Features, read_weights
+from palindiff.evaluation.generated_set import IMAGES_FOLDER, pipeline_fingerprint
 from palindiff.evaluation.generation import GenerationConfig, GenerationData, chosen_rows, evenly_spread, generation
 from palindiff.evaluation.intervals import bootstrap_interval
+from palindiff.evaluation.named_data import NamedData
 from palindiff.evaluation.naming_tasks import Metric
+from palindiff.evaluation.records import Record, hash_settings
 from palindiff.evaluation.results import Row
-from palindiff.experiments.reproduction.plan import ROOT, DataPlan, GenerationPlan, NamingPlan
+from palindiff.evaluation.run import Evaluation
+from palindiff.evaluation.run_diffusion_classifier import DiffusionClassifierConfig, evaluate_diffusion_classifier
+from palindiff.evaluation.tasks import (
+    Embedded,
+    EvaluationOptions,
+    NamingSetting,
+    Task,
+    Texts,
+    measure_classification,
+    measure_retrieval,
+)
+from palindiff.experiments.reproduction.plan import ROOT
+from palindiff.experiments.reproduction.plan_sections import ClassifierPlan, DataPlan, GenerationPlan, NamingPlan
 from palindiff.inference.defaults import IMAGES_AT_ONCE
 from palindiff.inference.embedder import Embedder, PipelineEmbedder
+from palindiff.inference.pipeline import PalindiffPipeline
 
-MEASURED, GENERATED = "measured", "generated"  # folders in a run's
-WAYS = ("text", "image")  # retrieval of captions and of images
+MEASURED, GENERATED, RECORDS = "measured", "generated", "records"  # folders in a run's
+TASKS = {"retrieval": measure_retrieval, "classification": measure_classification}
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Rows of metrics, and the items that claims pair, by name."""
+    """Rows of metrics, and the items that claims pair, by metric."""
 
     rows: list[Row]
     items: dict[str, Tensor]
 
+    def value(self, metric: str) -> float | None:
+        """The value of a metric; None if it was not measured."""
+        found = [float(str(row["value"])) for row in self.rows if row["metric"] == metric]
+        return found[0] if found else None
 
-def open_rows(data: DataPlan | GenerationPlan, root: Path) -> ImageSet:
-    """Open the images of a plan's data set.
 
-    Raises: FileNotFoundError or ValueError, in a sentence, if they are not there.
-    """
+def named_data(name: str, data: DataPlan | GenerationPlan, root: Path) -> NamedData:
+    """A plan's data set below the folder of --data."""
+    class_set = load_class_set(data.class_set) if isinstance(data, DataPlan) and data.class_set else None
     config = DataConfig(path=data.path.replace(ROOT, str(root)), split=data.split)
-    return select_where(open_images(config), [Condition.parse(each) for each in data.where])
+    return NamedData(name, config, tuple(Condition.parse(each) for each in data.where), class_set)
 
 
-def measure_naming(
-    model: Embedder, data: DataPlan, root: Path, settings: Sequence[NamingPlan], folder: Path
-) -> list[Measurement]:
-    """Measure retrieval, and classification if the plan asks for it, under each setting; images are read once.
-
-    folder: of the run, which keeps what is measured.
-    Raises: as `open_rows`; ValueError if the data do not fit a task.
-    """
-    rows = open_rows(data, root)
-    keys = [
-        _key("naming", model.fingerprint, rows.fingerprint, data.model_dump(), each.model_dump()) for each in settings
-    ]
-    found = {key: measured for key in keys if (measured := _read(folder, key)) is not None}
-    missing = [(key, setting) for key, setting in dict(zip(keys, settings, strict=True)).items() if key not in found]
-    for spacing in {setting.timestep_spacing for _, setting in missing}:
-        of_spacing = [(key, setting) for key, setting in missing if setting.timestep_spacing == spacing]
-        embedded = _embed(model, rows, [setting for _, setting in of_spacing])
-        for (key, _), e_0_hat in zip(of_spacing, embedded, strict=True):
-            found[key] = _naming(model, data, root, rows, e_0_hat)
-            _write(folder, key, found[key])
-    return [found[key] for key in keys]
+def generation_options(plan: GenerationPlan, root: Path) -> GenerationConfig:
+    """A plan's generation as `evaluate` takes it."""
+    weights = plan.inception_weights and Path(plan.inception_weights.replace(ROOT, str(root)))
+    same = plan.model_dump(include={"num_images", "num_inference_steps", "guidance_scale", "kid_subset_size"})
+    return GenerationConfig(**same, inception_weights=weights, clip_rn50_openai=plan.clip_rn50_openai)
 
 
-def measure_generation(model: PipelineEmbedder, plan: GenerationPlan, root: Path, folder: Path) -> Measurement:
-    """Generate an image for each of N captions, and measure their distance to the real images.
+@dataclass(frozen=True)
+class OpenModel:
+    """A finished model, the folder of its run, which keeps what is measured, and where the data sets are."""
 
-    The items are the features of the generated and the real images, (n, 1280), from which claims resample.
+    model: Embedder
+    folder: Path
+    root: Path  # of --data
+    num_workers: int = 0  # processes that decode images
 
-    Raises: as `open_rows` and `generation.generation`.
-    """
-    rows = open_rows(plan, root)
-    key = _key("generation", model.fingerprint, rows.fingerprint, plan.model_dump())
-    if (measured := _read(folder, key)) is not None:
-        return measured
-    options = GenerationConfig(
-        num_images=plan.num_images, num_inference_steps=plan.num_inference_steps,
-        guidance_scale=plan.guidance_scale, kid_subset_size=plan.kid_subset_size,
-        inception_weights=plan.inception_weights and Path(plan.inception_weights.replace(ROOT, str(root))),
-        clip_rn50_openai=plan.clip_rn50_openai,
-    )  # fmt: skip
-    images = folder / GENERATED / key
-    found = generation(model.pipeline, GenerationData(rows, images), options)
-    real = chosen_rows(rows, options)
-    generated = [
-        CaptionedImage(ImageSource(str(path), path=path), row.captions)
-        for path, row in zip(sorted((images / IMAGES_FOLDER).glob("*.png")), real, strict=True)
-    ]
-    size_px = model.image_size_px
-    features = {name: _features(each, size_px) for name, each in (("generated", generated), ("real", real))}
-    kept = [{**row, "generation_seed": row["seed"]} for row in found if row["value"] is not None]
-    measured = Measurement([{name: row[name] for name in row if name != "seed"} for row in kept], features)
-    _write(folder, key, measured)
-    return measured
+    @cached_property
+    def texts(self) -> Texts:
+        """Embeddings of captions and labels, each computed once."""
+        return Texts(self.model)
 
+    @cached_property
+    def pipeline(self) -> PalindiffPipeline:
+        """The model as one that generates.
 
-def sheet_images(
-    model: PipelineEmbedder, plan: GenerationPlan, root: Path, folder: Path, number: int
-) -> tuple[list[str], list[Image.Image], list[Image.Image]]:
-    """Return evenly spread captions, with the images that `measure_generation` generated, and the real ones."""
-    rows = open_rows(plan, root)
-    key = _key("generation", model.fingerprint, rows.fingerprint, plan.model_dump())
-    real = chosen_rows(rows, GenerationConfig(num_images=plan.num_images, kid_subset_size=plan.kid_subset_size))
-    files = sorted((folder / GENERATED / key / IMAGES_FOLDER).glob("*.png"))
-    places = evenly_spread(len(real), number)
-    generated = [decode_image(ImageSource(str(files[i]), path=files[i])) for i in places]
-    return [real[i].captions[0] for i in places], generated, [decode_image(real[i].source) for i in places]
+        Raises: ValueError if it is contrastive.
+        """
+        if not isinstance(self.model, PipelineEmbedder):
+            raise ValueError(
+                f"`{self.folder.name}` is contrastive and generates nothing. Expected another. Change the plan."
+            )
+        return self.model.pipeline
 
+    def naming(self, name: str, data: DataPlan, settings: Sequence[NamingPlan]) -> list[Measurement]:
+        """Measure the tasks of a data set under each setting; images are read once.
 
-def summarize(measured: Sequence[Measurement]) -> list[Row]:
-    """Mean of each metric over seeds; of `recall` and `acc1` with an interval over seeds and items.
+        Raises: as `NamedData.open`; ValueError if the data do not fit a task.
+        """
+        source = named_data(name, data, self.root)
+        rows = source.open()
+        classes = source.classes(rows) if "classification" in data.tasks else None
+        facts: dict[str, Any] = {
+            "model": self.model.fingerprint, "source": rows.fingerprint,
+            "data": data.model_dump(mode="json", include={"tasks", "templates", "retrieval_ks"}),
+            "classes": None if classes is None else hash_settings(classes.deciding),
+        }  # fmt: skip
+        keys = {each: _key("naming", facts | each.model_dump()) for each in settings}
+        found = {key: kept for key in keys.values() if (kept := self._read(key)) is not None}
+        missing = [each for each in keys if keys[each] not in found]
+        for spacing in {each.timestep_spacing for each in missing}:
+            of_spacing = [each for each in missing if each.timestep_spacing == spacing]
+            for each, e_0_hat in zip(of_spacing, self._embed(rows, of_spacing), strict=True):
+                found[keys[each]] = self._write(keys[each], self._tasks(data, rows, classes, each, e_0_hat))
+        return [found[keys[each]] for each in settings]
 
-    Returns: a row for each metric, with the lowest and the highest value of a seed.
-    """
-    rows: list[Row] = []
-    for number, row in enumerate(measured[0].rows):
-        name = str(row["metric"])
-        values = [float(str(each.rows[number]["value"])) for each in measured]
-        interval: tuple[float, float] | tuple[None, None] = (None, None)
-        if name in measured[0].items:
-            groups = measured[0].items.get(f"{name}_groups")
-            interval = bootstrap_interval(torch.stack([each.items[name] for each in measured]), groups=groups)
-        rows.append({
-            "metric": name, "value": sum(values) / len(values), "ci_low": interval[0], "ci_high": interval[1],
-            "lowest": min(values), "highest": max(values), "num_seeds": len(values), "n": row["n"],
-            "chance": row.get("chance"),
-        })  # fmt: skip
-    return rows
+    def generation(self, plan: GenerationPlan) -> Measurement:
+        """Generate an image for each of N captions, and measure their distance to the real images.
 
+        The items are the features of the generated and the real images, (n, 1280), from which claims resample.
 
-def _naming(model: Embedder, data: DataPlan, root: Path, rows: ImageSet, e_0_hat: Tensor) -> Measurement:
-    metrics: list[Metric] = []
-    if "retrieval" in data.tasks:
-        metrics += naming_tasks.caption_retrieval(
-            e_0_hat, [row.captions for row in rows], model.encode_text, data.retrieval_ks
+        Raises: as `NamedData.open` and `generation.generation`.
+        """
+        rows, options = named_data("generation", plan, self.root).open(), generation_options(plan, self.root)
+        key = self._generation_key(plan, rows)
+        if (kept := self._read(key)) is not None:
+            return kept
+        images = self.folder / GENERATED / key
+        found = generation(self.pipeline, GenerationData(rows, images, self.num_workers), options)
+        real = chosen_rows(rows, options)
+        generated = [
+            CaptionedImage(ImageSource(str(path), path=path), row.captions)
+            for path, row in zip(_image_files(images), real, strict=True)
+        ]
+        features = {name: self._features(each) for name, each in (("generated", generated), ("real", real))}
+        kept_rows: list[Row] = [
+            {**{name: row[name] for name in row if name != "seed"}, "generation_seed": row["seed"]}
+            for row in found
+            if row["value"] is not None
+        ]
+        return self._write(key, Measurement(kept_rows, features))
+
+    def sheet_images(
+        self, plan: GenerationPlan, number: int
+    ) -> tuple[list[str], list[Image.Image], list[Image.Image]]:
+        """Return evenly spread captions, with the images that `generation` generated, and the real ones."""
+        rows = named_data("generation", plan, self.root).open()
+        real = chosen_rows(rows, generation_options(plan, self.root))
+        files = _image_files(self.folder / GENERATED / self._generation_key(plan, rows))
+        places = evenly_spread(len(real), number)
+        generated = [decode_image(ImageSource(str(files[i]), path=files[i])) for i in places]
+        return [real[i].captions[0] for i in places], generated, [decode_image(real[i].source) for i in places]
+
+    def diffusion_classifier(self, name: str, data: DataPlan, plan: ClassifierPlan) -> Measurement:
+        """Classify evenly spread images by the U-Net's error.
+
+        Source: Diffusion Classifier (Li et al., arXiv 2303.16203).
+        """
+        template = data.templates[0] if data.templates else None
+        options = DiffusionClassifierConfig(num_images=plan.num_images, stages=plan.stages, template=template)
+        sets = [named_data(name, data, self.root)]
+        records = evaluate_diffusion_classifier(
+            self.pipeline, self.folder.name, sets, [0], self.folder / RECORDS, options
         )
-    if "classification" in data.tasks:
-        folder = Path(data.path.replace(ROOT, str(root)))
-        classes = load_class_set(data.class_set) if data.class_set else class_set_of(rows, folder)
-        templates = data.templates or classes.templates
-        e = model.encode_labels(classes.class_names, templates).cpu()
-        metrics += naming_tasks.classification(e_0_hat, e, true_classes(rows, classes))
-    by_name = {each.name: each for each in metrics}
-    items: dict[str, Tensor] = {}
-    found = [_row(each) for each in metrics]
-    if "retrieval" in data.tasks:
-        of_ways = [by_name[f"{way}_retrieval_recall@{data.recall_k}"] for way in WAYS]
-        hits = [each.items for each in of_ways if each.items is not None]
-        groups = torch.cat([torch.full((len(each),), way) for way, each in enumerate(hits)])
-        items = {"recall": torch.cat(hits), "recall_groups": groups}
-        low, high = bootstrap_interval(items["recall"], groups=groups)
-        value = sum(each.value for each in of_ways) / len(of_ways)
-        found.append({"metric": "recall", "value": value, "ci_low": low, "ci_high": high, "n": len(groups),
-                      "chance": sum(each.chance or 0 for each in of_ways) / len(of_ways)})  # fmt: skip
-    if "acc1" in by_name and (of_images := by_name["acc1"].items) is not None:
-        items["acc1"] = of_images
-    return Measurement(found, items)
+        return Measurement([row for record in records for row in _record_rows(record)], {})
+
+    def controls(self, name: str, data: DataPlan) -> list[Row]:
+        """Measure the controls of a data set, and what the noisy query changes.
+
+        Source: docs/protocol.md, rule 8.
+        """
+        has_query = isinstance(self.model, PipelineEmbedder) and self.model.pipeline.query_stream.has_text_diffusion
+        tasks: list[Task] = ["controls", *(["chain_use"] if has_query else [])]  # type: ignore[list-item]
+        evaluation = Evaluation(
+            self.model, self.folder.name, [named_data(name, data, self.root)], tasks, [NamingSetting()],
+            self.folder / RECORDS, EvaluationOptions(templates=data.templates, retrieval_ks=data.retrieval_ks),
+            num_workers=self.num_workers,
+        )  # fmt: skip
+        return [row for record in evaluation.run() for row in _record_rows(record)]
+
+    def _tasks(
+        self, data: DataPlan, rows: ImageSet, classes: ClassSet | None, setting: NamingPlan, e_0_hat: Tensor
+    ) -> Measurement:
+        captions, labels = zip(*rows.texts(), strict=True)
+        options = EvaluationOptions(templates=data.templates, retrieval_ks=data.retrieval_ks)
+        same = NamingSetting(**setting.model_dump(exclude={"timestep_spacing"}))
+        embedded = Embedded(
+            self.model, self.texts, rows, same, options, e_0_hat, captions, labels, num_workers=self.num_workers,
+            class_set=classes,
+        )  # fmt: skip
+        metrics = [metric for task in data.tasks for metric in TASKS[task](embedded)]
+        return Measurement([_row(each) for each in metrics], {m.name: m.items for m in metrics if m.items is not None})
+
+    @torch.no_grad()
+    def _embed(self, rows: ImageSet, settings: Sequence[NamingPlan]) -> list[Tensor]:
+        """Embed all images under settings of one timestep spacing. Shapes: -> for each setting (n, d) float32."""
+        if not isinstance(self.model, PipelineEmbedder):
+            return self._embed_with(rows, [{}]) * len(settings)
+        own = self.pipeline.query_scheduler
+        scheduler = DDIMScheduler.from_config(own.config, timestep_spacing=settings[0].timestep_spacing)
+        self.pipeline.register_modules(query_scheduler=scheduler)
+        try:
+            return self._embed_with(rows, [each.model_dump(exclude={"timestep_spacing"}) for each in settings])
+        finally:
+            self.pipeline.register_modules(query_scheduler=own)
+
+    def _embed_with(self, rows: ImageSet, options: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+        parts: list[list[Tensor]] = [[] for _ in options]
+        for pixels in self._squares(rows):
+            for kept, e_0_hat in zip(parts, self.model.embed_pixels(to_pixels(pixels), options), strict=True):
+                kept.append(e_0_hat.cpu())
+        return [torch.cat(each) for each in parts]
+
+    @torch.no_grad()
+    def _features(self, rows: Sequence[CaptionedImage]) -> Tensor:
+        """Shapes: n images -> (n, 1280) float32."""
+        network = EffLite0Features()
+        return torch.cat([network(pixels) for pixels in self._squares(rows)])
+
+    def _squares(self, rows: Sequence[CaptionedImage]) -> Iterator[Tensor]:
+        """Decode images in batches, (b, 3, H, W) uint8.
+
+        Raises: ImageFileError if one cannot be read.
+        """
+        squares = SquareImages(rows, self.model.image_size_px, "crop")
+        context = "spawn" if self.num_workers else None
+        for pixels, faults in DataLoader(
+            squares, IMAGES_AT_ONCE, num_workers=self.num_workers, multiprocessing_context=context
+        ):
+            if any(faults):
+                raise ImageFileError(next(filter(None, faults)))
+            yield pixels
+
+    def _generation_key(self, plan: GenerationPlan, rows: ImageSet) -> str:
+        options = generation_options(plan, self.root)
+        settings = options.model_dump(mode="json", exclude={"batch_size"})
+        if options.inception_weights is not None:
+            settings["inception_weights"] = read_weights(options.inception_weights)[1]
+        return _key(
+            "generation",
+            {"model": pipeline_fingerprint(self.pipeline), "source": rows.fingerprint, "options": settings},
+        )
+
+    def _read(self, key: str) -> Measurement | None:
+        file = self.folder / MEASURED / f"{key}.json"
+        if not file.is_file():
+            return None
+        return Measurement(json.loads(file.read_text(encoding="utf-8")), load_file(file.with_suffix(".safetensors")))
+
+    def _write(self, key: str, measured: Measurement) -> Measurement:
+        """Write the items, then the rows: rows without items do not occur."""
+        (self.folder / MEASURED).mkdir(exist_ok=True)
+        file = self.folder / MEASURED / f"{key}.json"
+        items: Mapping[str, Tensor] = {name: each.contiguous() for name, each in measured.items.items()}
+        with atomic_file(file.with_suffix(".safetensors")) as temporary:
+            save_file(dict(items), temporary)
+        atomic_text(file, json.dumps(measured.rows) + "\n")
+        return measured
 
 
 def _row(metric: Metric) -> Row:
@@ -183,53 +282,18 @@ def _row(metric: Metric) -> Row:
     }  # fmt: skip
 
 
-@torch.no_grad()
-def _embed(model: Embedder, rows: ImageSet, settings: Sequence[NamingPlan]) -> list[Tensor]:
-    """Embed all images under settings of one timestep spacing. Shapes: -> for each setting (n, d) float32."""
-    options: list[dict[str, int | float]] = [{}]
-    if isinstance(model, PipelineEmbedder):
-        options = [each.model_dump(exclude={"timestep_spacing"}) for each in settings]
-        scheduler = model.pipeline.query_scheduler
-        spacing = settings[0].timestep_spacing
-        model.pipeline.register_modules(
-            query_scheduler=DDIMScheduler.from_config(scheduler.config, timestep_spacing=spacing)
-        )
-    parts: list[list[Tensor]] = [[] for _ in options]
-    for pixels, faults in DataLoader(SquareImages(rows, model.image_size_px, "crop"), IMAGES_AT_ONCE):
-        if any(faults):
-            raise ValueError(next(filter(None, faults)))
-        for kept, e_0_hat in zip(parts, model.embed_pixels(to_pixels(pixels), options), strict=True):
-            kept.append(e_0_hat.cpu())
-    embedded = [torch.cat(each) for each in parts]
-    return embedded if isinstance(model, PipelineEmbedder) else embedded * len(settings)
+def _record_rows(record: Record) -> list[Row]:
+    names = ("metric", "value", "ci_low", "ci_high", "n", "tflop_per_image", "seconds")
+    return [
+        {name: row[name] for name in names} | {"chance": record.chance[str(row["metric"])]}
+        for row in record.flat_rows()
+    ]
 
 
-@torch.no_grad()
-def _features(rows: Sequence[CaptionedImage], size_px: int) -> Tensor:
-    """Shapes: n images -> (n, 1280) float32."""
-    network = EffLite0Features()
-    return torch.cat(
-        [network(pixels) for pixels, _ in DataLoader(SquareImages(rows, size_px, "crop"), IMAGES_AT_ONCE)]
-    )
+def _image_files(folder: Path) -> list[Path]:
+    return sorted((folder / IMAGES_FOLDER).glob("*.png"))
 
 
-def _key(*parts: object) -> str:
+def _key(kind: str, settings: Mapping[str, Any]) -> str:
     """Name of a measurement: a hash of all that changes a number."""
-    return hashlib.sha256(json.dumps([*parts, palindiff.__version__], sort_keys=True).encode()).hexdigest()[:24]
-
-
-def _read(folder: Path, key: str) -> Measurement | None:
-    file = folder / MEASURED / f"{key}.json"
-    if not file.is_file():
-        return None
-    return Measurement(json.loads(file.read_text(encoding="utf-8")), load_file(file.with_suffix(".safetensors")))
-
-
-def _write(folder: Path, key: str, measured: Measurement) -> None:
-    """Write the items, then the rows: rows without items do not occur."""
-    (folder / MEASURED).mkdir(exist_ok=True)
-    file = folder / MEASURED / f"{key}.json"
-    items: Mapping[str, Tensor] = {name: each.contiguous() for name, each in measured.items.items()}
-    with atomic_file(file.with_suffix(".safetensors")) as temporary:
-        save_file(dict(items), temporary)
-    atomic_text(file, json.dumps(measured.rows) + "\n")
+    return hash_settings({"kind": kind, **settings, "palindiff": palindiff.__version__})

@@ -5,11 +5,18 @@ Here: the recipe of a run, its cost in FLOP, training, and opening the result. N
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from palindiff.atomic import atomic_text
+from palindiff.data.sources import open_images
+from palindiff.evaluation.clip_score import files_sha256
 from palindiff.evaluation.results import git_state
 from palindiff.experiments.reproduction.plan import ROOT, RUNS, Plan
 from palindiff.inference.clip_model import ClipModel
@@ -22,7 +29,12 @@ from palindiff.training.trainer import TRAINERS, recipe_classes, train_recipe
 from palindiff.training.training_cost import tflop_of_step
 
 AnyRecipe = DiffDisRecipe | ContrastiveRecipe | VaeRecipe
-FACTS_FILE = "reproduction.json"  # beside the run: which commit trained it
+FACTS_FILE = "reproduction.json"  # in the run's folder: what trained it
+LOCK_FILE = "reproduction.lock"  # held by the process that trains or measures the run
+
+
+class IsBusyError(Exception):
+    """Another process has the run."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +109,24 @@ class ModelRun:
         """The folder of the trained model."""
         return self.folder / TRAINERS[self.own_recipe.objective_name].result_name
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training or measuring the run.
+
+        Raises: IsBusyError if another one does.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / LOCK_FILE, timeout=0):
+                yield
+        except Timeout as error:
+            raise IsBusyError(f"{self.name}: another process has it") from error
+
     def train(self) -> None:
         """Train it, or resume its training; nothing if it is finished.
 
-        Raises: ValueError if the folder holds a run of another recipe, or an unfinished one of another commit;
-            FloatingPointError if the training diverges.
+        Raises: ValueError if the folder holds a run of another recipe, data or start, or an unfinished one of another
+            commit; FloatingPointError if the training diverges.
         """
         facts = self.folder / FACTS_FILE
         if self.is_finished:
@@ -111,30 +136,43 @@ class ModelRun:
         recipe_name = self.plan.variants[self.variant].recipe or self.plan.recipe
         prepare_run_dir(self.recipe, self.folder, f"{recipe_name}, variant {self.variant}")
         if facts.exists():
-            self._check_commit(json.loads(facts.read_text(encoding="utf-8"))["commit"], commit)
+            found = json.loads(facts.read_text(encoding="utf-8"))
+            self._check_commit(found["commit"], commit)
+            self._check_origin(found)
         else:
-            atomic_text(facts, json.dumps({"commit": commit, "is_dirty": is_dirty}) + "\n")
+            written = {"commit": commit, "is_dirty": is_dirty, "origin": self.origin}
+            atomic_text(facts, json.dumps(written, indent=2) + "\n")
         train_recipe(self.recipe, self.folder, show_progress=False)
 
-    def open(self) -> Embedder:
-        """Load the finished model.
+    @cached_property
+    def origin(self) -> dict[str, str]:
+        """What the run learns from, by name: its images, and the weights that it starts from or needs.
+
+        Raises: FileNotFoundError or ValueError if the images cannot be opened.
+        """
+        found = {"training images": open_images(self.own_recipe.data).fingerprint}
+        return found | {each.name: files_sha256(each.result) for each in self.trained_before}
+
+    def open(self, device: str = "cpu") -> Embedder:
+        """Load the finished model onto a device.
 
         Raises: FileNotFoundError if it is not finished; ValueError if it is a VAE.
         """
         if not self.is_finished:
             raise FileNotFoundError(f"`{self.result}` does not exist. Expected a finished run. Train it first.")
         if isinstance(self.own_recipe, ContrastiveRecipe):
-            return ClipModel.from_pretrained(self.result)
+            return ClipModel.from_pretrained(self.result).to(device)
         if isinstance(self.own_recipe, VaeRecipe):
             raise ValueError(f"`{self.variant}` is a VAE, which names nothing. Expected another row. Change the plan.")
-        return PipelineEmbedder(PalindiffPipeline.from_pretrained(self.result))
+        return PipelineEmbedder(PalindiffPipeline.from_pretrained(self.result).to(device))
 
     def facts(self) -> dict[str, str | int | float | None]:
         """What result rows say of the training."""
         steps, seconds = training_cost(read_log(self.folder / LOG_FILE))
         trained_by = json.loads((self.folder / FACTS_FILE).read_text(encoding="utf-8"))
         return {
-            "config_hash": config_hash(self.recipe)[:16], **trained_by, "steps": steps,
+            "config_hash": config_hash(self.recipe)[:16], "commit": trained_by["commit"],
+            "is_dirty": trained_by["is_dirty"], "steps": steps,
             "train_tflop": self.train_tflop, "train_seconds": round(seconds),
         }  # fmt: skip
 
@@ -168,6 +206,15 @@ class ModelRun:
             raise ValueError(
                 f"`{self.folder}` holds {found}. Expected one of the plan's recipe. Use another --runs, or remove the "
                 "folder to train the run anew."
+            )
+        self._check_origin(json.loads(facts.read_text(encoding="utf-8")))
+
+    def _check_origin(self, facts: dict[str, Any]) -> None:
+        before = facts["origin"]
+        if changed := [name for name, now in self.origin.items() if before.get(name) != now]:
+            raise ValueError(
+                f"`{self.folder}` holds a run of other {changed[0]}. Expected those that are there now. Restore them, "
+                "use another --runs, or remove the folder to train the run anew."
             )
 
     def _check_commit(self, trained_by: str | None, commit: str | None) -> None:

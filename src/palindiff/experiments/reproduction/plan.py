@@ -1,114 +1,34 @@
 """The plan of a scale: which models are trained, what each table shows of them, and the claims that are judged.
 
-Here: the form of a plan file (`plans/SCALE.yaml`), and its checks. Not here: training (`model_runs.py`), measuring
-(`measurement.py`), judging (`verdicts.py`).
+Here: the form of a plan file (`plans/SCALE.yaml`), and its checks. Not here: its sections (`plan_sections.py`),
+training (`model_runs.py`), measuring (`measurement.py`), judging (`verdicts.py`).
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from palindiff.evaluation.naming_tasks import RETRIEVAL_KS
 from palindiff.evaluation.results import Scalar
+from palindiff.experiments.reproduction.plan_sections import (
+    ClaimPlan,
+    ColumnPlan,
+    DataPlan,
+    GenerationPlan,
+    RowPlan,
+    TablePlan,
+    VariantPlan,
+)
+from palindiff.training.recipes.problems import describe_problem
 
 PLANS = Path(__file__).with_name("plans")
 ROOT, RUNS = "{data}", "{runs}"  # in paths of a plan: the folder of --data, and that of the runs of the scale
+CLAIMS, CONTROLS = "claims", "controls"
 
-Target = str  # "table4", "figure4", "claims"
-
-
-class VariantPlan(BaseModel, frozen=True, extra="forbid"):
-    """One model of a comparison: a recipe, what it changes, and what it starts from."""
-
-    recipe: str | None = None  # bundled recipe or FILE.yaml; None: the plan's
-    use: tuple[str, ...] = ("common",)  # names of `settings`, in this order
-    set: tuple[str, ...] = ()  # KEY=VALUE of this variant alone, after those
-    start: str | None = None  # the variant whose checkpoint is `base.source`; of its first seed
-    needs: tuple[str, ...] = ()  # variants that are trained before, such as a VAE that `set` names below {runs}
-    same_flop_as: str | None = None  # variant; the number of steps is chosen so that training costs as much
-    seeds: tuple[int, ...] | None = Field(None, min_length=1)  # None: the plan's
-
-
-class DataPlan(BaseModel, frozen=True, extra="forbid"):
-    """Images on which every model is measured."""
-
-    path: str
-    split: str = "test"
-    where: tuple[str, ...] = ()  # conditions on rows, KEY=PATTERN or KEY!=PATTERN
-    class_set: str | None = None  # of the twelve of Table 1, by its name; None: the classes of the images
-    templates: tuple[str, ...] | None = None  # of class names; None: those of the class set, or the usual ones
-    tasks: tuple[Literal["retrieval", "classification"], ...] = ("retrieval",)
-    retrieval_ks: tuple[int, ...] = RETRIEVAL_KS
-    recall_k: int = 10  # of `recall`, which claims compare: the mean of both directions
-
-    @model_validator(mode="after")
-    def _measures_its_recall(self) -> Self:
-        if "retrieval" in self.tasks and self.recall_k not in self.retrieval_ks:
-            raise ValueError(
-                f"`recall_k` is {self.recall_k}, and `retrieval_ks` {list(self.retrieval_ks)}. Expected one of these."
-            )
-        return self
-
-
-class GenerationPlan(BaseModel, frozen=True, extra="forbid"):
-    """What is generated, and compared with the real images of the same captions."""
-
-    path: str
-    split: str = "test"
-    where: tuple[str, ...] = ()
-    num_images: int = Field(256, gt=1)
-    num_inference_steps: int = Field(20, gt=0)
-    guidance_scale: float = Field(4.0, ge=1)
-    kid_subset_size: int = Field(100, gt=1)
-    inception_weights: str | None = None  # file, for FID and KID; None: distances over EfficientNet-Lite0 alone
-    clip_rn50_openai: bool = False  # CLIP-score as in the paper, which needs open_clip
-
-
-class NamingPlan(BaseModel, frozen=True, extra="forbid"):
-    """How images are named; a contrastive model has nothing to choose."""
-
-    num_inference_steps: int = Field(8, gt=0)
-    guidance_scale: float = Field(1.0, ge=1)
-    seed: int = Field(0, ge=0)
-    timestep_spacing: Literal["trailing", "leading"] = "trailing"
-
-
-class RowPlan(BaseModel, frozen=True, extra="forbid"):
-    """A row of a table: a variant under a setting of naming, and the paper's numbers for it."""
-
-    label: str
-    variant: str
-    naming: NamingPlan = NamingPlan()
-    generates: bool = False  # measure generation too
-    paper: dict[str, float] = {}  # by the paper's column
-
-
-class TablePlan(BaseModel, frozen=True, extra="forbid"):
-    """A table or a figure of the paper."""
-
-    title: str
-    paper_says: str = ""  # what is known of the paper's models: caption and footnotes
-    rows: tuple[RowPlan, ...] = Field(min_length=1)
-    generation: str | None = None  # name of a `generation` of the plan, for rows that generate
-    sheet_captions: int = Field(0, ge=0)  # of a figure: captions whose images are shown, a column for each row
-
-
-class ClaimPlan(BaseModel, frozen=True, extra="forbid"):
-    """A primary comparison of docs/protocol.md: A against B at equal steps, and at equal training FLOP."""
-
-    text: str
-    a: str  # variants
-    b: str
-    a_flop: str | None = None  # in place of `a` at equal FLOP; None: the same
-    b_flop: str | None = None
-    metric: Literal["recall", "kd"] = "recall"
-    a_naming: NamingPlan = NamingPlan()
-    b_naming: NamingPlan = NamingPlan()
-    margin: float | None = Field(None, gt=0)  # percentage points; None: A is better than B
-    has_budgets: bool = True  # False: a comparison of two settings of one model
+Target = str  # "table4", "figure4", "claims", "controls"
 
 
 class Plan(BaseModel, frozen=True, extra="forbid"):
@@ -121,55 +41,133 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
     hours: dict[str, float] = {}  # measured hours of a variant's run, where it was run; for --dry-run
     variants: dict[str, VariantPlan]
     naming: dict[str, DataPlan]
-    primary: str  # of `naming`: the set of the claims about recall
+    primary: str  # of `naming`: the set of the claims about recall, and of the controls
     generation: dict[str, GenerationPlan] = {}
+    columns: dict[str, ColumnPlan]
     tables: dict[Target, TablePlan]
     claims: dict[str, ClaimPlan] = {}
+    claimed_generation: str | None = None  # of `generation`: what claims about generation compare
+    controls: tuple[str, ...] = ()  # variants whose first seed is measured with controls (rule 8 of the protocol)
 
     @model_validator(mode="after")
-    def _names_exist(self) -> Self:
+    def _fits_together(self) -> Self:
         for place, kind, name in self._references():
             all_known: dict[str, Collection[str]] = {
-                "variant": self.variants, "naming": self.naming, "generation": self.generation, "list": self.settings
+                "variant": self.variants, "naming": self.naming, "generation": self.generation, "list": self.settings,
+                "column": self.columns,
             }  # fmt: skip
             known = all_known[kind]
             if name not in known:
                 raise ValueError(f"{place} names the {kind} `{name}`. Expected one of {', '.join(known)}. Use one.")
+        for problem in (*self._unmeasured(), *self._repeated()):
+            raise ValueError(problem)
+        for target in self.targets:
+            self.variants_of(target)  # refuses variants that need themselves
         return self
 
     def _references(self) -> Iterator[tuple[str, str, str]]:
         yield "`primary`", "naming", self.primary
+        if self.claimed_generation is not None:
+            yield "`claimed_generation`", "generation", self.claimed_generation
+        for name in self.controls:
+            yield "`controls`", "variant", name
         for name, variant in self.variants.items():
             for used in variant.use:
                 yield f"`variants.{name}.use`", "list", used
             for other in filter(None, (variant.start, variant.same_flop_as, *variant.needs)):
                 yield f"`variants.{name}`", "variant", other
+        for name, column in self.columns.items():
+            for data in column.data:
+                yield f"`columns.{name}`", "naming", data
         for name, table in self.tables.items():
             for row in table.rows:
                 yield f"`tables.{name}`", "variant", row.variant
+            for column_name in table.columns:
+                yield f"`tables.{name}`", "column", column_name
             if table.generation is not None:
                 yield f"`tables.{name}`", "generation", table.generation
         for name, claim in self.claims.items():
-            for other in filter(None, (claim.a, claim.b, claim.a_flop, claim.b_flop)):
+            for other in _sides(claim):
                 yield f"`claims.{name}`", "variant", other
+
+    def _unmeasured(self) -> Iterator[str]:
+        """Say which columns, rows and claims are of something that is not measured."""
+        for name, column in self.columns.items():
+            for data in column.data:
+                if lacking := set(column.metrics) - self.naming[data].metrics:
+                    yield (
+                        f"`columns.{name}` shows {min(lacking)}, which `naming.{data}` does not measure. Expected one "
+                        f"of {', '.join(sorted(self.naming[data].metrics))}. Change one of the two."
+                    )
+        for name, table in self.tables.items():
+            generates = any(row.generates for row in table.rows)
+            shows = any(not self.columns[column].data for column in table.columns)
+            if (generates or shows) != (generates and shows and table.generation is not None):
+                yield (
+                    f"`tables.{name}` has rows that generate, a column of generation, or `generation`, but not all "
+                    "three. Expected all or none. Change the table."
+                )
+        about = {claim.metric for claim in self.claims.values()}
+        if "kd" in about and self.claimed_generation is None:
+            yield "A claim compares generation. Expected `claimed_generation`. Name a set of `generation`."
+        if "recall" in about and "retrieval" not in self.naming[self.primary].tasks:
+            yield f"Claims compare recall on `naming.{self.primary}`. Expected the task retrieval. Add it."
+
+    def _repeated(self) -> Iterator[str]:
+        """Say which seeds and labels are there twice."""
+        for name in ("", *self.variants):
+            seeds = self.seeds_of(name) if name else self.seeds
+            if len(set(seeds)) < len(seeds):
+                place = f"variants.{name}.seeds" if name else "seeds"
+                yield f"`{place}` are {list(seeds)}. Expected each once. Remove one."
+        for name, table in self.tables.items():
+            label, times = Counter(row.label for row in table.rows).most_common(1)[0]
+            if times > 1:
+                yield f"`tables.{name}` has {times} rows `{label}`. Expected each label once. Rename one."
+
+    @property
+    def targets(self) -> list[Target]:
+        """What can be asked for."""
+        return [*self.tables, *([CLAIMS] if self.claims else []), *([CONTROLS] if self.controls else [])]
 
     def seeds_of(self, variant: str) -> tuple[int, ...]:
         """The seeds that a variant is trained with."""
         return self.variants[variant].seeds or self.seeds
 
-    def variants_of(self, target: Target) -> list[str]:
-        """The variants that a table or the claims need, those first that others start from.
+    def data_of(self, table: TablePlan) -> list[str]:
+        """The data sets of `naming` that a table's columns show."""
+        return list(dict.fromkeys(data for column in table.columns for data in self.columns[column].data))
+
+    def runs_of(self, target: Target) -> list[tuple[str, int]]:
+        """The variants and seeds that a target needs, those first that others start from.
 
         Raises: ValueError for an unknown target.
         """
-        if target == "claims":
+        seeds: dict[str, set[int]] = {}
+        if target in self.tables:
+            for row in self.tables[target].rows:
+                seeds.setdefault(row.variant, set()).update(row.seeds or self.seeds_of(row.variant))
+        elif target == CONTROLS:
+            seeds = {variant: {self.seeds_of(variant)[0]} for variant in self.controls}
+        found: dict[tuple[str, int], None] = {}
+        for variant in self.variants_of(target):
+            wanted = seeds.get(variant, set(self.seeds_of(variant)[:1] if seeds else self.seeds_of(variant)))
+            found |= dict.fromkeys((variant, seed) for seed in self.seeds_of(variant) if seed in wanted)
+        return list(found)
+
+    def variants_of(self, target: Target) -> list[str]:
+        """The variants that a table, the claims or the controls need, those first that others start from.
+
+        Raises: ValueError for an unknown target.
+        """
+        if target not in self.targets:
+            raise ValueError(f"The scale has no `{target}`. Expected one of {', '.join(self.targets)}. Use one.")
+        if target == CLAIMS:
             wanted = [each for claim in self.claims.values() for each in _sides(claim)]
-        elif target in self.tables:
-            wanted = [row.variant for row in self.tables[target].rows]
+        elif target == CONTROLS:
+            wanted = list(self.controls)
         else:
-            raise ValueError(
-                f"The scale has no `{target}`. Expected one of {', '.join([*self.tables, 'claims'])}. Use one."
-            )
+            wanted = [row.variant for row in self.tables[target].rows]
         found: dict[str, None] = {}
         for name in wanted:
             self._add(name, found, ())
@@ -181,7 +179,14 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
         variant = self.variants[name]
         for other in filter(None, (*variant.needs, variant.start)):
             self._add(other, found, (*above, name))
+        self._check_cost(name, ())
         found[name] = None
+
+    def _check_cost(self, name: str, above: tuple[str, ...]) -> None:
+        if name in above:
+            raise ValueError(f"`variants.{name}` costs as much as itself. Expected another. Change `same_flop_as`.")
+        if (other := self.variants[name].same_flop_as) is not None:
+            self._check_cost(other, (*above, name))
 
 
 def _sides(claim: ClaimPlan) -> list[str]:
@@ -203,8 +208,11 @@ def load_plan(scale: str) -> Plan:
         raise FileNotFoundError(f"There is no scale `{scale}`. Expected one of {', '.join(plan_names())}. Use one.")
     try:
         return Plan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError) as error:
-        raise ValueError(f"`{path}` is no plan: {error}. Expected the form of the plans in {PLANS.name}/.") from error
+    except ValidationError as error:
+        problems = "\n".join(describe_problem(Plan, each) for each in error.errors())
+        raise ValueError(f"`{path}` is no plan. Fix the file:\n{problems}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"`{path}` is not YAML: {error}. Expected a plan. Fix the file.") from error
 
 
 def paper_row(row: RowPlan) -> dict[str, Scalar]:

@@ -12,18 +12,16 @@ from pathlib import Path
 
 from palindiff.atomic import atomic_text
 from palindiff.evaluation.results import RESULTS_FOLDER, Results, Row, read_results
-from palindiff.experiments.reproduction.plan import Plan, load_plan, plan_names
+from palindiff.experiments.reproduction.plan import CLAIMS, CONTROLS, Plan, load_plan, plan_names
+from palindiff.experiments.reproduction.plan_sections import ColumnPlan
 
 PAGE = Path("docs/tables.md")
 WIDTH = 119
-OURS = {  # metric -> column, and whether it is a share
-    "recall": ("recall@10, both ways", True),
-    "text_retrieval_recall@1": ("R@1 image to text", True),
-    "image_retrieval_recall@1": ("R@1 text to image", True),
-    "acc1": ("accuracy", True),
-    "kd_efflite0": ("KD-EffLite0", False),
-    "caption_to_generated_recall_10": ("recall@10 of generated", True),
-}
+RECALLS = ("@1", "@5", "@10", "_mrr", "acc5", "mean_per_class_recall")  # of these, the page shows recall@10 alone
+ABOUT_CONTROLS = (
+    "One seed. Shuffled images, an image of zeros, and the caption of the nearest training image, by thumbnail and by "
+    "EfficientNet-Lite0, in place of the image; then how much the prediction depends on the noisy query."
+)
 INTRODUCTION = """# The paper's tables, measured again
 
 After reading this page you know which claims of DiffDis hold at the scales that were run here. Measure a table again:
@@ -49,8 +47,9 @@ def page(results: Path) -> str:
     for scale in plan_names():
         plan = load_plan(scale)
         parts.append(f"## Scale `{scale}`\n\n{_wrapped(plan.about)}\n")
-        claims = _read(results, "claims", scale)
+        claims = _read(results, CLAIMS, scale)
         parts.append(_claims(plan, claims))
+        parts.append(_controls(plan, _read(results, CONTROLS, scale)))
         parts += [_table(target, scale, plan, _read(results, target, scale)) for target in plan.tables]
     return "\n".join(parts)
 
@@ -86,6 +85,25 @@ def _verdict(row: Row | None) -> list[str]:
     return [f"{difference} {unit}", f"{low} to {high}", str(row["num_seeds"]), str(row["verdict"])]
 
 
+def _controls(plan: Plan, found: Results | None) -> str:
+    """What is reached without reading the image, beside what is reached by it, and what the noisy query changes."""
+    lines = ["### Controls\n"]
+    if found is None:
+        return "\n".join([*lines, "Not run.\n"])
+    variants = list(dict.fromkeys(str(row["variant"]) for row in found.rows))
+    of_metric: dict[str, dict[str, Row]] = {}
+    for row in found.rows:
+        of_metric.setdefault(str(row["metric"]), {})[str(row["variant"])] = row
+    recall = plan.naming[plan.primary].recall_metrics
+    rows = [
+        [metric, *(f"{float(str(of_variant[v]['value'])):.4f}" if v in of_variant else "" for v in variants)]
+        for metric, of_variant in of_metric.items()
+        if metric.endswith(("acc1", *recall)) or not metric.endswith(RECALLS)
+    ]
+    lines.append(f"{_wrapped(ABOUT_CONTROLS)}\n")
+    return "\n".join([*lines, f"{_markdown(['control and metric', *variants], rows)}\n"])
+
+
 def _table(target: str, scale: str, plan: Plan, found: Results | None) -> str:
     table = plan.tables[target]
     lines = [f"### {_heading(target)}: {table.title}\n"]
@@ -94,21 +112,26 @@ def _table(target: str, scale: str, plan: Plan, found: Results | None) -> str:
     if found is None:
         lines.append("Not run.\n")
         return "\n".join(lines)
-    over_seeds = [row for row in found.rows if row["seed"] is None]
-    columns = list(dict.fromkeys(column for row in table.rows for column in row.paper))
-    data = {plan.primary, *([table.generation] if table.generation else [])}
-    metrics = [m for m in OURS if any(row["metric"] == m and row["data"] in data for row in over_seeds)]
-    header = ["", *(f"paper: {column}" for column in columns), *(OURS[metric][0] for metric in metrics), "seeds"]
+    shown = {
+        (str(row["row"]), str(row["column"])): row for row in found.rows if row["seed"] is None
+    }  # row and column of the table
+    columns = [plan.columns[name] for name in table.columns]
+    columns = [each for each in columns if any(title == each.title for _, title in shown)]
+    of_paper = list(dict.fromkeys(title for row in table.rows for title in row.paper))
+    header = ["", *(f"paper: {title}" for title in of_paper), *(each.title for each in columns), "seeds"]
     rows = []
     for row in table.rows:
-        own = {str(each["metric"]): each for each in over_seeds if each["row"] == row.label and each["data"] in data}
-        seeds = max((int(str(each["num_seeds"])) for each in own.values()), default=0)
-        paper = [f"{row.paper[column]:g}" if column in row.paper else "" for column in columns]
-        rows.append([row.label, *paper, *(_number(own.get(metric), metric) for metric in metrics), str(seeds)])
+        paper = [f"{row.paper[title]:g}" if title in row.paper else "" for title in of_paper]
+        own = [shown.get((row.label, each.title)) for each in columns]
+        seeds = max((int(str(each["num_seeds"])) for each in own if each is not None), default=0)
+        ours = [_number(each, column.is_share) for each, column in zip(own, columns, strict=True)]
+        rows.append([row.label, *paper, *ours, str(seeds)])
     if unfinished := found.settings.get("unfinished"):
         names = ", ".join(map(str, unfinished))  # type: ignore[arg-type]
         lines.append(f"{_wrapped(f'Not run: {names}.')}\n")
     lines.append(f"{_markdown(header, rows)}\n")
+    if levels := _chance(columns, shown):
+        lines.append(f"{_wrapped(levels)}\n")
     if table.sheet_captions:
         lines.append(f"![{table.title}](../results/{target}-{scale}.png)\n")
     return "\n".join(lines)
@@ -120,16 +143,22 @@ def _heading(target: str) -> str:
     return f"{kind.capitalize()} {target.removeprefix(kind)}".strip()
 
 
-def _number(row: Mapping[str, object] | None, metric: str) -> str:
+def _number(row: Mapping[str, object] | None, is_share: bool) -> str:
     """Write a mean with its interval, or with its lowest and highest seed."""
     if row is None:
         return ""
-    is_share = OURS[metric][1]
     ends = [row["ci_low"], row["ci_high"]] if row["ci_low"] is not None else [row["lowest"], row["highest"]]
     shown = [
         f"{100 * float(str(each)):.1f}" if is_share else f"{float(str(each)):.4f}" for each in (row["value"], *ends)
     ]
     return f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
+def _chance(columns: Sequence[ColumnPlan], shown: Mapping[tuple[str, str], Row]) -> str:
+    """State the chance level of each column that has one."""
+    levels = {title: row["chance"] for (_, title), row in shown.items() if row["chance"] is not None}
+    said = [f"{each.title} {100 * float(str(levels[each.title])):.2f}" for each in columns if each.title in levels]
+    return f"Chance: {', '.join(said)}." if said else ""
 
 
 def _wrapped(text: str) -> str:

@@ -1,7 +1,7 @@
 """A table of the paper at a scale: train what it needs, measure, judge, and write the result file row by row.
 
 Here: the order, and result files. Not here: plans (`plan.py`), training (`model_runs.py`), measuring
-(`measurement.py`), claims (`verdicts.py`).
+(`measurement.py`), the columns of a table (`columns.py`), claims (`verdicts.py`).
 """
 
 import time
@@ -13,28 +13,15 @@ from pathlib import Path
 from PIL import Image
 
 from palindiff.atomic import atomic_file
+from palindiff.evaluation.class_sets import true_classes
+from palindiff.evaluation.generation import Instruments, chosen_rows
 from palindiff.evaluation.results import Row, write_results
 from palindiff.evaluation.sheets import contact_sheet
-from palindiff.experiments.reproduction.measurement import (
-    Measurement,
-    measure_generation,
-    measure_naming,
-    open_rows,
-    sheet_images,
-    summarize,
-)
-from palindiff.experiments.reproduction.model_runs import ModelRun
-from palindiff.experiments.reproduction.plan import (
-    ClaimPlan,
-    DataPlan,
-    GenerationPlan,
-    NamingPlan,
-    Plan,
-    RowPlan,
-    Target,
-    load_plan,
-    paper_row,
-)
+from palindiff.experiments.reproduction.columns import column_row
+from palindiff.experiments.reproduction.measurement import Measurement, OpenModel, generation_options, named_data
+from palindiff.experiments.reproduction.model_runs import IsBusyError, ModelRun
+from palindiff.experiments.reproduction.plan import CLAIMS, Plan, Target, load_plan, paper_row
+from palindiff.experiments.reproduction.plan_sections import ClaimPlan, NamingPlan, RowPlan, TablePlan
 from palindiff.experiments.reproduction.verdicts import (
     BUDGETS,
     JudgedClaim,
@@ -44,10 +31,6 @@ from palindiff.experiments.reproduction.verdicts import (
     judge,
     same_cost,
 )
-from palindiff.inference.embedder import Embedder, PipelineEmbedder
-
-CLAIMS = "claims"
-COMPARE = {"recall": compare_recall, "kd": compare_kd}
 
 
 @dataclass(frozen=True)
@@ -61,6 +44,8 @@ class ReproduceOptions:
     results: Path  # file of the rows
     overrides: tuple[str, ...] = ()  # KEY=VALUE of every run
     finished_only: bool = False  # measure and judge what is trained; train nothing
+    device: str = "cpu"  # of evaluation; training chooses its own
+    num_workers: int = 0  # processes that decode images for evaluation
 
 
 @dataclass
@@ -70,12 +55,18 @@ class Reproduction:
     options: ReproduceOptions
     report: Callable[[str], None] = lambda sentence: None
     _failed: list[str] = field(default_factory=list, init=False)  # names of runs that diverged
-    _open: tuple[str, Embedder] | None = field(default=None, init=False)  # the last model, by the name of its run
+    _open: tuple[str, OpenModel] | None = field(default=None, init=False)  # the last model, by the name of its run
+    _measured: dict[tuple[object, ...], Measurement] = field(default_factory=dict, init=False)
 
     @cached_property
     def plan(self) -> Plan:
         """The plan of the scale."""
         return load_plan(self.options.scale)
+
+    @property
+    def table(self) -> TablePlan | None:
+        """The table that was asked for; None for claims and controls."""
+        return self.plan.tables.get(self.options.target)
 
     def model_run(self, variant: str, seed: int) -> ModelRun:
         """The run of a variant and seed."""
@@ -87,41 +78,51 @@ class Reproduction:
 
         Raises: ValueError for an unknown target.
         """
-        return [
-            self.model_run(variant, seed)
-            for variant in self.plan.variants_of(self.options.target)
-            for seed in self.plan.seeds_of(variant)
-        ]
+        return [self.model_run(variant, seed) for variant, seed in self.plan.runs_of(self.options.target)]
 
     def check(self) -> None:
-        """Read every recipe and open all data before anything is trained.
+        """Read every recipe, open all data and load what measures them, before anything is trained.
 
-        Raises: FileNotFoundError or ValueError, in a sentence.
+        Raises: FileNotFoundError, ModuleNotFoundError or ValueError, in a sentence.
         """
         for run in self.model_runs():
-            _ = run.own_recipe
-        data: list[DataPlan | GenerationPlan] = [*self.plan.naming.values(), *self.plan.generation.values()]
-        for each in data:
-            open_rows(each, self.options.data)
+            _ = run.origin if not run.trained_before else run.own_recipe
+        root, table = self.options.data, self.table
+        names = [self.plan.primary] if table is None else self.plan.data_of(table)
+        for name in names:
+            source = named_data(name, data := self.plan.naming[name], root)
+            rows = source.open()
+            if "classification" in data.tasks:
+                true_classes(rows, source.classes(rows))
+        generated = table.generation if table is not None else None
+        if self.options.target == CLAIMS:
+            generated = self.plan.claimed_generation
+        if generated is not None:
+            plan = self.plan.generation[generated]
+            options = generation_options(plan, root)
+            chosen_rows(named_data(generated, plan, root).open(), options)
+            Instruments(options)
 
     def run(self, command: str) -> list[Row]:
-        """Train, measure and judge; after each model that is trained, the rows of all finished ones are written.
+        """Train, measure and judge; of a table, the rows of all finished models are written after each training.
+
+        Several processes may run at once: each trains what no other one is training.
 
         Returns: the rows.
         Raises: as `check`; ValueError if a run folder holds another run.
         """
         began = time.perf_counter()
         self.check()
-        rows: list[Row] = []
+        rows: list[Row] | None = None
         for run in self.model_runs():
-            if not run.is_finished and self.options.finished_only:
+            was_finished = run.is_finished
+            if not was_finished and self.options.finished_only:
                 self.report(f"{run.name}: not trained")
                 continue
-            was_finished = run.is_finished
-            if self._train(run) and not was_finished:
+            if self._train(run) and not was_finished and self.options.target != CLAIMS:
                 rows = self.rows()
                 self._write(rows, command, time.perf_counter() - began)
-        if not rows:  # nothing was trained now
+        if rows is None:  # nothing was trained now, or claims are judged once
             rows = self.rows()
             self._write(rows, command, time.perf_counter() - began)
         self._write_sheet()
@@ -132,10 +133,14 @@ class Reproduction:
         if not all(each.is_finished for each in run.trained_before):
             self.report(f"{run.name}: not run, as it starts from a run that is not finished")
             return False
-        if not run.is_finished:
-            self.report(f"{run.name}: training {run.recipe.loop.num_steps:,} steps")
         try:
-            run.train()
+            with run.locked():
+                if not run.is_finished:
+                    self.report(f"{run.name}: training {run.recipe.loop.num_steps:,} steps")
+                run.train()
+        except IsBusyError as error:
+            self.report(f"{error}")
+            return False
         except FloatingPointError as error:
             self.report(f"{run.name}: failed. {error}")
             self._failed.append(run.name)
@@ -146,26 +151,54 @@ class Reproduction:
         """Measure every finished model; what was measured before is read."""
         if self.options.target == CLAIMS:
             return judge(list(self._judged()))
-        return [row for plan in self.plan.tables[self.options.target].rows for row in self._table_rows(plan)]
+        if self.table is None:
+            return list(self._control_rows())
+        return [row for plan in self.table.rows for row in self._table_rows(self.table, plan)]
 
-    def _table_rows(self, plan: RowPlan) -> Iterator[Row]:
-        """Yield the rows of each seed, then those over all seeds."""
-        table = self.plan.tables[self.options.target]
-        runs = [self.model_run(plan.variant, seed) for seed in self.plan.seeds_of(plan.variant)]
-        runs = [run for run in runs if run.is_finished]
+    def _table_rows(self, table: TablePlan, plan: RowPlan) -> Iterator[Row]:
+        """Yield the rows of each seed, then the columns over all seeds."""
         by_data: dict[str, list[Measurement]] = {}
-        for run in runs:
-            names = self.plan.naming if run.is_trained_to_name else ()
-            found = {name: self._naming(run, plan.naming, name) for name in names}
-            if plan.generates and table.generation is not None:
-                found[table.generation] = self._generation(run, table.generation)
-            labels: Row = {"row": plan.label, "variant": plan.variant, "seed": run.seed}
+        labels: Row = {"row": plan.label, "variant": plan.variant}
+        for seed in plan.seeds or self.plan.seeds_of(plan.variant):
+            run = self.model_run(plan.variant, seed)
+            if not run.is_finished:
+                continue
+            try:
+                found = self._measure(run, table, plan)
+            except IsBusyError as error:
+                self.report(f"{error}")
+                continue
             for name, measured in found.items():
                 by_data.setdefault(name, []).append(measured)
-                yield from ({**labels, **run.facts(), **paper_row(plan), "data": name, **row} for row in measured.rows)
-        for name, of_seeds in by_data.items():
-            over_seeds: Row = {"row": plan.label, "variant": plan.variant, "seed": None, **paper_row(plan)}
-            yield from ({**over_seeds, "data": name, **row} for row in summarize(of_seeds))
+                facts = {**labels, "seed": seed, **run.facts(), **paper_row(plan), "data": name}
+                yield from ({**facts, **row} for row in measured.rows)
+        for column in table.columns:
+            row = column_row(self.plan.columns[column], by_data, table.generation)
+            if row is not None:
+                yield {**labels, "seed": None, **paper_row(plan), **row}
+
+    def _measure(self, run: ModelRun, table: TablePlan, plan: RowPlan) -> dict[str, Measurement]:
+        """Measure what a table's columns show of a run, by data set."""
+        if plan.diffusion_classifier is not None:
+            names = [name for name in self.plan.data_of(table) if "classification" in self.plan.naming[name].tasks]
+            return {name: self._classifier(run, plan, name) for name in names}
+        names = self.plan.data_of(table) if run.is_trained_to_name else []
+        settings = [row.naming for row in table.rows if row.variant == plan.variant]
+        found = {name: self._naming(run, plan.naming, name, settings) for name in names}
+        if plan.generates and table.generation is not None:
+            found[table.generation] = self._generation(run, table.generation)
+        return found
+
+    def _control_rows(self) -> Iterator[Row]:
+        """Yield what the controls of each chosen variant reach, and what its noisy query changes."""
+        name = self.plan.primary
+        for variant in self.plan.controls:
+            run = self.model_run(variant, self.plan.seeds_of(variant)[0])
+            if run.is_finished:
+                with run.locked():
+                    found = self._model(run).controls(name, self.plan.naming[name])
+                facts: Row = {"variant": variant, "seed": run.seed, **run.facts(), "data": name}
+                yield from ({**facts, **row} for row in found)
 
     def _judged(self) -> Iterator[JudgedClaim]:
         for name, claim in self.plan.claims.items():
@@ -182,62 +215,75 @@ class Reproduction:
                         f"{name}, equal {budget}: training costs differ, {tflop[a]:.0f} and {tflop[b]:.0f} TFLOP"
                     )
                     continue
-                n = len(sides[0][0].items["recall" if claim.metric == "recall" else "generated"])
-                yield JudgedClaim(name, claim, budget, a, b, (tflop[a], tflop[b]), COMPARE[claim.metric](sides), n)
+                is_kd = claim.metric == "kd"
+                found = compare_kd(sides) if is_kd else compare_recall(sides, self._primary_metrics)
+                n = len(sides[0][0].items["generated" if is_kd else self._primary_metrics[0]])
+                yield JudgedClaim(name, claim, budget, a, b, (tflop[a], tflop[b]), found, n)
+
+    @property
+    def _primary_metrics(self) -> tuple[str, ...]:
+        return self.plan.naming[self.plan.primary].recall_metrics
 
     def _sides(self, claim: ClaimPlan, a: str, b: str) -> Sides | None:
-        """Measure both sides with the plan's seeds; None if a run is not finished."""
+        """Measure both sides with the plan's seeds; None if a run is not finished, or another process has one."""
         shared = sorted(set(self.plan.seeds) & set(self.plan.seeds_of(a)) & set(self.plan.seeds_of(b)))
         runs = [[self.model_run(each, seed) for seed in shared] for each in (a, b)]
         if not shared or not all(run.is_finished for side in runs for run in side):
             return None
-        naming = (claim.a_naming, claim.b_naming)
-        if claim.metric == "recall":
-            found = [
-                [self._naming(run, setting, self.plan.primary) for run in side]
-                for side, setting in zip(runs, naming, strict=True)
-            ]
-        else:
-            name = next(iter(self.plan.generation))
-            found = [[self._generation(run, name) for run in side] for side in runs]
+        try:
+            if claim.metric == "kd":
+                assert self.plan.claimed_generation is not None, "the plan has checked it"
+                found = [[self._generation(run, self.plan.claimed_generation) for run in side] for side in runs]
+            else:
+                naming = [claim.a_naming, claim.b_naming]
+                settings = naming if a == b else []
+                found = [
+                    [self._naming(run, setting, self.plan.primary, settings) for run in side]
+                    for side, setting in zip(runs, naming, strict=True)
+                ]
+        except IsBusyError as error:
+            self.report(f"{error}")
+            return None
         return found[0], found[1]
 
     def _mean_tflop(self, variant: str) -> float:
         costs = [self.model_run(variant, seed).train_tflop for seed in self.plan.seeds_of(variant)]
         return sum(costs) / len(costs)
 
-    def _naming(self, run: ModelRun, setting: NamingPlan, name: str) -> Measurement:
-        """Measure under every setting that the plan has for the variant, so that its images are read once."""
-        settings = dict.fromkeys([setting, *self._settings_of(run.variant)])
-        found = measure_naming(self._model(run), self.plan.naming[name], self.options.data, list(settings), run.folder)
-        return found[0]
-
-    def _settings_of(self, variant: str) -> list[NamingPlan]:
-        in_tables = [row.naming for table in self.plan.tables.values() for row in table.rows if row.variant == variant]
-        in_claims = [
-            naming
-            for claim in self.plan.claims.values()
-            for naming, side in ((claim.a_naming, claim.a), (claim.b_naming, claim.b))
-            if side == variant
-        ]
-        return in_tables + in_claims
+    def _naming(self, run: ModelRun, setting: NamingPlan, name: str, settings: list[NamingPlan]) -> Measurement:
+        """Measure a run under a setting, and under others that are needed too, so that its images are read once."""
+        if (run.name, setting, name) not in self._measured:
+            wanted = list(dict.fromkeys([setting, *settings]))
+            with run.locked():
+                found = self._model(run).naming(name, self.plan.naming[name], wanted)
+            self._measured |= {(run.name, each, name): row for each, row in zip(wanted, found, strict=True)}
+        return self._measured[run.name, setting, name]
 
     def _generation(self, run: ModelRun, name: str) -> Measurement:
-        model = self._model(run)
-        if not isinstance(model, PipelineEmbedder):
-            raise ValueError(
-                f"`{run.variant}` is contrastive and generates nothing. Expected another. Change the plan."
-            )
-        return measure_generation(model, self.plan.generation[name], self.options.data, run.folder)
+        if (run.name, name) not in self._measured:
+            with run.locked():
+                self._measured[run.name, name] = self._model(run).generation(self.plan.generation[name])
+        return self._measured[run.name, name]
 
-    def _model(self, run: ModelRun) -> Embedder:
+    def _classifier(self, run: ModelRun, plan: RowPlan, name: str) -> Measurement:
+        assert plan.diffusion_classifier is not None, "only such rows"
+        key = (run.name, plan.diffusion_classifier, name)
+        if key not in self._measured:
+            with run.locked():
+                self._measured[key] = self._model(run).diffusion_classifier(
+                    name, self.plan.naming[name], plan.diffusion_classifier
+                )
+        return self._measured[key]
+
+    def _model(self, run: ModelRun) -> OpenModel:
         if self._open is None or self._open[0] != run.name:
-            self._open = run.name, run.open()
+            model = run.open(self.options.device)
+            self._open = run.name, OpenModel(model, run.folder, self.options.data, self.options.num_workers)
         return self._open[1]
 
     def _write_sheet(self) -> None:
         """Write a figure beside its result file: real images, and those of each row's first seed."""
-        table = self.plan.tables.get(self.options.target)
+        table = self.table
         rows = [row for row in table.rows if row.generates] if table is not None else []
         runs = [self.model_run(row.variant, self.plan.seeds_of(row.variant)[0]) for row in rows]
         if table is None or table.generation is None or not table.sheet_captions or not runs:
@@ -246,9 +292,7 @@ class Reproduction:
             return
         plan, columns, captions = self.plan.generation[table.generation], list[list[Image.Image]](), list[str]()
         for run in runs:
-            model = self._model(run)
-            assert isinstance(model, PipelineEmbedder), "as it has generated"
-            captions, generated, real = sheet_images(model, plan, self.options.data, run.folder, table.sheet_captions)
+            captions, generated, real = self._model(run).sheet_images(plan, table.sheet_captions)
             columns += [generated] if columns else [real, generated]
         title = f"{table.title}: real image, {', '.join(row.label for row in rows)}"
         sheet = contact_sheet(list(zip(*columns, strict=True)), captions, columns=4, title=title)

@@ -4,26 +4,21 @@ Here: pairing two variants by seed and item, Holm's correction over the claims o
 statistics (`evaluation/intervals.py`), what is measured (`measurement.py`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from palindiff.evaluation.intervals import (
-    NUM_RESAMPLES,
-    Comparison,
-    compare,
-    holm_levels,
-    resampled_statistic,
-    verdict,
-)
+from palindiff.evaluation.intervals import NUM_RESAMPLES, Comparison, Floats, compare, holm_levels, verdict
 from palindiff.evaluation.results import Row
 from palindiff.experiments.reproduction.measurement import Measurement
-from palindiff.experiments.reproduction.plan import ClaimPlan
+from palindiff.experiments.reproduction.plan_sections import ClaimPlan
 
 BUDGETS = ("steps", "flop")
 PERCENT = 100.0
+RESAMPLED_AT_ONCE = 1_000
 SAME_FLOP = 0.02  # training costs that differ by a smaller share count as equal
 Sides = tuple[Sequence[Measurement], Sequence[Measurement]]  # A and B, a measurement for each seed
 
@@ -66,13 +61,15 @@ def judge(claims: Sequence[JudgedClaim]) -> list[Row]:
     return rows
 
 
-def compare_recall(sides: Sides) -> Comparison:
-    """Compare recall query by query and seed by seed, in percentage points.
+def compare_recall(sides: Sides, metrics: Sequence[str]) -> Comparison:
+    """Compare the mean of some metrics, such as recall in both directions, item by item and seed by seed.
 
-    Shapes: items `recall` (n,) of each seed, of which `recall_groups` (n,) are the two directions.
+    Units:  percentage points.
+    Shapes: items (n,) of each metric and seed.
     """
-    a, b = (torch.stack([each.items["recall"] for each in side]) for side in sides)
-    return compare(PERCENT * a, PERCENT * b, sides[0][0].items["recall_groups"])
+    a, b = (torch.stack([torch.cat([each.items[name] for name in metrics]) for each in side]) for side in sides)
+    groups = torch.cat([torch.full((len(sides[0][0].items[name]),), way) for way, name in enumerate(metrics)])
+    return compare(PERCENT * a, PERCENT * b, groups)
 
 
 def compare_kd(sides: Sides, num_resamples: int = NUM_RESAMPLES) -> Comparison:
@@ -82,36 +79,53 @@ def compare_kd(sides: Sides, num_resamples: int = NUM_RESAMPLES) -> Comparison:
             an image that was drawn twice too.
     Shapes: items `generated` (n, d) of each seed, `real` (m, d).
     """
-    distances = [[_kernel_distance(each.items["generated"], each.items["real"]) for each in side] for side in sides]
     num_items = len(sides[0][0].items["generated"])
-    num_seeds = min(map(len, distances))
+    num_seeds = min(map(len, sides))
+    distances = [[_KernelDistance.of(each.items) for each in side] for side in sides]
+    draw = np.random.default_rng(0)
+    seeds = draw.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), num_resamples) / num_seeds  # (r, s)
+    parts = [
+        _difference(distances, seeds[start : start + RESAMPLED_AT_ONCE], draw, num_items)
+        for start in range(0, num_resamples, RESAMPLED_AT_ONCE)
+    ]
+    once = torch.ones(1, num_items, dtype=torch.float64)
+    own = [sum(float(each(once)) for each in of_side) / len(of_side) for of_side in distances]
+    return Comparison(own[0] - own[1], np.concatenate(parts), num_seeds)
 
-    def difference(seeds: Sequence[int], items: Sequence[int]) -> float:
-        counts = torch.bincount(torch.as_tensor(items), minlength=num_items).double()
-        a, b = (
-            sum(of_side[seed if len(of_side) > 1 else 0](counts) for seed in seeds) / len(seeds)
-            for of_side in distances
-        )
-        return a - b
 
-    resampled = resampled_statistic(difference, num_items, num_seeds, num_resamples)  # type: ignore[arg-type]
-    return Comparison(difference(range(num_seeds), range(num_items)), resampled, num_seeds)
+def _difference(
+    distances: Sequence[Sequence["_KernelDistance"]], seeds: Floats, draw: np.random.Generator, num_items: int
+) -> Floats:
+    """Shapes: seeds (r, s), the weight of each seed in each resample -> (r,)."""
+    counts = torch.from_numpy(draw.multinomial(num_items, np.full(num_items, 1 / num_items), len(seeds))).double()
+    sides = []
+    for of_side in distances:
+        of_seeds = np.stack([each(counts).numpy() for each in of_side], axis=1)  # (r, s), or (r, 1)
+        sides.append((of_seeds * seeds).sum(axis=1) if len(of_side) > 1 else of_seeds[:, 0])
+    return np.asarray(sides[0] - sides[1])
 
 
-def _kernel_distance(generated: Tensor, real: Tensor) -> Callable[[Tensor], float]:
-    """Return the squared MMD of generated images, each counted so often. Shapes: (n, d), (m, d); counts (n,)."""
-    x, y = generated.double(), real.double()
-    of_generated, of_both = _kernel(x, x), _kernel(x, y).mean(dim=1)  # (n, n), (n,)
-    of_real, m = _kernel(y, y), len(y)
-    constant = (of_real.sum() - of_real.diagonal().sum()) / (m * (m - 1))
-    own = of_generated.diagonal()
+@dataclass(frozen=True)
+class _KernelDistance:
+    """The squared MMD of generated images to real ones, each generated image counted so often."""
 
-    def distance(counts: Tensor) -> float:
-        n, square = counts.sum(), counts.square()
-        within = (counts @ of_generated @ counts - square @ own) / (n * n - square.sum())
-        return float(within - 2 * (of_both @ counts) / n + constant)
+    of_generated: Tensor  # (n, n), of generated images with each other
+    of_both: Tensor  # (n,), mean over the real images
+    of_real: Tensor  # (), of real images with each other
 
-    return distance
+    @classmethod
+    def of(cls, items: Mapping[str, Tensor]) -> "_KernelDistance":
+        """Shapes: generated (n, d), real (m, d)."""
+        x, y = items["generated"].double(), items["real"].double()
+        of_real, m = _kernel(y, y), len(y)
+        return cls(_kernel(x, x), _kernel(x, y).mean(dim=1), (of_real.sum() - of_real.trace()) / (m * (m - 1)))
+
+    def __call__(self, counts: Tensor) -> Tensor:
+        """Shapes: counts (r, n) -> (r,)."""
+        n, square = counts.sum(dim=1), counts.square()
+        of_pairs = ((counts @ self.of_generated) * counts).sum(dim=1) - square @ self.of_generated.diagonal()
+        within = of_pairs / (n * n - square.sum(dim=1))
+        return within - 2 * (counts @ self.of_both) / n + self.of_real
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:

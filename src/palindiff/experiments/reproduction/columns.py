@@ -1,0 +1,63 @@
+"""The columns of a table: means of metrics over data sets and seeds, with intervals.
+
+Here: from measurements to the rows that the page shows. Not here: measuring (`measurement.py`), the page
+(`report.py`).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from palindiff.evaluation.intervals import bootstrap_interval
+from palindiff.evaluation.results import Row
+from palindiff.experiments.reproduction.measurement import Measurement
+from palindiff.experiments.reproduction.plan_sections import ColumnPlan
+
+
+def column_row(
+    column: ColumnPlan, measured: Mapping[str, Sequence[Measurement]], generation: str | None
+) -> Row | None:
+    """Mean of a column's metrics over its data sets, of each seed and over all seeds.
+
+    Where every metric is a mean of items, the interval is over seeds and items, and items are drawn within their
+    metric and data set.
+
+    measured: by data set, a measurement of each seed. generation: the name of that of the table.
+    Returns: None if one of its metrics was not measured.
+    """
+    data = column.data or ((generation,) if generation else ())
+    places = [(each, metric) for each in data for metric in column.metrics]
+    if not places or any(each not in measured for each, _ in places):
+        return None
+    num_seeds = len(measured[places[0][0]])
+    values: list[float] = []
+    for seed in range(num_seeds):
+        of_seed = [measured[each][seed].value(metric) for each, metric in places]
+        if None in of_seed:
+            return None
+        values.append(sum(filter(None, of_seed)) / len(of_seed))
+    low, high = _interval([[each.items.get(metric) for each in measured[name]] for name, metric in places])
+    return {
+        "column": column.title, "value": sum(values) / num_seeds, "ci_low": low, "ci_high": high,
+        "lowest": min(values), "highest": max(values), "num_seeds": num_seeds,
+        "chance": _chance([measured[name][0] for name, _ in places], [metric for _, metric in places]),
+    }  # fmt: skip
+
+
+def _interval(items: Sequence[Sequence[Tensor | None]]) -> tuple[float | None, float | None]:
+    """Shapes: items: for each place and seed (n,)."""
+    known = [[each for each in of_place if each is not None] for of_place in items]
+    if any(len(of_place) < len(every) for of_place, every in zip(known, items, strict=True)):
+        return None, None
+    groups = torch.cat([torch.full((len(of_place[0]),), place) for place, of_place in enumerate(known)])
+    return bootstrap_interval(torch.cat([torch.stack(of_place) for of_place in known], dim=1), groups=groups)
+
+
+def _chance(measured: Sequence[Measurement], metrics: Sequence[str]) -> float | None:
+    found = [
+        row.get("chance") for each, metric in zip(measured, metrics, strict=True) for row in each.rows
+        if row["metric"] == metric
+    ]  # fmt: skip
+    known = [float(str(each)) for each in found if each is not None]
+    return sum(known) / len(known) if len(known) == len(found) else None

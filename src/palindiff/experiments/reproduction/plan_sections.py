@@ -1,0 +1,136 @@
+"""The sections of a plan file: variants, data, naming, generation, tables, columns and claims.
+
+Not here: the plan as a whole, and its checks (`plan.py`).
+"""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from palindiff.evaluation.diffusion_classifier import STAGES, Stage
+from palindiff.evaluation.naming_tasks import RETRIEVAL_KS
+
+WAYS = ("text", "image")  # retrieval of captions and of images
+
+
+class VariantPlan(BaseModel, frozen=True, extra="forbid"):
+    """One model of a comparison: a recipe, what it changes, and what it starts from."""
+
+    recipe: str | None = None  # bundled recipe or FILE.yaml; None: the plan's
+    use: tuple[str, ...] = ("common",)  # names of `settings`, in this order
+    set: tuple[str, ...] = ()  # KEY=VALUE of this variant alone, after those
+    start: str | None = None  # the variant whose checkpoint is `base.source`; of its first seed
+    needs: tuple[str, ...] = ()  # variants that are trained before, such as a VAE that `set` names below {runs}
+    same_flop_as: str | None = None  # variant; the number of steps is chosen so that training costs as much
+    seeds: tuple[int, ...] | None = Field(None, min_length=1)  # None: the plan's
+
+
+class DataPlan(BaseModel, frozen=True, extra="forbid"):
+    """Images on which every model is measured."""
+
+    path: str
+    split: str = "test"
+    where: tuple[str, ...] = ()  # conditions on rows, KEY=PATTERN or KEY!=PATTERN
+    class_set: str | None = None  # of the twelve of Table 1, by its name; None: the classes of the images
+    templates: tuple[str, ...] | None = None  # of class names; None: those of the class set, or the usual ones
+    tasks: tuple[Literal["retrieval", "classification"], ...] = ("retrieval",)
+    retrieval_ks: tuple[int, ...] = RETRIEVAL_KS
+    recall_k: int = 10  # of the recall that claims compare: the mean of both directions
+
+    @property
+    def recall_metrics(self) -> tuple[str, ...]:
+        """Recall in both directions, as claims compare it."""
+        return tuple(f"{way}_retrieval_recall@{self.recall_k}" for way in WAYS)
+
+    @property
+    def metrics(self) -> set[str]:
+        """What is measured."""
+        of_retrieval = {f"{way}_retrieval_recall@{k}" for way in WAYS for k in self.retrieval_ks}
+        of_retrieval |= {f"{way}_retrieval_mrr" for way in WAYS}
+        of_tasks = {"retrieval": of_retrieval, "classification": {"acc1", "acc5", "mean_per_class_recall"}}
+        return {metric for task in self.tasks for metric in of_tasks[task]}
+
+    @model_validator(mode="after")
+    def _measures_its_recall(self) -> Self:
+        if "retrieval" in self.tasks and self.recall_k not in self.retrieval_ks:
+            raise ValueError(
+                f"`recall_k` is {self.recall_k}, and `retrieval_ks` {list(self.retrieval_ks)}. Expected one of these."
+            )
+        return self
+
+
+class GenerationPlan(BaseModel, frozen=True, extra="forbid"):
+    """What is generated, and compared with the real images of the same captions."""
+
+    path: str
+    split: str = "test"
+    where: tuple[str, ...] = ()
+    num_images: int = Field(256, gt=1)
+    num_inference_steps: int = Field(20, gt=0)
+    guidance_scale: float = Field(4.0, ge=1)
+    kid_subset_size: int = Field(100, gt=1)
+    inception_weights: str | None = None  # file, for FID and KID; None: distances over EfficientNet-Lite0 alone
+    clip_rn50_openai: bool = False  # CLIP-score as in the paper, which needs open_clip
+
+
+class NamingPlan(BaseModel, frozen=True, extra="forbid"):
+    """How images are named; a contrastive model has nothing to choose."""
+
+    num_inference_steps: int = Field(8, gt=0)
+    guidance_scale: float = Field(1.0, ge=1)
+    seed: int = Field(0, ge=0)
+    timestep_spacing: Literal["trailing", "leading"] = "trailing"
+
+
+class ClassifierPlan(BaseModel, frozen=True, extra="forbid"):
+    """Classification by the U-Net's error under each class's prompt, in place of naming (the Diffusion Classifier)."""
+
+    num_images: int = Field(250, gt=0)  # of each data set, evenly spread
+    stages: tuple[Stage, ...] = STAGES
+
+
+class RowPlan(BaseModel, frozen=True, extra="forbid"):
+    """A row of a table: a variant under a setting of naming, and the paper's numbers for it."""
+
+    label: str
+    variant: str
+    naming: NamingPlan = NamingPlan()
+    generates: bool = False  # measure generation too
+    diffusion_classifier: ClassifierPlan | None = None  # classify so, and measure nothing else
+    seeds: tuple[int, ...] | None = Field(None, min_length=1)  # None: all of the variant's
+    paper: dict[str, float] = {}  # by the title of a column, or the paper's own
+
+
+class ColumnPlan(BaseModel, frozen=True, extra="forbid"):
+    """A column of tables: the mean of metrics over data sets."""
+
+    title: str
+    metrics: tuple[str, ...] = Field(min_length=1)
+    data: tuple[str, ...] = ()  # names of `naming`; (): the table's `generation`
+    is_share: bool = True  # shown in percent
+
+
+class TablePlan(BaseModel, frozen=True, extra="forbid"):
+    """A table or a figure of the paper."""
+
+    title: str
+    paper_says: str = ""  # what is known of the paper's models: caption and footnotes
+    rows: tuple[RowPlan, ...] = Field(min_length=1)
+    columns: tuple[str, ...] = Field(min_length=1)  # names of the plan's `columns`; what they need is measured
+    generation: str | None = None  # name of a `generation` of the plan, for rows that generate
+    sheet_captions: int = Field(0, ge=0)  # of a figure: captions whose images are shown, a column for each row
+
+
+class ClaimPlan(BaseModel, frozen=True, extra="forbid"):
+    """A primary comparison of docs/protocol.md: A against B at equal steps, and at equal training FLOP."""
+
+    text: str
+    a: str  # variants
+    b: str
+    a_flop: str | None = None  # in place of `a` at equal FLOP; None: the same
+    b_flop: str | None = None
+    metric: Literal["recall", "kd"] = "recall"
+    a_naming: NamingPlan = NamingPlan()
+    b_naming: NamingPlan = NamingPlan()
+    margin: float | None = Field(None, gt=0)  # percentage points; None: A is better than B
+    has_budgets: bool = True  # False: a comparison of two settings of one model
