@@ -1,4 +1,4 @@
-"""Line plots of a training log as SVG inside a page, drawn with matplotlib (extra `plots`)."""
+"""Line plots of named columns as SVG, for a page or a file of its own, drawn with matplotlib (extra `plots`)."""
 
 import html
 import io
@@ -21,8 +21,8 @@ NOT_FOR_PAGES = re.compile(r' id="[^"]*"|<defs>.*?</defs>', re.DOTALL)  # ids th
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
-def line_plot(log: Sequence[Line], names: Sequence[str], title: str) -> str:
-    """Plot named columns of a log against the step; title and last values are also the drawing's label.
+def line_plot(log: Sequence[Line], names: Sequence[str], title: str, x: str = "step") -> str:
+    """Plot named columns of a log against another one; title and last values are also the drawing's label.
 
     Values that are not finite are left out.
 
@@ -30,7 +30,7 @@ def line_plot(log: Sequence[Line], names: Sequence[str], title: str) -> str:
     Raises: ModuleNotFoundError if matplotlib is not installed.
     """
     points = {
-        name: [(line["step"], line[name]) for line in log if math.isfinite(line.get(name, math.nan))] for name in names
+        name: [(line[x], line[name]) for line in log if math.isfinite(line.get(name, math.nan))] for name in names
     }
     series = {name: found for name, found in points.items() if len(found) > 1}
     if not series:
@@ -42,7 +42,7 @@ def line_plot(log: Sequence[Line], names: Sequence[str], title: str) -> str:
     stream = io.StringIO()
     with rc_context(STYLE):
         figure = Figure(figsize=SIZE_INCHES, layout="constrained")
-        axes = figure.add_subplot(title=title, xlabel="step")
+        axes = figure.add_subplot(title=title, xlabel=x.replace("_", " "))
         for label, found in zip(labels, series.values(), strict=True):
             axes.plot(*zip(*found, strict=True), label=label, clip_on=False)
         axes.grid(alpha=0.3, clip_on=False)

@@ -1,6 +1,8 @@
 """report.py: the page holds what the result files hold, and nothing where there is none."""
 
 import json
+import re
+from xml.etree import ElementTree
 
 import pytest
 
@@ -87,3 +89,30 @@ def test_controls_stand_beside_each_other_and_recall_at_one_k_is_shown(results):
 def test_the_page_in_the_repository_is_what_the_results_say():
     page = (ROOT / report.PAGE).read_text(encoding="utf-8")
     assert page == report.page(ROOT / "results"), "run python -m palindiff.experiments.reproduction.report"
+
+
+def test_a_setting_is_plotted_where_a_curve_has_two_points(results):
+    rows = [mean(label, "recall@10", 0.1 * number) for number, label in enumerate(["1", "4", "50"], start=1)]
+    folder = results("table8", rows)
+    svg = report.figures(folder)["table8-emoji.svg"]
+    drawing = ElementTree.fromstring(svg)
+    texts = [each.text for each in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    assert "num inference steps" in texts
+    assert "γ = 0.01: 30" in texts  # its last value, in percent
+    assert "![Denoising steps in naming](table8-emoji.svg)" in report.page(folder)
+    assert report.figures(results("table8", rows[:1])) == {}
+
+
+def test_the_use_of_the_noisy_query_is_plotted_along_its_steps(results):
+    rows = [
+        {"variant": variant, "metric": f"chain_cosine_{name}_t{t}", "value": value}
+        for variant, value in (("both", 0.5), ("unit", 1.0)) for name in ("noise", "other") for t in (50, 950)
+    ]  # fmt: skip
+    svg = report.figures(results("controls", rows))["controls-emoji.svg"]
+    assert "both: 0.5" in svg
+    assert "unit: 1" in svg
+
+
+def test_the_figures_in_the_repository_are_those_that_the_page_shows():
+    shown = set(re.findall(r"\((\w+-\w+\.svg)\)", (ROOT / report.PAGE).read_text(encoding="utf-8")))
+    assert shown == {path.name for path in (ROOT / "docs").glob("*-*.svg")} == set(report.figures(ROOT / "results"))

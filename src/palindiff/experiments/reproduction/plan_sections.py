@@ -99,6 +99,8 @@ class RowPlan(BaseModel, frozen=True, extra="forbid"):
     diffusion_classifier: ClassifierPlan | None = None  # classify so, and measure nothing else
     seeds: tuple[int, ...] | None = Field(None, min_length=1)  # None: all of the variant's
     paper: dict[str, float] = {}  # by the title of a column, or the paper's own
+    curve: str | None = None  # the line that the row is a point of, where the table is plotted
+    x: float | None = None  # where on it
 
 
 class ColumnPlan(BaseModel, frozen=True, extra="forbid"):
@@ -118,6 +120,7 @@ class TablePlan(BaseModel, frozen=True, extra="forbid"):
     rows: tuple[RowPlan, ...] = Field(min_length=1)
     columns: tuple[str, ...] = Field(min_length=1)  # names of the plan's `columns`; what they need is measured
     generation: str | None = None  # name of a `generation` of the plan, for rows that generate
+    x: str | None = None  # axis of a plot of the first column, for rows with `curve`; None: no plot
     sheet_captions: int = Field(0, ge=0)  # of a figure: captions whose images are shown, a column for each row
 
 

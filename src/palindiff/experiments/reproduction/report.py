@@ -12,6 +12,7 @@ from pathlib import Path
 
 from palindiff.atomic import atomic_text
 from palindiff.evaluation.results import RESULTS_FOLDER, Results, Row, read_results
+from palindiff.experiments.reproduction.figures import chain_plot, table_plot, write_figures
 from palindiff.experiments.reproduction.plan import CLAIMS, CONTROLS, Plan, load_plan, plan_names
 from palindiff.experiments.reproduction.plan_sections import ColumnPlan
 
@@ -38,6 +39,26 @@ verdicts. All else is exploratory. `python -m palindiff.experiments.reproduction
 """
 
 
+def figures(results: Path) -> dict[str, str]:
+    """Draw the plots that the page shows, by the names of their files.
+
+    results: the folder of the result files.
+    """
+    found: dict[str, str | None] = {}
+    for scale in plan_names():
+        plan = load_plan(scale)
+        for target in plan.tables:
+            if (read := _read(results, target, scale)) is not None:
+                found[_figure(target, scale)] = table_plot(plan, target, read)
+        if (read := _read(results, CONTROLS, scale)) is not None:
+            found[_figure(CONTROLS, scale)] = chain_plot(read)
+    return {name: svg for name, svg in found.items() if svg is not None}
+
+
+def _figure(target: str, scale: str) -> str:
+    return f"{target}-{scale}.svg"
+
+
 def page(results: Path) -> str:
     """Write the whole page.
 
@@ -49,7 +70,7 @@ def page(results: Path) -> str:
         parts.append(f"## Scale `{scale}`\n\n{_wrapped(plan.about)}\n")
         claims = _read(results, CLAIMS, scale)
         parts.append(_claims(plan, claims))
-        parts.append(_controls(plan, _read(results, CONTROLS, scale)))
+        parts.append(_controls(plan, scale, _read(results, CONTROLS, scale)))
         parts += [_table(target, scale, plan, _read(results, target, scale)) for target in plan.tables]
     return "\n".join(parts)
 
@@ -85,7 +106,7 @@ def _verdict(row: Row | None) -> list[str]:
     return [f"{difference} {unit}", f"{low} to {high}", str(row["num_seeds"]), str(row["verdict"])]
 
 
-def _controls(plan: Plan, found: Results | None) -> str:
+def _controls(plan: Plan, scale: str, found: Results | None) -> str:
     """What is reached without reading the image, beside what is reached by it, and what the noisy query changes."""
     lines = ["### Controls\n"]
     if found is None:
@@ -101,7 +122,10 @@ def _controls(plan: Plan, found: Results | None) -> str:
         if metric.endswith(("acc1", *recall)) or not metric.endswith(RECALLS)
     ]
     lines.append(f"{_wrapped(ABOUT_CONTROLS)}\n")
-    return "\n".join([*lines, f"{_markdown(['control and metric', *variants], rows)}\n"])
+    lines.append(f"{_markdown(['control and metric', *variants], rows)}\n")
+    if chain_plot(found) is not None:
+        lines.append(f"![Use of the noisy query]({_figure(CONTROLS, scale)})\n")
+    return "\n".join(lines)
 
 
 def _table(target: str, scale: str, plan: Plan, found: Results | None) -> str:
@@ -132,6 +156,8 @@ def _table(target: str, scale: str, plan: Plan, found: Results | None) -> str:
     lines.append(f"{_markdown(header, rows)}\n")
     if levels := _chance(columns, shown):
         lines.append(f"{_wrapped(levels)}\n")
+    if table_plot(plan, target, found) is not None:
+        lines.append(f"![{table.title}]({_figure(target, scale)})\n")
     if table.sheet_captions:
         lines.append(f"![{table.title}](../results/{target}-{scale}.png)\n")
     return "\n".join(lines)
@@ -176,6 +202,7 @@ def main() -> None:
     parser.add_argument("page", type=Path, nargs="?", default=PAGE, help=f"the page (default: {PAGE})")
     parser.add_argument("--results", type=Path, default=Path(RESULTS_FOLDER), help="folder of the result files")
     args = parser.parse_args()
+    write_figures(figures(args.results), args.page.parent)
     atomic_text(args.page, page(args.results))
     print(args.page)
 
