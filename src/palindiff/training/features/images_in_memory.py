@@ -18,7 +18,7 @@ COLOUR_ORDERS = tuple(itertools.permutations(range(3)))
 
 
 class ImagesInMemory:
-    """Images (n, 3, H, W) uint8; unless that is off, each is rotated, mirrored, shifted and recoloured when it is read.
+    """Images (n, 3, H, W) uint8, each rotated, mirrored, shifted and recoloured when it is read, unless that is off.
 
     The augmentation is against overfitting.
     """
