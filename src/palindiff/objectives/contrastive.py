@@ -17,6 +17,7 @@ from palindiff.models.image_encoder import ImageEncoder
 from palindiff.models.query_stream import MAX_LOGIT_SCALE
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.objectives.alignment import global_alignment_loss
+from palindiff.objectives.gradient_cache import in_chunks
 
 
 class ContrastiveConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -30,10 +31,18 @@ class ContrastiveObjective(nn.Module):
     """Image and text embeddings of a batch under the symmetric cross-entropy of CLIP."""
 
     def __init__(
-        self, image_encoder: ImageEncoder, config: ContrastiveConfig, text_encoder: TextEncoder | None = None
+        self,
+        image_encoder: ImageEncoder,
+        config: ContrastiveConfig,
+        text_encoder: TextEncoder | None = None,
+        grad_cache_size: int = 0,
     ) -> None:
-        """text_encoder: encodes the captions of each batch; None takes batches that bring their embeddings."""
+        """text_encoder: encodes the captions of each batch; None takes batches that bring their embeddings.
+
+        grad_cache_size: rows whose activations are in memory at once; 0: those of all.
+        """
         super().__init__()
+        self.grad_cache_size = grad_cache_size
         self.image_encoder, self.text_encoder, self.config = image_encoder, text_encoder, config
         self.text_projection = None if text_encoder is None else text_encoder.projection  # not a part of the encoder
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
@@ -55,12 +64,31 @@ class ContrastiveObjective(nn.Module):
                  encoder encodes; caption_id (b,) int64 -> () float32 each.
         Departs: equal captions are positives of each other and share the weight (decisions row 17).
         """
-        e_hat = self.image_encoder(to_pixels(batch["x"]))
-        e = self.text_encoder(batch["ids"], batch["mask"]).e if self.text_encoder is not None else batch["e_0"]
+        (e_hat,) = in_chunks(self.embed_images, [batch["x"]], self.grad_cache_size)
+        e = batch.get("e_0")
+        if self.text_encoder is not None:
+            (e,) = in_chunks(self.embed_captions, [batch["ids"], batch["mask"]], self.grad_cache_size)
+        assert e is not None, "batches bring embeddings where there is no text encoder"
+        loss = self.match(e_hat, e, batch["caption_id"])
+        return {"loss": loss, "contrastive": loss.detach()}
+
+    def embed_images(self, x: Tensor) -> tuple[Tensor]:
+        """Shapes: x (b, 3, H, W) uint8 -> v (b, d) unit."""
+        return (self.image_encoder(to_pixels(x)),)
+
+    def embed_captions(self, ids: Tensor, mask: Tensor) -> tuple[Tensor]:
+        """Shapes: ids (b, l) int64; mask (b, l) bool -> e (b, d) unit."""
+        assert self.text_encoder is not None, "batches bring embeddings where there is no text encoder"
+        return (self.text_encoder(ids, mask).e,)
+
+    def match(self, e_hat: Tensor, e: Tensor, caption_id: Tensor) -> Tensor:
+        """Symmetric cross-entropy over the global batch; clamps κ before.
+
+        Shapes: e_hat, e (b, d) unit; caption_id (b,) int64 -> () float32.
+        """
         if self.training:
             self._clamp_logit_scale()
-        loss = global_alignment_loss(e_hat, e, self.logit_scale, batch["caption_id"])
-        return {"loss": loss, "contrastive": loss.detach()}
+        return global_alignment_loss(e_hat, e, self.logit_scale, caption_id)
 
     def parameter_groups(self, learning_rate: float, new_learning_rate: float) -> list[dict[str, Any]]:
         """Two learning rates: one of the text encoder, one of the new image encoder and κ.

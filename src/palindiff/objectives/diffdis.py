@@ -17,6 +17,7 @@ from palindiff.models.text_diffusion import draw_steps, noisy_query
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.models.unet_encoder import cross_attention_without_text, square_side, unet_encoder_parameters
 from palindiff.objectives.alignment import global_alignment_loss
+from palindiff.objectives.generation import drop_captions, generation_target, posterior_draw
 
 Task = Literal["both", "generation", "alignment"]
 
@@ -90,9 +91,9 @@ class DiffDisObjective(nn.Module):
                 e_query (b, d_e) unit, of the captions that are noised, with `query_caption: any`.
                 draws: as `draw` gives, this process's rows. -> () float32 each.
         """
-        z_0 = z_named = _posterior_draw(batch["z_mean"], batch["z_std"], draws)
+        z_0 = z_named = posterior_draw(batch["z_mean"], batch["z_std"], draws["eps_posterior"])
         if "z_named_mean" in batch:
-            z_named = _posterior_draw(batch["z_named_mean"], batch["z_named_std"], draws)
+            z_named = posterior_draw(batch["z_named_mean"], batch["z_named_std"], draws["eps_posterior"])
         c, e_0, c_empty = self.texts(batch)
         losses: dict[str, Tensor] = {}
         if self.config.task != "alignment":
@@ -111,11 +112,10 @@ class DiffDisObjective(nn.Module):
         Shapes:  z_0 (b, ch, h, w); c (b, l, d_c); c_empty (1, l, d_c) -> () float32, mean over all numbers.
         Departs: a dropped caption becomes the empty caption, as Stable Diffusion has it (decisions row 10).
         """
-        is_dropped = draws["text_uniform"] < self.config.text_drop_rate
-        c = torch.where(is_dropped[:, None, None], c_empty.to(c.dtype), c).float()
+        c = drop_captions(c, c_empty, draws, self.config.text_drop_rate)
         z_t = self.scheduler.add_noise(z_0, draws["eps_z"], draws["t_z"])
         predicted = self.unet(z_t, draws["t_z"], c).sample
-        return F.mse_loss(predicted.float(), self._generation_target(z_0, draws["eps_z"], draws["t_z"]))
+        return F.mse_loss(predicted.float(), generation_target(self.scheduler, z_0, draws["eps_z"], draws["t_z"]))
 
     def alignment(
         self, z_0: Tensor, e_0: Tensor, caption_id: Tensor, draws: Mapping[str, Tensor], e_query: Tensor | None = None
@@ -163,17 +163,6 @@ class DiffDisObjective(nn.Module):
         encoded = self.caption_encoder(ids, mask)
         return encoded.c[:-1], encoded.e[:-1], encoded.c[-1:]  # the empty caption comes last
 
-    def _generation_target(self, z_0: Tensor, eps_z: Tensor, t_z: Tensor) -> Tensor:
-        prediction_type = self.scheduler.config.prediction_type
-        if prediction_type == "epsilon":
-            return eps_z
-        if prediction_type == "v_prediction":
-            return self.scheduler.get_velocity(z_0, eps_z, t_z)
-        raise ValueError(
-            f"The scheduler has `prediction_type` = '{prediction_type}'. Expected 'epsilon' or 'v_prediction'. "
-            "Set one of them in the scheduler's configuration."
-        )
-
     def _freeze_what_the_task_leaves_out(self) -> None:
         """A single task trains only the weights it uses, so that weight decay and EMA do not change the others.
 
@@ -187,7 +176,3 @@ class DiffDisObjective(nn.Module):
                 weight.requires_grad_(True)
             for weight in cross_attention_without_text(self.unet):
                 weight.requires_grad_(False)
-
-
-def _posterior_draw(mean: Tensor, deviation: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
-    return mean.float() + deviation.float() * draws["eps_posterior"]
