@@ -18,6 +18,7 @@ from palindiff.models.text_encoder import TextEncoder
 from palindiff.models.unet_encoder import cross_attention_without_text, square_side, unet_encoder_parameters
 from palindiff.objectives.alignment import global_alignment_loss
 from palindiff.objectives.generation import drop_captions, generation_target, posterior_draw
+from palindiff.objectives.gradient_cache import in_chunks
 
 Task = Literal["both", "generation", "alignment"]
 
@@ -51,12 +52,16 @@ class DiffDisObjective(nn.Module):
         c_empty: Tensor | None,
         config: DiffDisConfig,
         caption_encoder: TextEncoder | None = None,
+        grad_cache_size: int = 0,
     ) -> None:
         """c_empty (1, l, d_c) is the empty caption's condition, which a dropped caption is replaced by.
 
         With a `caption_encoder` it is None, and batches bring captions' tokens instead of their features.
+
+        grad_cache_size: rows whose activations are in memory at once; 0: those of all.
         """
         super().__init__()
+        self.grad_cache_size = grad_cache_size
         self.caption_encoder = caption_encoder
         self.unet, self.query_stream, self.config = unet, query_stream, config
         self.scheduler, self.query_scheduler = scheduler, query_scheduler
@@ -114,7 +119,9 @@ class DiffDisObjective(nn.Module):
         """
         c = drop_captions(c, c_empty, draws, self.config.text_drop_rate)
         z_t = self.scheduler.add_noise(z_0, draws["eps_z"], draws["t_z"])
-        predicted = self.unet(z_t, draws["t_z"], c).sample
+        (predicted,) = in_chunks(
+            lambda *rows: (self.unet(*rows).sample,), [z_t, draws["t_z"], c], self.grad_cache_size
+        )
         return F.mse_loss(predicted.float(), generation_target(self.scheduler, z_0, draws["eps_z"], draws["t_z"]))
 
     def alignment(
@@ -140,10 +147,15 @@ class DiffDisObjective(nn.Module):
             e_t = stream.network_input(
                 scheduler, noisy_query(scheduler, clean, draws["eps_e"], t_e, stream.signal_scale), t_e
             )
-        e_0_hat = self.query_stream(self.unet, self.query_stream.read_image(self.unet, z), e_t, t_e)
+        noisy = [] if e_t is None or t_e is None else [e_t, t_e]
+        (e_0_hat,) = in_chunks(self._predict, [z, *noisy], self.grad_cache_size)
         if self.training:
             self.query_stream.clamp_logit_scale()
         return global_alignment_loss(e_0_hat, e_0, self.query_stream.logit_scale, caption_id)
+
+    def _predict(self, z: Tensor, e_t: Tensor | None = None, t_e: Tensor | None = None) -> tuple[Tensor]:
+        """Shapes: z (b, ch, h, w); e_t (b, d_e); t_e (b,) -> e_0_hat (b, d_e)."""
+        return (self.query_stream(self.unet, self.query_stream.read_image(self.unet, z), e_t, t_e),)
 
     def parameter_groups(self, learning_rate: float, new_learning_rate: float) -> list[dict[str, object]]:
         """The paper's two learning rates: one of the U-Net and text encoder, one of the new query stream."""
@@ -160,8 +172,13 @@ class DiffDisObjective(nn.Module):
             assert self.c_empty is not None, "captions come as features where there is no encoder"
             return batch["c"], batch["e_0"], self.c_empty
         ids, mask = torch.cat([batch["ids"], self.empty_ids]), torch.cat([batch["mask"], self.empty_mask])
+        c, e = in_chunks(self._encode_captions, [ids, mask], self.grad_cache_size)
+        return c[:-1], e[:-1], c[-1:]  # the empty caption comes last
+
+    def _encode_captions(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.caption_encoder is not None, "captions come as features where there is no encoder"
         encoded = self.caption_encoder(ids, mask)
-        return encoded.c[:-1], encoded.e[:-1], encoded.c[-1:]  # the empty caption comes last
+        return encoded.c, encoded.e
 
     def _freeze_what_the_task_leaves_out(self) -> None:
         """A single task trains only the weights it uses, so that weight decay and EMA do not change the others.

@@ -10,7 +10,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from huggingface_hub import try_to_load_from_cache
 
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
@@ -20,7 +20,7 @@ from palindiff.models.text_encoder import TextEncoder
 from palindiff.pretrained import model_card
 from palindiff.pretrained.clip_projection import with_clip_projection
 from palindiff.pretrained.hub import STABLE_DIFFUSION_1, find_base_configs, no_such
-from palindiff.pretrained.layout import INDEX_NAME, check_layout, check_whole, read_json, weights_variant
+from palindiff.pretrained.layout import INDEX_NAME, check_layout, check_whole, is_palindiff, read_json, weights_variant
 from palindiff.pretrained.saving import HubMixin
 from palindiff.pretrained.single_file import load_single_file, scheduler_of
 from palindiff.pretrained.text_encoders import blank_tokenizer, load_text_encoder, load_text_model
@@ -107,6 +107,26 @@ def build_base(
         **parts_from_configs(folder), safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
     return base, with_clip_projection(base.text_encoder, base.tokenizer, str(source), clip, with_weights=False)
+
+
+def load_generator(
+    source: str | Path, variant: str | None = None
+) -> tuple[UNet2DConditionModel, AutoencoderKL, SchedulerMixin]:
+    """Load the U-Net, VAE and scheduler of a Stable Diffusion or palindiff folder, or Hub name, in float32.
+
+    Raises: FileNotFoundError, OSError or ValueError, in a sentence, for all that cannot work.
+    """
+    folder = find_base(source, variant)
+    if not is_palindiff(folder):
+        check_layout(folder, str(source))
+    parts: dict[str, Any] = {}
+    for name, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
+        weights_variant(folder / name, "diffusion_pytorch_model", variant)
+        parts[name] = kind.from_pretrained(
+            folder, subfolder=name, variant=variant, use_safetensors=True, torch_dtype=torch.float32
+        ).eval()
+    check_finite(parts, GET_ANOTHER)
+    return parts["unet"], parts["vae"], scheduler_of(folder)
 
 
 def start_card(source: str | Path, text: str | Path) -> str:

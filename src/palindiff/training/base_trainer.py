@@ -121,6 +121,19 @@ class Trainer(ABC, Generic[R]):
             self._keep_best(step, *found)
         return numbers
 
+    @property
+    def patience(self) -> int:
+        """Evaluations without a better score, after which training stops; 0: never."""
+        return 0
+
+    def stops_early(self, step: int) -> bool:
+        """Whether `patience` evaluations have passed since the best one."""
+        path = self.output / BEST_FILE
+        if not self.patience or not path.exists():
+            return False
+        best: int = json.loads(path.read_text())["step"]
+        return step >= best + self.patience * self.recipe.loop.evaluate_every > best
+
     def score(self, numbers: Mapping[str, float]) -> tuple[str, float] | None:
         """Name and compute what `best/` is chosen by, higher is better, of an evaluation's numbers; None: no best."""
         return None

@@ -17,11 +17,13 @@ from palindiff.training.loop.optimizer import check_optimizer
 from palindiff.training.recipes.schema import Recipe
 from palindiff.training.train_contrastive import ContrastiveTrainer
 from palindiff.training.train_diffdis import DiffDisTrainer
+from palindiff.training.train_unidiff import UniDiffTrainer
 from palindiff.training.train_vae import VaeTrainer
 
 TRAINERS: dict[str, type[Trainer[Any]]] = {  # by `objective.name`
     "diffdis": DiffDisTrainer,
     "contrastive": ContrastiveTrainer,
+    "unidiff": UniDiffTrainer,
     "vae": VaeTrainer,
 }
 
@@ -47,8 +49,8 @@ def train_recipe(recipe: Recipe, output: Path, show_progress: bool = True, progr
     """Train below `output` and write the EMA weights there; the same call resumes a run that was stopped.
 
     progress: is called while features are computed.
-    Returns: the trained model: a PalindiffPipeline for "diffdis", a ClipModel for "contrastive", an AutoencoderKL for
-        "vae".
+    Returns: the trained model: a PalindiffPipeline for "diffdis", a ClipModel for "contrastive", both a ClipModel and
+        a StableDiffusionPipeline for "unidiff", an AutoencoderKL for "vae".
     """
     return make_trainer(recipe, output, progress).train(show_progress)
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from palindiff.seeds import seeded_generator
@@ -79,9 +80,15 @@ class Run(Protocol):
         """Compute named numbers of the EMA weights, which the objective then holds."""
         ...
 
+    def stops_early(self, step: int) -> bool:
+        """Whether the last evaluations were no better than one before; asked on the main process, after each."""
+        ...
+
 
 def train(run: Run, accelerator: Accelerator) -> TrainState:
-    """Train until `num_steps`, resuming from the newest saved state; the objective then holds the EMA weights.
+    """Train until `num_steps`, or until the run stops early, resuming from the newest saved state.
+
+    The objective then holds the EMA weights.
 
     Raises: FloatingPointError if the loss or the gradient is not finite; ValueError if the newest state is damaged or
         of another recipe; OSError if a state cannot be written.
@@ -96,8 +103,9 @@ def train(run: Run, accelerator: Accelerator) -> TrainState:
     state.resume(accelerator)
     run.run_log.start(state.step, run.loop, accelerator)
     batches = None
+    is_over = stops_early(run, state.step, accelerator)
     try:
-        while state.step < run.loop.num_steps:
+        while state.step < run.loop.num_steps and not is_over:
             with read_ahead(run, accelerator, state.step + 1) as following:
                 numbers = train_step(run, distributed, accelerator, state.step, batches)
             batches = following
@@ -106,7 +114,8 @@ def train(run: Run, accelerator: Accelerator) -> TrainState:
             is_last = state.step == run.loop.num_steps
             if _is_due(state.step, run.loop.evaluate_every, is_last):
                 evaluate(run, state, accelerator)
-            if _is_due(state.step, run.loop.save_every, is_last):
+                is_over = stops_early(run, state.step, accelerator)
+            if _is_due(state.step, run.loop.save_every, is_last or is_over):
                 state.save(accelerator)
     finally:
         run.run_log.finish()
@@ -206,6 +215,12 @@ def evaluate(run: Run, state: TrainState, accelerator: Accelerator) -> None:
             numbers = run.evaluate(state.step)
             run.run_log.evaluation(state.step, numbers, time.perf_counter() - started)
     accelerator.wait_for_everyone()
+
+
+def stops_early(run: Run, step: int, accelerator: Accelerator) -> bool:
+    """Ask the main process whether training is over, so that all processes stop at the same step."""
+    answer = [run.stops_early(step)] if accelerator.is_main_process else [False]
+    return bool(broadcast_object_list(answer)[0])
 
 
 def _is_due(step: int, every: int, is_last: bool) -> bool:

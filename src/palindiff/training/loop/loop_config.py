@@ -9,6 +9,8 @@ class LoopConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     num_steps: int = Field(gt=0)
     batch_size: int = Field(64, gt=0)  # rows per step, over all processes and micro-batches
     accumulation: int = Field(1, gt=0)  # micro-batches per step; negatives are found within one micro-batch
+    grad_cache_size: int = Field(0, ge=0)
+    """Rows of a process whose activations are in memory at once; all of a micro-batch are negatives; 0: all rows"""
     seed: int = Field(0, ge=0)
     ema_decay: float = Field(0.9999, ge=0, lt=1)  # per step; warms up; 0 makes the average equal to the weights
     ema_every: int = Field(1, gt=0)  # steps between EMA updates, besides the first and the last; decays multiply

@@ -72,7 +72,10 @@ def build_objective(
             text_encoder.model.activation_checkpointing_enable()
     encoder = text_encoder.requires_grad_(recipe.text.is_trained) if c_empty is None else None
     schedulers = training_scheduler(pipeline.scheduler), pipeline.query_scheduler
-    return DiffDisObjective(pipeline.unet, pipeline.query_stream, *schedulers, c_empty, recipe.objective, encoder)
+    return DiffDisObjective(
+        pipeline.unet, pipeline.query_stream, *schedulers, c_empty, recipe.objective, encoder,
+        recipe.loop.grad_cache_size,
+    )  # fmt: skip
 
 
 def build_encoders(recipe: ContrastiveRecipe, with_weights: bool = True) -> tuple[ImageEncoder, TextEncoder]:
@@ -97,7 +100,8 @@ def build_contrastive_objective(
     if recipe.machine.gradient_checkpointing:
         for model in (image_encoder.model, *([text_encoder.model] if recipe.text.is_trained else [])):
             model.activation_checkpointing_enable()
-    return ContrastiveObjective(image_encoder, recipe.objective, text_encoder if recipe.text.is_live else None)
+    text = text_encoder if recipe.text.is_live else None
+    return ContrastiveObjective(image_encoder, recipe.objective, text, recipe.loop.grad_cache_size)
 
 
 def image_scheduler(config: SchedulerConfig) -> DDIMScheduler:

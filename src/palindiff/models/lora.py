@@ -1,0 +1,97 @@
+"""LoRA: low-rank updates of some layers, trained in place of all weights, by peft.
+
+Here: adding them to a model, and a copy of the model in which they are part of the weights. Not here: which models are
+trained so (recipes), saving them for diffusers and transformers (`pretrained/lora_folders.py`), adapters that a user
+loads for generation (`inference/adapters.py`).
+"""
+
+import copy
+from typing import Any, TypeVar, cast
+
+import torch
+from pydantic import BaseModel, Field
+from torch import nn
+
+ADAPTER = "default"  # its name in peft
+M = TypeVar("M", bound=nn.Module)
+
+
+class LoraConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """The rank of the updates, and the layers that get one."""
+
+    rank: int = Field(16, gt=0)
+    alpha: float | None = Field(None, gt=0)  # the update is multiplied by alpha / rank; None: by 1
+    unet_layers: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
+    """Last parts of names; of the U-Net's layers those of attention, as in diffusers' example"""
+    clip_layers: tuple[str, ...] = Field(("q_proj", "k_proj", "v_proj", "out_proj"), min_length=1)
+    """Of both encoders of CLIP; a text encoder that is no CLIP's has `text_layers`"""
+    text_layers: tuple[str, ...] = Field(("query", "key", "value"), min_length=1)
+
+
+def add_lora(model: nn.Module, layers: tuple[str, ...], config: LoraConfig, name: str) -> None:
+    """Freeze a model, and add trained updates to its layers of the given names; the model computes as before.
+
+    Source: LoRA (Hu et al., ICLR 2022), by `peft.inject_adapter_in_model`; B starts at zero, A from torch's global
+            generator.
+    Raises: ValueError if the model has no layer of one of the names.
+    """
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
+    known = {module for module, part in model.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
+    for layer in layers:
+        if not any(module == layer or module.endswith(f".{layer}") for module in known):
+            ends = sorted({".".join(module.split(".")[-2:]) if module[-1].isdigit() else module.rpartition(".")[2]
+                           for module in known})  # fmt: skip
+            raise ValueError(
+                f"LoRA was asked for on the layer `{layer}` of the {name}, which has none of that name. Expected some "
+                f"of {', '.join(ends)}. Change `lora`."
+            )
+    model.requires_grad_(False)
+    alpha = config.rank if config.alpha is None else config.alpha
+    settings = PeftConfig(r=config.rank, lora_alpha=alpha, target_modules=list(layers), init_lora_weights=True)  # type: ignore[arg-type]
+    inject_adapter_in_model(settings, model, adapter_name=ADAPTER)
+    model.peft_config = {ADAPTER: settings}  # type: ignore[assignment]  # where diffusers and transformers look for it
+
+
+def has_lora(model: nn.Module) -> bool:
+    """Whether `add_lora` was used on a model, or a user loaded an adapter into it."""
+    return hasattr(model, "peft_config")
+
+
+def lora_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights of the updates, by peft's names; no weight is copied."""
+    from peft import get_peft_model_state_dict
+
+    found: dict[str, torch.Tensor] = get_peft_model_state_dict(model, adapter_name=ADAPTER)
+    return found
+
+
+def lora_settings(model: nn.Module) -> dict[str, Any]:
+    """Return peft's configuration of the updates."""
+    settings: dict[str, Any] = cast("Any", model).peft_config[ADAPTER].to_dict()
+    return settings | {"target_modules": sorted(settings["target_modules"])}
+
+
+@torch.no_grad()
+def merged(model: M) -> M:
+    """Copy a model with its updates added to the weights, so that it needs no peft; without LoRA, the model itself.
+
+    Source: LoRA, §4.1: W + (alpha / rank) B A.
+    """
+    if not has_lora(model):
+        return model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    whole = copy.deepcopy(model)
+    layers = [(name, part) for name, part in whole.named_modules() if isinstance(part, BaseTunerLayer)]
+    for name, layer in layers:
+        layer.merge()
+        parent, _, own = name.rpartition(".")
+        owner: Any = whole.get_submodule(parent)
+        if own.isdigit():
+            owner[int(own)] = layer.get_base_layer()
+        else:
+            setattr(owner, own, layer.get_base_layer())
+    del whole.peft_config
+    return whole

@@ -1,0 +1,182 @@
+"""The trainer of UniDiff: which models, features, losses and evaluators a run has, and the two folders it writes.
+
+Not here: the order of a run (`base_trainer.py`), the losses (`objectives/unidiff.py`), the folders' layout
+(`pretrained/unidiff_folders.py`).
+"""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from palindiff.atomic import check_writable
+from palindiff.data.images import to_pixels
+from palindiff.data.sources import ImageSet
+from palindiff.evaluation import evaluators
+from palindiff.evaluation.results import Row
+from palindiff.inference.clip_model import ClipModel
+from palindiff.inference.defaults import IMAGES_AT_ONCE
+from palindiff.models.fingerprint import fingerprint
+from palindiff.models.unet_encoder import square_side
+from palindiff.objectives.unidiff import UniDiffObjective
+from palindiff.pretrained.clip_folders import ClipParts
+from palindiff.pretrained.unidiff_folders import CLIP_FOLDER, save_unidiff, stock_pipeline
+from palindiff.training.base_trainer import NO_AUGMENTATION, Trainer
+from palindiff.training.features import dataset
+from palindiff.training.features.image_pairs import ImagePairs
+from palindiff.training.features.latent_cache import LatentCache, default_workers
+from palindiff.training.features.pixels import PixelSet
+from palindiff.training.features.views import ViewConfig
+from palindiff.training.recipes.build_unidiff import build_unidiff, build_unidiff_objective
+from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
+
+NAMING = {"retrieval": evaluators.retrieval, "classification": evaluators.classification}
+WHOLE_FLIPS = {"both": "both", "naming": "none", "none": "none"}  # of latents: generation trains on whole images
+
+
+class UniDiffTrainer(Trainer[UniDiffRecipe]):
+    """CLIP and Stable Diffusion at once; writes a stock folder of each."""
+
+    recipe_class = UniDiffRecipe
+    result_name = "unidiff"
+    next_command = (
+        f"palindiff evaluate --model {{result}}/{CLIP_FOLDER} --data DATA --task retrieval --output evaluations"
+    )
+    writes_latest = False  # two large models
+
+    objective: UniDiffObjective
+    validation_set: ImagePairs | None = None
+
+    @staticmethod
+    def count_parameters(recipe: UniDiffRecipe) -> dict[str, int]:
+        """Count the weights of all parts, and those that are trained."""
+        parts = build_unidiff(recipe)
+        objective = build_unidiff_objective(recipe, parts)
+        models = {"image_encoder": parts.clip.image_encoder, "text_encoder": parts.clip.text_encoder,
+                  "unet": parts.unet, "vae": parts.vae}  # fmt: skip
+        counts = {name: sum(weight.numel() for weight in model.parameters()) for name, model in models.items()}
+        return counts | {"trained": sum(each.numel() for each in objective.parameters() if each.requires_grad)}
+
+    def build_models(self) -> None:
+        """Load both models."""
+        if self.recipe.objective.contrastive_weight:
+            self.warn_of_few_negatives()
+        self.parts = build_unidiff(self.recipe)
+        clip, device = self.parts.clip, self.accelerator.device
+        self.fingerprints = {
+            "image encoder": clip.image_encoder.fingerprint, "text encoder": clip.text_encoder.fingerprint,
+            "U-Net": fingerprint(self.parts.unet), "VAE": fingerprint(self.parts.vae),
+        }  # fmt: skip
+        for part in (clip.image_encoder, clip.text_encoder, self.parts.unet, self.parts.vae):
+            part.to(device)
+
+    def load_features(self) -> None:
+        """Encode latents or map them, and decode both splits."""
+        machine = self.recipe.machine
+        self.cache_dir = Path(machine.cache_dir) if machine.cache_dir else dataset.default_cache_dir()
+        remedy = "Set `machine.cache_dir`, or the environment variable PALINDIFF_CACHE."
+        check_writable(self.cache_dir, "Features of images", remedy)
+        training, validation = self.open_sets()
+        views = self.recipe.views
+        of_latents = views.model_copy(update={"crops": 0, "flip": WHOLE_FLIPS[views.flip]})
+        caches = [self._latent_cache(training, of_latents)]
+        if validation is not None:
+            seen = torch.linspace(0, len(validation) - 1, min(len(validation), self.recipe.evaluation.num_images))
+            chosen = validation.select(seen.round().int().tolist())
+            caches.append(self._latent_cache(chosen, ViewConfig(flip="none")))
+        for cache in caches:
+            cache.encode(self.progress, self.accelerator.process_index, self.accelerator.num_processes)
+        self.accelerator.wait_for_everyone()
+        _, self.training_set = self._pairs(caches[0], views)
+        for cache in caches[1:]:
+            self.validation_images, self.validation_set = self._pairs(cache, ViewConfig(flip="none"))
+            self.validation_rows = torch.arange(len(self.validation_set))
+        self.fingerprints = {**self.fingerprints, "training set": training.fingerprint}
+
+    def make_objective(self) -> UniDiffObjective:
+        """Put both models under their losses; those that are evaluated and saved share them."""
+        objective = build_unidiff_objective(self.recipe, self.parts)
+        clip = self.parts.clip
+        self.clip_parts = ClipParts(clip.image_encoder, clip.text_encoder, objective.contrastive.log_logit_scale)
+        self.clip = ClipModel(self.clip_parts)
+        return objective
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """One rate of all that starts from a trained model, another of what is new."""
+        optimizer = self.recipe.optimizer
+        return self.objective.parameter_groups(optimizer.learning_rate, optimizer.new_learning_rate)
+
+    @property
+    def patience(self) -> int:
+        """Evaluations without a better score, after which training stops; 0: never."""
+        return self.recipe.evaluation.patience
+
+    def evaluation_rows(self, step: int) -> list[Row]:
+        """Run the recipe's evaluators on the validation images, whole and not mirrored, with their first captions."""
+        options = self.recipe.evaluation
+        rows: list[Row] = []
+        naming = [name for name in options.evaluators if name in NAMING]
+        if naming and self.validation_set is not None:
+            images = list(self.validation_images)
+            sources, captions = [image.source for image in images], [image.captions[0] for image in images]
+            labels = [image.label for image in images]
+            data = evaluators.EvaluationImages(sources, captions, labels, self._embed(self.validation_set))
+            rows = [row for name in naming for row in NAMING[name](self.clip, data, options)]
+        if "samples" in options.evaluators:
+            sheet = evaluators.SampleSheet(self.output / "samples" / f"step-{step:08d}.png", f"step {step}")
+            rows += evaluators.samples(self.pipeline, sheet, options)
+        return rows
+
+    def score(self, numbers: Mapping[str, float]) -> tuple[str, float] | None:
+        """By recall where CLIP's loss is trained, else by the generation loss, unless the recipe chooses."""
+        best_by = self.recipe.evaluation.keep_best
+        if best_by == "none":
+            return None
+        by_loss: evaluators.BestBy = "recall" if self.recipe.objective.contrastive_weight else "generation"
+        return evaluators.score(numbers, by_loss if best_by == "auto" else best_by)
+
+    def save(self, folder: Path) -> None:
+        """Write both models."""
+        save_unidiff(folder, self.clip_parts, self.parts.unet, self.parts.vae, self.parts.scheduler)
+
+    def trained_model(self) -> tuple[ClipModel, StableDiffusionPipeline]:
+        """Both models with the EMA weights."""
+        return self.clip, self.pipeline
+
+    @property
+    def pipeline(self) -> StableDiffusionPipeline:
+        """The Stable Diffusion in training, with a scheduler of its own: generating changes its steps."""
+        parts, scheduler = self.parts, copy.deepcopy(self.parts.scheduler)
+        return stock_pipeline(parts.clip.text_encoder, parts.unet, parts.vae, scheduler)
+
+    def _latent_cache(self, images: ImageSet, views: ViewConfig) -> LatentCache:
+        vae, unet, data = self.parts.vae, self.parts.unet, self.recipe.data
+        size_px = square_side(unet.config.sample_size) * 2 ** (len(vae.config.block_out_channels) - 1)
+        workers = self.recipe.machine.num_workers
+        return LatentCache(images, vae, size_px, data.fit, views, self.cache_dir, workers, data.on_bad)
+
+    def _pairs(self, cache: LatentCache, views: ViewConfig) -> tuple[ImageSet, ImagePairs]:
+        cache.encode(self.progress)  # does nothing, unless the processes have no folder in common
+        latents = cache.read()
+        rows = cache.rows.without(latents.unreadable)
+        if rows.left_out:
+            self.progress(f"{rows.left_out} Used", len(rows), len(rows))
+        captions = [of_one for of_one, _ in rows.texts()]
+        live = dataset.LiveCaptions([each for of_one in captions for each in of_one], self.parts.clip.text_encoder)
+        workers = self.machine.num_workers
+        num_threads = default_workers(len(rows), self.accelerator.device.type) if workers is None else workers
+        size_px, fit = self.parts.clip.image_encoder.image_size_px, self.recipe.data.fit
+        texts = dataset.CaptionsOfRows(captions, live)
+        return rows, ImagePairs(PixelSet(rows, texts, size_px, fit, views, num_threads, self.progress), latents)
+
+    def _embed(self, images: ImagePairs) -> Tensor:
+        """Shapes: n images -> (n, d) float32, unit length."""
+        found = []
+        for rows in torch.arange(len(images)).split(IMAGES_AT_ONCE):
+            x = to_pixels(images.pixels.read(rows, NO_AUGMENTATION.expand(len(rows), 2))["x"])
+            found += self.clip.embed_pixels(x, [{}])
+        return torch.cat(found)
