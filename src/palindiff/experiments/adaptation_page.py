@@ -1,0 +1,97 @@
+"""The report of `palindiff adapt` as one HTML file: before and after, samples side by side, cost, the next command.
+
+Here: what the page is given, and rendering `adaptation_page.html`. Not here: measuring (`adaptation.py`).
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+from palindiff.experiments.demo_page import png_uri
+from palindiff.pretrained.unidiff_folders import CLIP_FOLDER, STABLE_DIFFUSION_FOLDER
+
+TEMPLATE = Path(__file__).with_name("adaptation_page.html")
+METRICS = {  # name -> what the page calls it, whether it is a share, and what is better
+    "text_retrieval_recall@1": ("images find their caption, first of all (recall@1)", True, "higher"),
+    "text_retrieval_recall@5": ("... among the first 5", True, "higher"),
+    "text_retrieval_recall@10": ("... among the first 10", True, "higher"),
+    "image_retrieval_recall@1": ("captions find their image, first of all (recall@1)", True, "higher"),
+    "image_retrieval_recall@5": ("... among the first 5", True, "higher"),
+    "image_retrieval_recall@10": ("... among the first 10", True, "higher"),
+    "kd_efflite0": ("distance of generated images to yours (KD-EffLite0)", False, "lower"),
+    "effective_rank": ("dimensions that embeddings use (effective rank)", False, "higher: not collapsed"),
+    "mean_cosine": ("mean cosine between two images", False, "lower: not collapsed"),
+    "retained": ("accuracy kept on other images", True, "higher"),
+}
+
+
+class Sample(NamedTuple):
+    """An image of each model for one caption, from the same noise."""
+
+    caption: str
+    before: Image.Image
+    after: Image.Image
+
+
+class Line(NamedTuple):
+    """A row of the table."""
+
+    name: str
+    before: str
+    after: str
+    better: str
+
+
+class AdaptationReport(NamedTuple):
+    """All that the page shows."""
+
+    clip: str
+    stable_diffusion: str
+    data: str
+    num_training: int
+    num_validation: int
+    reasons: Sequence[str]
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    samples: Sequence[Sample]
+    steps: int
+    training_s: float
+    elapsed_s: float
+    missing: Sequence[str]  # what was not measured, and what to do
+    has_best: bool
+    folders: Sequence[str]
+    output: Path
+
+    @property
+    def lines(self) -> list[Line]:
+        """The numbers that were measured before and after."""
+        return [
+            Line(name, _shown(self.before[key], is_share), _shown(self.after[key], is_share), better)
+            for key, (name, is_share, better) in METRICS.items()
+            if key in self.before and key in self.after
+        ]
+
+    @property
+    def commands(self) -> list[str]:
+        """What to do with the result."""
+        clip, generator = (shlex.quote(str(self.output / name)) for name in (CLIP_FOLDER, STABLE_DIFFUSION_FOLDER))
+        data = f"--data {shlex.quote(self.data)}"
+        return [
+            f"palindiff embed --model {clip} {data} --output embeddings",
+            f"palindiff evaluate --model {generator} --task generation {data} --output evaluations",
+        ]
+
+
+def adaptation_page(report: AdaptationReport) -> str:
+    """Fill in the template; every text is escaped."""
+    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    jinja.filters["png"] = png_uri
+    return jinja.from_string(TEMPLATE.read_text(encoding="utf-8")).render(report=report)
+
+
+def _shown(value: float, is_share: bool) -> str:
+    return f"{100 * value:.1f} %" if is_share else f"{value:.4g}"

@@ -1,0 +1,122 @@
+"""`palindiff adapt`: from a catalogue and two stock folders to two stock folders and a report, and bad input."""
+
+import json
+import shutil
+
+import pytest
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPModel
+
+from palindiff.experiments.adaptation_preset import choose_preset
+from toys.page import assert_self_contained
+from toys.recipe import COLOURS, write_split
+
+QUICK = ("--set", "loop.num_steps=4", "--set", "loop.evaluate_every=2", "--set", "loop.save_every=2",
+         "--set", "loop.batch_size=4")  # fmt: skip
+GIB = 2**30
+
+
+def rows(number, start=0):
+    return [
+        {"file_name": f"{i}.png", "caption": f"a {COLOURS[i % 4]} {'abcdefghij'[i % 10]}", "label": "ab"[i % 2]}
+        for i in range(start, start + number)
+    ]
+
+
+@pytest.fixture
+def catalogue(tmp_path):
+    """Twenty captioned images."""
+    return write_split(tmp_path / "catalogue" / "train", rows(20)).parent
+
+
+@pytest.fixture
+def adapt(palindiff, stable_diffusion, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PALINDIFF_CACHE", str(tmp_path / "cache"))
+
+    def run(data, *given, clip=stable_diffusion / "clip_1"):
+        models = ("--clip", clip, "--stable-diffusion", stable_diffusion / "sd1")
+        return palindiff("adapt", *models, "--data", data, "--output", tmp_path / "adapted", *given)
+
+    return run
+
+
+def test_a_catalogue_becomes_two_stock_folders_and_a_report(adapt, catalogue, tmp_path):
+    write_split(tmp_path / "others" / "test", rows(6), drawn_from=30)
+    code, out, err = adapt(catalogue, *QUICK, "--retain", tmp_path / "others", "--set", "trained=lora")
+    assert code == 0, err
+    adapted = tmp_path / "adapted"
+    assert CLIPModel.from_pretrained(adapted / "clip")
+    assert StableDiffusionPipeline.from_pretrained(adapted / "stable_diffusion", safety_checker=None)
+    assert (adapted / "stable_diffusion_lora" / "pytorch_lora_weights.safetensors").is_file()
+    page = (adapted / "report.html").read_text(encoding="utf-8")
+    assert_self_contained(page)
+    for text in ("recall@1", "KD-EffLite0", "effective rank", "accuracy kept on other images", "Trained: lora"):
+        assert text in page
+    assert "not measured" not in page
+    assert page.count('alt="after"') == page.count('alt="before"') >= 2
+    assert "written: " in out
+    code, out, err = adapt(catalogue, *QUICK, "--retain", tmp_path / "others", "--set", "trained=lora")
+    assert code == 0, err  # a finished run is reported again
+
+
+def test_without_other_images_the_report_says_what_it_did_not_measure(adapt, catalogue, tmp_path):
+    code, _, err = adapt(catalogue, *QUICK)
+    assert code == 0, err
+    page = (tmp_path / "adapted" / "report.html").read_text(encoding="utf-8")
+    assert "Accuracy kept on other images: not measured. Pass a data set with classes as --retain." in page
+
+
+def test_a_split_for_validation_is_used_as_it_is(adapt, catalogue):
+    write_split(catalogue / "validation", rows(5, start=40), drawn_from=40)
+    code, out, err = adapt(catalogue, "--dry-run")
+    assert code == 0, err
+    assert "validation_fraction: 0" in out
+    assert "Trained: lora, as 20 images are fewer than 1,000." in out
+
+
+def same_caption(folder):
+    metadata = folder / "train" / "metadata.jsonl"
+    lines = [json.loads(line) | {"caption": "a thing"} for line in metadata.read_text().splitlines()]
+    metadata.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def two_images(folder):
+    shutil.rmtree(folder / "train")
+    write_split(folder / "train", rows(2))
+
+
+def equal_validation(folder):
+    write_split(folder / "validation", [row | {"caption": "a thing"} for row in rows(4, start=40)], drawn_from=40)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (two_images, "1 images to train on. Expected 16 or more."),
+        (same_caption, "have equal captions, directly or through others. Expected captions that differ"),
+        (equal_validation, "4 images held out of"),
+    ],
+)
+def test_a_catalogue_that_teaches_nothing_is_refused_in_a_sentence(adapt, catalogue, change, sentence, tmp_path):
+    change(catalogue)
+    code, _, err = adapt(catalogue)
+    assert code == 2
+    assert sentence in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "adapted").exists()
+
+
+def settings(*given):
+    return dict(each.split("=") for each in choose_preset(*given).settings)
+
+
+def test_what_is_trained_follows_the_number_of_images_and_the_memory():
+    full = (980_000_000, 540_000_000)  # CLIP ViT-L/14 and the U-Net of Stable Diffusion 1.x; its attention
+    assert settings(5_000, 80 * GIB, *full, False)["trained"] == "all"
+    assert settings(5_000, 24 * GIB, *full, False)["trained"] == "attention"
+    assert settings(5_000, 12 * GIB, *full, False)["trained"] == "lora"
+    assert settings(500, 80 * GIB, *full, False)["trained"] == "lora"
+    assert settings(5_000, 12 * GIB, *full, False)["loop.batch_size"] == "64"
+    assert 0 < int(settings(5_000, 12 * GIB, *full, False)["loop.grad_cache_size"]) < 64
+    assert settings(5_000, 12 * GIB, 1_000_000, 500_000, True)["loop.grad_cache_size"] == "0"
