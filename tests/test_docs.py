@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from palindiff.training.recipes.schema import DiffDisRecipe, VaeRecipe
+from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -38,6 +39,10 @@ OLD_WORDS = re.compile(
 )
 
 SMALLEST = {"data": {"path": "images"}, "text": {"source": "encoder"}, "loop": {"num_steps": 1}}
+SMALLEST_UNIDIFF = {
+    "data": {"path": "images"}, "loop": {"num_steps": 1}, "clip": {"source": "clip"},
+    "stable_diffusion": {"source": "base"},
+}  # fmt: skip
 SECTIONS = {name for name, section in DiffDisRecipe.model_validate(SMALLEST) if isinstance(section, BaseModel)}
 
 
@@ -60,9 +65,15 @@ def settings(name):
     return {tuple(match.groups()) for match in found if match and match[1] in SECTIONS and match[2] != "py"}
 
 
-def with_setting(section, key, value):
-    changed = SMALLEST.get(section, {}) | {key: yaml.safe_load(value)}
-    return getattr(getattr(DiffDisRecipe.model_validate(SMALLEST | {section: changed}), section), key)
+def smallest(page):
+    """The class of the recipes that a page is about, and the least that one states."""
+    return (UniDiffRecipe, SMALLEST_UNIDIFF) if page == "unidiff.md" else (DiffDisRecipe, SMALLEST)
+
+
+def with_setting(section, key, value, page=""):
+    recipe, tree = smallest(page)
+    changed = tree.get(section, {}) | {key: yaml.safe_load(value)}
+    return getattr(getattr(recipe.model_validate(tree | {section: changed}), section), key)
 
 
 @pytest.mark.parametrize(("page", "file"), sorted((page, file) for page in TEXTS for file in named_files(page)))
@@ -82,10 +93,11 @@ def test_every_link_leads_somewhere(page, link):
 )
 def test_every_recipe_key_that_a_page_names_exists_and_takes_its_value(page, setting):
     section, key, value = setting
-    fields = type(getattr(DiffDisRecipe.model_validate(SMALLEST), section)).model_fields
+    recipe, tree = smallest(page)
+    fields = type(getattr(recipe.model_validate(tree), section)).model_fields
     assert key in fields, f"docs/{page} names the key `{section}.{key}`. Known: {', '.join(fields)}"
     if value is not None:
-        with_setting(section, key, value)
+        with_setting(section, key, value, page)
 
 
 def stated_defaults():

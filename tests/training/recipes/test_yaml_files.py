@@ -11,6 +11,7 @@ from palindiff.training.loop.device import MachineConfig
 from palindiff.training.loop.loop_config import LoopConfig
 from palindiff.training.loop.optimizer import OptimizerConfig
 from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe, VaeRecipe
+from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 from palindiff.training.recipes.yaml_files import config_hash, dump_recipe, load_recipe, prepare_run_dir, recipe_names
 from palindiff.training.trainer import recipe_classes
 
@@ -77,7 +78,7 @@ def problems_of(recipe, overrides=(), model=Toy):
 def test_every_bundled_recipe_is_valid(name):
     recipe = load_recipe(recipe_classes(), name)
     assert recipe.loop.num_steps > 0
-    classes = {"vae": VaeRecipe, "clip": ContrastiveRecipe}
+    classes = {"vae": VaeRecipe, "clip": ContrastiveRecipe, "adapt": UniDiffRecipe, "unidiff": UniDiffRecipe}
     assert type(recipe) is classes.get(name.partition("-")[0], DiffDisRecipe)
 
 
@@ -119,7 +120,7 @@ def test_the_objective_s_name_chooses_the_class_and_diffdis_is_the_default(write
 def test_an_unknown_objective_is_reported_with_the_nearest(write):
     path = write("objective: {name: difdis}\nloop: {num_steps: 1}")
     told = problems_of(path, model=recipe_classes())
-    assert "`objective.name` is 'difdis'. The nearest is `diffdis`. Expected one of contrastive, diffdis, vae." in told
+    assert "`objective.name` is 'difdis'. The nearest is `diffdis`. Expected one of contrastive, diffdis, unidiff, vae." in told
     assert "Expected 'vae'" in problems_of(path, model=VaeRecipe)
 
 
@@ -323,7 +324,7 @@ def test_yaml_cannot_build_python_objects(write):
 @pytest.mark.parametrize("preset", ["12gb", "24gb", "40gb", "80gb"])
 def test_every_preset_fits_every_recipe_of_both_tasks(preset):
     for name in recipe_names():
-        if not name.startswith(("vae-", "clip-")):
+        if not name.startswith(("vae-", "clip-", "adapt", "unidiff-")):
             recipe = load_recipe(DiffDisRecipe, name, preset=preset)
             assert recipe.machine.precision == "bf16"
             assert recipe.machine.gradient_checkpointing

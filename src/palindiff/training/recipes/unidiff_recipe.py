@@ -17,13 +17,13 @@ from palindiff.training.recipes.schema import Recipe
 Trained = Literal["all", "attention", "lora"]
 
 
-class ClipSource(BaseModel, frozen=True, extra="forbid"):
+class ClipSource(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The CLIP to start from."""
 
     source: str  # folder of a transformers CLIPModel, or of a contrastive result of palindiff
 
 
-class StableDiffusionSource(BaseModel, frozen=True, extra="forbid"):
+class StableDiffusionSource(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The Stable Diffusion to start from; CLIP's text encoder takes the place of its own."""
 
     source: str  # folder or Hub name of a Stable Diffusion 1.x or 2.x, or a palindiff checkpoint
