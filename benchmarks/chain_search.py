@@ -53,6 +53,11 @@ class Setting(NamedTuple):
 
 
 CHOOSES = "8 steps"
+BEFORE = (  # what the recipe `emoji` was when the search was made, and chose its text diffusion
+    "data.caption_column=null", "loop.batch_size=64", "optimizer.learning_rate=8.0e-4",
+    "optimizer.new_learning_rate=8.0e-4", "query_stream.query_scale=unit", "query_stream.gamma=1.0",
+    "query_scheduler.rescale_betas_zero_snr=false", "objective.t_e_power=1",
+)  # fmt: skip
 SETTINGS = (
     Setting("1 step", 1),
     Setting(CHOOSES, 8),
@@ -127,7 +132,7 @@ class Search:
         }
         fixed = [
             "objective.task=alignment", "machine.precision=fp32", "machine.log_with=[]", "loop.evaluate_every=0",
-            "evaluation.evaluators=[]", "evaluation.keep_best=none", "evaluation.prompts=[]",
+            "evaluation.evaluators=[]", "evaluation.keep_best=none", "evaluation.prompts=[]", *BEFORE,
         ]  # fmt: skip
         of_length = [f"{key}={value}" for key, value in schedule.items()]
         return load_recipe(DiffDisRecipe, self.recipe, [*fixed, *of_length, *self.common, *self.overrides(name)])

@@ -36,7 +36,7 @@ from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe
 
 OWN = Path(__file__).resolve().parents[1]
-TRAIN = ("-m", "palindiff.cli.main", "train", "--recipe", "emoji")
+TRAIN = ("-m", "palindiff.cli.main", "train", "--recipe", "emoji", "--set", "data.caption_column=null")
 PHASES = {"images": r"encoding (?:images|pictures): ", "captions": r"encoding captions: 1 of 1"}  # last line of each
 
 

@@ -66,7 +66,7 @@ def test_the_chosen_variant_is_live_has_the_highest_recall_and_usual_length(monk
 
 
 def test_the_search_has_at_most_twelve_variants_that_differ_in_the_text_diffusion_alone(tmp_path):
-    search, single = Search(tmp_path), load_recipe(DiffDisRecipe, "emoji").model_dump()
+    search, single = Search(tmp_path), load_recipe(DiffDisRecipe, "emoji", chain_search.BEFORE).model_dump()
     assert len(search.variants) <= 12
     recipes = {name: search.recipe_of(name) for name, each in search.variants.items() if each.overrides is not None}
     assert len({recipe.model_dump_json() for recipe in recipes.values()}) == len(recipes)

@@ -120,7 +120,10 @@ def test_the_objective_s_name_chooses_the_class_and_diffdis_is_the_default(write
 def test_an_unknown_objective_is_reported_with_the_nearest(write):
     path = write("objective: {name: difdis}\nloop: {num_steps: 1}")
     told = problems_of(path, model=recipe_classes())
-    assert "`objective.name` is 'difdis'. The nearest is `diffdis`. Expected one of contrastive, diffdis, unidiff, vae." in told
+    assert (
+        "`objective.name` is 'difdis'. The nearest is `diffdis`. Expected one of contrastive, diffdis, unidiff, vae."
+        in told
+    )
     assert "Expected 'vae'" in problems_of(path, model=VaeRecipe)
 
 
