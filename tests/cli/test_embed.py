@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from palindiff.cli.model_option import _find_device, launched_process
+from palindiff.cli.model_option import find_device, launched_process
 from palindiff.inference.embeddings import read_all
 from palindiff.inference.pipeline import PalindiffPipeline
 from toys.models import toy_images
@@ -93,9 +93,9 @@ def test_each_process_of_a_launch_takes_its_own_gpu(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
-    assert (_find_device("auto"), launched_process()) == ("cuda", (0, 1))
+    assert (find_device("auto"), launched_process()) == ("cuda", (0, 1))
     for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
         monkeypatch.setenv(name, value)
-    assert (_find_device("auto"), _find_device("cpu"), launched_process()) == ("cuda:1", "cpu", (5, 8))
+    assert (find_device("auto"), find_device("cpu"), launched_process()) == ("cuda:1", "cpu", (5, 8))
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
-    assert _find_device("auto") == "cpu"
+    assert find_device("auto") == "cpu"
