@@ -92,7 +92,7 @@ def test_a_lora_of_the_base_model_changes_generation_as_in_stock_and_no_name(roo
 def test_without_switching_off_names_would_change(root, ours, monkeypatch):
     before = named(ours)
     ours.load_lora_weights(root / "lora")
-    monkeypatch.setattr("palindiff.inference.adapters.has_adapters", lambda model: False)
+    monkeypatch.setattr("palindiff.inference.adapters.has_lora", lambda model: False)
     after = named(ours)
     assert (after[0] - before[0]).abs().max() > 1e-2  # through the U-Net
     assert (after[1] - before[1]).abs().max() > 1e-2  # through the text encoder

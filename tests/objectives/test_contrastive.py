@@ -165,3 +165,17 @@ def test_pixels_are_read_as_bytes():
     objective, batch = frozen_text(), make_batch()
     v = objective.image_encoder(to_pixels(batch["x"]))
     torch.testing.assert_close(v, unit_images(objective.image_encoder, batch["x"]), rtol=0, atol=1e-6)  # float32
+
+
+def test_a_gradient_cache_changes_neither_loss_nor_gradients(encoder_folder):
+    objective = trained_clip(encoder_folder)
+    ids, mask = objective.text_encoder.tokenize(CAPTIONS)
+    batch = make_batch() | {"ids": ids, "mask": mask}
+    found = []
+    for num_rows in (0, 4):
+        objective.grad_cache_size = num_rows
+        objective.zero_grad()
+        loss = objective(batch, {})["loss"]
+        loss.backward()
+        found.append((loss.detach(), [weight.grad.clone() for weight in objective.parameters()]))
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-4)

@@ -321,3 +321,17 @@ def compare_with_one_process(expected):
 def test_two_processes_equal_one_on_the_joined_batch():
     expected = loss_and_gradient_norm(Accelerator(cpu=True))
     debug_launcher(compare_with_one_process, args=(expected,), num_processes=2)
+
+
+@pytest.mark.parametrize("chain", ["diffusion", "none"])
+def test_a_gradient_cache_changes_neither_losses_nor_gradients(chain):
+    objective, batch = toy_objective(stream_settings={"text_chain": chain}), toy_batch()
+    draws, found = toy_draws(objective), []
+    for num_rows in (0, 3):
+        objective.grad_cache_size = num_rows
+        objective.zero_grad()
+        losses = objective(batch, draws)
+        losses["loss"].backward()
+        of_weights = [weight.grad.clone() for weight in objective.parameters() if weight.grad is not None]
+        found.append(([loss.detach() for loss in losses.values()], of_weights))
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-4)

@@ -36,7 +36,7 @@ def make(contrastive):
         unet, scheduler = toy_unet(d_c=WIDTH), DDPMScheduler(beta_schedule="scaled_linear")
         parts = copy.deepcopy(contrastive)
         parts.grad_cache_size = num_rows
-        return UniDiffObjective(parts, unet, scheduler, UniDiffConfig(**config), num_rows).eval()
+        return UniDiffObjective(parts, unet, scheduler, UniDiffConfig(**config)).eval()
 
     return build
 

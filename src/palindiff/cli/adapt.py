@@ -1,5 +1,6 @@
 """`palindiff adapt`: adapt a CLIP and a Stable Diffusion to a catalogue of captioned images."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -55,6 +56,5 @@ def adapt(
         typer.echo("\n".join(adaptation.preset.reasons))
         return
     typer.echo(f"written: {adaptation.run()}")
-    typer.echo(
-        next_line(f"palindiff evaluate --model {output / 'clip'} --data {data} --task retrieval --output evaluations")
-    )
+    clip_folder, images = shlex.quote(str(output / "clip")), shlex.quote(data)
+    typer.echo(next_line(f"palindiff embed --model {clip_folder} --data {images} --output embeddings"))

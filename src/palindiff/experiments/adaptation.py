@@ -18,7 +18,7 @@ from PIL import Image
 
 from palindiff.atomic import atomic_folder, atomic_text
 from palindiff.data.rows import CaptionedImage, ImageSet
-from palindiff.data.sources import DataConfig, open_images
+from palindiff.data.sources import DataConfig
 from palindiff.evaluation.collapse import effective_rank, mean_pairwise_cosine
 from palindiff.evaluation.efficientnet import NETWORK_PACKAGE, WEIGHTS_PACKAGE
 from palindiff.evaluation.generation import GenerationConfig, GenerationData, evenly_spread, generation
@@ -30,13 +30,11 @@ from palindiff.evaluation.tasks import Setting
 from palindiff.experiments.adaptation_page import AdaptationReport, Sample, adaptation_page
 from palindiff.experiments.adaptation_preset import Preset, choose_preset
 from palindiff.inference.clip_model import ClipModel
-from palindiff.inference.defaults import IMAGES_AT_ONCE
 from palindiff.inference.generation import generate_images
-from palindiff.models.unet_encoder import square_side
 from palindiff.pretrained.unidiff_folders import CLIP_FOLDER, STABLE_DIFFUSION_FOLDER, stock_pipeline
-from palindiff.training.base_trainer import BEST_FILE
+from palindiff.training.base_trainer import BEST_FILE, open_sets
 from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
-from palindiff.training.recipes.build_unidiff import build_unidiff
+from palindiff.training.recipes.build_unidiff import UniDiffParts, build_unidiff
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 from palindiff.training.recipes.yaml_files import load_recipe, prepare_run_dir
 from palindiff.training.train_unidiff import UniDiffTrainer
@@ -91,20 +89,24 @@ class Adaptation:
 
         Raises: FileNotFoundError or ValueError, in a sentence.
         """
-        given = self._load(self.options.overrides)
-        rows = open_images(given.data)
-        if given.data.validation_fraction:
-            training, validation = rows.held_out(given.data.validation_fraction)
-        else:
-            split = str(given.evaluation.validation_split)
-            training, validation = rows, open_images(given.data.model_copy(update={"split": split}))
+        training, validation = open_sets(self._load(self.options.overrides))
+        if validation is None:
+            raise ValueError(
+                "`evaluation.validation_split` is null and `data.validation_fraction` 0. Expected held-out images, on "
+                "which training stops. Set one of the two."
+            )
         check_catalogue(training, validation)
         return training, validation
 
     @cached_property
+    def start(self) -> UniDiffParts:
+        """Both models as they are, with all weights as parts of them."""
+        return build_unidiff(self._load(("trained=all",)))
+
+    @cached_property
     def preset(self) -> Preset:
         """What is trained, chosen by the catalogue and this machine."""
-        parts = build_unidiff(self._load(("trained=all",)))
+        parts = self.start
         models = [parts.clip.image_encoder, parts.clip.text_encoder, parts.unet]
         num_weights, num_clip = (sum(w.numel() for m in some for w in m.parameters()) for some in (models, models[:2]))
         num_attention = sum(w.numel() for name, w in parts.unet.named_parameters() if ".attn" in name)
@@ -155,9 +157,11 @@ class Adaptation:
 
     def _measure_start(self, validation: ImageSet) -> "Measured":
         self.report("measuring the models as they are")
-        parts = build_unidiff(self.recipe.model_copy(update={"trained": "all"}))
+        parts = self.start
         pipeline = stock_pipeline(parts.clip.text_encoder, parts.unet, parts.vae, parts.scheduler)
-        return self._measure(validation, ClipModel(parts.clip), pipeline, "before")
+        found = self._measure(validation, ClipModel(parts.clip), pipeline, "before")
+        del self.start  # training loads its own
+        return found
 
     def _measure(
         self, validation: ImageSet, clip: ClipModel, pipeline: StableDiffusionPipeline, when: str
@@ -248,8 +252,7 @@ def check_catalogue(training: ImageSet, validation: ImageSet) -> None:
 
 def recall_and_collapse(clip: ClipModel, rows: list[CaptionedImage]) -> Numbers:
     """Measure recall both ways among the images' first captions, and how spread out their embeddings are."""
-    parts = (rows[start : start + IMAGES_AT_ONCE] for start in range(0, len(rows), IMAGES_AT_ONCE))
-    v = torch.cat([clip.encode_image([row.source for row in part]).cpu() for part in parts])
+    v = clip.encode_image([row.source for row in rows]).cpu()
     captions = [[row.captions[0]] for row in rows]
     num_answers = min(len(rows), len({of_one[0] for of_one in captions}))
     ks = [k for k in (1, 5, 10) if k <= num_answers]
@@ -262,7 +265,6 @@ def load_adapted(folder: Path) -> tuple[ClipModel, StableDiffusionPipeline]:
     pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
         folder / STABLE_DIFFUSION_FOLDER, use_safetensors=True, safety_checker=None, requires_safety_checker=False
     )
-    assert square_side(pipeline.unet.config.sample_size), "a U-Net has a size"
     return ClipModel.from_pretrained(folder / CLIP_FOLDER), pipeline
 
 

@@ -14,7 +14,7 @@ MAX_STEPS, MIN_STEPS = 10_000, 100
 NUM_EVALUATIONS = 40
 SHARE_FOR_WEIGHTS = 0.6  # of the memory; the rest is for activations
 BYTES_PER_WEIGHT = {"frozen": 4, "trained": 4 + 4 + 8 + 4}  # weights; and gradient, AdamW's moments, EMA
-ROWS_PER_GIB = 2.0  # whose activations fit beside the weights, at full size with gradient checkpointing
+ROWS_PER_GIB = 2.0  # a guess, not measured: whose activations fit beside the weights, at full size, checkpointed
 LEARNING_RATE: Mapping[Trained, float] = {"all": 1e-5, "attention": 1e-5, "lora": 1e-4}
 
 

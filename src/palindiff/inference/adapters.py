@@ -12,6 +12,8 @@ from typing import Any, TypeVar, cast
 from diffusers import StableDiffusionPipeline
 from torch import nn
 
+from palindiff.models.lora import has_lora
+
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -22,7 +24,7 @@ def adapters_off(*models: nn.Module) -> Iterator[None]:
     Disabled adapters stay disabled. Fused adapters are part of the model's weights and take effect. Adapters belong to
     a model and not to a thread: no other thread may use the model meanwhile.
     """
-    layers = [layer for model in models if has_adapters(model) for layer in _enabled_layers(model)]
+    layers = [layer for model in models if has_lora(model) for layer in _enabled_layers(model)]
     trained = [(weight, weight.requires_grad) for layer in layers for weight in layer.parameters()]
     try:
         for layer in layers:
@@ -33,11 +35,6 @@ def adapters_off(*models: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
         for weight, requires_grad in trained:  # peft changes it when it enables an adapter
             weight.requires_grad_(requires_grad)
-
-
-def has_adapters(model: nn.Module) -> bool:
-    """Whether adapters were loaded into a model: peft then stores their configuration in it."""
-    return hasattr(model, "peft_config")
 
 
 def without_adapters(method: Method) -> Method:

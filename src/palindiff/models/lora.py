@@ -1,8 +1,8 @@
 """LoRA: low-rank updates of some layers, trained in place of all weights, by peft.
 
 Here: adding them to a model, and a copy of the model in which they are part of the weights. Not here: which models are
-trained so (recipes), saving them for diffusers and transformers (`pretrained/lora_folders.py`), adapters that a user
-loads for generation (`inference/adapters.py`).
+trained so (recipes), saving them for diffusers and transformers (`pretrained/unidiff_folders.py`), adapters that a
+user loads for generation (`inference/adapters.py`).
 """
 
 import copy
@@ -87,17 +87,13 @@ def merged(model: M) -> M:
     """
     if not has_lora(model):
         return model
+    from diffusers.utils.peft_utils import recurse_remove_peft_layers
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     whole = copy.deepcopy(model)
-    layers = [(name, part) for name, part in whole.named_modules() if isinstance(part, BaseTunerLayer)]
-    for name, layer in layers:
-        layer.merge()
-        parent, _, own = name.rpartition(".")
-        owner: Any = whole.get_submodule(parent)
-        if own.isdigit():
-            owner[int(own)] = layer.get_base_layer()
-        else:
-            setattr(owner, own, layer.get_base_layer())
+    for layer in whole.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+    recurse_remove_peft_layers(whole)
     del whole.peft_config
     return whole

@@ -65,10 +65,10 @@ class ContrastiveObjective(nn.Module):
         Departs: equal captions are positives of each other and share the weight (decisions row 17).
         """
         (e_hat,) = in_chunks(self.embed_images, [batch["x"]], self.grad_cache_size)
-        e = batch.get("e_0")
-        if self.text_encoder is not None:
-            (e,) = in_chunks(self.embed_captions, [batch["ids"], batch["mask"]], self.grad_cache_size)
-        assert e is not None, "batches bring embeddings where there is no text encoder"
+        if self.text_encoder is None:
+            e = batch["e_0"]
+        else:
+            (e,) = in_chunks(self._embed_captions, [batch["ids"], batch["mask"]], self.grad_cache_size)
         loss = self.match(e_hat, e, batch["caption_id"])
         return {"loss": loss, "contrastive": loss.detach()}
 
@@ -76,8 +76,7 @@ class ContrastiveObjective(nn.Module):
         """Shapes: x (b, 3, H, W) uint8 -> v (b, d) unit."""
         return (self.image_encoder(to_pixels(x)),)
 
-    def embed_captions(self, ids: Tensor, mask: Tensor) -> tuple[Tensor]:
-        """Shapes: ids (b, l) int64; mask (b, l) bool -> e (b, d) unit."""
+    def _embed_captions(self, ids: Tensor, mask: Tensor) -> tuple[Tensor]:
         assert self.text_encoder is not None, "batches bring embeddings where there is no text encoder"
         return (self.text_encoder(ids, mask).e,)
 

@@ -50,18 +50,15 @@ class UniDiffObjective(nn.Module):
         unet: UNet2DConditionModel,
         scheduler: SchedulerMixin,
         config: UniDiffConfig,
-        grad_cache_size: int = 0,
     ) -> None:
         """contrastive: with its text encoder, whose token-wise features are the U-Net's condition.
-
-        grad_cache_size: rows whose activations are in memory at once; 0: those of all.
 
         Raises: ValueError if the U-Net has no module `feature_layer`.
         """
         super().__init__()
         assert contrastive.text_encoder is not None, "captions are the U-Net's condition too"
         self.contrastive, self.unet, self.scheduler, self.config = contrastive, unet, scheduler, config
-        self.grad_cache_size = grad_cache_size
+        self.grad_cache_size = contrastive.grad_cache_size
         self.text_encoder = contrastive.text_encoder
         for name, tokens in zip(("empty_ids", "empty_mask"), self.text_encoder.tokenize([""]), strict=True):
             self.register_buffer(name, tokens, persistent=False)

@@ -128,11 +128,11 @@ class Trainer(ABC, Generic[R]):
 
     def stops_early(self, step: int) -> bool:
         """Whether `patience` evaluations have passed since the best one."""
-        path = self.output / BEST_FILE
-        if not self.patience or not path.exists():
+        wait, path = self.patience * self.loop.evaluate_every, self.output / BEST_FILE
+        if not wait or not path.exists():
             return False
         best: int = json.loads(path.read_text())["step"]
-        return step >= best + self.patience * self.recipe.loop.evaluate_every > best
+        return step - best >= wait
 
     def score(self, numbers: Mapping[str, float]) -> tuple[str, float] | None:
         """Name and compute what `best/` is chosen by, higher is better, of an evaluation's numbers; None: no best."""
@@ -172,28 +172,33 @@ class Trainer(ABC, Generic[R]):
         return {f"validation_{name}": total for name, total in totals.items()}
 
     def open_sets(self) -> tuple[ImageSet, ImageSet | None]:
-        """Open the images to train on and to validate on: of another split, or held out from the same; or none.
-
-        Raises: as `open_images`, and what to do where there is nothing to validate on.
-        """
-        data, split = self.recipe.data, self.recipe.evaluation.validation_split
-        images = open_images(data)
-        if data.validation_fraction:
-            return images.held_out(data.validation_fraction)
-        if split is None:
-            return images, None
-        try:
-            return images, open_images(data.model_copy(update={"split": split}))
-        except (FileNotFoundError, ValueError) as error:
-            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-            raise kind(
-                f"{error} To validate on a part of the training images, set `data.validation_fraction: 0.05`; to "
-                "train without validation, `evaluation.validation_split: null`."
-            ) from error
+        """Open the images to train on and to validate on, as `open_sets` of the recipe."""
+        return open_sets(self.recipe)
 
     def _write(self, folder: Path) -> None:
         with atomic_folder(folder, replace=True) as unfinished:
             self.save(unfinished)
+
+
+def open_sets(recipe: Recipe) -> tuple[ImageSet, ImageSet | None]:
+    """Open the images to train on and to validate on: of another split, or held out from the same; or none.
+
+    Raises: as `open_images`, and what to do where there is nothing to validate on.
+    """
+    data, split = recipe.data, recipe.evaluation.validation_split
+    images = open_images(data)
+    if data.validation_fraction:
+        return images.held_out(data.validation_fraction)
+    if split is None:
+        return images, None
+    try:
+        return images, open_images(data.model_copy(update={"split": split}))
+    except (FileNotFoundError, ValueError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(
+            f"{error} To validate on a part of the training images, set `data.validation_fraction: 0.05`; to "
+            "train without validation, `evaluation.validation_split: null`."
+        ) from error
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -9,28 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from palindiff.atomic import check_writable
-from palindiff.data.images import to_pixels
 from palindiff.data.sources import ImageSet
 from palindiff.evaluation import evaluators
+from palindiff.evaluation.generation import evenly_spread
 from palindiff.evaluation.results import Row
 from palindiff.inference.clip_model import ClipModel
-from palindiff.inference.defaults import IMAGES_AT_ONCE
 from palindiff.inference.model_kinds import CLIP_RESULT
 from palindiff.objectives.contrastive import ContrastiveObjective
 from palindiff.pretrained.clip_folders import ClipParts
-from palindiff.training.base_trainer import NO_AUGMENTATION, Trainer
+from palindiff.training.base_trainer import Trainer
+from palindiff.training.clip_evaluation import clip_rows
 from palindiff.training.features import dataset
 from palindiff.training.features.latent_cache import default_workers
 from palindiff.training.features.pixels import PixelSet
 from palindiff.training.features.views import ViewConfig
 from palindiff.training.recipes.build_models import build_contrastive_objective, build_encoders
 from palindiff.training.recipes.schema import ContrastiveRecipe
-
-EVALUATORS = {"retrieval": evaluators.retrieval, "classification": evaluators.classification}
 
 
 class ContrastiveTrainer(Trainer[ContrastiveRecipe]):
@@ -72,8 +69,8 @@ class ContrastiveTrainer(Trainer[ContrastiveRecipe]):
         with self.accelerator.main_process_first():
             self.training_set = self._pixel_set(training, self.recipe.views)
             if validation is not None:
-                seen = torch.linspace(0, len(validation) - 1, min(len(validation), self.recipe.evaluation.num_images))
-                self.validation_images = validation.select(seen.round().int().tolist())
+                seen = evenly_spread(len(validation), self.recipe.evaluation.num_images)
+                self.validation_images = validation.select(seen)
                 self.validation_set = self._pixel_set(self.validation_images, ViewConfig(flip="none"))
                 self.validation_rows = torch.arange(len(self.validation_set))
         self.fingerprints = {"text encoder": self.text_encoder.fingerprint, "training set": training.fingerprint}
@@ -94,11 +91,7 @@ class ContrastiveTrainer(Trainer[ContrastiveRecipe]):
         options = self.recipe.evaluation
         if self.validation_set is None or not options.evaluators:
             return []
-        images = list(self.validation_images)
-        sources, captions = [image.source for image in images], [image.captions[0] for image in images]
-        labels = [image.label for image in images]
-        data = evaluators.EvaluationImages(sources, captions, labels, self._embed(self.validation_set))
-        return [row for name in options.evaluators for row in EVALUATORS[name](self.model, data, options)]
+        return clip_rows(self.model, self.validation_images, self.validation_set, options, options.evaluators)
 
     def score(self, numbers: Mapping[str, float]) -> tuple[str, float] | None:
         """By recall, unless the recipe keeps no best weights."""
@@ -132,11 +125,3 @@ class ContrastiveTrainer(Trainer[ContrastiveRecipe]):
             return dataset.LiveCaptions(captions, self.text_encoder)
         features = dataset.caption_features(captions, self.text_encoder, self.cache_dir, self.progress)
         return dataset.CaptionEmbeddings(features.e, features.row)
-
-    def _embed(self, images: PixelSet) -> Tensor:
-        """Shapes: n images -> (n, d) float32, unit length."""
-        found = []
-        for rows in torch.arange(len(images)).split(IMAGES_AT_ONCE):
-            x = to_pixels(images.read(rows, NO_AUGMENTATION.expand(len(rows), 2))["x"])
-            found += self.model.embed_pixels(x, [{}])
-        return torch.cat(found)

@@ -16,6 +16,7 @@ from palindiff.atomic import atomic_text, check_writable
 from palindiff.data.sources import ImageSet
 from palindiff.evaluation import evaluators
 from palindiff.evaluation.calibration import calibrate
+from palindiff.evaluation.generation import evenly_spread
 from palindiff.evaluation.results import Row
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.fingerprint import fingerprint
@@ -72,8 +73,8 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
         training, validation = self.open_sets()
         caches = [self._latent_cache(training, self.recipe.views)]
         if validation is not None:
-            seen = torch.linspace(0, len(validation) - 1, min(len(validation), self.recipe.evaluation.num_images))
-            caches.append(self._latent_cache(validation.select(seen.round().int().tolist()), ViewConfig(flip="none")))
+            seen = evenly_spread(len(validation), self.recipe.evaluation.num_images)
+            caches.append(self._latent_cache(validation.select(seen), ViewConfig(flip="none")))
         for cache in caches:
             cache.encode(self.progress, accelerator.process_index, accelerator.num_processes)
         accelerator.wait_for_everyone()
@@ -159,11 +160,7 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
 
     def _feature_set(self, cache: LatentCache) -> tuple[ImageSet, dataset.FeatureSet]:
         """The rows whose images could be read, and their features; skipped images are reported."""
-        cache.encode(self.progress)  # does nothing, unless the processes have no folder in common
-        latents = cache.read()
-        rows = cache.rows.without(latents.unreadable)
-        if rows.left_out:
-            self.progress(f"{rows.left_out} Used", len(rows), len(rows))
+        rows, latents = cache.open(self.progress)
         captions = [of_one for of_one, _ in rows.texts()]
         flat = [caption for of_one in captions for caption in of_one]
         if self.recipe.text.is_live:

@@ -11,21 +11,20 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
-from torch import Tensor
 
 from palindiff.atomic import check_writable
-from palindiff.data.images import to_pixels
 from palindiff.data.sources import ImageSet
 from palindiff.evaluation import evaluators
+from palindiff.evaluation.generation import evenly_spread
 from palindiff.evaluation.results import Row
 from palindiff.inference.clip_model import ClipModel
-from palindiff.inference.defaults import IMAGES_AT_ONCE
 from palindiff.models.fingerprint import fingerprint
 from palindiff.models.unet_encoder import square_side
 from palindiff.objectives.unidiff import UniDiffObjective
 from palindiff.pretrained.clip_folders import ClipParts
 from palindiff.pretrained.unidiff_folders import CLIP_FOLDER, save_unidiff, stock_pipeline
-from palindiff.training.base_trainer import NO_AUGMENTATION, Trainer
+from palindiff.training.base_trainer import Trainer
+from palindiff.training.clip_evaluation import EVALUATORS, clip_rows
 from palindiff.training.features import dataset
 from palindiff.training.features.image_pairs import ImagePairs
 from palindiff.training.features.latent_cache import LatentCache, default_workers
@@ -34,7 +33,6 @@ from palindiff.training.features.views import ViewConfig
 from palindiff.training.recipes.build_unidiff import build_unidiff, build_unidiff_objective
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 
-NAMING = {"retrieval": evaluators.retrieval, "classification": evaluators.classification}
 WHOLE_FLIPS = {"both": "both", "naming": "none", "none": "none"}  # of latents: generation trains on whole images
 
 
@@ -53,7 +51,7 @@ class UniDiffTrainer(Trainer[UniDiffRecipe]):
 
     @staticmethod
     def count_parameters(recipe: UniDiffRecipe) -> dict[str, int]:
-        """Count the weights of all parts, and those that are trained."""
+        """Load both models, and count the weights of all parts, and those that are trained."""
         parts = build_unidiff(recipe)
         objective = build_unidiff_objective(recipe, parts)
         models = {"image_encoder": parts.clip.image_encoder, "text_encoder": parts.clip.text_encoder,
@@ -85,8 +83,7 @@ class UniDiffTrainer(Trainer[UniDiffRecipe]):
         of_latents = views.model_copy(update={"crops": 0, "flip": WHOLE_FLIPS[views.flip]})
         caches = [self._latent_cache(training, of_latents)]
         if validation is not None:
-            seen = torch.linspace(0, len(validation) - 1, min(len(validation), self.recipe.evaluation.num_images))
-            chosen = validation.select(seen.round().int().tolist())
+            chosen = validation.select(evenly_spread(len(validation), self.recipe.evaluation.num_images))
             caches.append(self._latent_cache(chosen, ViewConfig(flip="none")))
         for cache in caches:
             cache.encode(self.progress, self.accelerator.process_index, self.accelerator.num_processes)
@@ -119,13 +116,9 @@ class UniDiffTrainer(Trainer[UniDiffRecipe]):
         """Run the recipe's evaluators on the validation images, whole and not mirrored, with their first captions."""
         options = self.recipe.evaluation
         rows: list[Row] = []
-        naming = [name for name in options.evaluators if name in NAMING]
+        naming = [name for name in options.evaluators if name in EVALUATORS]
         if naming and self.validation_set is not None:
-            images = list(self.validation_images)
-            sources, captions = [image.source for image in images], [image.captions[0] for image in images]
-            labels = [image.label for image in images]
-            data = evaluators.EvaluationImages(sources, captions, labels, self._embed(self.validation_set))
-            rows = [row for name in naming for row in NAMING[name](self.clip, data, options)]
+            rows = clip_rows(self.clip, self.validation_images, self.validation_set.pixels, options, naming)
         if "samples" in options.evaluators:
             sheet = evaluators.SampleSheet(self.output / "samples" / f"step-{step:08d}.png", f"step {step}")
             rows += evaluators.samples(self.pipeline, sheet, options)
@@ -160,11 +153,7 @@ class UniDiffTrainer(Trainer[UniDiffRecipe]):
         return LatentCache(images, vae, size_px, data.fit, views, self.cache_dir, workers, data.on_bad)
 
     def _pairs(self, cache: LatentCache, views: ViewConfig) -> tuple[ImageSet, ImagePairs]:
-        cache.encode(self.progress)  # does nothing, unless the processes have no folder in common
-        latents = cache.read()
-        rows = cache.rows.without(latents.unreadable)
-        if rows.left_out:
-            self.progress(f"{rows.left_out} Used", len(rows), len(rows))
+        rows, latents = cache.open(self.progress)
         captions = [of_one for of_one, _ in rows.texts()]
         live = dataset.LiveCaptions([each for of_one in captions for each in of_one], self.parts.clip.text_encoder)
         workers = self.machine.num_workers
@@ -172,11 +161,3 @@ class UniDiffTrainer(Trainer[UniDiffRecipe]):
         size_px, fit = self.parts.clip.image_encoder.image_size_px, self.recipe.data.fit
         texts = dataset.CaptionsOfRows(captions, live)
         return rows, ImagePairs(PixelSet(rows, texts, size_px, fit, views, num_threads, self.progress), latents)
-
-    def _embed(self, images: ImagePairs) -> Tensor:
-        """Shapes: n images -> (n, d) float32, unit length."""
-        found = []
-        for rows in torch.arange(len(images)).split(IMAGES_AT_ONCE):
-            x = to_pixels(images.pixels.read(rows, NO_AUGMENTATION.expand(len(rows), 2))["x"])
-            found += self.clip.embed_pixels(x, [{}])
-        return torch.cat(found)

@@ -1,4 +1,4 @@
-"""The trainer of the VAE or of its decoder: images in memory, reconstruction error, latents of unit variance.
+"""The trainer of the VAE: images in memory, reconstruction error, and latents scaled to unit variance.
 
 Not here: the order of a run (`base_trainer.py`), the losses (`objectives/vae.py`).
 """
@@ -9,22 +9,20 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
 from palindiff.data.images import to_pixels
 from palindiff.evaluation.evaluators import reconstruction
 from palindiff.evaluation.results import Row
-from palindiff.models.fingerprint import fingerprint
 from palindiff.models.vae import build_vae, normalize_latents
 from palindiff.objectives.vae import VaeObjective
-from palindiff.pretrained.bundled import load_vae
 from palindiff.training.base_trainer import Trainer
 from palindiff.training.features.images_in_memory import ImagesInMemory, decode_images
 from palindiff.training.recipes.schema import VaeRecipe
 
 
 class VaeTrainer(Trainer[VaeRecipe]):
-    """A VAE from scratch, whose latents get mean 0 and variance 1, or a base's decoder; writes a folder in fp16."""
+    """A VAE from scratch; writes a diffusers folder in fp16, whose latents have mean 0 and variance 1."""
 
     recipe_class = VaeRecipe
     result_name = "vae"
@@ -33,40 +31,31 @@ class VaeTrainer(Trainer[VaeRecipe]):
 
     @staticmethod
     def count_parameters(recipe: VaeRecipe) -> dict[str, int]:
-        """Count the weights, and those that are trained."""
+        """Count the weights, all of which are trained."""
         with torch.device("meta"):
-            vae = build_vae(recipe.vae) if recipe.base is None else load_vae(recipe.base, with_weights=False)
-        trained = vae if recipe.base is None else decoder_of(vae)
-        return {"vae": vae.num_parameters(), "trained": sum(weight.numel() for weight in trained.parameters())}
+            num_parameters = build_vae(recipe.vae).num_parameters()
+        return {"vae": num_parameters, "trained": num_parameters}
 
     def build_models(self) -> None:
-        """Build the VAE with random weights, or load the base, of which only the decoder is trained."""
-        if self.recipe.base is None:
-            self.vae = build_vae(self.recipe.vae)
-        else:
-            self.vae = load_vae(self.recipe.base)
-            decoder_of(self.vae).requires_grad_(True)
+        """Build the VAE with random weights."""
+        self.vae = build_vae(self.recipe.vae)
 
     def load_features(self) -> None:
         """Decode the images of both splits into memory."""
-        size_px, fit = self.vae.config.sample_size, self.recipe.data.fit
+        size_px, fit = self.recipe.vae.image_size_px, self.recipe.data.fit
         rows, validation = self.open_sets()
         self.images = decode_images(rows, size_px, fit)
         self.validation_images = None if validation is None else decode_images(validation, size_px, fit)
-        self.training_set = ImagesInMemory(self.images, self.recipe.augment)
+        self.training_set = ImagesInMemory(self.images)
         self.fingerprints = {"training set": rows.fingerprint}
-        if self.recipe.base is not None:
-            self.fingerprints["base"] = fingerprint(self.vae)
 
     def make_objective(self) -> VaeObjective:
         """Put the VAE under its loss."""
         return VaeObjective(self.vae, self.recipe.objective)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """All weights have one rate: that of new ones, or that of weights that start from a trained model."""
-        optimizer, is_new = self.recipe.optimizer, self.recipe.base is None
-        weights = [weight for weight in self.vae.parameters() if weight.requires_grad]
-        return [{"params": weights, "lr": optimizer.new_learning_rate if is_new else optimizer.learning_rate}]
+        """All weights are new."""
+        return [{"params": list(self.vae.parameters()), "lr": self.recipe.optimizer.new_learning_rate}]
 
     def evaluation_rows(self, step: int) -> list[Row]:
         """Measure the reconstruction error on the validation images."""
@@ -77,20 +66,14 @@ class VaeTrainer(Trainer[VaeRecipe]):
         return [{**row, "metric": f"validation_{row['metric']}"} for row in rows]
 
     def save(self, folder: Path) -> None:
-        """Write a copy in fp16, with normalized latents unless they are those of a base."""
+        """Write a copy with normalized latents in fp16."""
         vae = copy.deepcopy(self.vae)
-        if self.recipe.base is None:
-            normalize_latents(vae, *latent_moments(vae, self.images, self.recipe.evaluation.batch_size))
+        normalize_latents(vae, *latent_moments(vae, self.images, self.recipe.evaluation.batch_size))
         vae.half().save_pretrained(folder)
 
     def trained_model(self) -> AutoencoderKL:
         """The VAE as it was written, in float32."""
         return AutoencoderKL.from_pretrained(self.output / self.result_name).to(self.accelerator.device)
-
-
-def decoder_of(vae: AutoencoderKL) -> nn.ModuleList:
-    """The layers after the latent."""
-    return nn.ModuleList([vae.post_quant_conv, vae.decoder])
 
 
 @torch.no_grad()

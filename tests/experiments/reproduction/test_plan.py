@@ -54,10 +54,23 @@ def test_a_plan_that_names_what_it_lacks_is_refused(change, sentence, plan_tree,
         load_plan(write_plan(plan_tree))
 
 
-def test_variants_come_after_those_that_they_start_from(plan_tree, write_plan):
+def test_runs_come_after_those_that_they_start_from(plan_tree, write_plan):
+    plan_tree["seeds"] = [3]
     plan = load_plan(write_plan(plan_tree))
-    assert plan.variants_of("table5") == ["both", "tuned"]
-    assert plan.variants_of("claims") == ["both", "alignment", "alignment-long"]
+    assert plan.runs_of("table5") == [("both", 3), ("tuned", 0)]
+    assert plan.runs_of("claims") == [("both", 3), ("alignment", 3), ("alignment-long", 3)]
+
+
+def test_what_others_start_from_is_trained_whatever_seeds_a_row_shows(plan_tree, write_plan):
+    rows = [{"label": "1", "variant": "both", "seeds": [1]}, {"label": "2", "variant": "tuned"}]
+    plan_tree["tables"]["table8"]["rows"] = rows
+    assert load_plan(write_plan(plan_tree)).runs_of("table8") == [("both", 1), ("both", 0), ("tuned", 0)]
+
+
+def test_all_names_that_do_not_exist_are_reported_at_once(plan_tree, write_plan):
+    plan_tree["claims"]["P1"].update(a="x", b="z")
+    with pytest.raises(ValueError, match=r"variant `x`(.|\n)*variant `z`"):
+        load_plan(write_plan(plan_tree))
 
 
 def test_a_variant_that_needs_itself_is_refused(plan_tree, write_plan):

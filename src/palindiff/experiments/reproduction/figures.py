@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from palindiff.atomic import atomic_text
 from palindiff.evaluation.results import Results
 from palindiff.experiments.plots import line_plot
 from palindiff.experiments.reproduction.plan import Plan, Target
@@ -51,4 +52,4 @@ def chain_plot(found: Results) -> str | None:
 def write_figures(figures: Mapping[str, str], folder: Path) -> None:
     """Write SVG files, by their names."""
     for name, svg in figures.items():
-        (folder / name).write_text(svg + "\n", encoding="utf-8")
+        atomic_text(folder / name, svg + "\n")

@@ -5,7 +5,7 @@ training (`model_runs.py`), measuring (`measurement.py`), judging (`verdicts.py`
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -51,18 +51,18 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        for place, kind, name in self._references():
-            all_known: dict[str, Collection[str]] = {
-                "variant": self.variants, "naming": self.naming, "generation": self.generation, "list": self.settings,
-                "column": self.columns,
-            }  # fmt: skip
-            known = all_known[kind]
-            if name not in known:
-                raise ValueError(f"{place} names the {kind} `{name}`. Expected one of {', '.join(known)}. Use one.")
-        for problem in (*self._unmeasured(), *self._repeated()):
-            raise ValueError(problem)
-        for target in self.targets:
-            self.variants_of(target)  # refuses variants that need themselves
+        known: dict[str, Collection[str]] = {
+            "variant": self.variants, "naming": self.naming, "generation": self.generation, "list": self.settings,
+            "column": self.columns,
+        }  # fmt: skip
+        problems = [
+            f"{place} names the {kind} `{name}`. Expected one of {', '.join(known[kind])}. Use one."
+            for place, kind, name in self._references()
+            if name not in known[kind]
+        ]
+        problems = problems or [*self._circles(), *self._unmeasured(), *self._repeated()]
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     def _references(self) -> Iterator[tuple[str, str, str]]:
@@ -143,50 +143,57 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
 
         Raises: ValueError for an unknown target.
         """
-        seeds: dict[str, set[int]] = {}
-        if target in self.tables:
-            for row in self.tables[target].rows:
-                seeds.setdefault(row.variant, set()).update(row.seeds or self.seeds_of(row.variant))
-        elif target == CONTROLS:
-            seeds = {variant: {self.seeds_of(variant)[0]} for variant in self.controls}
-        found: dict[tuple[str, int], None] = {}
-        for variant in self.variants_of(target):
-            wanted = seeds.get(variant, set(self.seeds_of(variant)[:1] if seeds else self.seeds_of(variant)))
-            found |= dict.fromkeys((variant, seed) for seed in self.seeds_of(variant) if seed in wanted)
-        return list(found)
-
-    def variants_of(self, target: Target) -> list[str]:
-        """The variants that a table, the claims or the controls need, those first that others start from.
-
-        Raises: ValueError for an unknown target.
-        """
         if target not in self.targets:
             raise ValueError(f"The scale has no `{target}`. Expected one of {', '.join(self.targets)}. Use one.")
-        if target == CLAIMS:
-            wanted = [each for claim in self.claims.values() for each in _sides(claim)]
-        elif target == CONTROLS:
-            wanted = list(self.controls)
-        else:
-            wanted = [row.variant for row in self.tables[target].rows]
-        found: dict[str, None] = {}
-        for name in wanted:
-            self._add(name, found, ())
+        found: dict[tuple[str, int], None] = {}
+        for variant, seeds in self._asked_for(target):
+            for seed in seeds:
+                self._add(variant, seed, found)
         return list(found)
 
-    def _add(self, name: str, found: dict[str, None], above: tuple[str, ...]) -> None:
-        if name in above:
-            raise ValueError(f"`variants.{name}` needs itself. Expected others. Change `start` or `needs`.")
-        variant = self.variants[name]
-        for other in filter(None, (*variant.needs, variant.start)):
-            self._add(other, found, (*above, name))
-        self._check_cost(name, ())
-        found[name] = None
+    def _asked_for(self, target: Target) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yield the variants that a target shows itself, and the seeds of each."""
+        if target == CLAIMS:
+            yield from ((name, self.seeds_of(name)) for claim in self.claims.values() for name in _sides(claim))
+        elif target == CONTROLS:
+            yield from ((name, self.seeds_of(name)[:1]) for name in self.controls)
+        else:
+            rows = self.tables[target].rows
+            yield from ((row.variant, row.seeds or self.seeds_of(row.variant)) for row in rows)
 
-    def _check_cost(self, name: str, above: tuple[str, ...]) -> None:
-        if name in above:
-            raise ValueError(f"`variants.{name}` costs as much as itself. Expected another. Change `same_flop_as`.")
-        if (other := self.variants[name].same_flop_as) is not None:
-            self._check_cost(other, (*above, name))
+    def _add(self, variant: str, seed: int, found: dict[tuple[str, int], None]) -> None:
+        for other in self._before(variant):
+            self._add(other, self.seeds_of(other)[0], found)
+        found[variant, seed] = None
+
+    def _before(self, variant: str) -> list[str]:
+        """The variants that another one needs or starts from."""
+        plan = self.variants[variant]
+        return list(filter(None, (*plan.needs, plan.start)))
+
+    def _circles(self) -> Iterator[str]:
+        """Say which variants need themselves, or cost as much as themselves."""
+        needs = {name: self._before(name) for name in self.variants}
+        costs = {name: list(filter(None, [each.same_flop_as])) for name, each in self.variants.items()}
+        for name in self.variants:
+            if _leads_to(name, name, needs):
+                yield f"`variants.{name}` needs itself. Expected others. Change `start` or `needs`."
+            if _leads_to(name, name, costs):
+                yield f"`variants.{name}` costs as much as itself. Expected another. Change `same_flop_as`."
+
+
+def _leads_to(start: str, end: str, arrows: Mapping[str, Collection[str]]) -> bool:
+    """Whether a path of one arrow or more leads from one name to another."""
+    seen: set[str] = set()
+    ahead = list(arrows[start])
+    while ahead:
+        name = ahead.pop()
+        if name == end:
+            return True
+        if name not in seen:
+            seen.add(name)
+            ahead += arrows[name]
+    return False
 
 
 def _sides(claim: ClaimPlan) -> list[str]:

@@ -86,7 +86,9 @@ class Reproduction:
         Raises: FileNotFoundError, ModuleNotFoundError or ValueError, in a sentence.
         """
         for run in self.model_runs():
-            _ = run.origin if not run.trained_before else run.own_recipe
+            _ = run.own_recipe
+            if not run.trained_before:  # the others' images are opened once what they start from is trained
+                _ = run.origin
         root, table = self.options.data, self.table
         names = [self.plan.primary] if table is None else self.plan.data_of(table)
         for name in names:
@@ -195,8 +197,12 @@ class Reproduction:
         for variant in self.plan.controls:
             run = self.model_run(variant, self.plan.seeds_of(variant)[0])
             if run.is_finished:
-                with run.locked():
-                    found = self._model(run).controls(name, self.plan.naming[name])
+                try:
+                    with run.locked():
+                        found = self._model(run).controls(name, self.plan.naming[name])
+                except IsBusyError as error:
+                    self.report(f"{error}")
+                    continue
                 facts: Row = {"variant": variant, "seed": run.seed, **run.facts(), "data": name}
                 yield from ({**facts, **row} for row in found)
 

@@ -18,21 +18,19 @@ COLOUR_ORDERS = tuple(itertools.permutations(range(3)))
 
 
 class ImagesInMemory:
-    """Images (n, 3, H, W) uint8, each rotated, mirrored, shifted and recoloured when it is read, unless that is off.
+    """Images (n, 3, H, W) uint8; each is rotated, mirrored, shifted and recoloured when it is read.
 
     The augmentation is against overfitting.
     """
 
-    def __init__(self, images: Tensor, is_augmented: bool = True) -> None:
-        self.images, self.is_augmented = images, is_augmented
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
 
     def __len__(self) -> int:
         return len(self.images)
 
     def read(self, rows: Tensor, uniform: Tensor) -> dict[str, Tensor]:
         """Read rows as x (b, 3, H, W) in [-1, 1]; the two uniform numbers (b, 2) choose the augmentation."""
-        if not self.is_augmented:
-            return {"x": to_pixels(self.images[rows])}
         x = [augment(to_pixels(self.images[row]), u) for row, u in zip(rows, uniform, strict=True)]
         return {"x": torch.stack(x)}
 

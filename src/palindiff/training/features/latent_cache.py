@@ -86,6 +86,20 @@ class LatentCache:
             write_arrays(folder, len(part), self._encoded(part, unreadable), report, {UNREADABLE: unreadable})
             before += len(part)
 
+    def open(self, progress: Progress) -> tuple[ImageSet, ImageFeatures]:
+        """Encode what is missing, then map all -> the rows whose images could be read, and their latents.
+
+        Images that were skipped are reported.
+
+        Raises: as `encode` and `read`.
+        """
+        self.encode(progress)  # does nothing, unless processes have no folder in common
+        latents = self.read()
+        rows = self.rows.without(latents.unreadable)
+        if rows.left_out:
+            progress(f"{rows.left_out} Used", len(rows), len(rows))
+        return rows, latents
+
     def read(self) -> ImageFeatures:
         """Map all parts, and remove what killed runs left beside them.
 

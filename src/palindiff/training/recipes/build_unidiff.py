@@ -66,12 +66,11 @@ def build_unidiff_objective(recipe: UniDiffRecipe, parts: UniDiffParts) -> UniDi
         parts.unet.enable_gradient_checkpointing()
         for model in (image.model, text.model):
             model.activation_checkpointing_enable()
-    rows = recipe.loop.grad_cache_size
-    contrastive = ContrastiveObjective(image, ContrastiveConfig(), text, rows)
+    contrastive = ContrastiveObjective(image, ContrastiveConfig(), text, recipe.loop.grad_cache_size)
     contrastive.log_logit_scale.data.copy_(parts.clip.log_logit_scale)  # CLIP's own, at its bound for OpenAI's
     with torch.random.fork_rng(devices=[]):  # what is new does not depend on what was computed before
         torch.manual_seed(recipe.loop.seed)
-        return UniDiffObjective(contrastive, parts.unet, training_scheduler(parts.scheduler), recipe.objective, rows)
+        return UniDiffObjective(contrastive, parts.unet, training_scheduler(parts.scheduler), recipe.objective)
 
 
 def _choose_trained(recipe: UniDiffRecipe, parts: UniDiffParts) -> UniDiffParts:

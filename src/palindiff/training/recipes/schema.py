@@ -187,22 +187,12 @@ class ContrastiveRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False
 
 
 class VaeRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False):
-    """A VAE from scratch, or the decoder of a trained one, whose latents stay as they are."""
+    """A VAE from scratch."""
 
-    base: str | None = None  # "bundled", or a folder that holds an AutoencoderKL: only its decoder is trained
-    vae: VaeConfig = VaeConfig()  # from scratch; a base brings its own
-    augment: bool = True  # rotate, mirror, shift and recolour images at random, against overfitting; False: never
+    vae: VaeConfig = VaeConfig()
     objective: VaeObjectiveConfig = VaeObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig(new_learning_rate=1.5e-3)
     evaluation: VaeEvaluationConfig = VaeEvaluationConfig()
-
-    @model_validator(mode="after")
-    def _has_one_origin(self) -> Self:
-        if self.base is not None and self.vae != VaeConfig():
-            raise ValueError(
-                "`vae` found beside `base`. Expected one of the two: the base brings its own. Remove one."
-            )
-        return self
 
 
 def _check_negatives(loop: LoopConfig, remedy: str = "") -> None:
