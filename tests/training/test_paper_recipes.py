@@ -26,6 +26,7 @@ SCRATCH = {"base.unet_weights": "random", "optimizer.learning_rate": 1e-4}
 WEAKER = {"optimizer.new_learning_rate": 1e-5, "text.is_trained": True, "query_stream.fusion": "head"}
 ROWS = {  # what each recipe changes of the main one
     "one-way": {"query_stream.fusion": "one_way"},  # ours
+    "lora": {"trained": "lora", "optimizer.learning_rate": 1e-4},  # ours
     "generation": {"objective.task": "generation"},  # Table 3
     "scratch-discriminate": {**SCRATCH, "objective.task": "alignment", "evaluation.prompts": []},  # Table 4
     "scratch-generate": {**SCRATCH, "objective.task": "generation"},

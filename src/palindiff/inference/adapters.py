@@ -1,4 +1,4 @@
-"""Adapters (LoRA) change only generation: they are disabled while an image or a caption is encoded.
+"""Adapters (LoRA) that a user loads change only generation: they are disabled while an image or a caption is encoded.
 
 Here: disabling and enabling them. Not here: loading, scaling and fusing adapters, which diffusers and peft do.
 """
@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 from diffusers import StableDiffusionPipeline
 from torch import nn
 
-from palindiff.models.lora import has_lora
+from palindiff.models.lora import has_lora, trains_lora
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -21,10 +21,11 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 def adapters_off(*models: nn.Module) -> Iterator[None]:
     """Compute without adapters, then restore their state, also after an error.
 
-    Disabled adapters stay disabled. Fused adapters are part of the model's weights and take effect. Adapters belong to
-    a model and not to a thread: no other thread may use the model meanwhile.
+    Disabled adapters stay disabled. Fused adapters are part of the model's weights and take effect, and so do those in
+    training. Adapters belong to a model and not to a thread: no other thread may use the model meanwhile.
     """
-    layers = [layer for model in models if has_lora(model) for layer in _enabled_layers(model)]
+    adapted = [model for model in models if has_lora(model) and not trains_lora(model)]
+    layers = [layer for model in adapted for layer in _enabled_layers(model)]
     trained = [(weight, weight.requires_grad) for layer in layers for weight in layer.parameters()]
     try:
         for layer in layers:

@@ -1,8 +1,8 @@
 """LoRA: low-rank updates of some layers, trained in place of all weights, by peft.
 
 Here: adding them to a model, and a copy of the model in which they are part of the weights. Not here: which models are
-trained so (recipes), saving them for diffusers and transformers (`pretrained/unidiff_folders.py`), adapters that a
-user loads for generation (`inference/adapters.py`).
+trained so (recipes), saving them for diffusers (`pretrained/saving.py`) and transformers
+(`pretrained/unidiff_folders.py`), adapters that a user loads for generation (`inference/adapters.py`).
 """
 
 import copy
@@ -12,8 +12,11 @@ from typing import Any, TypeVar, cast
 import torch
 from pydantic import BaseModel, Field
 from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-ADAPTER = "default"  # its name in peft
+from palindiff.models.text_encoder import TextEncoder
+
+ADAPTER = "palindiff_training"  # its name in peft; adapters that a user loads have other names
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -56,13 +59,28 @@ def add_lora(model: nn.Module, layers: tuple[str, ...], config: LoraConfig, name
     model.requires_grad_(False)
     alpha = config.rank if config.alpha is None else config.alpha
     settings = PeftConfig(r=config.rank, lora_alpha=alpha, target_modules=list(layers), init_lora_weights=True)  # type: ignore[arg-type]
-    inject_adapter_in_model(settings, model, adapter_name=ADAPTER)
+    with unset_fake_temporarily():  # peft converts its weights, which tensors without numbers cannot be
+        inject_adapter_in_model(settings, model, adapter_name=ADAPTER)
     model.peft_config = {ADAPTER: settings}  # type: ignore[assignment]  # where diffusers and transformers look for it
+
+
+def add_text_lora(text: TextEncoder, config: LoraConfig) -> None:
+    """`add_lora` to a text encoder, a CLIP's or another.
+
+    Raises: as `add_lora`.
+    """
+    layers = config.clip_layers if text.pooling == "clip" else config.text_layers
+    add_lora(text.requires_grad_(False).model, layers, config, "text encoder")
 
 
 def has_lora(model: nn.Module) -> bool:
     """Whether `add_lora` was used on a model, or a user loaded an adapter into it."""
     return hasattr(model, "peft_config")
+
+
+def trains_lora(model: nn.Module) -> bool:
+    """Whether `add_lora` was used on a model: its updates are part of what naming and generation train."""
+    return ADAPTER in getattr(model, "peft_config", {})
 
 
 def lora_weights(model: nn.Module) -> dict[str, torch.Tensor]:

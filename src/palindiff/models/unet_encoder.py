@@ -109,7 +109,8 @@ def cross_attention_without_text(unet: UNet2DConditionModel) -> Iterator[nn.Para
         for block in transformer.transformer_blocks:
             for part in (block.norm2, block.attn2.to_q, block.attn2.to_k, block.attn2.to_v):
                 yield from part.parameters()
-            yield block.attn2.to_out[0].weight
+            output = block.attn2.to_out[0].named_parameters()  # with LoRA, its two matrices too
+            yield from (weight for name, weight in output if not name.endswith("bias"))
 
 
 def image_block(block: BasicTransformerBlock, tokens: Tensor, attended: Tensor, context: Tensor) -> Tensor:

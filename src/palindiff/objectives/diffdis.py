@@ -188,8 +188,9 @@ class DiffDisObjective(nn.Module):
         if self.config.task == "generation":
             self.query_stream.requires_grad_(False)
         if self.config.task == "alignment":
+            trained = [weight for weight in unet_encoder_parameters(self.unet) if weight.requires_grad]
             self.unet.requires_grad_(False)
-            for weight in unet_encoder_parameters(self.unet):
+            for weight in trained:
                 weight.requires_grad_(True)
             for weight in cross_attention_without_text(self.unet):
                 weight.requires_grad_(False)

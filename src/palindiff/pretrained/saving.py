@@ -1,19 +1,21 @@
-"""Saving a checkpoint folder with its model card, uploading it, and exporting stock Stable Diffusion.
+"""Saving a checkpoint folder with its model card, or a trained LoRA; uploading; exporting stock Stable Diffusion.
 
 Not here: what a card says (`model_card.py`), loading (`inference/pipeline.py`).
 """
 
 import contextlib
+import copy
 import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from torch import nn
 
+from palindiff.models.lora import lora_settings, lora_weights, merged, trains_lora
 from palindiff.models.strict_model import check_finite
 from palindiff.pretrained.layout import INDEX_NAME, OUR_PARTS
 from palindiff.pretrained.model_card import CARD_NAME, CardFacts, card_text, stable_diffusion_card
@@ -27,6 +29,15 @@ class HubMixin(StableDiffusionPipeline):
 
     model_card: str | None = None  # text of README.md, written wherever the pipeline is saved
     vocabulary: Vocabulary | None = None  # what `palindiff classify` answers without labels; written in the same way
+
+    def with_merged_lora(self) -> Self:
+        """Make the pipeline whose weights contain the updates of a LoRA in training; this one if there are none."""
+        trained = {name: part for name, part in self.components.items() if _is_trained_by_lora(part)}
+        if not trained:
+            return self
+        whole = copy.copy(self)
+        whole.register_modules(**{name: merged(part) for name, part in trained.items()})
+        return whole
 
     def to_stable_diffusion(self) -> StableDiffusionPipeline:
         """Make the stock pipeline of the same parts; nothing is copied, and LoRAs in a part stay there."""
@@ -120,6 +131,18 @@ def export_stable_diffusion(
         (folder / CARD_NAME).write_text(stable_diffusion_card(pipeline.model_card), encoding="utf-8")
 
 
+def save_lora(folder: Path, unet: UNet2DConditionModel, text_encoder: nn.Module) -> None:
+    """Write the updates in training of a U-Net, and those of a text encoder that has some, for `load_lora_weights`."""
+    of_text = text_encoder if trains_lora(text_encoder) else None
+    StableDiffusionPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers=lora_weights(unet),
+        text_encoder_lora_layers=None if of_text is None else lora_weights(of_text),
+        unet_lora_adapter_metadata=lora_settings(unet),
+        text_encoder_lora_adapter_metadata=None if of_text is None else lora_settings(of_text),
+    )
+
+
 def make_portable(folder: Path) -> None:
     """Rewrite every config.json and the index so that they can be loaded elsewhere.
 
@@ -167,6 +190,10 @@ def push_folder(
         operations.append(CommitOperationAdd(card, card_text(CardFacts(name=repo_id)).encode()))
     message = commit_message or "Upload palindiff checkpoint"
     return hub.create_commit(repo_id, operations, commit_message=message, create_pr=create_pr)
+
+
+def _is_trained_by_lora(part: Any) -> bool:
+    return isinstance(part, nn.Module) and trains_lora(part)
 
 
 def _check_bare(parts: dict[str, Any]) -> None:

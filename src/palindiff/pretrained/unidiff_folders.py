@@ -10,11 +10,11 @@ from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UN
 from safetensors.torch import save_file
 
 from palindiff.models.image_encoder import ImageEncoder
-from palindiff.models.lora import has_lora, lora_settings, lora_weights, merged
+from palindiff.models.lora import lora_settings, lora_weights, merged, trains_lora
 from palindiff.models.strict_model import check_finite
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.pretrained.clip_folders import ClipParts, save_clip
-from palindiff.pretrained.saving import make_portable
+from palindiff.pretrained.saving import make_portable, save_lora
 
 CLIP_FOLDER, STABLE_DIFFUSION_FOLDER = "clip", "stable_diffusion"
 PLAIN = (str, int, float, bool, list)  # peft's other settings are off
@@ -50,16 +50,13 @@ def save_unidiff(
     save_clip(ClipParts(whole_image, whole_text, clip.log_logit_scale), folder / CLIP_FOLDER)
     stock_pipeline(whole_text, merged(unet), vae, scheduler).save_pretrained(folder / STABLE_DIFFUSION_FOLDER)
     make_portable(folder / STABLE_DIFFUSION_FOLDER)
-    if has_lora(unet):
+    if trains_lora(unet):
         _save_lora(folder, clip, unet)
 
 
 def _save_lora(folder: Path, clip: ClipParts, unet: UNet2DConditionModel) -> None:
     text, image = clip.text_encoder.model, clip.image_encoder.model
-    StableDiffusionPipeline.save_lora_weights(
-        folder / STABLE_DIFFUSION_LORA_FOLDER, lora_weights(unet), lora_weights(text),
-        unet_lora_adapter_metadata=lora_settings(unet), text_encoder_lora_adapter_metadata=lora_settings(text),
-    )  # fmt: skip
+    save_lora(folder / STABLE_DIFFUSION_LORA_FOLDER, unet, text)
     if clip.text_encoder.pooling != "clip":
         return
     target = folder / CLIP_LORA_FOLDER

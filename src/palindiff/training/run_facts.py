@@ -20,6 +20,7 @@ def run_facts(recipe: DiffDisRecipe, pipeline: PalindiffPipeline, name: str) -> 
         parameters={part: sum(weight.numel() for weight in model.parameters()) for part, model in parts.items()},
         training={
             "task": task,
+            "trained": "all" if recipe.trained == "all" else f"LoRA of rank {recipe.lora.rank}, query stream",
             "fusion": recipe.query_stream.fusion,
             "γ": recipe.query_stream.gamma,
             "images": f"{pipeline.image_size_px} px",

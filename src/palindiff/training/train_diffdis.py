@@ -20,8 +20,10 @@ from palindiff.evaluation.generation import evenly_spread
 from palindiff.evaluation.results import Row
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.fingerprint import fingerprint
+from palindiff.models.lora import trains_lora
 from palindiff.objectives.diffdis import DiffDisObjective
 from palindiff.pretrained.model_card import card_text
+from palindiff.pretrained.saving import save_lora
 from palindiff.pretrained.vocabulary import vocabulary_of
 from palindiff.training.base_trainer import Trainer
 from palindiff.training.cost.estimate import count_parameters
@@ -34,6 +36,7 @@ from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.run_facts import run_facts
 
 CALIBRATION_FILE = "calibration.json"
+LORA_FOLDER = "lora"  # of the checkpoint: the updates alone
 
 
 class DiffDisTrainer(Trainer[DiffDisRecipe]):
@@ -144,13 +147,17 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
         return evaluators.score(numbers, by_task if best_by == "auto" else best_by)
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint folder with its model card."""
-        self.pipeline.model_card = card_text(run_facts(self.recipe, self.pipeline, self.output.absolute().name))
-        self.pipeline.save_pretrained(folder)
+        """Write a checkpoint folder with its model card; updates of LoRA are in its weights, and by themselves."""
+        whole = self.trained_model()
+        card = card_text(run_facts(self.recipe, whole, self.output.absolute().name))
+        self.pipeline.model_card = whole.model_card = card
+        whole.save_pretrained(folder)
+        if trains_lora(self.pipeline.unet):
+            save_lora(folder / LORA_FOLDER, self.pipeline.unet, self.pipeline.text_encoder)
 
     def trained_model(self) -> PalindiffPipeline:
-        """The pipeline with the EMA weights."""
-        return self.pipeline
+        """The pipeline with the EMA weights, those of LoRA added."""
+        return self.pipeline.with_merged_lora()
 
     def _latent_cache(self, images: ImageSet, views: ViewConfig) -> LatentCache:
         vae, data = self.pipeline.vae, self.recipe.data

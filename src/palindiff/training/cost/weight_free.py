@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.unet_encoder import square_side
@@ -51,8 +51,18 @@ def fake_run(recipe: DiffDisRecipe) -> Iterator[WeightFreeRun]:
 
     Raises: as `weight_free_run`.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True):  # schedulers hold real numbers
-        yield weight_free_run(recipe)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:  # schedulers hold real numbers
+        run = weight_free_run(recipe)
+        _without_numbers(run.objective, mode)
+        yield run
+
+
+def _without_numbers(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Replace the weights that are real, those of LoRA, by tensors of their shape and type."""
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if not isinstance(weight, FakeTensor):
+                setattr(module, name, nn.Parameter(mode.from_tensor(weight.detach()), weight.requires_grad))
 
 
 def weight_free_run(recipe: DiffDisRecipe) -> WeightFreeRun:

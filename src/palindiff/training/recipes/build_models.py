@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.clip_projection import TrainedClipProjection
 from palindiff.models.image_encoder import ImageEncoder, build_image_encoder
+from palindiff.models.lora import add_lora, add_text_lora
 from palindiff.models.query_stream import QueryStream
 from palindiff.models.text_diffusion import STABLE_DIFFUSION_NOISE, TRAIN_STEPS, text_diffusion_scheduler
 from palindiff.models.text_encoder import TextEncoder
@@ -61,16 +62,22 @@ def build_models(recipe: ModelRecipe, seed: int, with_weights: bool = True) -> P
 def build_objective(
     recipe: DiffDisRecipe, pipeline: PalindiffPipeline, text_encoder: TextEncoder, c_empty: Tensor | None
 ) -> DiffDisObjective:
-    """Put the models under their losses, with gradient checkpointing where the recipe asks for it.
+    """Put the models under their losses, with gradient checkpointing and LoRA where the recipe asks for them.
 
     Shapes: c_empty (1, l, d_c), the empty caption's condition; None where captions are encoded at each step, and then
             the text encoder is part of the objective.
+    Raises: ValueError if LoRA is asked for on a layer that is missing; ModuleNotFoundError if peft is.
     """
     if recipe.machine.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
         if recipe.text.is_trained:
             text_encoder.model.activation_checkpointing_enable()
     encoder = text_encoder.requires_grad_(recipe.text.is_trained) if c_empty is None else None
+    if recipe.trained == "lora":
+        torch.manual_seed(recipe.loop.seed)
+        add_lora(pipeline.unet, recipe.lora.unet_layers, recipe.lora, "U-Net")
+        if recipe.text.is_trained:
+            add_text_lora(text_encoder, recipe.lora)
     schedulers = training_scheduler(pipeline.scheduler), pipeline.query_scheduler
     return DiffDisObjective(
         pipeline.unet, pipeline.query_stream, *schedulers, c_empty, recipe.objective, encoder,

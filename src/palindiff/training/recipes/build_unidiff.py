@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import Attention
 
 from palindiff.models.clip_projection import TrainedClipProjection
 from palindiff.models.image_encoder import ImageEncoder
-from palindiff.models.lora import add_lora
+from palindiff.models.lora import add_lora, add_text_lora
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.objectives.contrastive import ContrastiveConfig, ContrastiveObjective
 from palindiff.objectives.unidiff import UniDiffObjective
@@ -79,7 +79,7 @@ def _choose_trained(recipe: UniDiffRecipe, parts: UniDiffParts) -> UniDiffParts:
         lora = recipe.lora
         add_lora(unet, lora.unet_layers, lora, "U-Net")
         add_lora(image.model, lora.clip_layers, lora, "image encoder")
-        add_lora(text.model, lora.clip_layers if text.pooling == "clip" else lora.text_layers, lora, "text encoder")
+        add_text_lora(text, lora)
         return parts
     unet.requires_grad_(recipe.trained == "all")
     if recipe.trained == "attention":

@@ -17,6 +17,7 @@ from palindiff.evaluation.evaluators import (
     VaeEvaluationConfig,
 )
 from palindiff.models.image_encoder import ImageEncoderConfig
+from palindiff.models.lora import LoraConfig
 from palindiff.models.query_stream import QueryStreamConfig
 from palindiff.models.text_diffusion import QuerySchedulerConfig
 from palindiff.models.vae import VaeConfig
@@ -148,6 +149,9 @@ class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 class DiffDisRecipe(ModelRecipe, Recipe, frozen=True, extra="forbid", allow_inf_nan=False):
     """A model that generates and names: its parts, data augmentation, and both tasks."""
 
+    trained: Literal["all", "lora"] = "all"
+    """"all" weights; "lora": updates of low rank in U-Net and trained text encoder, and all of the query stream"""
+    lora: LoraConfig = LoraConfig()  # of `trained: lora`
     views: ViewConfig = ViewConfig()
     objective: DiffDisConfig = DiffDisConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -156,6 +160,15 @@ class DiffDisRecipe(ModelRecipe, Recipe, frozen=True, extra="forbid", allow_inf_
     def _has_negatives(self) -> Self:
         if self.objective.task != "generation":
             _check_negatives(self.loop, ", or set `objective.task: generation`")
+        return self
+
+    @model_validator(mode="after")
+    def _has_weights_to_update(self) -> Self:
+        if self.trained == "lora" and (self.base is None or self.base.unet_weights == "random"):
+            raise ValueError(
+                "`trained` is 'lora' with a U-Net of random weights, which updates of low rank cannot train. Expected "
+                "trained weights to start from. Set `base.source` (and `base.unet_weights: base`), or `trained: all`."
+            )
         return self
 
     @model_validator(mode="after")
