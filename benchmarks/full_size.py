@@ -1,4 +1,4 @@
-"""Run the full-size model once through every stage, with random weights of Stable Diffusion v1 and CLIP ViT-L/14.
+"""Run DiffDis and UniDiff once through every stage, with random weights of Stable Diffusion v1 and CLIP ViT-L/14.
 
 Each stage runs in its own process, so that its peak memory is its own. The images and names mean nothing; sizes, times
 and memory do.
@@ -27,14 +27,18 @@ GENERATION_STEPS = 2
 GIB = 2**30
 
 FULL_SIZES: dict[str, dict[str, Any]] = {
-    "clip": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-             "projection_dim": 768},
+    "text": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "image": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+              "patch_size": 14},
+    "clip": {"projection_dim": 768},
     "unet": {},
     "vae": {},
 }  # fmt: skip
 TOY_SIZES: dict[str, dict[str, Any]] = {
-    "clip": {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-             "projection_dim": 32},
+    "text": {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "image": {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "patch_size": 16, "image_size": 32},
+    "clip": {"projection_dim": 32},
     "unet": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1, "cross_attention_dim": 32},
     "vae": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
 }  # fmt: skip
@@ -55,16 +59,21 @@ def write_layouts(trial: Trial) -> dict[str, Any]:
     import torch
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from PIL import Image
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
     from palindiff.pretrained.hub import STABLE_DIFFUSION_1
     from palindiff.pretrained.single_file import scheduler_of
 
     torch.manual_seed(0)
     work, sizes = trial.work, TOY_SIZES if trial.is_toy else FULL_SIZES
-    config = CLIPTextConfig(hidden_act="quick_gelu", bos_token_id=49406, eos_token_id=49407, **sizes["clip"])
-    clip, tokenizer = CLIPTextModelWithProjection(config), write_tokenizer(work / "clip")
+    text = {"hidden_act": "quick_gelu", "bos_token_id": 49406, "eos_token_id": 49407, **sizes["text"]}
+    config = CLIPConfig(text_config=text, vision_config={"hidden_act": "quick_gelu"} | sizes["image"], **sizes["clip"])
+    clip, tokenizer = CLIPModel(config), write_tokenizer(work / "clip")
     clip.save_pretrained(work / "clip")
+    side = config.vision_config.image_size
+    CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(
+        work / "clip"
+    )
     settings = {}
     for part in ("unet", "vae"):
         given = json.loads((STABLE_DIFFUSION_1 / part / "config.json").read_text())
@@ -188,6 +197,26 @@ def load(work: Path, fusion: str) -> tuple[Any, float]:
     return pipeline, loading_s
 
 
+def adapt(trial: Trial, trained: str) -> dict[str, Any]:
+    """Do one step of UniDiff with all three losses, rows encoded one by one, and write both models."""
+    from palindiff.training.loop.run_log import read_log
+    from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
+    from palindiff.training.recipes.yaml_files import load_recipe
+    from palindiff.training.trainer import train_recipe
+
+    work, output = trial.work, trial.work / f"unidiff-{trained}"
+    recipe = load_recipe(UniDiffRecipe, "adapt", [
+        f"clip.source={work / 'clip'}", f"stable_diffusion.source={work / 'stable-diffusion'}", f"trained={trained}",
+        f"data.path={work / 'data'}", "data.validation_fraction=0", "evaluation.validation_split=null",
+        f"machine.cache_dir={work / 'cache'}", "machine.num_workers=0", "machine.gradient_checkpointing=true",
+        f"machine.precision={'fp32' if trial.is_toy else 'bf16'}", "optimizer.kind=adamw_8bit",
+        f"loop.batch_size={BATCH_SIZE}", "loop.grad_cache_size=1", "loop.num_steps=1", "loop.log_every=1",
+        "evaluation.evaluators=[]",
+    ])  # fmt: skip
+    train_recipe(recipe, output, show_progress=False)
+    return {"step_s": max(line.get("elapsed_s", 0.0) for line in read_log(output / "log.jsonl"))}
+
+
 STAGES: dict[str, Callable[[Trial], dict[str, Any]]] = {
     "write the layouts": write_layouts,
     "init": init,
@@ -195,6 +224,8 @@ STAGES: dict[str, Callable[[Trial], dict[str, Any]]] = {
     "name one image, joint": lambda trial: name(trial, "joint"),
     "name one image, one_way": lambda trial: name(trial, "one_way"),
     "generate one image": generate,
+    "adapt one step, LoRA": lambda trial: adapt(trial, "lora"),
+    "adapt one step, all weights": lambda trial: adapt(trial, "all"),
 }
 
 

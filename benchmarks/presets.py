@@ -13,7 +13,7 @@ from palindiff.training.cost.estimate import Hardware, estimate
 from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe, preset_names
 
-COLUMNS = ("preset", "card_gb:.1f", "peak_gb:.1f", "activations_gb:.1f", "step_tflop:.0f")
+COLUMNS = ("preset", "card_gb:.1f", "peak_gb:.1f", "activations_gb:.1f", "rows_at_once", "step_tflop:.0f")
 
 
 def rows_of(recipe_name: str) -> list[Row]:
@@ -30,7 +30,8 @@ def rows_of(recipe_name: str) -> list[Row]:
                 "peak_gb": memory.peak / 1e9,
                 "activations_gb": memory.activations / 1e9,
                 "batch_size": recipe.loop.batch_size,
-                "rows_at_once": recipe.loop.batch_size // recipe.loop.accumulation,
+                "negatives": recipe.loop.batch_size // recipe.loop.accumulation - 1,
+                "rows_at_once": recipe.loop.grad_cache_size or recipe.loop.batch_size // recipe.loop.accumulation,
                 "step_tflop": found.tflop.whole_step,
             }
         )

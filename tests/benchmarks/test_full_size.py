@@ -27,6 +27,9 @@ def test_every_stage_runs_at_toy_size(tmp_path):
     assert all(each["seconds"] > 0 and each["peak_gib"] > 0 for each in found.values())
     assert found["train one step"]["step_s"] > 0
     assert (tmp_path / "run" / "checkpoint" / "query_stream" / "config.json").is_file()
+    for trained in ("lora", "all"):
+        assert (tmp_path / f"unidiff-{trained}" / "unidiff" / "clip" / "config.json").is_file()
+    assert found["adapt one step, LoRA"]["step_s"] > 0
     parameters = found["init"]["parameters"]
     assert parameters["U-Net"] > 0
     assert [place for place in parameters if place.startswith("site")] == [f"site {number}" for number in (1, 2, 3, 4)]

@@ -63,3 +63,23 @@ def test_several_tensors_stay_together():
     doubled, summed = in_chunks(lambda x, y: (2 * x, x + y), [a, b], 2)
     assert doubled.tolist() == (2 * a).tolist()
     assert summed.tolist() == (a + b).tolist()
+
+
+def test_gradients_of_chunks_are_summed_in_float32_under_bf16():
+    """A weight's bf16 copy is made for each chunk: the gradient of one copy for all would be summed in bf16."""
+    rows, network = torch.randn(64, 5, generator=torch.Generator().manual_seed(3)), nn.Linear(5, 1, bias=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        network(rows)  # the copy that autocast keeps must not be used either
+        in_chunks(lambda x: (network(x),), [rows], 1)[0].float().sum().backward()
+        assert torch.is_autocast_cache_enabled()
+    exact = rows.bfloat16().double().sum(0, keepdim=True)  # each row's own gradient is its bf16 numbers
+    torch.testing.assert_close(network.weight.grad.double(), exact, atol=1e-6, rtol=1e-6)
+
+
+def test_the_autocast_cache_is_as_before_after_an_error():
+    def encode(x):
+        raise RuntimeError("an error of the network")
+
+    with pytest.raises(RuntimeError, match="an error of the network"):
+        in_chunks(encode, [torch.zeros(4, 1)], 2)
+    assert torch.is_autocast_cache_enabled()

@@ -4,7 +4,8 @@ Here: the chunks. Not here: the losses over all rows (`alignment.py`), checkpoin
 transformers).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -25,5 +26,17 @@ def in_chunks(encode: Callable[..., tuple[Tensor, ...]], rows: Sequence[Tensor],
     if not num_rows or len(rows[0]) <= num_rows or not torch.is_grad_enabled():
         return encode(*rows)
     chunks = zip(*(each.split(num_rows) for each in rows), strict=True)
-    encoded = [checkpoint(encode, *chunk, use_reentrant=False) for chunk in chunks]
+    with _without_autocast_cache():
+        encoded = [checkpoint(encode, *chunk, use_reentrant=False) for chunk in chunks]
     return tuple(torch.cat(parts) for parts in zip(*encoded, strict=True))
+
+
+@contextmanager
+def _without_autocast_cache() -> Iterator[None]:
+    """Let every chunk convert the weights itself, so that gradients of chunks are summed in float32, not in bf16."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)

@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from palindiff.models.vae import VaeConfig, build_vae
+from palindiff.training.cost import estimate as cost
 from palindiff.training.cost.estimate import Hardware, count_disk, count_memory, count_parameters, count_time, estimate
 from palindiff.training.cost.flops import Work
 from palindiff.training.cost.weight_free import fake_run
@@ -43,6 +44,22 @@ def middling(toy_parts, tmp_path_factory):
     )
     (folder / "middling.yaml").write_text(yaml.safe_dump(tree))
     return tree, folder / "middling.yaml"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_memory_of_many_chunks_follows_from_that_of_a_few(precision, toy_parts, monkeypatch):
+    """Four chunks of two rows, run and continued from two and three; similarities grow with the square of rows."""
+    recipe = toy_recipe(toy_parts, loop={"batch_size": 8, "grad_cache_size": 2}, machine={"precision": precision})
+    all_rows = toy_recipe(toy_parts, loop={"batch_size": 8}, machine={"precision": precision})
+    with fake_run(recipe) as run:
+        continued = count_memory(run, recipe, CPU)
+        monkeypatch.setattr(cost, "MOST_CHUNKS", 4)
+        whole = count_memory(run, recipe, CPU)
+    with fake_run(all_rows) as run:
+        at_once = count_memory(run, all_rows, CPU)
+    assert continued.peak == pytest.approx(whole.peak, rel=1e-3)
+    assert continued.activations == pytest.approx(whole.activations, rel=5e-3)
+    assert whole.activations < 0.8 * at_once.activations
 
 
 @pytest.mark.slow

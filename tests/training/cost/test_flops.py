@@ -94,6 +94,15 @@ def test_checkpointing_computes_forward_twice(toy_parts):
     assert 1.1 < again["generation"] / without["generation"] < 4 / 3
 
 
+def test_a_gradient_cache_computes_forward_twice_unless_one_chunk_holds_all_rows(toy_parts):
+    without, cached, one_chunk = (
+        step(toy_parts, loop={"num_steps": 2, "batch_size": 4, "grad_cache_size": size}) for size in (0, 2, 4)
+    )
+    assert one_chunk == without
+    for task, work in without.items():
+        assert 1.3 < cached[task] / work < 1.35  # backward of twice forward's work, less what no gradient needs
+
+
 @pytest.mark.parametrize(("task", "names"), [("generation", ["generation"]), ("alignment", ["alignment"])])
 def test_a_task_alone_costs_its_own_work(task, names, toy_parts):
     alone, both = step(toy_parts, objective={"task": task}), step(toy_parts)

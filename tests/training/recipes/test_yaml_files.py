@@ -342,8 +342,8 @@ def test_a_larger_card_saves_less():
     presets = [load_recipe(DiffDisRecipe, "emoji", preset=f"{size}gb") for size in (12, 24, 40, 80)]
     bundled = files("palindiff.training.recipes").joinpath("presets").iterdir()
     assert sorted(each.name for each in bundled) == ["12gb.yaml", "24gb.yaml", "40gb.yaml", "80gb.yaml"]
-    parts = [256 // recipe.loop.accumulation if recipe.loop.batch_size > 8 else 8 for recipe in presets]
-    assert parts == [8, 32, 128, 256]  # rows that go through at once, of the paper's batch of 256
+    assert [recipe.loop.grad_cache_size for recipe in presets] == [4, 32, 128, 0]  # rows that go through at once
+    assert [recipe.loop.accumulation for recipe in presets] == [1, 1, 1, 1]  # all captions are negatives
     assert [recipe.machine.ema_device for recipe in presets] == ["cpu", "cpu", "same", "same"]
     assert [recipe.optimizer.kind for recipe in presets] == ["adamw_8bit", "adamw", "adamw", "adamw"]
 
@@ -351,7 +351,7 @@ def test_a_larger_card_saves_less():
 def test_a_preset_overrides_the_recipe_and_overrides_override_it(write):
     recipe = write("extends: emoji\nloop: {accumulation: 16}\nmachine: {precision: fp32, num_threads: 3}\n")
     laid = load_recipe(DiffDisRecipe, recipe, ["machine.ema_device=same"], preset="24gb")
-    assert (laid.loop.accumulation, laid.machine.precision) == (8, "bf16")
+    assert (laid.loop.accumulation, laid.machine.precision) == (1, "bf16")
     assert (laid.machine.num_threads, laid.machine.ema_device) == (3, "same")
 
 

@@ -15,6 +15,7 @@ from palindiff.training.loop.distributed import UNITS, is_sharded
 from palindiff.training.loop.loop_config import check_shares
 from palindiff.training.recipes.schema import DiffDisRecipe
 
+MOST_CHUNKS = 3  # of a gradient cache, that are run
 PARTS = ("unet", "query_stream", "vae", "text_encoder")
 
 
@@ -111,15 +112,32 @@ def _count(module: nn.Module) -> int:
 
 def count_memory(run: WeightFreeRun, recipe: DiffDisRecipe, hardware: Hardware) -> Memory:
     """Count what one process holds, on `fake_run`, one step of which is run."""
-    held, loop, machine = count_held(run, recipe, hardware), recipe.loop, recipe.machine
-    b = loop.batch_size // (loop.accumulation * hardware.processes)
-    batch, draws = run.features.read(torch.arange(b), torch.rand(b, 2)), run.objective.draw(b, torch.Generator())
-    num_parts = min(loop.accumulation, 2)  # in the second the gradients of the first are there
-    live = count_step(run.objective.train(), batch, draws, num_parts, machine.precision, hardware.device)
+    held, loop = count_held(run, recipe, hardware), recipe.loop
+    num_rows = loop.batch_size // (loop.accumulation * hardware.processes)
+    activations, peak = _step_bytes(run, recipe, hardware.device, num_rows)
     # sharded gradients are freed while others are computed
-    is_shared = is_sharded(machine, hardware.processes)
-    peak = live.activations_peak if is_shared else live.peak - held["gradients"]
-    return Memory(**held, activations=live.activations_peak, peak=sum(held.values()) + peak)
+    is_shared = is_sharded(recipe.machine, hardware.processes)
+    beside = activations if is_shared else peak - held["gradients"]
+    return Memory(**held, activations=activations, peak=sum(held.values()) + beside)
+
+
+def _step_bytes(run: WeightFreeRun, recipe: DiffDisRecipe, device: DeviceKind, num_rows: int) -> tuple[int, int]:
+    """Run a step; of many chunks of a gradient cache two and three, each of which adds the same.
+
+    Units: -> bytes of the most activations at once, and of the most that a step makes, gradients included.
+    """
+    chunk = recipe.loop.grad_cache_size
+    if chunk and num_rows > MOST_CHUNKS * chunk:
+        two, three = (_step_bytes(run, recipe, device, number * chunk) for number in (2, 3))
+        num_more = num_rows / chunk - 2
+        activations, peak = (round(a + num_more * (b - a)) for a, b in zip(two, three, strict=True))
+        return activations, peak
+    rows = torch.arange(num_rows)
+    batch, draws = run.features.read(rows, torch.rand(num_rows, 2)), run.objective.draw(num_rows, torch.Generator())
+    num_parts = min(recipe.loop.accumulation, 2)  # in the second the gradients of the first are there
+    live = count_step(run.objective.train(), batch, draws, num_parts, recipe.machine.precision, device)
+    is_cached = chunk and num_rows > chunk  # gradients then live from the first chunk on, counted when all are summed
+    return live.peak - live.gradients if is_cached else live.activations_peak, live.peak
 
 
 def count_held(run: WeightFreeRun, recipe: DiffDisRecipe, hardware: Hardware) -> dict[str, int]:

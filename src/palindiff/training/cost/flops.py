@@ -3,6 +3,8 @@
 Not here: how long that takes (`estimate.py`).
 """
 
+import copy
+
 import torch
 from pydantic import BaseModel, computed_field
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -36,10 +38,15 @@ class Work(BaseModel, frozen=True):
 
 
 def step_tflop(run: WeightFreeRun, recipe: DiffDisRecipe) -> dict[str, float]:
-    """Work of one row times the rows, on `fake_run`; the rows' similarities among each other are left out."""
-    objective, task = run.objective.train(), recipe.objective.task
-    batch = run.features.read(torch.arange(1), torch.rand(1, 2))
-    draws, z_0 = objective.draw(1, torch.Generator()), batch["z_mean"].float()
+    """Work of one row times the rows, on `fake_run`; the rows' similarities among each other are left out.
+
+    With a gradient cache each row is encoded a second time, as two rows in chunks of one are.
+    """
+    objective, task, loop = copy.copy(run.objective.train()), recipe.objective.task, recipe.loop
+    is_cached = 0 < loop.grad_cache_size < loop.batch_size // loop.accumulation
+    b, objective.grad_cache_size = (2, 1) if is_cached else (1, 0)
+    batch = run.features.read(torch.arange(b), torch.rand(b, 2))
+    draws, z_0 = objective.draw(b, torch.Generator()), batch["z_mean"].float()
     with torch.no_grad():
         c, e_0, c_empty = objective.texts(batch)
 
@@ -55,10 +62,9 @@ def step_tflop(run: WeightFreeRun, recipe: DiffDisRecipe) -> dict[str, float]:
             (c.float().sum() + e_0.sum()).backward()
 
     tasks = {"generation": generate, "alignment": align}
-    rows = recipe.loop.batch_size
-    works = {name: rows * count_tflop(each) for name, each in tasks.items() if task in ("both", name)}
-    if recipe.text.is_live:  # the empty caption is encoded once a step beside the row's own
-        works["captions"] = (rows + 1) * count_tflop(encode) / 2
+    works = {name: loop.batch_size / b * count_tflop(each) for name, each in tasks.items() if task in ("both", name)}
+    if recipe.text.is_live:  # the empty caption is encoded once a step beside the rows' own
+        works["captions"] = (loop.batch_size + 1) / (b + 1) * count_tflop(encode)
     return works
 
 
