@@ -56,7 +56,6 @@ def test_every_quantity_in_prose_is_compared_below():
     assert {page: texts for page, texts in found.items() if texts} == {
         "README.md": {"12 M parameters"},
         "cc3m.md": {"45.9 GB"},
-        "memory.md": {"24 GB"},  # a GPU's name, as in the preset
         "results.md": {"12 M parameters"},
         "vae.md": {"3.1 M parameters"},
     }

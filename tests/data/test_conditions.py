@@ -5,12 +5,12 @@ import json
 import pytest
 from PIL import Image
 
-from palindiff.data.conditions import Condition, select_where
+from palindiff.data.conditions import Condition, select_by_hash, select_where
 from palindiff.data.sources import DataConfig, open_images
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("set")
     lines = []
     for i, (label, style) in enumerate([("cat", "flat"), ("flag: A", "flat"), ("flag: B", "outlined"), (None, None)]):
@@ -18,6 +18,11 @@ def rows(tmp_path_factory):
         line = {"file_name": f"{i}.png", "captions": [f"caption {i}"], "label": label, "style": style}
         lines.append(json.dumps(line))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(folder):
     return open_images(DataConfig(path=str(folder)))
 
 
@@ -52,3 +57,23 @@ def test_rows_that_meet_all_conditions_are_kept(texts, kept, rows):
 def test_a_condition_that_cannot_be_met_is_refused(text, message, rows):
     with pytest.raises(ValueError, match=message):
         select_where(rows, [Condition.parse(text)])
+
+
+def test_rows_chosen_by_hash_are_a_part_of_more_rows_and_keep_their_order(rows):
+    names = [each["image_path"] for each in rows.columns()]
+    chosen = [[each["image_path"] for each in select_by_hash(rows, number).columns()] for number in (1, 2, len(rows))]
+    assert [len(each) for each in chosen] == [1, 2, len(rows)]
+    assert set(chosen[0]) < set(chosen[1]) < set(chosen[2])
+    assert chosen[1] == [name for name in names if name in chosen[1]]
+    assert chosen[2] == names
+    assert select_by_hash(rows, 100) is rows
+
+
+def test_a_recipe_s_data_are_chosen_too(rows, folder):
+    config = DataConfig(path=str(folder), where=("style = flat",), num_images=1)
+    assert config.where == ("style=flat",)
+    found = open_images(config)
+    assert len(found) == 1
+    assert next(iter(found.columns()))["style"] == "flat"
+    with pytest.raises(ValueError, match="has no key"):
+        DataConfig(path=str(folder), where=("flat",))

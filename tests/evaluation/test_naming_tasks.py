@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
 from palindiff.evaluation.intervals import bootstrap_interval
-from palindiff.evaluation.naming_tasks import caption_retrieval, classification, retrieval
+from palindiff.evaluation.naming_tasks import caption_retrieval, class_retrieval, classification, retrieval
 from palindiff.evaluation.retrieval import chance_recall, chance_reciprocal_rank
 
 
@@ -34,6 +34,24 @@ def test_classification_is_what_sorting_finds():
     assert found["mean_per_class_recall"].value == pytest.approx(expected)
     assert all(each.items.double().mean() == pytest.approx(each.value) for each in found.values())
     assert list(by_name(classification(e_0_hat, e[:6], truth, ks=(1, 7)))) == ["acc1", "mean_per_class_recall"]
+
+
+def test_mean_average_precision_is_scikit_learn_s():
+    e_0_hat, e, truth = unit(40, 8), unit(7, 8, seed=1), torch.arange(40) % 6  # a class without images
+    (found,) = class_retrieval(e_0_hat, e, truth)
+    expected = [average_precision_score((truth == c).numpy(), (e_0_hat @ e[c]).numpy()) for c in range(6)]
+    assert found.items.tolist() == pytest.approx(expected)
+    assert found.value == pytest.approx(sum(expected) / 6)
+    assert (found.name, found.n) == ("class_retrieval_map", 6)
+
+
+def test_chance_of_average_precision_is_that_of_random_orders_and_ties_count_against_the_model():
+    truth = torch.tensor([0] * 3 + [1] * 9)
+    values = [class_retrieval(unit(12, 4, seed=s), unit(2, 4, seed=s + 1000), truth)[0] for s in range(2000)]
+    assert sum(each.value for each in values) / 2000 == pytest.approx(values[0].chance, abs=0.01)  # 3 standard errors
+    (tied,) = class_retrieval(unit(1, 4).expand(12, 4), unit(2, 4, seed=1), truth)
+    by_hand = [(1 / 10 + 2 / 11 + 3 / 12) / 3, sum(k / (k + 3) for k in range(1, 10)) / 9]
+    assert tied.items.tolist() == pytest.approx(by_hand)
 
 
 def test_one_class_is_refused():

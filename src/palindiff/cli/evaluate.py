@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from palindiff.evaluation.tasks import NamingSetting, Setting
     from palindiff.inference.embedder import Embedder
 
-TASKS = ("classification", "retrieval", "chain_use", "collapse", "linear_probe", "controls")
+TASKS = ("classification", "retrieval", "class_retrieval", "chain_use", "collapse", "linear_probe", "controls")
 OF_GENERATION = ("generation", "diffusion_classifier")  # tasks of any Stable Diffusion
 Number = TypeVar("Number", int, float)
 
@@ -229,9 +229,10 @@ def _named(text: str, split: str, on_bad: OnBad, where: list[str]) -> "NamedData
     name, equals, path = text.partition("=")
     if not equals or "/" in name:
         name, path = Path(text.removesuffix("/").removesuffix("/{split}")).name, text
-    conditions = tuple(Condition.parse(each) for each in where)
+    conditions = [str(Condition.parse(each)) for each in where]
     label = f"{name}/{split}" + "".join(f" {each}" for each in conditions)
-    return NamedData(label, DataConfig(path=path, split=split, on_bad=on_bad), conditions, find_class_set(name))
+    config = DataConfig(path=path, split=split, on_bad=on_bad, where=conditions)
+    return NamedData(label, config, find_class_set(name))
 
 
 def _settings(steps: str, guidance_scales: str, seeds: str) -> "list[NamingSetting]":

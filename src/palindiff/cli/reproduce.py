@@ -40,12 +40,13 @@ def reproduce(
       palindiff reproduce table4 --scale emoji --data data
       palindiff reproduce claims --scale emoji --data data --finished-only
     """
+    from palindiff.experiments.reproduction.plan import load_plan
     from palindiff.experiments.reproduction.reproduce import ReproduceOptions, Reproduction
 
     stem = Path(scale).stem
     options = ReproduceOptions(
-        target, scale, data, runs, results or Path("results") / f"{target}-{stem}.json", tuple(overrides or ()),
-        finished_only, find_device(device), num_workers,
+        target, scale, data, runs, results or Path("results") / load_plan(scale).result_file(target, stem),
+        tuple(overrides or ()), finished_only, find_device(device), num_workers,
     )  # fmt: skip
     reproduction = Reproduction(options, lambda sentence: typer.echo(sentence))
     if dry_run:

@@ -1,10 +1,11 @@
-"""Parts of a set, chosen by the columns of its rows: `style=flat`, `label!=flag*`."""
+"""Parts of a set, chosen by the columns of its rows, `style=flat`, `label!=flag*`, or by hash."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from palindiff.data.rows import ImageSet
+from palindiff.seeds import hash_63_bits
 
 
 @dataclass(frozen=True)
@@ -55,3 +56,14 @@ def select_where(rows: ImageSet, conditions: Sequence[Condition]) -> ImageSet:
             "patterns."
         )
     return rows.select(chosen)
+
+
+def select_by_hash(rows: ImageSet, number: int) -> ImageSet:
+    """Keep `number` rows in their order, chosen by hash of the image's path; all rows if there are no more.
+
+    A smaller number keeps a part of what a larger one does.
+    """
+    places = [hash_63_bits(f"chosen {each['image_path']}") for each in rows.columns()]
+    if number >= len(places):
+        return rows
+    return rows.select(sorted(sorted(range(len(places)), key=places.__getitem__)[:number]))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from palindiff.data.conditions import Condition, select_by_hash, select_where
 from palindiff.data.folder import (
     SplitFolder,
     find_metadata,
@@ -56,6 +57,8 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     caption_template: str = "a photo of a {c}"  # the caption of a row that has only a class {c}
     on_bad: OnBad = "refuse"  # bad rows: "refuse" the source, listing them; or "skip" them, reporting how many and why
     check_images: bool = False  # True: decode each once on opening, so that damaged ones count as bad rows
+    where: tuple[str, ...] = ()  # KEY=PATTERN or KEY!=PATTERN: keep the rows that meet all, such as style=flat
+    num_images: int | None = Field(None, gt=0)  # to train on, chosen by hash of those rows; None: all
 
     @field_validator("caption_template")
     @classmethod
@@ -65,6 +68,11 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
                 f"`{template}` names no class. Expected {{c}} in place of its name. Use 'a photo of a {{c}}'."
             )
         return template
+
+    @field_validator("where")
+    @classmethod
+    def _are_conditions(cls, where: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(Condition.parse(each)) for each in where)
 
     @model_validator(mode="after")
     def _is_a_folder_with_captions(self) -> "DataConfig":
@@ -77,10 +85,11 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
 
 def open_images(config: DataConfig) -> ImageSet:
-    """Open the rows of a split, checked but not decoded.
+    """Open the rows of a split that meet the conditions, checked but not decoded.
 
-    Raises: ValueError if rows are bad (all are reported at once), the source has no such split, or is of no known
-        kind; FileNotFoundError if the path does not exist; ConnectionError if the Hub cannot be reached.
+    Raises: ValueError if rows are bad (all are reported at once), the source has no such split, is of no known kind,
+        or has no row or column of a condition; FileNotFoundError if the path does not exist; ConnectionError if the
+        Hub cannot be reached.
     """
     kind, found = find_source(config)
     path, split = _split_path(config)
@@ -100,7 +109,9 @@ def open_images(config: DataConfig) -> ImageSet:
         table = load_parquet(found) if kind == "parquet" else load_hub(found, config.subset, config.split)
         columns = find_columns(table.features, config.image_column, config.caption_column, source)
         index, images = index_table(table, columns, config.caption_template)
-    return check_rows(index, images, source, config.on_bad, config.check_images)
+    rows = check_rows(index, images, source, config.on_bad, config.check_images)
+    rows = select_where(rows, [Condition.parse(each) for each in config.where])
+    return rows if config.num_images is None else select_by_hash(rows, config.num_images)
 
 
 def open_any_images(config: DataConfig) -> ImageSet:

@@ -36,8 +36,16 @@ def mean_pairwise_cosine(e: Tensor) -> float:
     Raises: ValueError as `check_embeddings`.
     """
     check_embeddings(e)
-    n = len(e)
-    return float((e.double().sum(dim=0).square().sum() - n) / (n * (n - 1)))
+    return float(counted_mean_cosine(e, torch.ones(1, len(e), dtype=torch.float64)))
+
+
+def counted_mean_cosine(e: Tensor, counts: Tensor) -> Tensor:
+    """Mean cosine of two different embeddings, where embedding i is there `counts[:, i]` times.
+
+    Shapes: e (n, d) float, unit length; counts (r, n) float64 -> (r,) float64.
+    """
+    of_sum, same = (counts @ e.double()).square().sum(dim=1), counts.square().sum(dim=1)  # (r,)
+    return (of_sum - same) / (counts.sum(dim=1).square() - same)
 
 
 def uniformity(e: Tensor, t: float = UNIFORMITY_T) -> float:

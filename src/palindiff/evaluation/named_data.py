@@ -6,7 +6,6 @@ Here: opening it. Not here: reading a source (`data/sources.py`), class sets (`c
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from palindiff.data.conditions import Condition, select_where
 from palindiff.data.rows import ImageSet
 from palindiff.data.sources import DataConfig, open_images
 from palindiff.evaluation.class_sets import ClassSet, class_set_of
@@ -18,7 +17,6 @@ class NamedData:
 
     name: str
     config: DataConfig
-    conditions: tuple[Condition, ...] = ()  # that rows must meet
     class_set: ClassSet | None = None  # None: the classes are those of the images
 
     @property
@@ -27,11 +25,11 @@ class NamedData:
         return Path(self.config.path.replace("{split}", self.config.split)).expanduser()
 
     def open(self) -> ImageSet:
-        """Open the rows that meet the conditions.
+        """Open the rows.
 
-        Raises: as `open_images` and `select_where`.
+        Raises: as `open_images`.
         """
-        return select_where(open_images(self.config), self.conditions)
+        return open_images(self.config)
 
     def classes(self, rows: ImageSet) -> ClassSet:
         """Its class set, or that of its images.

@@ -108,6 +108,36 @@ def caption_retrieval(
     return retrieval(e_0_hat.cpu(), encode_text(different).cpu(), torch.tensor(pairs), ks)
 
 
+def class_retrieval(e_0_hat: Tensor, e: Tensor, truth: Tensor) -> list[Metric]:
+    """Retrieval of the images of a class by its name: mean average precision over the classes that have images.
+
+    For many images with few different captions, where recall@k of captions says little.
+
+    Source:  average precision as in Manning et al., Introduction to Information Retrieval (2008), 8.4.
+    Shapes:  e_0_hat (n, d) of images, e (c, d) of classes, unit length; truth (n,) int64.
+    Departs: a wrong image that ties with a right one counts as before it.
+    """
+    scores = (e.double() @ e_0_hat.double().T).float()  # (c, n)
+    classes, counts = truth.unique(return_counts=True)
+    found = []
+    for number in classes.tolist():
+        is_right = truth == number
+        right = scores[number][is_right].sort(descending=True).values
+        num_before = (scores[number][~is_right][None, :] >= right[:, None]).sum(dim=1)  # wrong ones
+        place = torch.arange(1, len(right) + 1, device=right.device)
+        found.append((place / (place + num_before)).double().mean())
+    items = torch.stack(found).cpu()
+    chance = sum(_chance_precision(count, len(truth)) for count in counts.tolist()) / len(counts)
+    return [Metric("class_retrieval_map", float(items.mean()), len(items), chance, items)]
+
+
+def _chance_precision(num_right: int, n: int) -> float:
+    """Expected average precision of a random order of n images, `num_right` of them right."""
+    harmonic = sum(1 / place for place in range(1, n + 1)) / n
+    others = (num_right - 1) / (n - 1) if n > 1 else 0.0
+    return harmonic + others * (1 - harmonic)
+
+
 def share(hits: Tensor) -> float:
     """Share of items that are True."""
     return int(hits.sum()) / len(hits)

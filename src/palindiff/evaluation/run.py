@@ -32,6 +32,7 @@ from palindiff.evaluation.tasks import (
     Texts,
     check_task,
     measure_chain_use,
+    measure_class_retrieval,
     measure_classification,
     measure_collapse,
     measure_linear_probe,
@@ -54,6 +55,7 @@ Progress = Callable[[str, int, int], None]
 TASKS: dict[Task, Callable[[Embedded], list[Metric]]] = {
     "classification": measure_classification,
     "retrieval": measure_retrieval,
+    "class_retrieval": measure_class_retrieval,
     "chain_use": measure_chain_use,
     "collapse": measure_collapse,
     "linear_probe": measure_linear_probe,
@@ -150,9 +152,9 @@ class Evaluation:
                 f"`{data.path}` holds embeddings, and `{needing[0]}` needs the images. Expected images for it. Pass "
                 "the images as --data, or leave the task out."
             )
-        if data.conditions:
+        if data.config.where:
             raise ValueError(
-                f"`{data.path}` holds embeddings, and {data.conditions[0]} was asked of their rows. Expected all "
+                f"`{data.path}` holds embeddings, and {data.config.where[0]} was asked of their rows. Expected all "
                 "rows. Pass the images as --data, or leave the condition out."
             )
         for setting in self.settings:

@@ -26,14 +26,17 @@ from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.embedder import Embedder, PipelineEmbedder
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels
 
-Task = Literal["classification", "retrieval", "chain_use", "collapse", "linear_probe", "controls"]
+Task = Literal[
+    "classification", "retrieval", "class_retrieval", "chain_use", "collapse", "linear_probe", "controls"
+]  # fmt: skip
 Control = Literal["shuffled_images", "zeroed_images", "nearest_thumbnail", "nearest_efflite0"]
 NEAREST: frozenset[Control] = frozenset({"nearest_thumbnail", "nearest_efflite0"})  # need training images
-NEEDS_CLASSES: frozenset[Task] = frozenset({"classification", "linear_probe"})
+NEEDS_CLASSES: frozenset[Task] = frozenset({"classification", "class_retrieval", "linear_probe"})
 NEEDS_IMAGES: frozenset[Task] = frozenset({"chain_use", "controls"})  # embeddings alone do not do
 OPTIONS_OF: dict[Task, set[str]] = {
     "classification": {"templates"},
     "retrieval": {"retrieval_ks"},
+    "class_retrieval": {"templates"},
     "chain_use": {"chain_images"},
     "collapse": set(),
     "linear_probe": set(),
@@ -170,6 +173,12 @@ def measure_retrieval(data: Embedded) -> list[Metric]:
     return naming_tasks.caption_retrieval(
         data.e_0_hat, data.captions, data.texts.encode_text, data.options.retrieval_ks
     )
+
+
+def measure_class_retrieval(data: Embedded) -> list[Metric]:
+    """Retrieval of the images of each class of the set by its name."""
+    e = data.texts.encode_labels(data.classes.class_names, data.classes.templates)
+    return naming_tasks.class_retrieval(data.e_0_hat, e, true_classes(data.rows, data.classes))
 
 
 def measure_chain_use(data: Embedded) -> list[Metric]:

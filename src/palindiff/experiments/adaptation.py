@@ -31,10 +31,10 @@ from palindiff.experiments.adaptation_page import AdaptationReport, Sample, adap
 from palindiff.experiments.adaptation_preset import Preset, choose_preset
 from palindiff.inference.clip_model import ClipModel
 from palindiff.inference.generation import generate_images
-from palindiff.pretrained.unidiff_folders import CLIP_FOLDER, STABLE_DIFFUSION_FOLDER, stock_pipeline
+from palindiff.pretrained.unidiff_folders import load_unidiff, stock_pipeline
 from palindiff.training.base_trainer import BEST_FILE, open_sets
 from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
-from palindiff.training.recipes.build_unidiff import UniDiffParts, build_unidiff
+from palindiff.training.recipes.build_unidiff import UniDiffParts, load_start
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 from palindiff.training.recipes.yaml_files import load_recipe, prepare_run_dir
 from palindiff.training.train_unidiff import UniDiffTrainer
@@ -101,7 +101,7 @@ class Adaptation:
     @cached_property
     def start(self) -> UniDiffParts:
         """Both models as they are, with all weights as parts of them."""
-        return build_unidiff(self._load(("trained=all",)))
+        return load_start(self._load(()))
 
     @cached_property
     def preset(self) -> Preset:
@@ -131,13 +131,13 @@ class Adaptation:
         self.report("training")
         trainer = make_trainer(recipe, options.run)
         trainer.train()
-        best = options.run / "best"
-        chosen = best if best.is_dir() else options.run / UniDiffTrainer.result_name
+        chosen = options.run / UniDiffTrainer.result_name
         for part in sorted(path.name for path in chosen.iterdir()):
             with atomic_folder(options.output / part, replace=True) as folder:
                 shutil.copytree(chosen / part, folder, dirs_exist_ok=True)
         self.report("measuring the adapted models")
-        after = self._measure(validation, *load_adapted(options.output), "after")
+        clip, pipeline = load_unidiff(options.output)
+        after = self._measure(validation, ClipModel(clip), pipeline, "after")
         page = self._page(before, after, time.perf_counter() - began)
         target = options.output / "report.html"
         atomic_text(target, page)
@@ -258,14 +258,6 @@ def recall_and_collapse(clip: ClipModel, rows: list[CaptionedImage]) -> Numbers:
     ks = [k for k in (1, 5, 10) if k <= num_answers]
     found = {each.name: each.value for each in caption_retrieval(v, captions, clip.encode_text, ks)}
     return found | {"effective_rank": effective_rank(v), "mean_cosine": mean_pairwise_cosine(v)}
-
-
-def load_adapted(folder: Path) -> tuple[ClipModel, StableDiffusionPipeline]:
-    """Load both models that `Adaptation.run` writes."""
-    pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
-        folder / STABLE_DIFFUSION_FOLDER, use_safetensors=True, safety_checker=None, requires_safety_checker=False
-    )
-    return ClipModel.from_pretrained(folder / CLIP_FOLDER), pipeline
 
 
 def device_memory() -> int:

@@ -5,7 +5,6 @@ Here: both forms of the loss. Not here: where the features come from (`unidiff.p
 UniDiff's paper is public as an abstract only, and without code, so both forms are reconstructions of ours.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -55,9 +54,10 @@ def relational_consistency(v: Tensor, d: Tensor, weight: Tensor, temperature: fl
 def _similarities(features: Tensor, temperature: float) -> Tensor:
     """Shapes: (b, k) unit -> (b, b - 1), log-probabilities of all others."""
     b = len(features)
-    others = ~torch.eye(b, dtype=torch.bool, device=features.device)
-    scores = (features @ features.T / temperature)[others].view(b, b - 1)  # row by row, without the diagonal
-    return scores.log_softmax(dim=1)
+    scores = features @ features.T / temperature  # (b, b)
+    # without the first number of all, each b + 1 numbers end in one of the diagonal
+    others = scores.flatten()[1:].view(b - 1, b + 1)[:, :-1].reshape(b, b - 1)
+    return others.log_softmax(dim=1)
 
 
 def _divergence(target: Tensor, log_probabilities: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from palindiff.models.image_encoder import ImageEncoder
 from palindiff.models.lora import lora_settings, lora_weights, merged, trains_lora
 from palindiff.models.strict_model import check_finite
 from palindiff.models.text_encoder import TextEncoder
-from palindiff.pretrained.clip_folders import ClipParts, save_clip
+from palindiff.pretrained.clip_folders import ClipParts, load_clip, save_clip
 from palindiff.pretrained.saving import make_portable, save_lora
 
 CLIP_FOLDER, STABLE_DIFFUSION_FOLDER = "clip", "stable_diffusion"
@@ -29,6 +29,17 @@ def stock_pipeline(
         vae=vae, text_encoder=text.model, tokenizer=text.tokenizer, unet=unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
+
+
+def load_unidiff(folder: Path) -> tuple[ClipParts, StableDiffusionPipeline]:
+    """Load both models that `save_unidiff` writes, in float32.
+
+    Raises: FileNotFoundError, OSError or ValueError if one is missing or damaged.
+    """
+    pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
+        folder / STABLE_DIFFUSION_FOLDER, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+    )
+    return load_clip(folder / CLIP_FOLDER), pipeline
 
 
 def save_unidiff(

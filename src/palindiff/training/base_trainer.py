@@ -5,6 +5,7 @@ itself (`loop/`), which trainer a recipe has (`trainer.py`).
 """
 
 import json
+import shutil
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -107,7 +108,7 @@ class Trainer(ABC, Generic[R]):
         result = self.output / self.result_name
         if self.accelerator.is_main_process and (state.has_learned or not result.exists()):
             self.finish()
-            self._write(result)
+            self._write_result(result)
         self.accelerator.wait_for_everyone()
         return self.trained_model()
 
@@ -123,7 +124,7 @@ class Trainer(ABC, Generic[R]):
 
     @property
     def patience(self) -> int:
-        """Evaluations without a better score, after which training stops; 0: never."""
+        """Evaluations without a better score, after which training stops with the best as its result; 0: never."""
         return 0
 
     def stops_early(self, step: int) -> bool:
@@ -175,6 +176,15 @@ class Trainer(ABC, Generic[R]):
         """Open the images to train on and to validate on, as `open_sets` of the recipe."""
         return open_sets(self.recipe)
 
+    def _write_result(self, result: Path) -> None:
+        """Write the weights of the last step, or those of the best evaluation if training may stop early."""
+        best = self.output / "best"
+        if not (self.patience and best.is_dir()):
+            self._write(result)
+            return
+        with atomic_folder(result, replace=True) as unfinished:
+            shutil.copytree(best, unfinished, dirs_exist_ok=True)
+
     def _write(self, folder: Path) -> None:
         with atomic_folder(folder, replace=True) as unfinished:
             self.save(unfinished)
@@ -192,7 +202,7 @@ def open_sets(recipe: Recipe) -> tuple[ImageSet, ImageSet | None]:
     if split is None:
         return images, None
     try:
-        return images, open_images(data.model_copy(update={"split": split}))
+        return images, open_images(data.model_copy(update={"split": split, "num_images": None}))
     except (FileNotFoundError, ValueError) as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(

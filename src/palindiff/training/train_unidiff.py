@@ -22,7 +22,7 @@ from palindiff.models.fingerprint import fingerprint
 from palindiff.models.unet_encoder import square_side
 from palindiff.objectives.unidiff import UniDiffObjective
 from palindiff.pretrained.clip_folders import ClipParts
-from palindiff.pretrained.unidiff_folders import CLIP_FOLDER, save_unidiff, stock_pipeline
+from palindiff.pretrained.unidiff_folders import CLIP_FOLDER, load_unidiff, save_unidiff, stock_pipeline
 from palindiff.training.base_trainer import Trainer
 from palindiff.training.clip_evaluation import EVALUATORS, clip_rows
 from palindiff.training.features import dataset
@@ -137,8 +137,11 @@ class UniDiffTrainer(Trainer[UniDiffRecipe]):
         save_unidiff(folder, self.clip_parts, self.parts.unet, self.parts.vae, self.parts.scheduler)
 
     def trained_model(self) -> tuple[ClipModel, StableDiffusionPipeline]:
-        """Both models with the EMA weights."""
-        return self.clip, self.pipeline
+        """Both models as they were written: with the EMA weights, those of LoRA added."""
+        if not self.accelerator.is_main_process:  # whose disk may not have them
+            return self.clip, self.pipeline
+        parts, pipeline = load_unidiff(self.output / self.result_name)
+        return ClipModel(parts), pipeline
 
     @property
     def pipeline(self) -> StableDiffusionPipeline:

@@ -5,10 +5,11 @@ Not here: what a run will take (`cost/estimate.py`).
 
 from pathlib import Path
 
-from palindiff.training.cost.flops import contrastive_step_tflop, step_tflop
+from palindiff.training.cost.flops import contrastive_step_tflop, step_tflop, unidiff_step_tflop
 from palindiff.training.cost.weight_free import fake_run
 from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
 from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe, Recipe
+from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 from palindiff.training.recipes.yaml_files import RECIPE_FILE, load_recipe
 from palindiff.training.trainer import recipe_classes
 
@@ -39,6 +40,8 @@ def tflop_of_step(recipe: Recipe) -> float | None:
     """
     if isinstance(recipe, ContrastiveRecipe):
         return sum(contrastive_step_tflop(recipe).values())
+    if isinstance(recipe, UniDiffRecipe):
+        return unidiff_step_tflop(recipe)
     if not isinstance(recipe, DiffDisRecipe):
         return None
     with fake_run(recipe) as run:

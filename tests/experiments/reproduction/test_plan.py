@@ -43,7 +43,7 @@ from palindiff.experiments.reproduction.plan import load_plan, plan_names
                 tree["claims"].update(P2={"text": "t", "a": "both", "b": "both", "metric": "kd"})
                 or tree.pop("claimed_generation")
             ),
-            r"A claim compares generation\. Expected `claimed_generation`",
+            r"`claims\.P2` compares generation\. Expected `claimed_generation`",
         ),
         (lambda tree: tree.update(colour="red"), r"`colour`: found an unknown key"),
     ],

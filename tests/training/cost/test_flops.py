@@ -7,13 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from palindiff.training.cost.flops import Work, contrastive_step_tflop, count_tflop, naming_tflop, step_tflop
+from palindiff.training.cost.flops import (
+    Work,
+    contrastive_step_tflop,
+    count_tflop,
+    naming_tflop,
+    step_tflop,
+    unidiff_step_tflop,
+)
 from palindiff.training.cost.weight_free import fake_run
 from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe
 from toys.contrastive import contrastive_recipe
 from toys.recipe import toy_recipe
 from toys.text_encoders import LENGTH, QUERY_WIDTH, WIDTH
+from toys.unidiff import unidiff_recipe
 
 
 def naming(root, **sections):
@@ -154,3 +162,21 @@ def test_the_emoji_rival_costs_what_naming_alone_costs():
     for name in ("batch_size", "num_steps", "ema_decay"):
         assert getattr(rival.loop, name) == getattr(emoji.loop, name)
     assert (rival.views, rival.text, rival.data) == (emoji.views, emoji.text, emoji.data)
+
+
+def test_the_work_of_unidiff_is_that_of_its_losses(toy_parts, stable_diffusion):
+    """Both losses share the text encoder; consistency encodes nothing more; twice the rows are twice the work."""
+
+    def work(loop=None, **objective):
+        off = {"contrastive_weight": 0, "generation_weight": 0, "consistency_weight": 0}
+        recipe = unidiff_recipe(toy_parts, stable_diffusion, objective=off | objective, loop=loop or {})
+        return unidiff_step_tflop(recipe)
+
+    contrastive, generation = work(contrastive_weight=1), work(generation_weight=1)
+    both = work(contrastive_weight=1, generation_weight=1)
+    assert max(contrastive, generation) < both < contrastive + generation
+    relational = work(contrastive_weight=1, generation_weight=1, consistency_weight=1, consistency="relational")
+    assert relational == pytest.approx(both, rel=1e-3)
+    assert work({"batch_size": 8}, contrastive_weight=1) == pytest.approx(2 * contrastive)
+    cached = work({"grad_cache_size": 2}, contrastive_weight=1, generation_weight=1)
+    assert 1.2 < cached / both < 1.4

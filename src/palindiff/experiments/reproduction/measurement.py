@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 
 import palindiff
 from palindiff.atomic import atomic_file, atomic_text
-from palindiff.data.conditions import Condition
 from palindiff.data.images import ImageFileError, ImageSource, decode_image, to_pixels
 from palindiff.data.rows import CaptionedImage, ImageSet
 from palindiff.data.sources import DataConfig
@@ -37,12 +36,15 @@ from palindiff.evaluation.results import Row
 from palindiff.evaluation.run import Evaluation
 from palindiff.evaluation.run_diffusion_classifier import DiffusionClassifierConfig, evaluate_diffusion_classifier
 from palindiff.evaluation.tasks import (
+    NEEDS_CLASSES,
     Embedded,
     EvaluationOptions,
     NamingSetting,
     Task,
     Texts,
+    measure_class_retrieval,
     measure_classification,
+    measure_collapse,
     measure_retrieval,
 )
 from palindiff.experiments.reproduction.plan import ROOT
@@ -52,7 +54,11 @@ from palindiff.inference.embedder import Embedder, PipelineEmbedder
 from palindiff.inference.pipeline import PalindiffPipeline
 
 MEASURED, GENERATED, RECORDS = "measured", "generated", "records"  # folders in a run's
-TASKS = {"retrieval": measure_retrieval, "classification": measure_classification}
+TASKS = {
+    "retrieval": measure_retrieval, "classification": measure_classification,
+    "class_retrieval": measure_class_retrieval, "collapse": measure_collapse,
+}  # fmt: skip
+IMAGE_EMBEDDINGS = "image_embeddings"  # among the items, where collapse is measured
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,8 @@ class Measurement:
 def named_data(name: str, data: DataPlan | GenerationPlan, root: Path) -> NamedData:
     """A plan's data set below the folder of --data."""
     class_set = load_class_set(data.class_set) if isinstance(data, DataPlan) and data.class_set else None
-    config = DataConfig(path=data.path.replace(ROOT, str(root)), split=data.split)
-    return NamedData(name, config, tuple(Condition.parse(each) for each in data.where), class_set)
+    config = DataConfig(path=data.path.replace(ROOT, str(root)), split=data.split, where=data.where)
+    return NamedData(name, config, class_set)
 
 
 def generation_options(plan: GenerationPlan, root: Path) -> GenerationConfig:
@@ -90,6 +96,7 @@ class OpenModel:
     folder: Path
     root: Path  # of --data
     num_workers: int = 0  # processes that decode images
+    generator: StableDiffusionPipeline | None = None  # what generates, where another model names
 
     @cached_property
     def texts(self) -> Texts:
@@ -97,8 +104,16 @@ class OpenModel:
         return Texts(self.model)
 
     @cached_property
+    def generating(self) -> StableDiffusionPipeline:
+        """What generates.
+
+        Raises: as `pipeline`.
+        """
+        return self.pipeline if self.generator is None else self.generator
+
+    @cached_property
     def pipeline(self) -> PalindiffPipeline:
-        """The model as one that generates.
+        """The model as one that names and generates.
 
         Raises: ValueError if it is contrastive.
         """
@@ -115,7 +130,7 @@ class OpenModel:
         """
         source = named_data(name, data, self.root)
         rows = source.open()
-        classes = source.classes(rows) if "classification" in data.tasks else None
+        classes = source.classes(rows) if NEEDS_CLASSES.intersection(data.tasks) else None
         facts: dict[str, Any] = {
             "model": self.model.fingerprint, "source": rows.fingerprint,
             "data": data.model_dump(mode="json", include={"tasks", "templates", "retrieval_ks"}),
@@ -142,7 +157,7 @@ class OpenModel:
         if (kept := self._read(key)) is not None:
             return kept
         images = self.folder / GENERATED / key
-        found = generation(self.pipeline, GenerationData(rows, images, self.num_workers), options)
+        found = generation(self.generating, GenerationData(rows, images, self.num_workers), options)
         real = chosen_rows(rows, options)
         generated = [
             CaptionedImage(ImageSource(str(path), path=path), row.captions)
@@ -205,7 +220,10 @@ class OpenModel:
             class_set=classes,
         )  # fmt: skip
         metrics = [metric for task in data.tasks for metric in TASKS[task](embedded)]
-        return Measurement([_row(each) for each in metrics], {m.name: m.items for m in metrics if m.items is not None})
+        items = {m.name: m.items for m in metrics if m.items is not None}
+        if "collapse" in data.tasks:
+            items[IMAGE_EMBEDDINGS] = e_0_hat
+        return Measurement([_row(each) for each in metrics], items)
 
     @torch.no_grad()
     def _embed(self, rows: ImageSet, settings: Sequence[NamingPlan]) -> list[Tensor]:
@@ -254,7 +272,7 @@ class OpenModel:
             settings["inception_weights"] = read_weights(options.inception_weights)[1]
         return _key(
             "generation",
-            {"model": pipeline_fingerprint(self.pipeline), "source": rows.fingerprint, "options": settings},
+            {"model": pipeline_fingerprint(self.generating), "source": rows.fingerprint, "options": settings},
         )
 
     def _read(self, key: str) -> Measurement | None:

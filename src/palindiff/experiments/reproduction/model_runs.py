@@ -12,23 +12,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from diffusers import StableDiffusionPipeline
 from filelock import FileLock, Timeout
 
 from palindiff.atomic import atomic_text
 from palindiff.data.sources import open_images
 from palindiff.evaluation.clip_score import files_sha256
 from palindiff.evaluation.results import git_state
+from palindiff.experiments.reproduction.interpolation import interpolate
 from palindiff.experiments.reproduction.plan import ROOT, RUNS, Plan
 from palindiff.inference.clip_model import ClipModel
 from palindiff.inference.embedder import Embedder, PipelineEmbedder
 from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.pretrained.unidiff_folders import load_unidiff
 from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
+from palindiff.training.recipes.build_unidiff import load_start
 from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe, Recipe, VaeRecipe
+from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 from palindiff.training.recipes.yaml_files import RECIPE_FILE, config_hash, load_recipe, prepare_run_dir
 from palindiff.training.trainer import TRAINERS, recipe_classes, train_recipe
 from palindiff.training.training_cost import tflop_of_step
 
-AnyRecipe = DiffDisRecipe | ContrastiveRecipe | VaeRecipe
+AnyRecipe = DiffDisRecipe | ContrastiveRecipe | VaeRecipe | UniDiffRecipe
 FACTS_FILE = "reproduction.json"  # in the run's folder: what trained it
 LOCK_FILE = "reproduction.lock"  # held by the process that trains or measures the run
 
@@ -96,7 +101,7 @@ class ModelRun:
 
     @property
     def is_trained_to_name(self) -> bool:
-        """Whether naming is one of its tasks; otherwise its query stream is as it was drawn."""
+        """Whether naming is one of its tasks; otherwise a DiffDis's query stream is as it was drawn."""
         return not isinstance(self.own_recipe, DiffDisRecipe) or self.own_recipe.objective.task != "generation"
 
     @property
@@ -153,13 +158,25 @@ class ModelRun:
         found = {"training images": open_images(self.own_recipe.data).fingerprint}
         return found | {each.name: files_sha256(each.result) for each in self.trained_before}
 
-    def open(self, device: str = "cpu") -> Embedder:
-        """Load the finished model onto a device.
+    def open(self, device: str = "cpu", share: float = 1.0) -> tuple[Embedder, StableDiffusionPipeline | None]:
+        """Load the finished model onto a device -> what names, and what generates if that is another model.
 
-        Raises: FileNotFoundError if it is not finished; ValueError if it is a VAE.
+        share: of the trained weights of a UniDiff; its start's have the rest.
+
+        Raises: FileNotFoundError if it is not finished; ValueError if it is a VAE, or `share` is of another model.
         """
         if not self.is_finished:
             raise FileNotFoundError(f"`{self.result}` does not exist. Expected a finished run. Train it first.")
+        if isinstance(self.own_recipe, UniDiffRecipe):
+            clip, pipeline = load_unidiff(self.result)
+            if share < 1:
+                interpolate(load_start(self.own_recipe), clip, pipeline, share)
+            return ClipModel(clip).to(device), pipeline.to(device)
+        if share < 1:
+            raise ValueError(f"`{self.variant}` is no UniDiff, whose start is known. Expected one. Change the plan.")
+        return self._open_one(device), None
+
+    def _open_one(self, device: str) -> Embedder:
         if isinstance(self.own_recipe, ContrastiveRecipe):
             return ClipModel.from_pretrained(self.result).to(device)
         if isinstance(self.own_recipe, VaeRecipe):

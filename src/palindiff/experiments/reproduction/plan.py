@@ -18,6 +18,7 @@ from palindiff.experiments.reproduction.plan_sections import (
     ColumnPlan,
     DataPlan,
     GenerationPlan,
+    NamingTask,
     RowPlan,
     TablePlan,
     VariantPlan,
@@ -26,9 +27,12 @@ from palindiff.training.recipes.problems import describe_problem
 
 PLANS = Path(__file__).with_name("plans")
 ROOT, RUNS = "{data}", "{runs}"  # in paths of a plan: the folder of --data, and that of the runs of the scale
-CLAIMS, CONTROLS = "claims", "controls"
+CONTROLS = "controls"
 
-Target = str  # "table4", "figure4", "claims", "controls"
+Target = str  # "table4", "figure4", "controls", or a family of claims: "claims"
+
+
+TASK_OF: dict[str, NamingTask] = {"recall": "retrieval", "cosine": "collapse"}  # that a claim's metric needs
 
 
 class Plan(BaseModel, frozen=True, extra="forbid"):
@@ -80,15 +84,21 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
             for data in column.data:
                 yield f"`columns.{name}`", "naming", data
         for name, table in self.tables.items():
-            for row in table.rows:
-                yield f"`tables.{name}`", "variant", row.variant
             for column_name in table.columns:
                 yield f"`tables.{name}`", "column", column_name
+            for row in table.rows:
+                yield f"`tables.{name}`", "variant", row.variant
+                if row.interpolation is not None:
+                    yield f"`tables.{name}`", "naming", row.interpolation.data
             if table.generation is not None:
                 yield f"`tables.{name}`", "generation", table.generation
         for name, claim in self.claims.items():
             for other in _sides(claim):
                 yield f"`claims.{name}`", "variant", other
+            if claim.data is not None:
+                yield f"`claims.{name}`", "naming", claim.data
+            if claim.generation is not None:
+                yield f"`claims.{name}`", "generation", claim.generation
 
     def _unmeasured(self) -> Iterator[str]:
         """Say which columns, rows and claims are of something that is not measured."""
@@ -107,11 +117,18 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
                     f"`tables.{name}` has rows that generate, a column of generation, or `generation`, but not all "
                     "three. Expected all or none. Change the table."
                 )
-        about = {claim.metric for claim in self.claims.values()}
-        if "kd" in about and self.claimed_generation is None:
-            yield "A claim compares generation. Expected `claimed_generation`. Name a set of `generation`."
-        if "recall" in about and "retrieval" not in self.naming[self.primary].tasks:
-            yield f"Claims compare recall on `naming.{self.primary}`. Expected the task retrieval. Add it."
+        for name, claim in self.claims.items():
+            if claim.metric == "kd" and self.generation_of(claim) is None:
+                yield (
+                    f"`claims.{name}` compares generation. Expected `claimed_generation`, or `generation` of the "
+                    "claim. Name a set of `generation`."
+                )
+            task = TASK_OF.get(claim.metric)
+            if task is not None and task not in self.naming[self.naming_of(claim)].tasks:
+                yield (
+                    f"`claims.{name}` compares {claim.metric} on `naming.{self.naming_of(claim)}`. Expected the task "
+                    f"{task}. Add it."
+                )
 
     def _repeated(self) -> Iterator[str]:
         """Say which seeds and labels are there twice."""
@@ -128,7 +145,29 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
     @property
     def targets(self) -> list[Target]:
         """What can be asked for."""
-        return [*self.tables, *([CLAIMS] if self.claims else []), *([CONTROLS] if self.controls else [])]
+        return [*self.tables, *self.families, *([CONTROLS] if self.controls else [])]
+
+    @property
+    def families(self) -> list[Target]:
+        """The families of claims."""
+        return list(dict.fromkeys(claim.family for claim in self.claims.values()))
+
+    def claims_of(self, family: Target) -> dict[str, ClaimPlan]:
+        """The claims of a family, which Holm's correction takes together."""
+        return {name: claim for name, claim in self.claims.items() if claim.family == family}
+
+    def naming_of(self, claim: ClaimPlan) -> str:
+        """The data set of a claim about naming."""
+        return claim.data or self.primary
+
+    def generation_of(self, claim: ClaimPlan) -> str | None:
+        """The `generation` of a claim about it."""
+        return claim.generation or self.claimed_generation
+
+    def result_file(self, target: Target, scale: str) -> str:
+        """The name of a target's result file."""
+        table = self.tables.get(target)
+        return f"{(table.stem if table is not None else None) or f'{target}-{scale}'}.json"
 
     def seeds_of(self, variant: str) -> tuple[int, ...]:
         """The seeds that a variant is trained with."""
@@ -153,8 +192,9 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
 
     def _asked_for(self, target: Target) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield the variants that a target shows itself, and the seeds of each."""
-        if target == CLAIMS:
-            yield from ((name, self.seeds_of(name)) for claim in self.claims.values() for name in _sides(claim))
+        if target in self.families:
+            claims = self.claims_of(target).values()
+            yield from ((name, self.seeds_of(name)) for claim in claims for name in _sides(claim))
         elif target == CONTROLS:
             yield from ((name, self.seeds_of(name)[:1]) for name in self.controls)
         else:

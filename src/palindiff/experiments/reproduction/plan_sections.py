@@ -10,7 +10,9 @@ from pydantic import BaseModel, Field, model_validator
 from palindiff.evaluation.diffusion_classifier import STAGES, Stage
 from palindiff.evaluation.naming_tasks import RETRIEVAL_KS
 
+NamingTask = Literal["retrieval", "classification", "class_retrieval", "collapse"]
 WAYS = ("text", "image")  # retrieval of captions and of images
+COLLAPSE = ("effective_rank", "mean_pairwise_cosine", "uniformity")  # of image and of text embeddings
 
 
 class VariantPlan(BaseModel, frozen=True, extra="forbid"):
@@ -33,7 +35,7 @@ class DataPlan(BaseModel, frozen=True, extra="forbid"):
     where: tuple[str, ...] = ()  # conditions on rows, KEY=PATTERN or KEY!=PATTERN
     class_set: str | None = None  # of the twelve of Table 1, by its name; None: the classes of the images
     templates: tuple[str, ...] | None = None  # of class names; None: those of the class set, or the usual ones
-    tasks: tuple[Literal["retrieval", "classification"], ...] = ("retrieval",)
+    tasks: tuple[NamingTask, ...] = ("retrieval",)
     retrieval_ks: tuple[int, ...] = RETRIEVAL_KS
     recall_k: int = 10  # of the recall that claims compare: the mean of both directions
 
@@ -47,7 +49,11 @@ class DataPlan(BaseModel, frozen=True, extra="forbid"):
         """What is measured."""
         of_retrieval = {f"{way}_retrieval_recall@{k}" for way in WAYS for k in self.retrieval_ks}
         of_retrieval |= {f"{way}_retrieval_mrr" for way in WAYS}
-        of_tasks = {"retrieval": of_retrieval, "classification": {"acc1", "acc5", "mean_per_class_recall"}}
+        collapse = {f"{name}_{metric}" for name in WAYS for metric in COLLAPSE} | {"alignment"}
+        of_tasks: dict[NamingTask, set[str]] = {
+            "retrieval": of_retrieval, "classification": {"acc1", "acc5", "mean_per_class_recall"},
+            "class_retrieval": {"class_retrieval_map"}, "collapse": collapse,
+        }  # fmt: skip
         return {metric for task in self.tasks for metric in of_tasks[task]}
 
     @model_validator(mode="after")
@@ -89,6 +95,14 @@ class ClassifierPlan(BaseModel, frozen=True, extra="forbid"):
     stages: tuple[Stage, ...] = STAGES
 
 
+class InterpolationPlan(BaseModel, frozen=True, extra="forbid"):
+    """Weights between those that training started from and its result, and where their share is chosen."""
+
+    data: str  # of `naming`: a validation split; its recall chooses
+    shares: tuple[float, ...] = Field((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), min_length=1)
+    """α: 0 is the start, 1 the result of training"""
+
+
 class RowPlan(BaseModel, frozen=True, extra="forbid"):
     """A row of a table: a variant under a setting of naming, and the paper's numbers for it."""
 
@@ -97,6 +111,7 @@ class RowPlan(BaseModel, frozen=True, extra="forbid"):
     naming: NamingPlan = NamingPlan()
     generates: bool = False  # measure generation too
     diffusion_classifier: ClassifierPlan | None = None  # classify so, and measure nothing else
+    interpolation: InterpolationPlan | None = None  # of a UniDiff's weights with its start
     seeds: tuple[int, ...] | None = Field(None, min_length=1)  # None: all of the variant's
     paper: dict[str, float] = {}  # by the title of a column, or the paper's own
     curve: str | None = None  # the line that the row is a point of, where the table is plotted
@@ -113,7 +128,7 @@ class ColumnPlan(BaseModel, frozen=True, extra="forbid"):
 
 
 class TablePlan(BaseModel, frozen=True, extra="forbid"):
-    """A table or a figure of the paper."""
+    """A table or a figure of a paper."""
 
     title: str
     paper_says: str = ""  # what is known of the paper's models: caption and footnotes
@@ -122,6 +137,7 @@ class TablePlan(BaseModel, frozen=True, extra="forbid"):
     generation: str | None = None  # name of a `generation` of the plan, for rows that generate
     x: str | None = None  # axis of a plot of the first column, for rows with `curve`; None: no plot
     sheet_captions: int = Field(0, ge=0)  # of a figure: captions whose images are shown, a column for each row
+    stem: str | None = None  # name of the result file without .json; None: TABLE-SCALE
 
 
 class ClaimPlan(BaseModel, frozen=True, extra="forbid"):
@@ -132,7 +148,11 @@ class ClaimPlan(BaseModel, frozen=True, extra="forbid"):
     b: str
     a_flop: str | None = None  # in place of `a` at equal FLOP; None: the same
     b_flop: str | None = None
-    metric: Literal["recall", "kd"] = "recall"
+    family: str = "claims"  # claims that Holm's correction takes together: a target of `reproduce`
+    metric: Literal["recall", "kd", "cosine"] = "recall"
+    """"cosine": mean cosine of different images, lower is less collapsed"""
+    data: str | None = None  # of `naming`, for recall and cosine; None: the plan's `primary`
+    generation: str | None = None  # of `generation`, for kd; None: the plan's `claimed_generation`
     a_naming: NamingPlan = NamingPlan()
     b_naming: NamingPlan = NamingPlan()
     margin: float | None = Field(None, gt=0)  # percentage points; None: A is better than B

@@ -13,7 +13,7 @@ from pathlib import Path
 from palindiff.atomic import atomic_text
 from palindiff.evaluation.results import RESULTS_FOLDER, Results, Row, read_results
 from palindiff.experiments.reproduction.figures import chain_plot, table_plot, write_figures
-from palindiff.experiments.reproduction.plan import CLAIMS, CONTROLS, Plan, load_plan, plan_names
+from palindiff.experiments.reproduction.plan import CONTROLS, Plan, Target, load_plan, plan_names
 from palindiff.experiments.reproduction.plan_sections import ColumnPlan
 
 PAGE = Path("docs/tables.md")
@@ -48,9 +48,9 @@ def figures(results: Path) -> dict[str, str]:
     for scale in plan_names():
         plan = load_plan(scale)
         for target in plan.tables:
-            if (read := _read(results, target, scale)) is not None:
+            if (read := _read(results, plan, target, scale)) is not None:
                 found[_figure(target, scale)] = table_plot(plan, target, read)
-        if (read := _read(results, CONTROLS, scale)) is not None:
+        if (read := _read(results, plan, CONTROLS, scale)) is not None:
             found[_figure(CONTROLS, scale)] = chain_plot(read)
     return {name: svg for name, svg in found.items() if svg is not None}
 
@@ -68,31 +68,31 @@ def page(results: Path) -> str:
     for scale in plan_names():
         plan = load_plan(scale)
         parts.append(f"## Scale `{scale}`\n\n{_wrapped(plan.about)}\n")
-        claims = _read(results, CLAIMS, scale)
-        parts.append(_claims(plan, claims))
-        parts.append(_controls(plan, scale, _read(results, CONTROLS, scale)))
-        parts += [_table(target, scale, plan, _read(results, target, scale)) for target in plan.tables]
+        parts += [_claims(plan, family, _read(results, plan, family, scale)) for family in plan.families]
+        if not plan.families:
+            parts.append("No primary comparison is made at this scale.\n")
+        if plan.controls:
+            parts.append(_controls(plan, scale, _read(results, plan, CONTROLS, scale)))
+        parts += [_table(target, scale, plan, _read(results, plan, target, scale)) for target in plan.tables]
     return "\n".join(parts)
 
 
-def _read(results: Path, target: str, scale: str) -> Results | None:
-    file = results / f"{target}-{scale}.json"
+def _read(results: Path, plan: Plan, target: Target, scale: str) -> Results | None:
+    file = results / plan.result_file(target, scale)
     return read_results(file) if file.is_file() else None
 
 
-def _claims(plan: Plan, found: Results | None) -> str:
-    if not plan.claims:
-        return "No primary comparison is made at this scale.\n"
+def _claims(plan: Plan, family: Target, found: Results | None) -> str:
     by_claim: dict[str, dict[str, Row]] = {}
     for row in found.rows if found is not None else ():
         by_claim.setdefault(str(row["claim"]), {})[str(row["budget"])] = row
     rows = []
-    for name, claim in plan.claims.items():
+    for name, claim in plan.claims_of(family).items():
         of_claim = by_claim.get(name, {})
         budgets = ("steps", "flop") if claim.has_budgets else ("steps",)
         rows += [[name, claim.text, f"equal {budget}", *_verdict(of_claim.get(budget))] for budget in budgets]
     header = ["claim", "A is better than B", "budget", "A - B", "interval that decides", "seeds", "verdict"]
-    return f"### Claims\n\n{_markdown(header, rows)}\n"
+    return f"### {_heading(family)}\n\n{_markdown(header, rows)}\n"
 
 
 def _verdict(row: Row | None) -> list[str]:
@@ -102,7 +102,7 @@ def _verdict(row: Row | None) -> list[str]:
     low, high, difference = (
         f"{float(str(row[key])):.{digits}f}" for key in ("judged_low", "judged_high", "difference")
     )
-    unit = "points" if row["metric"] == "recall" else "KD"
+    unit = {"recall": "points", "kd": "KD", "cosine": "cosine"}[str(row["metric"])]
     return [f"{difference} {unit}", f"{low} to {high}", str(row["num_seeds"]), str(row["verdict"])]
 
 

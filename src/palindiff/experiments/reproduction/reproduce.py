@@ -15,17 +15,27 @@ from PIL import Image
 from palindiff.atomic import atomic_file
 from palindiff.evaluation.class_sets import true_classes
 from palindiff.evaluation.generation import Instruments, chosen_rows
+from palindiff.evaluation.intervals import Comparison
 from palindiff.evaluation.results import Row, write_results
 from palindiff.evaluation.sheets import contact_sheet
+from palindiff.evaluation.tasks import NEEDS_CLASSES
 from palindiff.experiments.reproduction.columns import column_row
-from palindiff.experiments.reproduction.measurement import Measurement, OpenModel, generation_options, named_data
+from palindiff.experiments.reproduction.measured_runs import MeasuredRuns
+from palindiff.experiments.reproduction.measurement import (
+    IMAGE_EMBEDDINGS,
+    Measurement,
+    OpenModel,
+    generation_options,
+    named_data,
+)
 from palindiff.experiments.reproduction.model_runs import IsBusyError, ModelRun
-from palindiff.experiments.reproduction.plan import CLAIMS, Plan, Target, load_plan, paper_row
-from palindiff.experiments.reproduction.plan_sections import ClaimPlan, NamingPlan, RowPlan, TablePlan
+from palindiff.experiments.reproduction.plan import Plan, Target, load_plan, paper_row
+from palindiff.experiments.reproduction.plan_sections import ClaimPlan, RowPlan, TablePlan
 from palindiff.experiments.reproduction.verdicts import (
     BUDGETS,
     JudgedClaim,
     Sides,
+    compare_cosine,
     compare_kd,
     compare_recall,
     judge,
@@ -55,7 +65,9 @@ class Reproduction:
     options: ReproduceOptions
     report: Callable[[str], None] = lambda sentence: None
     _failed: list[str] = field(default_factory=list, init=False)  # names of runs that diverged
-    _open: tuple[str, OpenModel] | None = field(default=None, init=False)  # the last model, by the name of its run
+    _open: tuple[tuple[str, float], OpenModel] | None = field(
+        default=None, init=False
+    )  # the last one, by run and share
     _measured: dict[tuple[object, ...], Measurement] = field(default_factory=dict, init=False)
 
     @cached_property
@@ -67,6 +79,16 @@ class Reproduction:
     def table(self) -> TablePlan | None:
         """The table that was asked for; None for claims and controls."""
         return self.plan.tables.get(self.options.target)
+
+    @property
+    def claims(self) -> dict[str, ClaimPlan]:
+        """The claims that were asked for; none for tables and controls."""
+        return self.plan.claims_of(self.options.target)
+
+    @cached_property
+    def measured(self) -> MeasuredRuns:
+        """What is measured of the runs."""
+        return MeasuredRuns(self.plan, self.options.data, self.options.device, self.options.num_workers)
 
     def model_run(self, variant: str, seed: int) -> ModelRun:
         """The run of a variant and seed."""
@@ -91,15 +113,17 @@ class Reproduction:
                 _ = run.origin
         root, table = self.options.data, self.table
         names = [self.plan.primary] if table is None else self.plan.data_of(table)
-        for name in names:
+        names += [row.interpolation.data for row in (table.rows if table else ()) if row.interpolation]
+        generations = [table.generation if table is not None else None]
+        for claim in self.claims.values():
+            names.append(self.plan.naming_of(claim))
+            generations.append(self.plan.generation_of(claim) if claim.metric == "kd" else None)
+        for name in dict.fromkeys(names):
             source = named_data(name, data := self.plan.naming[name], root)
             rows = source.open()
-            if "classification" in data.tasks:
+            if NEEDS_CLASSES.intersection(data.tasks):
                 true_classes(rows, source.classes(rows))
-        generated = table.generation if table is not None else None
-        if self.options.target == CLAIMS:
-            generated = self.plan.claimed_generation
-        if generated is not None:
+        for generated in filter(None, dict.fromkeys(generations)):
             plan = self.plan.generation[generated]
             options = generation_options(plan, root)
             chosen_rows(named_data(generated, plan, root).open(), options)
@@ -121,7 +145,7 @@ class Reproduction:
             if not was_finished and self.options.finished_only:
                 self.report(f"{run.name}: not trained")
                 continue
-            if self._train(run) and not was_finished and self.options.target != CLAIMS:
+            if self._train(run) and not was_finished and not self.claims:
                 rows = self.rows()
                 self._write(rows, command, time.perf_counter() - began)
         if rows is None:  # nothing was trained now, or claims are judged once
@@ -151,7 +175,7 @@ class Reproduction:
 
     def rows(self) -> list[Row]:
         """Measure every finished model; what was measured before is read."""
-        if self.options.target == CLAIMS:
+        if self.claims:
             return judge(list(self._judged()))
         if self.table is None:
             return list(self._control_rows())
@@ -166,29 +190,31 @@ class Reproduction:
             if not run.is_finished:
                 continue
             try:
-                found = self._measure(run, table, plan)
+                share = 1.0 if plan.interpolation is None else self.measured.chosen_share(run, plan.interpolation)
+                found = self._measure(run, table, plan, share)
             except IsBusyError as error:
                 self.report(f"{error}")
                 continue
             for name, measured in found.items():
                 by_data.setdefault(name, []).append(measured)
                 facts = {**labels, "seed": seed, **run.facts(), **paper_row(plan), "data": name}
+                facts |= {"share": share} if plan.interpolation is not None else {}
                 yield from ({**facts, **row} for row in measured.rows)
         for column in table.columns:
             row = column_row(self.plan.columns[column], by_data, table.generation)
             if row is not None:
                 yield {**labels, "seed": None, **paper_row(plan), **row}
 
-    def _measure(self, run: ModelRun, table: TablePlan, plan: RowPlan) -> dict[str, Measurement]:
+    def _measure(self, run: ModelRun, table: TablePlan, plan: RowPlan, share: float) -> dict[str, Measurement]:
         """Measure what a table's columns show of a run, by data set."""
         if plan.diffusion_classifier is not None:
             names = [name for name in self.plan.data_of(table) if "classification" in self.plan.naming[name].tasks]
-            return {name: self._classifier(run, plan, name) for name in names}
+            return {name: self.measured.classifier(run, plan, name) for name in names}
         names = self.plan.data_of(table) if run.is_trained_to_name else []
         settings = [row.naming for row in table.rows if row.variant == plan.variant]
-        found = {name: self._naming(run, plan.naming, name, settings) for name in names}
+        found = {name: self.measured.naming(run, plan.naming, name, settings, share) for name in names}
         if plan.generates and table.generation is not None:
-            found[table.generation] = self._generation(run, table.generation)
+            found[table.generation] = self.measured.generation(run, table.generation, share)
         return found
 
     def _control_rows(self) -> Iterator[Row]:
@@ -199,7 +225,7 @@ class Reproduction:
             if run.is_finished:
                 try:
                     with run.locked():
-                        found = self._model(run).controls(name, self.plan.naming[name])
+                        found = self.measured.model(run).controls(name, self.plan.naming[name])
                 except IsBusyError as error:
                     self.report(f"{error}")
                     continue
@@ -207,7 +233,7 @@ class Reproduction:
                 yield from ({**facts, **row} for row in found)
 
     def _judged(self) -> Iterator[JudgedClaim]:
-        for name, claim in self.plan.claims.items():
+        for name, claim in self.claims.items():
             for budget in BUDGETS if claim.has_budgets else BUDGETS[:1]:
                 a = (claim.a_flop if budget == "flop" else None) or claim.a
                 b = (claim.b_flop if budget == "flop" else None) or claim.b
@@ -221,14 +247,18 @@ class Reproduction:
                         f"{name}, equal {budget}: training costs differ, {tflop[a]:.0f} and {tflop[b]:.0f} TFLOP"
                     )
                     continue
-                is_kd = claim.metric == "kd"
-                found = compare_kd(sides) if is_kd else compare_recall(sides, self._primary_metrics)
-                n = len(sides[0][0].items["generated" if is_kd else self._primary_metrics[0]])
+                found, n = self._compare(claim, sides)
                 yield JudgedClaim(name, claim, budget, a, b, (tflop[a], tflop[b]), found, n)
 
-    @property
-    def _primary_metrics(self) -> tuple[str, ...]:
-        return self.plan.naming[self.plan.primary].recall_metrics
+    def _compare(self, claim: ClaimPlan, sides: Sides) -> tuple[Comparison, int]:
+        """Compare both sides of a claim -> the comparison, and the number of items of a seed."""
+        items = sides[0][0].items
+        if claim.metric == "kd":
+            return compare_kd(sides), len(items["generated"])
+        if claim.metric == "cosine":
+            return compare_cosine(sides), len(items[IMAGE_EMBEDDINGS])
+        metrics = self.plan.naming[self.plan.naming_of(claim)].recall_metrics
+        return compare_recall(sides, metrics), len(items[metrics[0]])
 
     def _sides(self, claim: ClaimPlan, a: str, b: str) -> Sides | None:
         """Measure both sides with the plan's seeds; None if a run is not finished, or another process has one."""
@@ -238,13 +268,14 @@ class Reproduction:
             return None
         try:
             if claim.metric == "kd":
-                assert self.plan.claimed_generation is not None, "the plan has checked it"
-                found = [[self._generation(run, self.plan.claimed_generation) for run in side] for side in runs]
+                generation = self.plan.generation_of(claim)
+                assert generation is not None, "the plan has checked it"
+                found = [[self.measured.generation(run, generation) for run in side] for side in runs]
             else:
                 naming = [claim.a_naming, claim.b_naming]
                 settings = naming if a == b else []
                 found = [
-                    [self._naming(run, setting, self.plan.primary, settings) for run in side]
+                    [self.measured.naming(run, setting, self.plan.naming_of(claim), settings) for run in side]
                     for side, setting in zip(runs, naming, strict=True)
                 ]
         except IsBusyError as error:
@@ -255,37 +286,6 @@ class Reproduction:
     def _mean_tflop(self, variant: str) -> float:
         costs = [self.model_run(variant, seed).train_tflop for seed in self.plan.seeds_of(variant)]
         return sum(costs) / len(costs)
-
-    def _naming(self, run: ModelRun, setting: NamingPlan, name: str, settings: list[NamingPlan]) -> Measurement:
-        """Measure a run under a setting, and under others that are needed too, so that its images are read once."""
-        if (run.name, setting, name) not in self._measured:
-            wanted = list(dict.fromkeys([setting, *settings]))
-            with run.locked():
-                found = self._model(run).naming(name, self.plan.naming[name], wanted)
-            self._measured |= {(run.name, each, name): row for each, row in zip(wanted, found, strict=True)}
-        return self._measured[run.name, setting, name]
-
-    def _generation(self, run: ModelRun, name: str) -> Measurement:
-        if (run.name, name) not in self._measured:
-            with run.locked():
-                self._measured[run.name, name] = self._model(run).generation(self.plan.generation[name])
-        return self._measured[run.name, name]
-
-    def _classifier(self, run: ModelRun, plan: RowPlan, name: str) -> Measurement:
-        assert plan.diffusion_classifier is not None, "only such rows"
-        key = (run.name, plan.diffusion_classifier, name)
-        if key not in self._measured:
-            with run.locked():
-                self._measured[key] = self._model(run).diffusion_classifier(
-                    name, self.plan.naming[name], plan.diffusion_classifier
-                )
-        return self._measured[key]
-
-    def _model(self, run: ModelRun) -> OpenModel:
-        if self._open is None or self._open[0] != run.name:
-            model = run.open(self.options.device)
-            self._open = run.name, OpenModel(model, run.folder, self.options.data, self.options.num_workers)
-        return self._open[1]
 
     def _write_sheet(self) -> None:
         """Write a figure beside its result file: real images, and those of each row's first seed."""
@@ -298,7 +298,7 @@ class Reproduction:
             return
         plan, columns, captions = self.plan.generation[table.generation], list[list[Image.Image]](), list[str]()
         for run in runs:
-            captions, generated, real = self._model(run).sheet_images(plan, table.sheet_captions)
+            captions, generated, real = self.measured.model(run).sheet_images(plan, table.sheet_captions)
             columns += [generated] if columns else [real, generated]
         title = f"{table.title}: real image, {', '.join(row.label for row in rows)}"
         sheet = contact_sheet(list(zip(*columns, strict=True)), captions, columns=4, title=title)

@@ -4,16 +4,18 @@ Here: pairing two variants by seed and item, Holm's correction over the claims o
 statistics (`evaluation/intervals.py`), what is measured (`measurement.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from palindiff.evaluation.collapse import counted_mean_cosine
 from palindiff.evaluation.intervals import NUM_RESAMPLES, Comparison, Floats, compare, holm_levels, verdict
 from palindiff.evaluation.results import Row
-from palindiff.experiments.reproduction.measurement import Measurement
+from palindiff.experiments.reproduction.measurement import IMAGE_EMBEDDINGS, Measurement
 from palindiff.experiments.reproduction.plan_sections import ClaimPlan
 
 BUDGETS = ("steps", "flop")
@@ -21,6 +23,7 @@ PERCENT = 100.0
 RESAMPLED_AT_ONCE = 1_000
 SAME_FLOP = 0.02  # training costs that differ by a smaller share count as equal
 Sides = tuple[Sequence[Measurement], Sequence[Measurement]]  # A and B, a measurement for each seed
+Statistics = Sequence[Sequence[Callable[[Tensor], Tensor]]]  # of A and B, for each seed: how often each item -> value
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def judge(claims: Sequence[JudgedClaim]) -> list[Row]:
                 "ci_low": plain_low, "ci_high": plain_high, "level": level, "judged_low": low, "judged_high": high,
                 "p_value": p_value, "margin": each.claim.margin, "num_seeds": each.comparison.num_seeds, "n": each.n,
                 "a_train_tflop": each.train_tflop[0], "b_train_tflop": each.train_tflop[1],
-                "verdict": verdict(low, high, each.claim.margin, -1 if each.claim.metric == "kd" else 1),
+                "verdict": verdict(low, high, each.claim.margin, 1 if each.claim.metric == "recall" else -1),
             })  # fmt: skip
     return rows
 
@@ -80,26 +83,44 @@ def compare_kd(sides: Sides, num_resamples: int = NUM_RESAMPLES) -> Comparison:
     Shapes: items `generated` (n, d) of each seed, `real` (m, d).
     """
     num_items = len(sides[0][0].items["generated"])
-    num_seeds = min(map(len, sides))
     distances = [[_KernelDistance.of(each.items) for each in side] for side in sides]
+    return _compare_counted(distances, num_items, num_resamples)
+
+
+def compare_cosine(sides: Sides, num_resamples: int = NUM_RESAMPLES) -> Comparison:
+    """Compare the mean cosine of different images, over seeds and images drawn with replacement.
+
+    An image that was drawn twice is not compared with itself.
+
+    Shapes: items IMAGE_EMBEDDINGS (n, d) of each seed, unit length.
+    """
+    num_items = len(sides[0][0].items[IMAGE_EMBEDDINGS])
+    return _compare_counted(
+        [[partial(counted_mean_cosine, each.items[IMAGE_EMBEDDINGS]) for each in side] for side in sides],
+        num_items, num_resamples,
+    )  # fmt: skip
+
+
+def _compare_counted(statistics: Statistics, num_items: int, num_resamples: int) -> Comparison:
+    """Compare statistics of counted items of both sides, for each seed: (r, n) -> (r,)."""
+    num_seeds = min(map(len, statistics))
     draw = np.random.default_rng(0)
     seeds = draw.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), num_resamples) / num_seeds  # (r, s)
     parts = [
-        _difference(distances, seeds[start : start + RESAMPLED_AT_ONCE], draw, num_items)
+        _difference(statistics, seeds[start : start + RESAMPLED_AT_ONCE], draw, num_items)
         for start in range(0, num_resamples, RESAMPLED_AT_ONCE)
     ]
     once = torch.ones(1, num_items, dtype=torch.float64)
-    own = [sum(float(each(once)) for each in of_side) / len(of_side) for of_side in distances]
+    own = [sum(float(each(once)) for each in of_side) / len(of_side) for of_side in statistics]
     return Comparison(own[0] - own[1], np.concatenate(parts), num_seeds)
 
 
-def _difference(
-    distances: Sequence[Sequence["_KernelDistance"]], seeds: Floats, draw: np.random.Generator, num_items: int
-) -> Floats:
+def _difference(statistics: Statistics, seeds: Floats, draw: np.random.Generator, num_items: int) -> Floats:
     """Shapes: seeds (r, s), the weight of each seed in each resample -> (r,)."""
     counts = torch.from_numpy(draw.multinomial(num_items, np.full(num_items, 1 / num_items), len(seeds))).double()
+    counts[(counts == num_items).any(dim=1)] = 1  # one item alone has no pairs; of few items only it is ever drawn so
     sides = []
-    for of_side in distances:
+    for of_side in statistics:
         of_seeds = np.stack([each(counts).numpy() for each in of_side], axis=1)  # (r, s), or (r, 1)
         sides.append((of_seeds * seeds).sum(axis=1) if len(of_side) > 1 else of_seeds[:, 0])
     return np.asarray(sides[0] - sides[1])

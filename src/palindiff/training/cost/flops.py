@@ -11,9 +11,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from palindiff.evaluation.cost import count_tflop
 from palindiff.evaluation.evaluators import EvaluationConfig
-from palindiff.training.cost.weight_free import WeightFreeRun
+from palindiff.models.unet_encoder import square_side
+from palindiff.training.cost.weight_free import WeightFreeRun, without_numbers
 from palindiff.training.recipes.build_models import build_encoders
+from palindiff.training.recipes.build_unidiff import build_unidiff, build_unidiff_objective
 from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe
+from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
+
+FEW_ROWS = 4  # that a step of UniDiff is counted on; relations of images need three
 
 
 class Work(BaseModel, frozen=True):
@@ -88,6 +93,30 @@ def contrastive_step_tflop(recipe: ContrastiveRecipe) -> dict[str, float]:
         if recipe.text.is_live:
             works["text encoder"] = count_tflop(encode_text)
     return {name: recipe.loop.batch_size * work for name, work in works.items()}
+
+
+def unidiff_step_tflop(recipe: UniDiffRecipe) -> float:
+    """Work of a step of UniDiff, all losses together; both models are loaded, and similarities are left out.
+
+    Units: TFLOP.
+    Raises: as `build_unidiff`.
+    """
+    parts = build_unidiff(recipe)
+    objective, loop = build_unidiff_objective(recipe, parts).train(), recipe.loop
+    is_cached = 0 < loop.grad_cache_size < loop.batch_size // loop.accumulation
+    objective.grad_cache_size = objective.contrastive.grad_cache_size = 1 if is_cached else 0
+    side, size_px = square_side(parts.unet.config.sample_size), parts.clip.image_encoder.image_size_px
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        without_numbers(objective, mode)
+        z = torch.ones(FEW_ROWS, parts.unet.config.in_channels, side, side)
+        ids = torch.ones(FEW_ROWS, parts.clip.text_encoder.max_length, dtype=torch.int64)
+        batch = {
+            "x": torch.zeros(FEW_ROWS, 3, size_px, size_px, dtype=torch.uint8), "z_mean": z, "z_std": z, "ids": ids,
+            "mask": ids.bool(), "caption_id": torch.arange(FEW_ROWS),
+        }  # fmt: skip
+        draws = objective.draw(FEW_ROWS, torch.Generator())
+        work = count_tflop(lambda: objective(batch, draws)["loss"].backward())
+    return loop.batch_size / FEW_ROWS * work
 
 
 @torch.no_grad()

@@ -53,12 +53,12 @@ def fake_run(recipe: DiffDisRecipe) -> Iterator[WeightFreeRun]:
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:  # schedulers hold real numbers
         run = weight_free_run(recipe)
-        _without_numbers(run.objective, mode)
+        without_numbers(run.objective, mode)
         yield run
 
 
-def _without_numbers(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace the weights that are real, those of LoRA, by tensors of their shape and type."""
+def without_numbers(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Replace real weights, such as those of LoRA, by tensors of their shape and type."""
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
             if not isinstance(weight, FakeTensor):

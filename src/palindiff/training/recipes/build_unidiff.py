@@ -38,8 +38,15 @@ class UniDiffParts:
 def build_unidiff(recipe: UniDiffRecipe) -> UniDiffParts:
     """Load both models in float32, and set which weights are trained; LoRA's start from torch's global generator.
 
-    Raises: FileNotFoundError, OSError or ValueError, in a sentence, if one cannot be loaded, they do not fit, or LoRA
-        is asked for on a layer that is missing.
+    Raises: as `load_start`; ValueError if LoRA is asked for on a layer that is missing.
+    """
+    return _choose_trained(recipe, load_start(recipe))
+
+
+def load_start(recipe: UniDiffRecipe) -> UniDiffParts:
+    """Load the models that training starts from, in float32.
+
+    Raises: FileNotFoundError, OSError or ValueError, in a sentence, if one cannot be loaded, or they do not fit.
     """
     clip = load_clip(Path(result_of(recipe.clip.source, "clip", "config.json")))
     unet, vae, scheduler = load_generator(
@@ -53,7 +60,7 @@ def build_unidiff(recipe: UniDiffRecipe) -> UniDiffParts:
             f"U-Net of `{recipe.stable_diffusion.source}` takes width {width}. Expected one width. Use the CLIP that "
             "the Stable Diffusion was made with: for 1.x that is openai/clip-vit-large-patch14."
         )
-    return _choose_trained(recipe, UniDiffParts(clip, unet, vae.requires_grad_(False).eval(), scheduler))
+    return UniDiffParts(clip, unet, vae.requires_grad_(False).eval(), scheduler)
 
 
 def build_unidiff_objective(recipe: UniDiffRecipe, parts: UniDiffParts) -> UniDiffObjective:

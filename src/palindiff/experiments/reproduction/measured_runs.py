@@ -1,0 +1,76 @@
+"""What is measured of the runs of a scale: no model is opened or measured twice, or while another process has its run.
+
+Here: opening and remembering. Not here: what is measured of one model (`measurement.py`),
+tables and claims (`reproduce.py`).
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from palindiff.experiments.reproduction.measurement import Measurement, OpenModel
+from palindiff.experiments.reproduction.model_runs import ModelRun
+from palindiff.experiments.reproduction.plan import Plan
+from palindiff.experiments.reproduction.plan_sections import InterpolationPlan, NamingPlan, RowPlan
+
+
+@dataclass
+class MeasuredRuns:
+    """Measurements of finished runs, by run, share of its weights, and setting.
+
+    Each method raises IsBusyError if another process has the run.
+    """
+
+    plan: Plan
+    data: Path  # folder of the data sets
+    device: str = "cpu"
+    num_workers: int = 0  # processes that decode images
+    _open: tuple[tuple[str, float], OpenModel] | None = field(default=None, init=False)  # the last, by run and share
+    _measured: dict[tuple[object, ...], Measurement] = field(default_factory=dict, init=False)
+
+    def naming(
+        self, run: ModelRun, setting: NamingPlan, name: str, settings: list[NamingPlan], share: float = 1.0
+    ) -> Measurement:
+        """Measure a run under a setting, and under others that are needed too, so that its images are read once."""
+        if (run.name, share, setting, name) not in self._measured:
+            wanted = list(dict.fromkeys([setting, *settings]))
+            with run.locked():
+                found = self.model(run, share).naming(name, self.plan.naming[name], wanted)
+            self._measured |= {(run.name, share, each, name): row for each, row in zip(wanted, found, strict=True)}
+        return self._measured[run.name, share, setting, name]
+
+    def generation(self, run: ModelRun, name: str, share: float = 1.0) -> Measurement:
+        """Generate, and measure what was generated."""
+        if (run.name, share, name) not in self._measured:
+            with run.locked():
+                found = self.model(run, share).generation(self.plan.generation[name])
+            self._measured[run.name, share, name] = found
+        return self._measured[run.name, share, name]
+
+    def classifier(self, run: ModelRun, plan: RowPlan, name: str) -> Measurement:
+        """Measure the Diffusion Classifier of a row."""
+        assert plan.diffusion_classifier is not None, "only such rows"
+        key = (run.name, plan.diffusion_classifier, name)
+        if key not in self._measured:
+            with run.locked():
+                self._measured[key] = self.model(run).diffusion_classifier(
+                    name, self.plan.naming[name], plan.diffusion_classifier
+                )
+        return self._measured[key]
+
+    def model(self, run: ModelRun, share: float = 1.0) -> OpenModel:
+        """Open a run's model, and keep it until another one is opened."""
+        if self._open is None or self._open[0] != (run.name, share):
+            model, generator = run.open(self.device, share)
+            opened = OpenModel(model, run.folder, self.data, self.num_workers, generator)
+            self._open = (run.name, share), opened
+        return self._open[1]
+
+    def chosen_share(self, run: ModelRun, plan: InterpolationPlan) -> float:
+        """The share of a run's weights with the highest recall on validation; of equal ones, the largest."""
+        metrics = self.plan.naming[plan.data].recall_metrics
+
+        def recall(share: float) -> float:
+            found = self.naming(run, NamingPlan(), plan.data, [], share)
+            return sum(found.value(metric) or 0.0 for metric in metrics)
+
+        return max(sorted(plan.shares, reverse=True), key=recall)
