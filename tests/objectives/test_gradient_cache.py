@@ -43,6 +43,20 @@ def test_each_chunk_is_encoded_twice_and_a_small_batch_once():
     assert len(loss_and_gradients(encoder(), rows, 6)[2]) == 1
 
 
+@torch.no_grad()
+def test_without_gradients_each_chunk_is_encoded_once():
+    """Evaluation has the memory of a chunk too."""
+    sizes, network, rows = [], encoder(), torch.randn(7, 5)
+
+    def encode(x):
+        sizes.append(len(x))
+        return (network(x),)
+
+    (found,) = in_chunks(encode, [rows], 3)
+    assert sizes == [3, 3, 1]
+    torch.testing.assert_close(found, network(rows))
+
+
 def test_random_numbers_of_a_network_are_drawn_again_as_they_were():
     network = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 4))
     rows = torch.randn(6, 5)

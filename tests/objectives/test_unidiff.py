@@ -93,7 +93,7 @@ def test_generation_alone_is_the_step_of_diffusers_text_to_image_example(make, b
     assert found.keys() == gradients(objective).keys()
     for name, gradient in gradients(objective).items():
         assert torch.equal(found[name], gradient), name
-    assert not any(name.startswith("contrastive.image_encoder") for name in found)
+    assert all(name.startswith("unet.") for name in found)  # the example freezes the text encoder too
 
 
 @pytest.mark.parametrize("consistency", ["projected", "relational"])

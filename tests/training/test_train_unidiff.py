@@ -6,11 +6,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
 from palindiff.inference.clip_model import ClipModel
 from palindiff.seeds import seeded_generator
+from palindiff.training.base_trainer import open_sets
+from palindiff.training.loop.checkpoint import saved_states
 from palindiff.training.loop.order import rows_of_step
 from palindiff.training.loop.run_log import RunLog, read_log
 from palindiff.training.trainer import make_trainer
@@ -168,6 +171,54 @@ def test_training_stops_after_evaluations_without_a_better_one(toy_parts, stable
     assert json.loads((tmp_path / "best.json").read_text())["step"] == 1
     train_unidiff(recipe, tmp_path)  # it stays finished
     assert [line["step"] for line in read_log(tmp_path / "log.jsonl") if "validation_loss" in line] == steps
+
+
+def test_the_result_of_a_run_that_may_stop_early_is_its_best_evaluation(toy_parts, stable_diffusion, tmp_path):
+    recipe = unidiff_recipe(
+        toy_parts, stable_diffusion, evaluation={"patience": 3, "keep_best": "generation"},
+        loop={"num_steps": 4, "evaluate_every": 1}, optimizer={"learning_rate": 0.1},
+    )  # fmt: skip
+    train_unidiff(recipe, tmp_path)
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert best["step"] < 4, "such a rate makes the model worse"
+    assert best["metric"] == "validation_generation"
+    result, kept = weights(tmp_path / "unidiff"), weights(tmp_path / "best")
+    assert all(torch.equal(weight, kept[name]) for name, weight in result.items())
+    last = load_file(saved_states(tmp_path / "state")[-1] / "ema.safetensors")
+    assert not torch.equal(last["unet.conv_in.weight"], result["stable_diffusion/unet.conv_in.weight"])
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "weight", "expected"),
+    [
+        ({}, 1.0, "recall"),
+        ({"evaluators": ["classification"]}, 1.0, "classification"),
+        ({"evaluators": []}, 1.0, "generation"),
+        ({}, 0.0, "generation"),
+        ({"keep_best": "none"}, 1.0, None),
+    ],
+)
+def test_what_the_best_evaluation_is_chosen_by(evaluation, weight, expected, toy_parts, stable_diffusion):
+    objective = {"contrastive_weight": weight}
+    recipe = unidiff_recipe(toy_parts, stable_diffusion, evaluation=evaluation, objective=objective)
+    assert recipe.best_by == expected
+
+
+@pytest.mark.parametrize("evaluation", [{"keep_best": "recall", "evaluators": []}, {"keep_best": "none"}])
+def test_early_stopping_needs_something_to_compare(evaluation, toy_parts, stable_diffusion):
+    with pytest.raises(ValidationError, match=r"`evaluation.patience` is 2, and .* finds nothing to compare"):
+        unidiff_recipe(toy_parts, stable_diffusion, evaluation={"patience": 2} | evaluation)
+
+
+def test_a_smaller_part_of_the_data_is_validated_on_the_same_images(toy_parts, stable_diffusion):
+    def sets(**data):
+        return open_sets(unidiff_recipe(toy_parts, stable_diffusion, data={"path": str(toy_parts / "images"), **data}))
+
+    for data in ({}, {"validation_fraction": 0.3}):
+        (every, validation), (few, same) = sets(**data), sets(num_images=4, **data)
+        assert len(few) == 4 < len(every)
+        assert same.fingerprint == validation.fingerprint
+        assert {row.source.place for row in few} < {row.source.place for row in every}
 
 
 def test_contrastive_alone_is_plain_fine_tuning_of_clip_step_for_step(toy_parts, stable_diffusion, tmp_path):

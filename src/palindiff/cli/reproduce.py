@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    target: Annotated[str, typer.Argument(metavar="TABLE", help="table4, ..., claims or controls.")],
+    target: Annotated[
+        str, typer.Argument(metavar="TABLE", help="table4, ..., unidiff, controls, claims or unidiff-claims.")
+    ],
     scale: Annotated[str, typer.Option(metavar="NAME|FILE.yaml", help="Scale: emoji, photos or paper.")] = "emoji",
     data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with the data sets of the scale.")] = Path("data"),
     runs: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs, one folder each.")] = Path("runs"),
@@ -39,6 +41,7 @@ def reproduce(
       palindiff reproduce table4 --scale emoji --dry-run
       palindiff reproduce table4 --scale emoji --data data
       palindiff reproduce claims --scale emoji --data data --finished-only
+      palindiff reproduce unidiff --scale emoji --data data
     """
     from palindiff.experiments.reproduction.plan import load_plan
     from palindiff.experiments.reproduction.reproduce import ReproduceOptions, Reproduction

@@ -40,7 +40,7 @@ def mean_pairwise_cosine(e: Tensor) -> float:
 
 
 def counted_mean_cosine(e: Tensor, counts: Tensor) -> Tensor:
-    """Mean cosine of two different embeddings, where embedding i is there `counts[:, i]` times.
+    """Mean cosine of two different embeddings, where embedding i occurs `counts[:, i]` times.
 
     Shapes: e (n, d) float, unit length; counts (r, n) float64 -> (r,) float64.
     """

@@ -30,7 +30,8 @@ from palindiff.seeds import seeded_generator
 
 KS = (1, 5, 10)
 CHAIN_STEPS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the text diffusion, as shares of its training steps
-BestBy = Literal["recall", "generation"]  # mean recall@10 both ways; the generation loss on validation images
+BestBy = Literal["recall", "classification", "generation"]
+"""Mean recall@10 both ways; zero-shot top-1 accuracy; the generation loss on validation images"""
 Name = Literal["retrieval", "classification", "chain_use", "samples"]
 
 
@@ -285,6 +286,9 @@ def score(numbers: Mapping[str, float], best_by: BestBy) -> tuple[str, float] | 
     if best_by == "generation":
         loss = numbers.get("validation_generation")
         return None if loss is None else ("validation_generation", -loss)
+    if best_by == "classification":
+        accuracy = numbers.get("zero_shot_top_1")
+        return None if accuracy is None else ("zero_shot_top_1", accuracy)
     for k in reversed(KS):
         both = [numbers.get(f"{direction}_recall_{k}") for direction in (IMAGE_TO_TEXT, TEXT_TO_IMAGE)]
         found = [recall for recall in both if recall is not None]

@@ -55,7 +55,7 @@ def _similarities(features: Tensor, temperature: float) -> Tensor:
     """Shapes: (b, k) unit -> (b, b - 1), log-probabilities of all others."""
     b = len(features)
     scores = features @ features.T / temperature  # (b, b)
-    # without the first number of all, each b + 1 numbers end in one of the diagonal
+    # drop the first entry; then every row of b + 1 ends in a diagonal entry
     others = scores.flatten()[1:].view(b - 1, b + 1)[:, :-1].reshape(b, b - 1)
     return others.log_softmax(dim=1)
 

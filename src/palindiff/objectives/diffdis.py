@@ -164,15 +164,20 @@ class DiffDisObjective(nn.Module):
         return [{"params": weights, "lr": rates[part]} for part, weights in trained.items() if weights]
 
     def texts(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Take a batch's c and e_0 and the empty caption's c as they come, or encode them now, all in one forward.
+        """Take a batch's c and e_0 and the empty caption's c as they come, or encode them now.
+
+        All are encoded in one forward, or the empty caption by itself beside the chunks of a gradient cache.
 
         Shapes: batch as `forward` takes it -> c (b, l, d_c); e_0 (b, d_e); c_empty (1, l, d_c).
         """
         if self.caption_encoder is None:
             assert self.c_empty is not None, "captions come as features where there is no encoder"
             return batch["c"], batch["e_0"], self.c_empty
+        if self.grad_cache_size:
+            c, e = in_chunks(self._encode_captions, [batch["ids"], batch["mask"]], self.grad_cache_size)
+            return c, e, self._encode_captions(self.empty_ids, self.empty_mask)[0]
         ids, mask = torch.cat([batch["ids"], self.empty_ids]), torch.cat([batch["mask"], self.empty_mask])
-        c, e = in_chunks(self._encode_captions, [ids, mask], self.grad_cache_size)
+        c, e = self._encode_captions(ids, mask)
         return c[:-1], e[:-1], c[-1:]  # the empty caption comes last
 
     def _encode_captions(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,12 +22,16 @@ def in_chunks(encode: Callable[..., tuple[Tensor, ...]], rows: Sequence[Tensor],
              (arXiv 2101.06983), §3; here by PyTorch's checkpointing of each chunk.
     Shapes:  rows: tensors (b, ...) -> tensors (b, ...), as `encode(*rows)` of an `encode` that treats each row alone.
     Units:   num_rows is the size of a chunk; 0 encodes all rows at once, without a second pass.
+    Departs: where no gradient is asked for, as in evaluation, each chunk is encoded once.
     """
-    if not num_rows or len(rows[0]) <= num_rows or not torch.is_grad_enabled():
+    if not num_rows or len(rows[0]) <= num_rows:
         return encode(*rows)
     chunks = zip(*(each.split(num_rows) for each in rows), strict=True)
-    with _without_autocast_cache():
-        encoded = [checkpoint(encode, *chunk, use_reentrant=False) for chunk in chunks]
+    if not torch.is_grad_enabled():
+        encoded = [encode(*chunk) for chunk in chunks]
+    else:
+        with _without_autocast_cache():
+            encoded = [checkpoint(encode, *chunk, use_reentrant=False) for chunk in chunks]
     return tuple(torch.cat(parts) for parts in zip(*encoded, strict=True))
 
 

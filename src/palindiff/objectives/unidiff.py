@@ -166,13 +166,17 @@ class UniDiffObjective(nn.Module):
             return relational_consistency(v, d, weight, self.config.temperature)
 
     def _freeze_what_no_loss_uses(self) -> None:
-        """Keep weight decay and EMA from changing weights that get no gradient."""
+        """Keep weight decay and EMA from changing weights that get no gradient.
+
+        Generation alone trains the U-Net alone, as fine-tuning of Stable Diffusion does.
+        """
         if not self.runs_unet:
             self.unet.requires_grad_(False)
         if not self.config.contrastive_weight:
             self.contrastive.log_logit_scale.requires_grad_(False)
             if not self.config.consistency_weight:
                 self.contrastive.image_encoder.requires_grad_(False)
+                self.text_encoder.requires_grad_(False)
             if self.contrastive.text_projection is not None:
                 self.contrastive.text_projection.requires_grad_(False)
 

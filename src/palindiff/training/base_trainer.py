@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from palindiff.atomic import atomic_folder, atomic_text
+from palindiff.data.conditions import select_by_hash
 from palindiff.data.sources import ImageSet, open_images
 from palindiff.evaluation.results import Row
 from palindiff.seeds import seeded_generator
@@ -98,7 +99,9 @@ class Trainer(ABC, Generic[R]):
         return self
 
     def train(self, show_progress: bool = True) -> Any:
-        """Prepare, train or resume, and write the EMA weights to `output / result_name`.
+        """Prepare, train or resume, and write the result to `output / result_name`.
+
+        The result has the EMA weights of the last step, or of the best evaluation where training may stop early.
 
         Returns: the trained model.
         """
@@ -196,9 +199,11 @@ def open_sets(recipe: Recipe) -> tuple[ImageSet, ImageSet | None]:
     Raises: as `open_images`, and what to do where there is nothing to validate on.
     """
     data, split = recipe.data, recipe.evaluation.validation_split
+    if data.validation_fraction:  # the held-out images do not depend on how many of the others are used
+        every = open_images(data.model_copy(update={"num_images": None}))
+        images, validation = every.held_out(data.validation_fraction)
+        return images if data.num_images is None else select_by_hash(images, data.num_images), validation
     images = open_images(data)
-    if data.validation_fraction:
-        return images.held_out(data.validation_fraction)
     if split is None:
         return images, None
     try:

@@ -20,7 +20,7 @@ def run_facts(recipe: DiffDisRecipe, pipeline: PalindiffPipeline, name: str) -> 
         parameters={part: sum(weight.numel() for weight in model.parameters()) for part, model in parts.items()},
         training={
             "task": task,
-            "trained": "all" if recipe.trained == "all" else f"LoRA of rank {recipe.lora.rank}, query stream",
+            "trained": _trained(recipe),
             "fusion": recipe.query_stream.fusion,
             "γ": recipe.query_stream.gamma,
             "images": f"{pipeline.image_size_px} px",
@@ -33,6 +33,15 @@ def run_facts(recipe: DiffDisRecipe, pipeline: PalindiffPipeline, name: str) -> 
         },
         limits=() if task == "both" else (f"Only {task} was trained; the other task is as it was at the start.",),
     )
+
+
+def _trained(recipe: DiffDisRecipe) -> str:
+    """Which weights, in words."""
+    updates = f"LoRA of rank {recipe.lora.rank} of the " if recipe.trained == "lora" else ""
+    parts = [f"{updates}U-Net"]
+    parts += [f"{updates}text encoder"] if recipe.text.is_trained else []
+    parts += ["query stream"] if recipe.objective.task != "generation" else []
+    return ", ".join(parts)
 
 
 def _bases(recipe: DiffDisRecipe) -> tuple[BaseWeights, ...]:

@@ -109,7 +109,7 @@ class UniDiffTrainer(Trainer[UniDiffRecipe]):
 
     @property
     def patience(self) -> int:
-        """Evaluations without a better score, after which training stops; 0: never."""
+        """Evaluations without a better score, after which training stops with the best as its result; 0: never."""
         return self.recipe.evaluation.patience
 
     def evaluation_rows(self, step: int) -> list[Row]:
@@ -125,12 +125,9 @@ class UniDiffTrainer(Trainer[UniDiffRecipe]):
         return rows
 
     def score(self, numbers: Mapping[str, float]) -> tuple[str, float] | None:
-        """By recall where CLIP's loss is trained, else by the generation loss, unless the recipe chooses."""
-        best_by = self.recipe.evaluation.keep_best
-        if best_by == "none":
-            return None
-        by_loss: evaluators.BestBy = "recall" if self.recipe.objective.contrastive_weight else "generation"
-        return evaluators.score(numbers, by_loss if best_by == "auto" else best_by)
+        """By what the recipe says, or that its losses and evaluators call for."""
+        best_by = self.recipe.best_by
+        return None if best_by is None else evaluators.score(numbers, best_by)
 
     def save(self, folder: Path) -> None:
         """Write both models."""

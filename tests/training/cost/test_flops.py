@@ -165,7 +165,7 @@ def test_the_emoji_rival_costs_what_naming_alone_costs():
 
 
 def test_the_work_of_unidiff_is_that_of_its_losses(toy_parts, stable_diffusion):
-    """Both losses share the text encoder; consistency encodes nothing more; twice the rows are twice the work."""
+    """Consistency encodes nothing more; twice the rows are twice the work, but for the empty caption."""
 
     def work(loop=None, **objective):
         off = {"contrastive_weight": 0, "generation_weight": 0, "consistency_weight": 0}
@@ -174,7 +174,10 @@ def test_the_work_of_unidiff_is_that_of_its_losses(toy_parts, stable_diffusion):
 
     contrastive, generation = work(contrastive_weight=1), work(generation_weight=1)
     both = work(contrastive_weight=1, generation_weight=1)
-    assert max(contrastive, generation) < both < contrastive + generation
+    assert max(contrastive, generation) < both
+    assert both == pytest.approx(
+        contrastive + generation, rel=0.1
+    )  # alone, generation does not train the text encoder
     relational = work(contrastive_weight=1, generation_weight=1, consistency_weight=1, consistency="relational")
     assert relational == pytest.approx(both, rel=1e-3)
     assert work({"batch_size": 8}, contrastive_weight=1) == pytest.approx(2 * contrastive)

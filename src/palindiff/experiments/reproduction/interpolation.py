@@ -18,11 +18,14 @@ def interpolate(start: UniDiffParts, clip: ClipParts, pipeline: StableDiffusionP
     Units:   share is α, from 0 (the start) to 1 (the result).
     Raises:  ValueError if a model lacks a weight of its start.
     """
-    text = start.clip.text_encoder
-    _interpolate(start.clip.image_encoder, clip.image_encoder, share, "image encoder")
-    _interpolate(text, clip.text_encoder, share, "text encoder")
-    _interpolate(text.model, pipeline.text_encoder, share, "text encoder")
+    before = start.clip
+    _interpolate(before.image_encoder, clip.image_encoder, share, "image encoder")
+    _interpolate(before.text_encoder, clip.text_encoder, share, "text encoder")
+    _interpolate(before.text_encoder.model, pipeline.text_encoder, share, "text encoder")
     _interpolate(start.unet, pipeline.unet, share, "U-Net")
+    if before.text_encoder.projection is not None and clip.text_encoder.projection is not None:
+        clip.text_encoder.projection.weight.data.lerp_(before.text_encoder.projection.weight.data, 1 - share)
+    clip.log_logit_scale.data.lerp_(before.log_logit_scale.data, 1 - share)
 
 
 @torch.no_grad()

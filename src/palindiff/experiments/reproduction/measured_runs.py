@@ -71,6 +71,6 @@ class MeasuredRuns:
 
         def recall(share: float) -> float:
             found = self.naming(run, NamingPlan(), plan.data, [], share)
-            return sum(found.value(metric) or 0.0 for metric in metrics)
+            return sum(float(found.items[metric].mean()) for metric in metrics)
 
         return max(sorted(plan.shares, reverse=True), key=recall)

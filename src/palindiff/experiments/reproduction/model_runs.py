@@ -94,10 +94,11 @@ class ModelRun:
 
     @property
     def train_tflop(self) -> float:
-        """TFLOP of the run's steps, with those of the run that it starts from; a VAE's count nothing."""
-        start = self._start
-        own = self.recipe.loop.num_steps * step_tflop(self.recipe)
-        return own + (0 if start is None else start.train_tflop)
+        """TFLOP of the run's steps, with those of the runs that it starts from or needs; a VAE's count nothing."""
+        steps = self.recipe.loop.num_steps
+        if self.is_finished and isinstance(self.recipe, UniDiffRecipe):  # which may have stopped early
+            steps = training_cost(read_log(self.folder / LOG_FILE))[0]
+        return steps * step_tflop(self.recipe) + sum(each.train_tflop for each in self.trained_before)
 
     @property
     def is_trained_to_name(self) -> bool:
@@ -173,7 +174,10 @@ class ModelRun:
                 interpolate(load_start(self.own_recipe), clip, pipeline, share)
             return ClipModel(clip).to(device), pipeline.to(device)
         if share < 1:
-            raise ValueError(f"`{self.variant}` is no UniDiff, whose start is known. Expected one. Change the plan.")
+            raise ValueError(
+                f"`{self.variant}` is interpolated with its start, and it is no UniDiff. Expected a variant of "
+                "UniDiff. Remove `interpolation` from its row."
+            )
         return self._open_one(device), None
 
     def _open_one(self, device: str) -> Embedder:

@@ -117,7 +117,15 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
                     f"`tables.{name}` has rows that generate, a column of generation, or `generation`, but not all "
                     "three. Expected all or none. Change the table."
                 )
+            for row in table.rows:
+                if row.interpolation is not None:
+                    yield from self._unchosen(f"tables.{name}", row.interpolation.data)
+        if both := sorted(set(self.families) & {*self.tables, CONTROLS}):
+            yield f"`{both[0]}` is a family of claims and a table, or the controls. Expected two names. Rename one."
         for name, claim in self.claims.items():
+            if (claim.data if claim.metric == "kd" else claim.generation) is not None:
+                key = "data" if claim.metric == "kd" else "generation"
+                yield f"`claims.{name}` has `{key}`, and {claim.metric} does not use it. Expected none. Remove it."
             if claim.metric == "kd" and self.generation_of(claim) is None:
                 yield (
                     f"`claims.{name}` compares generation. Expected `claimed_generation`, or `generation` of the "
@@ -127,8 +135,16 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
             if task is not None and task not in self.naming[self.naming_of(claim)].tasks:
                 yield (
                     f"`claims.{name}` compares {claim.metric} on `naming.{self.naming_of(claim)}`. Expected the task "
-                    f"{task}. Add it."
+                    f"{task}. Add it to the tasks of `naming.{self.naming_of(claim)}`."
                 )
+
+    def _unchosen(self, place: str, name: str) -> Iterator[str]:
+        """Say why a share of weights cannot be chosen on a data set."""
+        data = self.naming[name]
+        if "retrieval" not in data.tasks:
+            yield f"`{place}` chooses by recall on `naming.{name}`. Expected the task retrieval there. Add it."
+        if data.split == "test":
+            yield f"`{place}` chooses on `naming.{name}`, a test split. Expected a validation split. Use another one."
 
     def _repeated(self) -> Iterator[str]:
         """Say which seeds and labels are there twice."""

@@ -3,7 +3,7 @@
 Not here: the plan as a whole, and its checks (`plan.py`).
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -99,7 +99,9 @@ class InterpolationPlan(BaseModel, frozen=True, extra="forbid"):
     """Weights between those that training started from and its result, and where their share is chosen."""
 
     data: str  # of `naming`: a validation split; its recall chooses
-    shares: tuple[float, ...] = Field((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), min_length=1)
+    shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), min_length=1
+    )
     """α: 0 is the start, 1 the result of training"""
 
 
@@ -156,4 +158,4 @@ class ClaimPlan(BaseModel, frozen=True, extra="forbid"):
     a_naming: NamingPlan = NamingPlan()
     b_naming: NamingPlan = NamingPlan()
     margin: float | None = Field(None, gt=0)  # percentage points; None: A is better than B
-    has_budgets: bool = True  # False: a comparison of two settings of one model
+    has_budgets: bool = True  # False: of two settings of one model, or of trainings that stop early

@@ -24,7 +24,6 @@ from palindiff.experiments.reproduction.measured_runs import MeasuredRuns
 from palindiff.experiments.reproduction.measurement import (
     IMAGE_EMBEDDINGS,
     Measurement,
-    OpenModel,
     generation_options,
     named_data,
 )
@@ -41,6 +40,7 @@ from palindiff.experiments.reproduction.verdicts import (
     judge,
     same_cost,
 )
+from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,6 @@ class Reproduction:
     options: ReproduceOptions
     report: Callable[[str], None] = lambda sentence: None
     _failed: list[str] = field(default_factory=list, init=False)  # names of runs that diverged
-    _open: tuple[tuple[str, float], OpenModel] | None = field(
-        default=None, init=False
-    )  # the last one, by run and share
-    _measured: dict[tuple[object, ...], Measurement] = field(default_factory=dict, init=False)
 
     @cached_property
     def plan(self) -> Plan:
@@ -107,7 +103,13 @@ class Reproduction:
 
         Raises: FileNotFoundError, ModuleNotFoundError or ValueError, in a sentence.
         """
+        interpolated = {row.variant for row in (self.table.rows if self.table else ()) if row.interpolation}
         for run in self.model_runs():
+            if run.variant in interpolated and not isinstance(run.own_recipe, UniDiffRecipe):
+                raise ValueError(
+                    f"A row interpolates `{run.variant}` with its start, and it is no UniDiff. Expected a variant of "
+                    "UniDiff. Remove `interpolation` from the row."
+                )
             _ = run.own_recipe
             if not run.trained_before:  # the others' images are opened once what they start from is trained
                 _ = run.origin

@@ -83,7 +83,7 @@ def estimate(recipe: DiffDisRecipe, hardware: Hardware, num_images: int | None =
     """
     check_shares(recipe.loop, hardware.processes)
     with fake_run(recipe) as run:
-        work = Work(step=step_tflop(run, recipe), named_image=naming_tflop(run, recipe.evaluation))
+        work = Work(step=step_tflop(run, recipe, hardware.processes), named_image=naming_tflop(run, recipe.evaluation))
         return Estimate(
             parameters=count_parameters(run),
             memory_bytes=count_memory(run, recipe, hardware),
@@ -122,7 +122,7 @@ def count_memory(run: WeightFreeRun, recipe: DiffDisRecipe, hardware: Hardware) 
 
 
 def _step_bytes(run: WeightFreeRun, recipe: DiffDisRecipe, device: DeviceKind, num_rows: int) -> tuple[int, int]:
-    """Run a step; of many chunks of a gradient cache two and three, each of which adds the same.
+    """Run a step. With many chunks of a gradient cache, run two and three, and extrapolate linearly.
 
     Units: -> bytes of the most activations at once, and of the most that a step makes, gradients included.
     """

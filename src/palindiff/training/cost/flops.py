@@ -13,6 +13,7 @@ from palindiff.evaluation.cost import count_tflop
 from palindiff.evaluation.evaluators import EvaluationConfig
 from palindiff.models.unet_encoder import square_side
 from palindiff.training.cost.weight_free import WeightFreeRun, without_numbers
+from palindiff.training.loop.loop_config import LoopConfig
 from palindiff.training.recipes.build_models import build_encoders
 from palindiff.training.recipes.build_unidiff import build_unidiff, build_unidiff_objective
 from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe
@@ -42,14 +43,13 @@ class Work(BaseModel, frozen=True):
         return sum(self.named_image.values())
 
 
-def step_tflop(run: WeightFreeRun, recipe: DiffDisRecipe) -> dict[str, float]:
+def step_tflop(run: WeightFreeRun, recipe: DiffDisRecipe, num_processes: int = 1) -> dict[str, float]:
     """Work of one row times the rows, on `fake_run`; the rows' similarities among each other are left out.
 
     With a gradient cache each row is encoded a second time, as two rows in chunks of one are.
     """
     objective, task, loop = copy.copy(run.objective.train()), recipe.objective.task, recipe.loop
-    is_cached = 0 < loop.grad_cache_size < loop.batch_size // loop.accumulation
-    b, objective.grad_cache_size = (2, 1) if is_cached else (1, 0)
+    b, objective.grad_cache_size = (2, 1) if _is_cached(loop, num_processes) else (1, 0)
     batch = run.features.read(torch.arange(b), torch.rand(b, 2))
     draws, z_0 = objective.draw(b, torch.Generator()), batch["z_mean"].float()
     with torch.no_grad():
@@ -69,7 +69,8 @@ def step_tflop(run: WeightFreeRun, recipe: DiffDisRecipe) -> dict[str, float]:
     tasks = {"generation": generate, "alignment": align}
     works = {name: loop.batch_size / b * count_tflop(each) for name, each in tasks.items() if task in ("both", name)}
     if recipe.text.is_live:  # the empty caption is encoded once a step beside the rows' own
-        works["captions"] = (loop.batch_size + 1) / (b + 1) * count_tflop(encode)
+        one = count_tflop(encode) / (b + 1)
+        works["captions"] = (loop.batch_size + 1) * one
     return works
 
 
@@ -103,20 +104,28 @@ def unidiff_step_tflop(recipe: UniDiffRecipe) -> float:
     """
     parts = build_unidiff(recipe)
     objective, loop = build_unidiff_objective(recipe, parts).train(), recipe.loop
-    is_cached = 0 < loop.grad_cache_size < loop.batch_size // loop.accumulation
-    objective.grad_cache_size = objective.contrastive.grad_cache_size = 1 if is_cached else 0
+    objective.grad_cache_size = objective.contrastive.grad_cache_size = 1 if _is_cached(loop, 1) else 0
     side, size_px = square_side(parts.unet.config.sample_size), parts.clip.image_encoder.image_size_px
+
+    def count(b: int) -> float:
+        z = torch.ones(b, parts.unet.config.in_channels, side, side)
+        ids = torch.ones(b, parts.clip.text_encoder.max_length, dtype=torch.int64)
+        batch = {
+            "x": torch.zeros(b, 3, size_px, size_px, dtype=torch.uint8), "z_mean": z, "z_std": z, "ids": ids,
+            "mask": ids.bool(), "caption_id": torch.arange(b),
+        }  # fmt: skip
+        draws = objective.draw(b, torch.Generator())
+        return count_tflop(lambda: objective(batch, draws)["loss"].backward())
+
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         without_numbers(objective, mode)
-        z = torch.ones(FEW_ROWS, parts.unet.config.in_channels, side, side)
-        ids = torch.ones(FEW_ROWS, parts.clip.text_encoder.max_length, dtype=torch.int64)
-        batch = {
-            "x": torch.zeros(FEW_ROWS, 3, size_px, size_px, dtype=torch.uint8), "z_mean": z, "z_std": z, "ids": ids,
-            "mask": ids.bool(), "caption_id": torch.arange(FEW_ROWS),
-        }  # fmt: skip
-        draws = objective.draw(FEW_ROWS, torch.Generator())
-        work = count_tflop(lambda: objective(batch, draws)["loss"].backward())
-    return loop.batch_size / FEW_ROWS * work
+        few, more = count(FEW_ROWS), count(2 * FEW_ROWS)  # the empty caption is encoded once in either
+    return few + (loop.batch_size / FEW_ROWS - 1) * (more - few)
+
+
+def _is_cached(loop: LoopConfig, num_processes: int) -> bool:
+    """Whether a process's rows of a micro-batch are more than a chunk of the gradient cache."""
+    return 0 < loop.grad_cache_size < loop.batch_size // (loop.accumulation * num_processes)
 
 
 @torch.no_grad()

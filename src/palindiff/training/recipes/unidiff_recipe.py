@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from palindiff.evaluation.evaluators import EvaluationConfig
+from palindiff.evaluation.evaluators import BestBy, EvaluationConfig
 from palindiff.models.lora import LoraConfig
 from palindiff.objectives.unidiff import UniDiffConfig
 from palindiff.training.features.views import ViewConfig
@@ -34,7 +34,8 @@ class UniDiffEvaluationConfig(EvaluationConfig, frozen=True, extra="forbid", all
     """Which evaluators run, and when training stops early."""
 
     evaluators: tuple[Literal["retrieval", "classification", "samples"], ...] = ("retrieval", "samples")
-    patience: int = Field(0, ge=0)  # evaluations without a better score, after which training stops; 0: never
+    patience: int = Field(0, ge=0)
+    """Evaluations without a better score, after which training stops; its result is the best one then; 0: never"""
 
     @property
     def image_options(self) -> dict[str, Any]:
@@ -53,6 +54,33 @@ class UniDiffRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False):
     views: ViewConfig = ViewConfig()
     objective: UniDiffConfig = UniDiffConfig()
     evaluation: UniDiffEvaluationConfig = UniDiffEvaluationConfig()
+
+    @property
+    def best_by(self) -> BestBy | None:
+        """What the best evaluation is chosen by; None: there is no best one.
+
+        "auto" is recall or accuracy, whichever is evaluated, where CLIP's loss is trained, else the generation loss.
+        """
+        options, objective = self.evaluation, self.objective
+        if options.keep_best != "auto":
+            return None if options.keep_best == "none" else options.keep_best
+        if objective.contrastive_weight and "retrieval" in options.evaluators:
+            return "recall"
+        if objective.contrastive_weight and "classification" in options.evaluators:
+            return "classification"
+        return "generation" if objective.generation_weight or objective.consistency_weight else None
+
+    @model_validator(mode="after")
+    def _stops_by_what_is_evaluated(self) -> Self:
+        evaluator = {None: "", "recall": "retrieval", "classification": "classification"}.get(self.best_by)
+        if self.evaluation.patience and evaluator is not None and evaluator not in self.evaluation.evaluators:
+            raise ValueError(
+                f"`evaluation.patience` is {self.evaluation.patience}, and `evaluation.keep_best` "
+                f"'{self.evaluation.keep_best}' finds nothing to compare in `evaluation.evaluators` "
+                f"{list(self.evaluation.evaluators)}. Expected retrieval or classification among them. Add one, or "
+                "set `evaluation.patience: 0`."
+            )
+        return self
 
     @model_validator(mode="after")
     def _trains_something(self) -> Self:
