@@ -180,6 +180,6 @@ def test_the_work_of_unidiff_is_that_of_its_losses(toy_parts, stable_diffusion):
     )  # alone, generation does not train the text encoder
     relational = work(contrastive_weight=1, generation_weight=1, consistency_weight=1, consistency="relational")
     assert relational == pytest.approx(both, rel=1e-3)
-    assert work({"batch_size": 8}, contrastive_weight=1) == pytest.approx(2 * contrastive)
+    assert work({"batch_size": 8}, contrastive_weight=1) == pytest.approx(2 * contrastive, rel=1e-2)  # similarities
     cached = work({"grad_cache_size": 2}, contrastive_weight=1, generation_weight=1)
     assert 1.2 < cached / both < 1.4
