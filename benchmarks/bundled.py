@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import get_args
 
 from palindiff.cli.model_option import open_model
-from palindiff.data.conditions import Condition
 from palindiff.data.emoji import STYLES
 from palindiff.data.sources import DataConfig
 from palindiff.evaluation.named_data import NamedData
@@ -27,7 +26,7 @@ from palindiff.training.training_cost import training_tflop
 
 TASKS: tuple[Task, ...] = ("classification", "retrieval", "chain_use", "collapse", "controls")
 TEMPLATES = ("a flat emoji of a {}", "an outlined emoji of a {}")
-NO_FLAGS = Condition.parse("caption!=*the flag of *")
+NO_FLAGS = "caption!=*the flag of *"
 SUBSETS = {  # name -> split, further conditions
     "training": ("train", ()),
     "validation": ("validation", ()),
@@ -44,8 +43,8 @@ def measure(model: str, data_dir: Path, output: Path) -> list[Row]:
     rows: list[Row] = []
     for name, (split, conditions) in SUBSETS.items():
         for style in STYLES:
-            chosen = (Condition("style", style), Condition("is_representative", "True"), *conditions)
-            data = NamedData(f"{name}, {style}", DataConfig(path=str(data_dir), split=split), chosen)
+            where = (f"style={style}", "is_representative=True", *conditions)
+            data = NamedData(f"{name}, {style}", DataConfig(path=str(data_dir), split=split, where=where))
             options = EvaluationOptions(templates=TEMPLATES)
             if split == "train":
                 options = EvaluationOptions(templates=TEMPLATES, controls=("shuffled_images", "zeroed_images"))
