@@ -6,13 +6,12 @@ rows are those of `palindiff estimate --recipe RECIPE --preset PRESET`, on one G
 
 import argparse
 import time
-from importlib.resources import files
 from pathlib import Path
 
 from palindiff.evaluation.results import Row, render_table, write_results
 from palindiff.training.cost.estimate import Hardware, estimate
 from palindiff.training.recipes.schema import DiffDisRecipe
-from palindiff.training.recipes.yaml_files import load_recipe
+from palindiff.training.recipes.yaml_files import load_recipe, preset_names
 
 COLUMNS = ("preset", "card_gb:.1f", "peak_gb:.1f", "activations_gb:.1f", "rows_at_once", "step_tflop:.0f")
 
@@ -37,12 +36,6 @@ def rows_of(recipe_name: str) -> list[Row]:
             }
         )
     return rows
-
-
-def preset_names() -> list[str]:
-    """List the presets that palindiff brings along."""
-    folder = files("palindiff.training.recipes").joinpath("presets")
-    return [each.name.removesuffix(".yaml") for each in folder.iterdir()]
 
 
 def card_gib(preset: str) -> int:

@@ -174,7 +174,8 @@ def test_the_best_checkpoint_is_kept_beside_the_last(toy_parts, tmp_path, monkey
 @pytest.mark.parametrize(
     ("keep_best", "task", "metric"),
     [("auto", "both", "mean_recall_1"), ("auto", "generation", "validation_generation"), ("none", "both", None),
-     ("generation", "both", "validation_generation"), ("recall", "generation", None)],
+     ("generation", "both", "validation_generation"), ("recall", "generation", None),
+     ("classification", "both", "zero_shot_top_1")],
 )  # fmt: skip
 def test_a_recipe_chooses_what_is_best(keep_best, task, metric, toy_parts, tmp_path):
     sections = {"evaluation": {"keep_best": keep_best}, "objective": {"task": task}, "loop": {"num_steps": 1}}

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from palindiff.data.conditions import Condition, select_by_hash, select_where
+from palindiff.data.conditions import Condition, select_where
 from palindiff.data.folder import (
     SplitFolder,
     find_metadata,
@@ -58,7 +58,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     on_bad: OnBad = "refuse"  # bad rows: "refuse" the source, listing them; or "skip" them, reporting how many and why
     check_images: bool = False  # True: decode each once on opening, so that damaged ones count as bad rows
     where: tuple[str, ...] = ()  # KEY=PATTERN or KEY!=PATTERN: keep the rows that meet all, such as style=flat
-    num_images: int | None = Field(None, gt=0)  # to train on, chosen by hash of those rows; None: all
+    num_images: int | None = Field(None, gt=0)  # that training chooses of those rows, by hash; None: all
 
     @field_validator("caption_template")
     @classmethod
@@ -110,8 +110,7 @@ def open_images(config: DataConfig) -> ImageSet:
         columns = find_columns(table.features, config.image_column, config.caption_column, source)
         index, images = index_table(table, columns, config.caption_template)
     rows = check_rows(index, images, source, config.on_bad, config.check_images)
-    rows = select_where(rows, [Condition.parse(each) for each in config.where])
-    return rows if config.num_images is None else select_by_hash(rows, config.num_images)
+    return select_where(rows, [Condition.parse(each) for each in config.where])
 
 
 def open_any_images(config: DataConfig) -> ImageSet:

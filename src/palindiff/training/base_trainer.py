@@ -198,16 +198,20 @@ def open_sets(recipe: Recipe) -> tuple[ImageSet, ImageSet | None]:
 
     Raises: as `open_images`, and what to do where there is nothing to validate on.
     """
+    data = recipe.data
+    training, validation = _all_images(recipe)
+    return training if data.num_images is None else select_by_hash(training, data.num_images), validation
+
+
+def _all_images(recipe: Recipe) -> tuple[ImageSet, ImageSet | None]:
     data, split = recipe.data, recipe.evaluation.validation_split
-    if data.validation_fraction:  # the held-out images do not depend on how many of the others are used
-        every = open_images(data.model_copy(update={"num_images": None}))
-        images, validation = every.held_out(data.validation_fraction)
-        return images if data.num_images is None else select_by_hash(images, data.num_images), validation
     images = open_images(data)
+    if data.validation_fraction:
+        return images.held_out(data.validation_fraction)
     if split is None:
         return images, None
     try:
-        return images, open_images(data.model_copy(update={"split": split, "num_images": None}))
+        return images, open_images(data.model_copy(update={"split": split}))
     except (FileNotFoundError, ValueError) as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(

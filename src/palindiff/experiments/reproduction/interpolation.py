@@ -1,6 +1,7 @@
 """Weights between those that a UniDiff started from and what it became.
 
-Here: the interpolation. Not here: how its share is chosen (`reproduce.py`), loading (`pretrained/unidiff_folders.py`).
+Here: the interpolation. Not here: how its share is chosen (`measured_runs.py`), loading
+(`pretrained/unidiff_folders.py`).
 """
 
 import torch

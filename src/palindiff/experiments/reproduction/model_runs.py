@@ -164,7 +164,7 @@ class ModelRun:
 
         share: of the trained weights of a UniDiff; its start's have the rest.
 
-        Raises: FileNotFoundError if it is not finished; ValueError if it is a VAE, or `share` is of another model.
+        Raises: FileNotFoundError if it is not finished; ValueError if it is a VAE.
         """
         if not self.is_finished:
             raise FileNotFoundError(f"`{self.result}` does not exist. Expected a finished run. Train it first.")
@@ -173,11 +173,7 @@ class ModelRun:
             if share < 1:
                 interpolate(load_start(self.own_recipe), clip, pipeline, share)
             return ClipModel(clip).to(device), pipeline.to(device)
-        if share < 1:
-            raise ValueError(
-                f"`{self.variant}` is interpolated with its start, and it is no UniDiff. Expected a variant of "
-                "UniDiff. Remove `interpolation` from its row."
-            )
+        assert share == 1, "of a UniDiff only, as `check` has found before any training"
         return self._open_one(device), None
 
     def _open_one(self, device: str) -> Embedder:

@@ -23,7 +23,7 @@ ABOUT_CONTROLS = (
     "One seed. Shuffled images, an image of zeros, and the caption of the nearest training image, by thumbnail and by "
     "EfficientNet-Lite0, in place of the image; then how much the prediction depends on the noisy query."
 )
-TITLES = {"unidiff-claims": "Claims of UniDiff", "unidiff-rates": "Learning rate", "unidiff": "Domain"}
+TITLES = {"unidiff-claims": "Claims of UniDiff", "unidiff-rates": "Learning rate", "unidiff": "UniDiff"}
 INTRODUCTION = """# The paper's tables, measured again
 
 After reading this page you know which claims of DiffDis hold at the scales that were run here. Measure a table again:
@@ -151,9 +151,8 @@ def _table(target: str, scale: str, plan: Plan, found: Results | None) -> str:
         seeds = max((int(str(each["num_seeds"])) for each in own if each is not None), default=0)
         ours = [_number(each, column.is_share) for each, column in zip(own, columns, strict=True)]
         shares = [float(str(each["share"])) for each in found.rows if each["row"] == row.label and "share" in each]
-        label = (
-            f"{row.label} (α = {', '.join(f'{each:g}' for each in dict.fromkeys(shares))})" if shares else row.label
-        )
+        chosen = ", ".join(f"{each:g}" for each in dict.fromkeys(shares))
+        label = f"{row.label} (α = {chosen})" if shares else row.label
         rows.append([label, *paper, *ours, str(seeds)])
     if unfinished := found.settings.get("unfinished"):
         names = ", ".join(map(str, unfinished))  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from palindiff.evaluation.cost import count_tflop
 from palindiff.evaluation.evaluators import EvaluationConfig
-from palindiff.models.unet_encoder import square_side
+from palindiff.objectives.unidiff import UniDiffObjective
 from palindiff.training.cost.weight_free import WeightFreeRun, without_numbers
 from palindiff.training.loop.loop_config import LoopConfig
 from palindiff.training.recipes.build_models import build_encoders
@@ -102,25 +102,25 @@ def unidiff_step_tflop(recipe: UniDiffRecipe) -> float:
     Units: TFLOP.
     Raises: as `build_unidiff`.
     """
-    parts = build_unidiff(recipe)
-    objective, loop = build_unidiff_objective(recipe, parts).train(), recipe.loop
+    objective, loop = build_unidiff_objective(recipe, build_unidiff(recipe)).train(), recipe.loop
     objective.grad_cache_size = objective.contrastive.grad_cache_size = 1 if _is_cached(loop, 1) else 0
-    side, size_px = square_side(parts.unet.config.sample_size), parts.clip.image_encoder.image_size_px
-
-    def count(b: int) -> float:
-        z = torch.ones(b, parts.unet.config.in_channels, side, side)
-        ids = torch.ones(b, parts.clip.text_encoder.max_length, dtype=torch.int64)
-        batch = {
-            "x": torch.zeros(b, 3, size_px, size_px, dtype=torch.uint8), "z_mean": z, "z_std": z, "ids": ids,
-            "mask": ids.bool(), "caption_id": torch.arange(b),
-        }  # fmt: skip
-        draws = objective.draw(b, torch.Generator())
-        return count_tflop(lambda: objective(batch, draws)["loss"].backward())
-
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         without_numbers(objective, mode)
-        few, more = count(FEW_ROWS), count(2 * FEW_ROWS)  # the empty caption is encoded once in either
+        # the empty caption is encoded once in either
+        few, more = _unidiff_tflop(objective, FEW_ROWS), _unidiff_tflop(objective, 2 * FEW_ROWS)
     return few + (loop.batch_size / FEW_ROWS - 1) * (more - few)
+
+
+def _unidiff_tflop(objective: UniDiffObjective, b: int) -> float:
+    """Work of forward and backward of b rows."""
+    size_px, draws = objective.contrastive.image_encoder.image_size_px, objective.draw(b, torch.Generator())
+    z = torch.ones_like(draws["eps_z"])
+    ids = torch.ones(b, objective.text_encoder.max_length, dtype=torch.int64)
+    batch = {
+        "x": torch.zeros(b, 3, size_px, size_px, dtype=torch.uint8), "z_mean": z, "z_std": z, "ids": ids,
+        "mask": ids.bool(), "caption_id": torch.arange(b),
+    }  # fmt: skip
+    return count_tflop(lambda: objective(batch, draws)["loss"].backward())
 
 
 def _is_cached(loop: LoopConfig, num_processes: int) -> bool:

@@ -77,8 +77,8 @@ class UniDiffRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False):
             raise ValueError(
                 f"`evaluation.patience` is {self.evaluation.patience}, and `evaluation.keep_best` "
                 f"'{self.evaluation.keep_best}' finds nothing to compare in `evaluation.evaluators` "
-                f"{list(self.evaluation.evaluators)}. Expected retrieval or classification among them. Add one, or "
-                "set `evaluation.patience: 0`."
+                f"{list(self.evaluation.evaluators)}. Expected a score to stop by. Set `keep_best: auto` with "
+                "retrieval or classification among the evaluators, or `evaluation.patience: 0`."
             )
         return self
 

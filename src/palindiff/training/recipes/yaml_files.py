@@ -37,6 +37,11 @@ def recipe_names() -> list[str]:
     return sorted(_bundled(RECIPES))
 
 
+def preset_names() -> list[str]:
+    """List the bundled presets."""
+    return sorted(_bundled(PRESETS))
+
+
 def load_recipe(
     models: type[R] | Mapping[str, type[R]], recipe: str, overrides: Sequence[str] = (), preset: str | None = None
 ) -> R:
