@@ -54,7 +54,7 @@ class Setting(NamedTuple):
 
 CHOOSES = "8 steps"
 BEFORE = (  # what the recipe `emoji` was when the search was made, and chose its text diffusion
-    "data.caption_column=null", "loop.batch_size=64", "optimizer.learning_rate=8.0e-4",
+    "data.caption_column=null", "loop.batch_size=64", "optimizer.decay=cosine", "optimizer.learning_rate=8.0e-4",
     "optimizer.new_learning_rate=8.0e-4", "query_stream.query_scale=unit", "query_stream.gamma=1.0",
     "query_scheduler.rescale_betas_zero_snr=false", "objective.t_e_power=1",
 )  # fmt: skip
