@@ -48,12 +48,20 @@ def card(folder: Path, vae: Path, results: Path = RESULTS) -> str:
         num_styles=NUMBER_WORDS.get(len(credits), len(credits)),
         attribution="; ".join(f"{style}: {credit}" for style, credit in credits.items()),
         licenses=licenses(credits),
-        recipe=(folder / "recipe.yaml").read_text(encoding="utf-8").partition(";")[0].lstrip("# "),
+        recipe=recipes_of(folder),
         steps=steps,
         hours=seconds / 3600,
         results=" ".join(found) or "Not measured.",
     )
     return "\n".join(_wrapped(line) for line in text.split("\n"))
+
+
+def recipes_of(folder: Path) -> str:
+    """Name the recipes of a checkpoint in the order of training, each with its file in the folder."""
+    files = [*sorted(folder.glob("recipe-part*.yaml")), folder / "recipe.yaml"]
+    heads = [path.read_text(encoding="utf-8").partition(";")[0].lstrip("# ") for path in files]
+    first, *later = [f"{head} (`{path.name}`)" for head, path in zip(heads, files, strict=True)]
+    return ", then ".join([first, *(each[0].lower() + each[1:] for each in later)]) + " in this folder"
 
 
 def credits_of(folder: Path) -> dict[str, str]:

@@ -19,16 +19,22 @@ from palindiff.evaluation.intervals import (
     verdict,
 )
 
+STUDENT_OF_THREE = 4.303 / 1.960 * 1.5**0.5  # how much further from their mean three drawn seeds are moved
 
-def draws_by_hand(values, groups, num_resamples, seed=5):
-    """Means of seeds and, within each group, of items, drawn one resample at a time."""
-    draw, found = np.random.default_rng(seed), []
+
+def draws_by_hand(values, groups, num_resamples, units=None, seed=5):
+    """Means of seeds and, within each group, of items or units of them, drawn one resample at a time."""
+    draw, found, num_seeds = np.random.default_rng(seed), [], len(values)
+    units = np.arange(values.shape[1]) if units is None else units
     for _ in range(num_resamples):
-        seeds, means = draw.integers(0, len(values), len(values)), []
+        of_seeds = np.zeros(num_seeds)
         for group in np.unique(groups):
             members = np.flatnonzero(groups == group)
-            means.append(values[np.ix_(seeds, draw.choice(members, len(members)))].mean())
-        found.append(np.mean(means))
+            drawn = draw.choice(np.unique(units[members]), len(np.unique(units[members])))
+            items = np.concatenate([members[units[members] == unit] for unit in drawn])
+            of_seeds += values[:, items].mean(axis=1) / len(np.unique(groups))
+        mean, drawn_mean = of_seeds.mean(), of_seeds[draw.integers(0, num_seeds, num_seeds)].mean()
+        found.append(mean + (STUDENT_OF_THREE if num_seeds == 3 else 1) * (drawn_mean - mean))
     return np.array(found)
 
 
@@ -50,6 +56,59 @@ def test_means_are_those_of_drawing_by_hand(has_few_values, num_seeds, has_group
     found = resampled_means(items, torch.from_numpy(groups) if has_groups else None, 10_000)
     assert found.shape == (10_000,)
     check_quantiles(found, expected, atol=0.15 * expected.std())  # a quantile of 2,000 draws
+
+
+@pytest.mark.parametrize("num_seeds", [1, 3])
+def test_items_of_a_unit_are_drawn_together(num_seeds):
+    """Four items of each of 15 units, which depend on each other, in two groups that share no unit."""
+    draw = np.random.default_rng(0)
+    values = np.repeat(draw.normal(size=(num_seeds, 15)), 4, axis=1) + 0.1 * draw.normal(size=(num_seeds, 60))
+    units, groups = np.repeat(np.arange(15), 4), np.repeat([0, 1], [20, 40])
+    expected = draws_by_hand(values, groups, 2000, units)
+    found = resampled_means(torch.from_numpy(values), torch.from_numpy(groups), units=torch.from_numpy(units))
+    check_quantiles(found, expected, atol=0.15 * expected.std())
+    alone = resampled_means(torch.from_numpy(values), torch.from_numpy(groups))
+    assert found.std() > 1.2 * alone.std()
+
+
+def test_groups_that_share_units_share_the_draw():
+    """Both directions of one pair are hit or missed together: their mean varies as one direction does."""
+    hits = torch.tensor([1.0, 0.0] * 50)
+    both, ways, pairs = hits.repeat(2), torch.arange(200) // 100, torch.arange(100).repeat(2)
+    one, shared = resampled_means(hits).std(), resampled_means(both, ways, units=pairs).std()
+    assert shared == pytest.approx(one, rel=0.03)
+    assert resampled_means(both, ways).std() == pytest.approx(one / 2**0.5, rel=0.03)
+    assert resampled_means(both, ways, units=pairs).mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_units_of_one_item_are_items():
+    items, groups = torch.rand(2, 90, generator=torch.Generator().manual_seed(0)), torch.arange(90) // 30
+    alone = resampled_means(items, groups, units=torch.arange(90))
+    assert np.array_equal(alone, resampled_means(items, groups))
+
+
+def test_a_unit_that_alone_has_a_group_keeps_its_mean_when_it_is_not_drawn():
+    found = resampled_means(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 1, 1]), units=torch.tensor([0, 0, 1]))
+    assert set(found) == {(1 + 3) / 2, (1 + 4) / 2, (1 + 5) / 2}
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 5])
+def test_seeds_that_differ_by_chance_alone_decide_as_rarely_as_the_level_says(num_seeds):
+    """Items are all equal, so that the seeds are all there is: Student's case."""
+    draw, decided = np.random.default_rng(0), 0
+    for trial in range(400):
+        items = torch.from_numpy(draw.normal(size=(num_seeds, 1))).expand(-1, 2)
+        low, high = bootstrap_interval(items, num_resamples=1000, seed=trial)
+        decided += not low <= 0 <= high
+    assert abs(decided / 400 - 0.05) < 4 * math.sqrt(0.05 * 0.95 / 400)
+
+
+def test_weights_of_seeds_sum_to_one_and_those_of_one_seed_are_one():
+    weights = intervals.seed_weights(3, 500, np.random.default_rng(0))
+    assert weights.sum(axis=1) == pytest.approx(np.ones(500))
+    assert weights.mean(axis=0) == pytest.approx(np.full(3, 1 / 3), abs=0.1)
+    assert (intervals.seed_weights(1, 5, np.random.default_rng(0)) == 1).all()
+    assert intervals.seed_weights(30, 5, np.random.default_rng(0)).shape == (5, 30)
 
 
 def test_an_interval_of_hits_has_the_binomial_s_quantiles():

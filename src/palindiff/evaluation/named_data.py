@@ -18,6 +18,7 @@ class NamedData:
     name: str
     config: DataConfig
     class_set: ClassSet | None = None  # None: the classes are those of the images
+    filters_training: bool = True  # whether the conditions on rows hold for another split too
 
     @property
     def path(self) -> Path:
@@ -42,7 +43,8 @@ class NamedData:
 
     def of_split(self, split: str) -> "NamedData":
         """The same data set's other split."""
-        config = self.config.model_copy(update={"split": split})
+        where = self.config.where if self.filters_training else ()
+        config = self.config.model_copy(update={"split": split, "where": where})
         return replace(self, name=f"{self.name}, {split}", config=config)
 
 

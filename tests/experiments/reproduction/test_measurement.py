@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from palindiff.experiments.reproduction.columns import column_row
-from palindiff.experiments.reproduction.measurement import Measurement, OpenModel, named_data
+from palindiff.experiments.reproduction.measurement import (
+    Measurement,
+    OpenModel,
+    named_data,
+    units_of_captions,
+    units_of_images,
+)
 from palindiff.experiments.reproduction.plan_sections import ClassifierPlan, ColumnPlan, DataPlan, NamingPlan
 from palindiff.inference.embedder import PipelineEmbedder
 from toys.models import toy_pipeline
@@ -76,12 +82,29 @@ def test_the_diffusion_classifier_and_controls_are_rows_with_their_chance(opened
     assert any("cosine" in name for name in metrics)  # of chain_use
 
 
+def test_units_are_images_with_their_captions_or_labels_and_are_kept_on_disk(opened, data):
+    texts = [(("a", "b"), "x"), (("b",), "y"), (("c",), "x")]
+    captions = [each for each, _ in texts]
+    of_labels, of_images = units_of_images(texts, "label"), units_of_images(texts, "image")
+    assert (of_labels.tolist(), of_images.tolist()) == ([0, 1, 0], [0, 1, 2])
+    assert units_of_captions(captions, of_labels).tolist() == [0, 0, 0]  # of "a", "b" and "c"
+    assert units_of_captions(captions, of_images).tolist() == [0, 0, 2]
+    with pytest.raises(ValueError, match=r"Image 1 has no label, and `unit` is `label`"):
+        units_of_images([(("a",), "x"), (("b",), None)], "label")
+    plan = DataPlan(**data.model_dump() | {"unit": "label"})
+    (first,), (again,) = (opened.naming("images", plan, [NamingPlan()]) for _ in range(2))
+    for name, items in first.items.items():
+        assert first.units[name].shape == items.shape[:1]
+        assert torch.equal(first.units[name], again.units[name])
+    assert first.units.keys() == first.items.keys() == again.items.keys()
+
+
 def seeds(*hits, metric="a"):
     return [
         Measurement(
             [{"metric": metric, "value": sum(each) / len(each), "n": len(each), "chance": 0.1},
              {"metric": "kd", "value": sum(each), "n": 4}],
-            {metric: torch.tensor(each).float()},
+            {metric: torch.tensor(each).float()}, {metric: torch.arange(len(each))},
         )
         for each in hits
     ]  # fmt: skip

@@ -93,6 +93,52 @@ def test_an_unknown_scale_is_refused():
         load_plan("huge")
 
 
+BOTH_ARMS = {  # claim of the scale `emoji` -> the keys in which its arms at equal steps may differ
+    "P1": {"objective.task"}, "P2": {"objective.task"}, "P4": {"text.is_trained"}, "P7": set(),
+    "P5": {"optimizer.new_learning_rate"}, "P6": {"query_stream.gamma"}, "P8": {"query_stream.text_chain"},
+    "U1": {"objective.generation_weight"}, "U2": {"objective.contrastive_weight", "evaluation.keep_best"},
+    "U3": {"objective.consistency_weight"}, "U4": {"objective.consistency_weight", "objective.consistency"},
+}  # fmt: skip
+RIVALS = {"P3"}  # of another kind, so nearly all keys differ
+
+
+def keys_of(tree, prefix=""):
+    """The values of a recipe by dotted key."""
+    found = {}
+    for key, value in tree.items():
+        found |= keys_of(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+@pytest.mark.parametrize("scale", ["emoji", "photos"])
+def test_the_arms_of_a_claim_differ_in_what_it_is_about_and_its_learning_rate_alone(scale, tmp_path):
+    plan = load_plan(scale)
+    assert {name for name in plan.claims if scale == "emoji"} <= BOTH_ARMS.keys() | RIVALS
+    for name, claim in plan.claims.items():
+        runs = [ModelRun(plan, side, 0, tmp_path, tmp_path / "runs") for side in (claim.a, claim.b)]
+        if name in RIVALS:
+            of_a, of_b = (run._load(()) for run in runs)
+            assert (of_a.views, of_a.text, of_a.data, of_a.loop) == (of_b.views, of_b.text, of_b.data, of_b.loop)
+            continue
+        a, b = (keys_of(run._load(()).model_dump(mode="json")) for run in runs)
+        differing = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)}
+        chosen = (
+            {"optimizer.learning_rate", "optimizer.new_learning_rate"} if name in {"P1", "P2", "U1", "U2"} else set()
+        )
+        assert differing - chosen <= BOTH_ARMS[name], name
+        assert BOTH_ARMS[name] <= differing | chosen or name == "P2", name
+
+
+def test_the_images_of_the_emoji_claims_are_those_of_the_protocol():
+    plan = load_plan("emoji")
+    sets = [plan.naming[plan.naming_of(claim)] for claim in plan.claims.values() if claim.metric != "kd"]
+    sets += [plan.generation[plan.generation_of(claim)] for claim in plan.claims.values() if claim.metric == "kd"]
+    assert all("is_representative=True" in each.where and each.split == "test" for each in sets)
+    of_all_styles = [each for each in sets if "style=outlined" not in each.where]
+    assert of_all_styles
+    assert all(each.unit == "label" for each in of_all_styles)
+
+
 @pytest.mark.parametrize("scale", plan_names())
 def test_every_recipe_of_a_bundled_plan_can_be_read(scale, tmp_path):
     plan = load_plan(scale)

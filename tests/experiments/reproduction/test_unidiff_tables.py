@@ -177,7 +177,8 @@ def test_an_image_that_was_drawn_twice_is_not_compared_with_itself():
 def test_a_lower_cosine_decides_for_the_side_that_has_it():
     spread = torch.eye(16).repeat(1, 4).view(16, 64) / 2
     close = torch.nn.functional.normalize(torch.ones(16, 64) + spread, dim=1)
-    sides = [[Measurement([], {IMAGE_EMBEDDINGS: each})] * 2 for each in (spread, close)]
+    units = {IMAGE_EMBEDDINGS: torch.arange(len(spread))}
+    sides = [[Measurement([], {IMAGE_EMBEDDINGS: each}, units)] * 2 for each in (spread, close)]
     found = verdicts.compare_cosine((sides[0], sides[1]), 200)
     low, high = found.interval()
     assert high < 0

@@ -12,7 +12,11 @@ from palindiff.experiments.reproduction.plan_sections import ClaimPlan
 def recalls(*hits):
     """A measurement for each seed: hits of three images, then of one caption."""
     return [
-        Measurement([], {"text": torch.tensor(each[:3]).float(), "image": torch.tensor(each[3:]).float()})
+        Measurement(
+            [],
+            {"text": torch.tensor(each[:3]).float(), "image": torch.tensor(each[3:]).float()},
+            {"text": torch.arange(3), "image": torch.tensor([1])},
+        )
         for each in hits
     ]
 
@@ -41,7 +45,8 @@ def squared_mmd(x, y):
 
 
 def generated(real, *seeds, shift=0.0):
-    return [Measurement([], {"generated": features(seed, shift), "real": real}) for seed in seeds]
+    units = {"generated": torch.tensor([0, 0, 1, 2, 3, 4])}
+    return [Measurement([], {"generated": features(seed, shift), "real": real}, units) for seed in seeds]
 
 
 def test_kernel_distances_are_those_of_the_definition_and_differences_their_mean_over_seeds():
@@ -81,7 +86,7 @@ def test_claims_of_a_budget_share_holm_s_correction_and_lower_kd_is_better():
     rows = verdicts.judge([
         judged("P1", clear), judged("P2", [-each for each in clear], metric="kd"), judged("P3", none),
         judged("P1", none, budget="flop"),
-    ])  # fmt: skip
+    ], {"steps": 3, "flop": 1})  # fmt: skip
     found = {(row["claim"], row["budget"]): row for row in rows}
     assert [row["verdict"] for row in rows] == ["holds here", "holds here", "cannot be decided", "cannot be decided"]
     assert found["P1", "steps"]["level"] == pytest.approx(1 - 0.05 / 3)
@@ -92,8 +97,28 @@ def test_claims_of_a_budget_share_holm_s_correction_and_lower_kd_is_better():
 
 
 def test_a_claim_with_a_margin_is_one_of_equality():
-    (row,) = verdicts.judge([judged("P7", [0.1 * (i % 5 - 2) for i in range(1000)], margin=1.0)])
+    (row,) = verdicts.judge([judged("P7", [0.1 * (i % 5 - 2) for i in range(1000)], margin=1.0)], {"steps": 1})
     assert row["verdict"] == "holds here"
+
+
+def test_a_claim_that_was_not_run_counts_in_holm_s_correction():
+    (row,) = verdicts.judge([judged("P1", [1.0 + 0.001 * i for i in range(1000)])], {"steps": 8})
+    assert row["level"] == pytest.approx(1 - 0.05 / 8)
+
+
+def test_images_of_one_unit_are_drawn_together():
+    """Two generated images of one concept: a resample has both or neither."""
+    seen = []
+
+    def of_counts(counts):
+        seen.append(counts)
+        return counts.sum(dim=1)
+
+    found = verdicts._compare_counted([[of_counts], [of_counts]], torch.tensor([7, 7, 3]), 200)
+    drawn = torch.cat(seen[:-2])
+    assert torch.equal(drawn[:, 0], drawn[:, 1])
+    assert (drawn > 0).sum(dim=1).min() >= 2
+    assert found.difference == 0
 
 
 def test_costs_count_as_equal_within_two_percent():

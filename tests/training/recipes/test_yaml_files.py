@@ -519,6 +519,19 @@ def test_the_config_hash_is_of_a_trained_number_alone(override, tmp_path):
             prepare_run_dir(changed, tmp_path, "emoji")
 
 
+@pytest.mark.parametrize(
+    "override", ["loop.evaluate_every=7", "evaluation.patience=2", "evaluation.keep_best=generation"]
+)
+def test_what_chooses_the_result_of_a_training_that_stops_early_is_part_of_the_config_hash(override):
+    def hashed(*overrides):
+        return config_hash(load_recipe(recipe_classes(), "adapt", overrides))
+
+    assert hashed() != hashed(override)
+    assert hashed("evaluation.prompts=[a]") == hashed()
+    never = "evaluation.patience=0"
+    assert hashed(never) == hashed(never, "loop.evaluate_every=7")
+
+
 def test_precision_is_part_of_the_config_hash_and_the_rest_of_the_machine_is_not():
     elsewhere = {"num_threads": 2, "num_workers": 3, "cache_dir": "kept"}
     here, there, bf16 = (

@@ -37,7 +37,7 @@ def column_row(
         if None in of_seed:
             return None
         values.append(sum(filter(None, of_seed)) / len(of_seed))
-    low, high = _interval([[each.items.get(metric) for each in measured[name]] for name, metric in places])
+    low, high = _interval([(measured[name], metric) for name, metric in places])
     return {
         "column": column.title, "value": sum(values) / num_seeds, "ci_low": low, "ci_high": high,
         "lowest": min(values), "highest": max(values), "num_seeds": num_seeds,
@@ -45,13 +45,18 @@ def column_row(
     }  # fmt: skip
 
 
-def _interval(items: Sequence[Sequence[Tensor | None]]) -> tuple[float | None, float | None]:
-    """Shapes: items: for each place and seed (n,)."""
-    known = [[each for each in of_place if each is not None] for of_place in items]
-    if any(len(of_place) < len(every) for of_place, every in zip(known, items, strict=True)):
+def _interval(places: Sequence[tuple[Sequence[Measurement], str]]) -> tuple[float | None, float | None]:
+    """Interval of the mean over places: a data set's measurement of each seed, and a metric."""
+    if any(metric not in each.items for measured, metric in places for each in measured):
         return None, None
-    groups = torch.cat([torch.full((len(of_place[0]),), place) for place, of_place in enumerate(known)])
-    return bootstrap_interval(torch.cat([torch.stack(of_place) for of_place in known], dim=1), groups=groups)
+    parts, groups, units, starts = list[Tensor](), list[Tensor](), list[Tensor](), dict[int, int]()
+    for place, (measured, metric) in enumerate(places):
+        own = measured[0].units[metric]
+        start = starts.setdefault(id(measured), sum(len(each) for each in units))  # units of a data set are its own
+        parts.append(torch.stack([each.items[metric] for each in measured]))  # (s, n)
+        groups.append(torch.full((len(own),), place))
+        units.append(start + own)
+    return bootstrap_interval(torch.cat(parts, dim=1), groups=torch.cat(groups), units=torch.cat(units))
 
 
 def _chance(measured: Sequence[Measurement], metrics: Sequence[str]) -> float | None:

@@ -1,4 +1,4 @@
-"""What is measured of the runs of a scale: no model is opened or measured twice, or while another process has its run.
+"""What is measured of the runs of a scale: no model is opened or measured twice, or by two processes at once.
 
 Here: opening and remembering. Not here: what is measured of one model (`measurement.py`),
 tables and claims (`reproduce.py`).
@@ -17,7 +17,7 @@ from palindiff.experiments.reproduction.plan_sections import InterpolationPlan, 
 class MeasuredRuns:
     """Measurements of finished runs, by run, share of its weights, and setting.
 
-    Each method raises IsBusyError if another process has the run.
+    Each method waits while another process measures the run.
     """
 
     plan: Plan
@@ -33,7 +33,7 @@ class MeasuredRuns:
         """Measure a run under a setting, and under others that are needed too, so that its images are read once."""
         if (run.name, share, setting, name) not in self._measured:
             wanted = list(dict.fromkeys([setting, *settings]))
-            with run.locked():
+            with run.locked(waits=True):
                 found = self.model(run, share).naming(name, self.plan.naming[name], wanted)
             self._measured |= {(run.name, share, each, name): row for each, row in zip(wanted, found, strict=True)}
         return self._measured[run.name, share, setting, name]
@@ -41,7 +41,7 @@ class MeasuredRuns:
     def generation(self, run: ModelRun, name: str, share: float = 1.0) -> Measurement:
         """Generate, and measure what was generated."""
         if (run.name, share, name) not in self._measured:
-            with run.locked():
+            with run.locked(waits=True):
                 found = self.model(run, share).generation(self.plan.generation[name])
             self._measured[run.name, share, name] = found
         return self._measured[run.name, share, name]
@@ -51,7 +51,7 @@ class MeasuredRuns:
         assert plan.diffusion_classifier is not None, "only such rows"
         key = (run.name, plan.diffusion_classifier, name)
         if key not in self._measured:
-            with run.locked():
+            with run.locked(waits=True):
                 self._measured[key] = self.model(run).diffusion_classifier(
                     name, self.plan.naming[name], plan.diffusion_classifier
                 )

@@ -5,8 +5,8 @@ Here: measuring a run, and the files that keep it, so that the next call measure
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ from palindiff.evaluation.tasks import (
     measure_retrieval,
 )
 from palindiff.experiments.reproduction.plan import ROOT
-from palindiff.experiments.reproduction.plan_sections import ClassifierPlan, DataPlan, GenerationPlan, NamingPlan
+from palindiff.experiments.reproduction.plan_sections import ClassifierPlan, DataPlan, GenerationPlan, NamingPlan, Unit
 from palindiff.inference.defaults import IMAGES_AT_ONCE
 from palindiff.inference.embedder import Embedder, PipelineEmbedder
 from palindiff.inference.pipeline import PalindiffPipeline
@@ -58,15 +58,18 @@ TASKS = {
     "retrieval": measure_retrieval, "classification": measure_classification,
     "class_retrieval": measure_class_retrieval, "collapse": measure_collapse,
 }  # fmt: skip
+UNIT_OF = "unit of "  # name of the units in a file, before that of the items
 IMAGE_EMBEDDINGS = "image_embeddings"  # among the items, where collapse is measured
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Rows of metrics, and the items that claims pair, by metric."""
+    """Rows of metrics, the items that claims pair, and the unit of each item, by metric."""
 
     rows: list[Row]
     items: dict[str, Tensor]
+    units: dict[str, Tensor] = field(default_factory=dict)
+    """(n,) int64: items of one unit depend on each other, and intervals draw them together"""
 
     def value(self, metric: str) -> float | None:
         """The value of a metric; None if it was not measured."""
@@ -133,7 +136,7 @@ class OpenModel:
         classes = source.classes(rows) if NEEDS_CLASSES.intersection(data.tasks) else None
         facts: dict[str, Any] = {
             "model": self.model.fingerprint, "source": rows.fingerprint,
-            "data": data.model_dump(mode="json", include={"tasks", "templates", "retrieval_ks"}),
+            "data": data.model_dump(mode="json", include={"tasks", "templates", "retrieval_ks", "unit"}),
             "classes": None if classes is None else hash_settings(classes.deciding),
         }  # fmt: skip
         keys = {each: _key("naming", facts | each.model_dump()) for each in settings}
@@ -169,7 +172,8 @@ class OpenModel:
             for row in found
             if row["value"] is not None
         ]
-        return self._write(key, Measurement(kept_rows, features))
+        texts = [(row.captions, row.label) for row in real]
+        return self._write(key, Measurement(kept_rows, features, {"generated": units_of_images(texts, plan.unit)}))
 
     def sheet_images(
         self, plan: GenerationPlan, number: int
@@ -198,12 +202,15 @@ class OpenModel:
     def controls(self, name: str, data: DataPlan) -> list[Row]:
         """Measure the controls of a data set, and what the noisy query changes.
 
+        The nearest training image is one of all, as models are trained on all.
+
         Source: docs/protocol.md, rule 8.
         """
         has_query = isinstance(self.model, PipelineEmbedder) and self.model.pipeline.query_stream.has_text_diffusion
         tasks: list[Task] = ["controls", *(["chain_use"] if has_query else [])]  # type: ignore[list-item]
         evaluation = Evaluation(
-            self.model, self.folder.name, [named_data(name, data, self.root)], tasks, [NamingSetting()],
+            self.model, self.folder.name, [replace(named_data(name, data, self.root), filters_training=False)],
+            tasks, [NamingSetting()],
             self.folder / RECORDS, EvaluationOptions(templates=data.templates, retrieval_ks=data.retrieval_ks),
             num_workers=self.num_workers,
         )  # fmt: skip
@@ -219,11 +226,19 @@ class OpenModel:
             self.model, self.texts, rows, same, options, e_0_hat, captions, labels, num_workers=self.num_workers,
             class_set=classes,
         )  # fmt: skip
-        metrics = [metric for task in data.tasks for metric in TASKS[task](embedded)]
-        items = {m.name: m.items for m in metrics if m.items is not None}
+        of_images = units_of_images(rows.texts(), data.unit)
+        of_captions = units_of_captions(captions, of_images)
+        metrics, items, units = list[Metric](), dict[str, Tensor](), dict[str, Tensor]()
+        for task in data.tasks:
+            for metric in TASKS[task](embedded):
+                metrics.append(metric)
+                if metric.items is not None:
+                    own = of_captions if metric.name.startswith("image_retrieval") else of_images
+                    items[metric.name] = metric.items
+                    units[metric.name] = torch.arange(metric.n) if task == "class_retrieval" else own
         if "collapse" in data.tasks:
-            items[IMAGE_EMBEDDINGS] = e_0_hat
-        return Measurement([_row(each) for each in metrics], items)
+            items[IMAGE_EMBEDDINGS], units[IMAGE_EMBEDDINGS] = e_0_hat, of_images
+        return Measurement([_row(each, units.get(each.name)) for each in metrics], items, units)
 
     @torch.no_grad()
     def _embed(self, rows: ImageSet, settings: Sequence[NamingPlan]) -> list[Tensor]:
@@ -272,28 +287,66 @@ class OpenModel:
             settings["inception_weights"] = read_weights(options.inception_weights)[1]
         return _key(
             "generation",
-            {"model": pipeline_fingerprint(self.generating), "source": rows.fingerprint, "options": settings},
+            {
+                "model": pipeline_fingerprint(self.generating),
+                "source": rows.fingerprint,
+                "options": settings,
+                "unit": plan.unit,
+            },
         )
 
     def _read(self, key: str) -> Measurement | None:
         file = self.folder / MEASURED / f"{key}.json"
         if not file.is_file():
             return None
-        return Measurement(json.loads(file.read_text(encoding="utf-8")), load_file(file.with_suffix(".safetensors")))
+        tensors = load_file(file.with_suffix(".safetensors"))
+        units = {name.removeprefix(UNIT_OF): each for name, each in tensors.items() if name.startswith(UNIT_OF)}
+        items = {name: each for name, each in tensors.items() if not name.startswith(UNIT_OF)}
+        return Measurement(json.loads(file.read_text(encoding="utf-8")), items, units)
 
     def _write(self, key: str, measured: Measurement) -> Measurement:
         """Write the items, then the rows: rows without items do not occur."""
         (self.folder / MEASURED).mkdir(exist_ok=True)
         file = self.folder / MEASURED / f"{key}.json"
-        items: Mapping[str, Tensor] = {name: each.contiguous() for name, each in measured.items.items()}
+        units = {f"{UNIT_OF}{name}": each for name, each in measured.units.items()}
+        tensors = {name: each.clone().contiguous() for name, each in (measured.items | units).items()}
         with atomic_file(file.with_suffix(".safetensors")) as temporary:
-            save_file(dict(items), temporary)
+            save_file(tensors, temporary)
         atomic_text(file, json.dumps(measured.rows) + "\n")
         return measured
 
 
-def _row(metric: Metric) -> Row:
-    low, high = (None, None) if metric.items is None else bootstrap_interval(metric.items)
+def units_of_images(texts: Iterable[tuple[Sequence[str], str | None]], unit: Unit) -> Tensor:
+    """Number the unit of each image. Shapes: n captions and labels -> (n,) int64.
+
+    Raises: ValueError if units are labels, and an image has none.
+    """
+    labels = [label for _, label in texts]
+    if unit == "image":
+        return torch.arange(len(labels))
+    if None in labels:
+        raise ValueError(
+            f"Image {labels.index(None)} has no label, and `unit` is `label`. Expected one for each image. Choose "
+            "`unit: image` in the plan, or add labels."
+        )
+    places = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    return torch.tensor([places[label] for label in labels])
+
+
+def units_of_captions(captions: Sequence[Sequence[str]], of_images: Tensor) -> Tensor:
+    """Number the unit of each different caption, that of the first image that has it. Shapes: (n,) -> (m,) int64.
+
+    Source: the order of captions is that of `naming_tasks.caption_retrieval`.
+    """
+    first: dict[str, int] = {}
+    for number, of_image in enumerate(captions):
+        for caption in of_image:
+            first.setdefault(caption, number)
+    return of_images[list(first.values())]
+
+
+def _row(metric: Metric, units: Tensor | None) -> Row:
+    low, high = (None, None) if metric.items is None else bootstrap_interval(metric.items, units=units)
     return {
         "metric": metric.name, "value": metric.value, "ci_low": low, "ci_high": high, "n": metric.n,
         "chance": metric.chance,

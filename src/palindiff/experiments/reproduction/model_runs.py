@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from palindiff.inference.clip_model import ClipModel
 from palindiff.inference.embedder import Embedder, PipelineEmbedder
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.pretrained.unidiff_folders import load_unidiff
+from palindiff.training.base_trainer import BEST_FILE, open_sets
 from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
 from palindiff.training.recipes.build_unidiff import load_start
 from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe, Recipe, VaeRecipe
@@ -116,14 +117,14 @@ class ModelRun:
         return self.folder / TRAINERS[self.own_recipe.objective_name].result_name
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from training or measuring the run.
+    def locked(self, waits: bool = False) -> Iterator[None]:
+        """Keep other processes from training or measuring the run; wait for one that does, if asked to.
 
-        Raises: IsBusyError if another one does.
+        Raises: IsBusyError if another one does, and this one does not wait.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.folder / LOCK_FILE, timeout=0):
+            with FileLock(self.folder / LOCK_FILE, timeout=-1 if waits else 0):
                 yield
         except Timeout as error:
             raise IsBusyError(f"{self.name}: another process has it") from error
@@ -138,7 +139,7 @@ class ModelRun:
         if self.is_finished:
             self._check_finished(facts)
             return
-        commit, is_dirty = git_state(Path(__file__).parent)
+        commit, is_dirty = _own_code()
         recipe_name = self.plan.variants[self.variant].recipe or self.plan.recipe
         prepare_run_dir(self.recipe, self.folder, f"{recipe_name}, variant {self.variant}")
         if facts.exists():
@@ -152,11 +153,15 @@ class ModelRun:
 
     @cached_property
     def origin(self) -> dict[str, str]:
-        """What the run learns from, by name: its images, and the weights that it starts from or needs.
+        """What the run learns from, by name: images, and the weights that it starts from or needs.
 
         Raises: FileNotFoundError or ValueError if the images cannot be opened.
         """
-        found = {"training images": open_images(self.own_recipe.data).fingerprint}
+        recipe = self.own_recipe
+        found = {"training images": open_images(recipe.data).fingerprint}
+        if isinstance(recipe, UniDiffRecipe) and recipe.evaluation.patience:  # they choose its result
+            _, validation = open_sets(recipe)
+            found |= {} if validation is None else {"validation images": validation.fingerprint}
         return found | {each.name: files_sha256(each.result) for each in self.trained_before}
 
     def open(self, device: str = "cpu", share: float = 1.0) -> tuple[Embedder, StableDiffusionPipeline | None]:
@@ -191,7 +196,20 @@ class ModelRun:
             "config_hash": config_hash(self.recipe)[:16], "commit": trained_by["commit"],
             "is_dirty": trained_by["is_dirty"], "steps": steps,
             "train_tflop": self.train_tflop, "train_seconds": round(seconds),
-        }  # fmt: skip
+        } | self._best_step()  # fmt: skip
+
+    def _best_step(self) -> dict[str, int]:
+        """The step whose weights are the result, of a training that stops early."""
+        best = self.folder / BEST_FILE
+        if not (isinstance(self.recipe, UniDiffRecipe) and self.recipe.evaluation.patience and best.is_file()):
+            return {}
+        return {"best_step": json.loads(best.read_text(encoding="utf-8"))["step"]}
+
+    @property
+    def commit(self) -> str:
+        """The commit that trained it, with a star if files were changed."""
+        trained_by = json.loads((self.folder / FACTS_FILE).read_text(encoding="utf-8"))
+        return f"{str(trained_by['commit'])[:9]}{'*' if trained_by['is_dirty'] else ''}"
 
     @property
     def _start(self) -> "ModelRun | None":
@@ -240,6 +258,12 @@ class ModelRun:
                 f"`{self.folder}` holds an unfinished run of commit {trained_by}, and this is {commit}. Expected the "
                 "commit that began it. Check that one out, or remove the folder to train the run anew."
             )
+
+
+@cache
+def _own_code() -> tuple[str | None, bool | None]:
+    """Commit of this code and whether files were changed, as they were when this process first asked."""
+    return git_state(Path(__file__).parent)
 
 
 _STEP_TFLOP: dict[str, float] = {}  # of recipes already counted, by config hash

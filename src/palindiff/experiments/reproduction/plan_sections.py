@@ -11,6 +11,8 @@ from palindiff.evaluation.diffusion_classifier import STAGES, Stage
 from palindiff.evaluation.naming_tasks import RETRIEVAL_KS
 
 NamingTask = Literal["retrieval", "classification", "class_retrieval", "collapse"]
+Unit = Literal["image", "label"]
+"""What an interval draws: an image with its captions, or all images of one label, where these depend on each other"""
 WAYS = ("text", "image")  # retrieval of captions and of images
 COLLAPSE = ("effective_rank", "mean_pairwise_cosine", "uniformity")  # of image and of text embeddings
 
@@ -38,6 +40,7 @@ class DataPlan(BaseModel, frozen=True, extra="forbid"):
     tasks: tuple[NamingTask, ...] = ("retrieval",)
     retrieval_ks: tuple[int, ...] = RETRIEVAL_KS
     recall_k: int = 10  # of the recall that claims compare: the mean of both directions
+    unit: Unit = "image"
 
     @property
     def recall_metrics(self) -> tuple[str, ...]:
@@ -71,6 +74,7 @@ class GenerationPlan(BaseModel, frozen=True, extra="forbid"):
     path: str
     split: str = "test"
     where: tuple[str, ...] = ()
+    unit: Unit = "image"
     num_images: int = Field(256, gt=1)
     num_inference_steps: int = Field(20, gt=0)
     guidance_scale: float = Field(4.0, ge=1)

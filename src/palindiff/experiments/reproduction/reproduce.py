@@ -178,7 +178,7 @@ class Reproduction:
     def rows(self) -> list[Row]:
         """Measure every finished model; what was measured before is read."""
         if self.claims:
-            return judge(list(self._judged()))
+            return judge(list(self._judged()), self._num_planned())
         if self.table is None:
             return list(self._control_rows())
         return [row for plan in self.table.rows for row in self._table_rows(self.table, plan)]
@@ -191,12 +191,8 @@ class Reproduction:
             run = self.model_run(plan.variant, seed)
             if not run.is_finished:
                 continue
-            try:
-                share = 1.0 if plan.interpolation is None else self.measured.chosen_share(run, plan.interpolation)
-                found = self._measure(run, table, plan, share)
-            except IsBusyError as error:
-                self.report(f"{error}")
-                continue
+            share = 1.0 if plan.interpolation is None else self.measured.chosen_share(run, plan.interpolation)
+            found = self._measure(run, table, plan, share)
             for name, measured in found.items():
                 by_data.setdefault(name, []).append(measured)
                 facts = {**labels, "seed": seed, **run.facts(), **paper_row(plan), "data": name}
@@ -225,14 +221,17 @@ class Reproduction:
         for variant in self.plan.controls:
             run = self.model_run(variant, self.plan.seeds_of(variant)[0])
             if run.is_finished:
-                try:
-                    with run.locked():
-                        found = self.measured.model(run).controls(name, self.plan.naming[name])
-                except IsBusyError as error:
-                    self.report(f"{error}")
-                    continue
+                with run.locked(waits=True):
+                    found = self.measured.model(run).controls(name, self.plan.naming[name])
                 facts: Row = {"variant": variant, "seed": run.seed, **run.facts(), "data": name}
                 yield from ({**facts, **row} for row in found)
+
+    def _num_planned(self) -> dict[str, int]:
+        """How many claims each budget has, run or not."""
+        return {
+            budget: sum(claim.has_budgets or budget == BUDGETS[0] for claim in self.claims.values())
+            for budget in BUDGETS
+        }
 
     def _judged(self) -> Iterator[JudgedClaim]:
         for name, claim in self.claims.items():
@@ -250,7 +249,8 @@ class Reproduction:
                     )
                     continue
                 found, n = self._compare(claim, sides)
-                yield JudgedClaim(name, claim, budget, a, b, (tflop[a], tflop[b]), found, n)
+                commits = tuple(sorted({run.commit for run in self._shared_runs(a, b)}))
+                yield JudgedClaim(name, claim, budget, a, b, (tflop[a], tflop[b]), found, n, commits)
 
     def _compare(self, claim: ClaimPlan, sides: Sides) -> tuple[Comparison, int]:
         """Compare both sides of a claim -> the comparison, and the number of items of a seed."""
@@ -263,27 +263,28 @@ class Reproduction:
         return compare_recall(sides, metrics), len(items[metrics[0]])
 
     def _sides(self, claim: ClaimPlan, a: str, b: str) -> Sides | None:
-        """Measure both sides with the plan's seeds; None if a run is not finished, or another process has one."""
-        shared = sorted(set(self.plan.seeds) & set(self.plan.seeds_of(a)) & set(self.plan.seeds_of(b)))
-        runs = [[self.model_run(each, seed) for seed in shared] for each in (a, b)]
-        if not shared or not all(run.is_finished for side in runs for run in side):
+        """Measure both sides with the seeds that both have; None if a run is not finished."""
+        shared = self._shared_runs(a, b)
+        if not shared or not all(run.is_finished for run in shared):
             return None
-        try:
-            if claim.metric == "kd":
-                generation = self.plan.generation_of(claim)
-                assert generation is not None, "the plan has checked it"
-                found = [[self.measured.generation(run, generation) for run in side] for side in runs]
-            else:
-                naming = [claim.a_naming, claim.b_naming]
-                settings = naming if a == b else []
-                found = [
-                    [self.measured.naming(run, setting, self.plan.naming_of(claim), settings) for run in side]
-                    for side, setting in zip(runs, naming, strict=True)
-                ]
-        except IsBusyError as error:
-            self.report(f"{error}")
-            return None
+        runs = [[run for run in shared if run.variant == each] for each in (a, b)]
+        if claim.metric == "kd":
+            generation = self.plan.generation_of(claim)
+            assert generation is not None, "the plan has checked it"
+            found = [[self.measured.generation(run, generation) for run in side] for side in runs]
+        else:
+            naming = [claim.a_naming, claim.b_naming]
+            settings = naming if a == b else []
+            found = [
+                [self.measured.naming(run, setting, self.plan.naming_of(claim), settings) for run in side]
+                for side, setting in zip(runs, naming, strict=True)
+            ]
         return found[0], found[1]
+
+    def _shared_runs(self, a: str, b: str) -> list[ModelRun]:
+        """The runs of two variants, or of one, with the seeds that both have."""
+        shared = sorted(set(self.plan.seeds_of(a)) & set(self.plan.seeds_of(b)))
+        return [self.model_run(each, seed) for each in dict.fromkeys((a, b)) for seed in shared]
 
     def _mean_tflop(self, variant: str) -> float:
         costs = [self.model_run(variant, seed).train_tflop for seed in self.plan.seeds_of(variant)]

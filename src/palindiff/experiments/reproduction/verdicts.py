@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from palindiff.evaluation.collapse import counted_mean_cosine
-from palindiff.evaluation.intervals import NUM_RESAMPLES, Comparison, Floats, compare, holm_levels, verdict
+from palindiff.evaluation.intervals import (
+    NUM_RESAMPLES,
+    Comparison,
+    Floats,
+    compare,
+    holm_levels,
+    seed_weights,
+    verdict,
+)
 from palindiff.evaluation.results import Row
 from palindiff.experiments.reproduction.measurement import IMAGE_EMBEDDINGS, Measurement
 from palindiff.experiments.reproduction.plan_sections import ClaimPlan
@@ -38,10 +46,13 @@ class JudgedClaim:
     train_tflop: tuple[float, float]  # of A and of B, mean over seeds
     comparison: Comparison
     n: int  # items of a seed
+    commits: tuple[str, ...] = ()  # of the code that trained both sides
 
 
-def judge(claims: Sequence[JudgedClaim]) -> list[Row]:
-    """Give the verdict on each claim, with Holm's correction over the claims of each budget.
+def judge(claims: Sequence[JudgedClaim], planned: Mapping[str, int]) -> list[Row]:
+    """Give the verdict on each claim, with Holm's correction over all claims planned for its budget.
+
+    planned: how many claims a budget has; one that was not run counts as undecided.
 
     Source: docs/protocol.md, rules 2 to 6.
     """
@@ -49,7 +60,8 @@ def judge(claims: Sequence[JudgedClaim]) -> list[Row]:
     for budget in BUDGETS:
         of_budget = [each for each in claims if each.budget == budget]
         p_values = [each.comparison.p_value(each.claim.margin) for each in of_budget]
-        levels = holm_levels(p_values) if of_budget else []
+        not_run = [1.0] * (planned.get(budget, 0) - len(of_budget))
+        levels = holm_levels([*p_values, *not_run])[: len(of_budget)] if of_budget else []
         for each, p_value, level in zip(of_budget, p_values, levels, strict=True):
             low, high = each.comparison.interval(level)
             plain_low, plain_high = each.comparison.interval()
@@ -59,6 +71,7 @@ def judge(claims: Sequence[JudgedClaim]) -> list[Row]:
                 "ci_low": plain_low, "ci_high": plain_high, "level": level, "judged_low": low, "judged_high": high,
                 "p_value": p_value, "margin": each.claim.margin, "num_seeds": each.comparison.num_seeds, "n": each.n,
                 "a_train_tflop": each.train_tflop[0], "b_train_tflop": each.train_tflop[1],
+                "commits": " ".join(each.commits),
                 "verdict": verdict(low, high, each.claim.margin, 1 if each.claim.metric == "recall" else -1),
             })  # fmt: skip
     return rows
@@ -71,8 +84,10 @@ def compare_recall(sides: Sides, metrics: Sequence[str]) -> Comparison:
     Shapes: items (n,) of each metric and seed.
     """
     a, b = (torch.stack([torch.cat([each.items[name] for name in metrics]) for each in side]) for side in sides)
-    groups = torch.cat([torch.full((len(sides[0][0].items[name]),), way) for way, name in enumerate(metrics)])
-    return compare(PERCENT * a, PERCENT * b, groups)
+    first = sides[0][0]
+    groups = torch.cat([torch.full((len(first.items[name]),), way) for way, name in enumerate(metrics)])
+    units = torch.cat([first.units[name] for name in metrics])
+    return compare(PERCENT * a, PERCENT * b, groups, units=units)
 
 
 def compare_kd(sides: Sides, num_resamples: int = NUM_RESAMPLES) -> Comparison:
@@ -82,9 +97,8 @@ def compare_kd(sides: Sides, num_resamples: int = NUM_RESAMPLES) -> Comparison:
             an image that was drawn twice too.
     Shapes: items `generated` (n, d) of each seed, `real` (m, d).
     """
-    num_items = len(sides[0][0].items["generated"])
     distances = [[_KernelDistance.of(each.items) for each in side] for side in sides]
-    return _compare_counted(distances, num_items, num_resamples)
+    return _compare_counted(distances, sides[0][0].units["generated"], num_resamples)
 
 
 def compare_cosine(sides: Sides, num_resamples: int = NUM_RESAMPLES) -> Comparison:
@@ -94,31 +108,32 @@ def compare_cosine(sides: Sides, num_resamples: int = NUM_RESAMPLES) -> Comparis
 
     Shapes: items IMAGE_EMBEDDINGS (n, d) of each seed, unit length.
     """
-    num_items = len(sides[0][0].items[IMAGE_EMBEDDINGS])
     return _compare_counted(
         [[partial(counted_mean_cosine, each.items[IMAGE_EMBEDDINGS]) for each in side] for side in sides],
-        num_items, num_resamples,
+        sides[0][0].units[IMAGE_EMBEDDINGS], num_resamples,
     )  # fmt: skip
 
 
-def _compare_counted(statistics: Statistics, num_items: int, num_resamples: int) -> Comparison:
-    """Compare statistics of counted items of both sides, for each seed: (r, n) -> (r,)."""
+def _compare_counted(statistics: Statistics, units: Tensor, num_resamples: int) -> Comparison:
+    """Compare statistics of counted items of both sides, for each seed: (r, n) -> (r,). Shapes: units (n,)."""
     num_seeds = min(map(len, statistics))
     draw = np.random.default_rng(0)
-    seeds = draw.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), num_resamples) / num_seeds  # (r, s)
+    seeds = seed_weights(num_seeds, num_resamples, draw)  # (r, s)
+    numbers = units.unique(return_inverse=True)[1]
     parts = [
-        _difference(statistics, seeds[start : start + RESAMPLED_AT_ONCE], draw, num_items)
+        _difference(statistics, seeds[start : start + RESAMPLED_AT_ONCE], draw, numbers)
         for start in range(0, num_resamples, RESAMPLED_AT_ONCE)
     ]
-    once = torch.ones(1, num_items, dtype=torch.float64)
+    once = torch.ones(1, len(units), dtype=torch.float64)
     own = [sum(float(each(once)) for each in of_side) / len(of_side) for of_side in statistics]
     return Comparison(own[0] - own[1], np.concatenate(parts), num_seeds)
 
 
-def _difference(statistics: Statistics, seeds: Floats, draw: np.random.Generator, num_items: int) -> Floats:
-    """Shapes: seeds (r, s), the weight of each seed in each resample -> (r,)."""
-    counts = torch.from_numpy(draw.multinomial(num_items, np.full(num_items, 1 / num_items), len(seeds))).double()
-    counts[(counts == num_items).any(dim=1)] = 1  # one item alone has no pairs; of few items only it is ever drawn so
+def _difference(statistics: Statistics, seeds: Floats, draw: np.random.Generator, units: Tensor) -> Floats:
+    """Shapes: seeds (r, s), the weight of each seed in each resample; units (n,), of u numbers from 0 on -> (r,)."""
+    u = int(units.max()) + 1
+    counts = torch.from_numpy(draw.multinomial(u, np.full(u, 1 / u), len(seeds))).double()[:, units]  # (r, n)
+    counts[(counts > 0).sum(dim=1) < 2] = 1  # one item alone has no pairs; only of few units it is ever drawn so
     sides = []
     for of_side in statistics:
         of_seeds = np.stack([each(counts).numpy() for each in of_side], axis=1)  # (r, s), or (r, 1)

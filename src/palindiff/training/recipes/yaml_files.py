@@ -27,6 +27,10 @@ RECIPE_FILE = "recipe.yaml"
 DEFAULT_OBJECTIVE = "diffdis"  # of a recipe without `objective.name`
 # Paths may change: fingerprints of the data and of what was loaded stand in a saved state.
 ALTER_NO_NUMBERS = ("machine.", "evaluation.", "loop.log_every", "loop.evaluate_every", "loop.save_every")
+CHOOSE_RESULT = {  # where training stops early, its result is that of one of the evaluations
+    "loop.evaluate_every", "evaluation.patience", "evaluation.keep_best", "evaluation.evaluators",
+    "evaluation.num_images", "evaluation.validation_split",
+}  # fmt: skip
 PATHS = {"data.path", "data.captions_file", "base.source", "base.config", "text.source", "vae"}
 RESOLVED = "resolved; config hash"  # in the first line of a run's own recipe.yaml
 SCHEDULE = {"loop.num_steps", "optimizer.decay", "optimizer.decay_steps", "optimizer.cycles"}
@@ -171,6 +175,8 @@ def _numbers(recipe: BaseModel) -> Tree:
     """Return the values that alter a trained number, by dotted key."""
     flat = _flatten(recipe.model_dump(mode="json"))
     left_out = {key for key in flat if key.startswith(ALTER_NO_NUMBERS)} | PATHS
+    if flat.get("evaluation.patience"):
+        left_out -= CHOOSE_RESULT
     return {key: value for key, value in flat.items() if key == "machine.precision" or key not in left_out}
 
 
