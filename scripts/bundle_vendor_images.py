@@ -1,6 +1,6 @@
 """Copy images of an unseen emoji vendor into the package, for the demo page: CC BY 4.0, with their attribution.
 
-Run: `python scripts/bundle_vendor_images.py DATA`, DATA drawn by `palindiff data emoji --icons FOLDER --size 96`.
+Run: `python scripts/bundle_vendor_images.py DATA`, DATA drawn by `palindiff data emoji --icons FOLDER --size-px 96`.
 
 Of the vendor's concepts that training sees, flags left out, those with the smallest hashes of their names are taken,
 so that none is hand-picked.

@@ -1,6 +1,8 @@
 """`palindiff adapt`: from a catalogue and two stock folders to two stock folders and a report, and bad input."""
 
+import html
 import json
+import shlex
 import shutil
 
 import pytest
@@ -41,7 +43,7 @@ def adapt(palindiff, stable_diffusion, tmp_path, monkeypatch):
     return run
 
 
-def test_a_catalogue_becomes_two_stock_folders_and_a_report(adapt, catalogue, tmp_path):
+def test_a_catalogue_becomes_two_stock_folders_and_a_report(palindiff, adapt, catalogue, tmp_path):
     write_split(tmp_path / "others" / "test", rows(6), drawn_from=30)
     code, out, err = adapt(catalogue, *QUICK, "--retain", tmp_path / "others", "--set", "trained=lora")
     assert code == 0, err
@@ -51,11 +53,18 @@ def test_a_catalogue_becomes_two_stock_folders_and_a_report(adapt, catalogue, tm
     assert (adapted / "stable_diffusion_lora" / "pytorch_lora_weights.safetensors").is_file()
     page = (adapted / "report.html").read_text(encoding="utf-8")
     assert_self_contained(page)
-    for text in ("recall@1", "KD-EffLite0", "effective rank", "accuracy kept on other images", "Trained: lora"):
+    for text in ("recall@1", "KD-EffLite0", "effective rank", "zero-shot accuracy on --retain", "Trained: lora"):
         assert text in page
     assert "not measured" not in page
     assert page.count('alt="after"') == page.count('alt="before"') >= 2
     assert "written: " in out
+    embed, rank, generate = html.unescape(page).partition("<pre>")[2].partition("</pre>")[0].strip().splitlines()
+    assert f"next: {embed}" in out
+    for command in (embed, rank):
+        code, _, err = palindiff(*shlex.split(command)[1:])
+        assert code == 0, err
+    assert shlex.split(generate)[:2] == ["python", "-c"]
+    compile(shlex.split(generate)[2], "generate", "exec")
     code, out, err = adapt(catalogue, *QUICK, "--retain", tmp_path / "others", "--set", "trained=lora")
     assert code == 0, err  # a finished run is reported again
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from palindiff.cli.model_option import find_device, launched_process
+from palindiff.inference.clip_model import ClipModel
 from palindiff.inference.embeddings import read_all
 from palindiff.inference.pipeline import PalindiffPipeline
 from toys.models import toy_images
@@ -47,6 +48,31 @@ def test_kept_embeddings_answer_as_the_images_do(run, images, model):
             (key,) = kept.keys() - {"image"}
             for one, other in zip(kept[key], fresh[key], strict=True):
                 assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_what_a_clip_embedded_is_ranked_and_classified_by_it(palindiff, images, encoder_folder):
+    clip = str(encoder_folder / "clip")
+    options = ("--model", clip, "--device", "cpu")
+    code, out, err = palindiff("embed", "photos", "--output", "kept", *options)
+    assert code == 0, err
+    assert f"--model {clip}" in out
+    loaded = ClipModel.from_pretrained(clip)
+    v = loaded.encode_image([f"photos/{name}" for name in images])
+    for source, names in (("kept", images), ("photos", [f"photos/{name}" for name in images])):
+        ranked = json.loads(palindiff("rank", source, "--caption", "a", "--caption", "b", *options, "--json")[1])
+        assert ranked["results"][0]["image"] == names[0]
+        cosines = {each["caption"]: each["cosine"] for each in ranked["results"][0]["captions"]}
+        expected = (v[0] @ loaded.encode_text(["a", "b"]).T).tolist()
+        assert [cosines["a"], cosines["b"]] == pytest.approx(expected, abs=1e-5)
+        told = json.loads(palindiff("classify", source, "--labels", "a,b", *options, "--json")[1])
+        shares = {each["label"]: each["probability"] for each in told["images"][0]["labels"]}
+        scaled = loaded.logit_scale * (v[0] @ loaded.encode_labels(["a", "b"], ["{}"]).T)
+        assert [shares["a"], shares["b"]] == pytest.approx(scaled.softmax(dim=0).tolist(), abs=1e-5)
+    assert "steps" not in ranked
+    code, _, err = palindiff("rank", "photos", "--caption", "a", "--steps", "4", *options)
+    assert (code, "embeds an image in one pass" in err) == (2, True)
+    code, _, err = palindiff("classify", "photos", *options)
+    assert (code, "keeps no classes of its training" in err) == (2, True)
 
 
 def test_a_dry_run_writes_nothing(run, images, tmp_path):

@@ -18,6 +18,7 @@ from palindiff.evaluation.diffusion_classifier import Stage, classify_by_diffusi
 from palindiff.evaluation.naming_tasks import caption_retrieval
 from palindiff.inference.clip_model import ClipModel
 from palindiff.inference.pipeline import PalindiffPipeline
+from palindiff.pretrained.clip_folders import find_clip
 from palindiff.training.recipes.yaml_files import prepare_run_dir
 from palindiff.training.training_cost import training_tflop
 from toys.contrastive import contrastive_recipe, train_contrastive
@@ -68,6 +69,9 @@ def test_models_of_a_hub_name_are_recognised_by_their_files(monkeypatch, encoder
     monkeypatch.setattr("huggingface_hub.hf_hub_download", config_of)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: encoder_folder / "clip")
     assert isinstance(open_embedder("owner/clip", "cpu"), ClipModel)
+    assert find_clip("owner/clip") == encoder_folder / "clip"
+    with pytest.raises(FileNotFoundError, match=r"`owner/other` is no folder, and the Hub gave no CLIP of that name"):
+        find_clip("owner/other")
     monkeypatch.setattr(PalindiffPipeline, "download", lambda name, **options: str(stable_diffusion / "sd1"))
     assert type(open_generator("owner/stock", "cpu")) is StableDiffusionPipeline
 

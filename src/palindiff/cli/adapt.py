@@ -12,7 +12,7 @@ from palindiff.cli.recipe_option import SetOption
 
 
 def adapt(
-    clip: Annotated[str, typer.Option(metavar="DIR", help="CLIP to adapt: a transformers CLIPModel's folder.")],
+    clip: Annotated[str, typer.Option(metavar="DIR|NAME", help="CLIP to adapt: a transformers CLIPModel.")],
     stable_diffusion: Annotated[
         str, typer.Option(metavar="DIR|NAME", help="Stable Diffusion to adapt, whose text encoder is that CLIP's.")
     ],
@@ -21,7 +21,8 @@ def adapt(
     retain: Annotated[
         str | None,
         typer.Option(
-            metavar="DATA", help="Images with classes, split test, on which CLIP is to stay as good.",
+            metavar="DATA",
+            help="Labelled images (split test) to measure CLIP's zero-shot accuracy on, before and after.",
             show_default="not measured",
         ),
     ] = None,
@@ -34,9 +35,9 @@ def adapt(
 ) -> None:  # fmt: skip
     """Adapt CLIP and Stable Diffusion at once to your captioned images.
 
-    Holds out a part of the images, or uses their split `validation`, chooses what is trained (all weights, attention,
-    LoRA) by the number of images and the memory, and stops when recall on the held-out images no longer rises. Writes
-    DIR/clip and DIR/stable_diffusion, stock folders, and DIR/report.html.
+    Holds out a part of the images, or uses their sub-folder `validation`, chooses what is trained (all weights,
+    attention, LoRA) by the number of images and the memory, and stops when recall on the held-out images no longer
+    rises. Writes DIR/clip and DIR/stable_diffusion, stock folders, and DIR/report.html.
 
     \b
     Examples:
@@ -57,4 +58,4 @@ def adapt(
         return
     typer.echo(f"written: {adaptation.run()}")
     clip_folder, images = shlex.quote(str(output / "clip")), shlex.quote(data)
-    typer.echo(next_line(f"palindiff embed --model {clip_folder} --data {images} --output embeddings"))
+    typer.echo(next_line(f"palindiff embed {images} --model {clip_folder} --output embeddings"))

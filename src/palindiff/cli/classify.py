@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from palindiff.cli.inputs import ImagesArgument, OnBadOption, open_inputs, read_lines
-from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_model
-from palindiff.cli.naming_option import GuidanceOption, SeedOption, StepsOption, TopOption, best_answers
+from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_embedder
+from palindiff.cli.naming_option import GuidanceOption, SeedOption, StepsOption, TopOption, best_answers, options_of
 from palindiff.cli.output_option import DryRunOption, JsonOption, print_json, print_plan, print_table
 from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels
 
 if TYPE_CHECKING:
-    from palindiff.inference.pipeline import PalindiffPipeline
+    from palindiff.inference.embedder import Embedder
 
 
 LabelsOption = Annotated[
@@ -53,7 +53,8 @@ def classify(
 ) -> None:
     """Classify images: the probability of each label for each image.
 
-    Without labels, a model that was trained on classes answers with these.
+    Without labels, a model that was trained on classes answers with these. The model is a palindiff checkpoint or a
+    CLIP, which takes no steps, guidance scale or seed.
 
     \b
     Examples:
@@ -73,11 +74,13 @@ def classify(
     if dry_run:
         print_plan(settings | {"templates": chosen, "labels": names, "images": given.names}, as_json)
         return
-    pipeline = open_model(model, device)
+    embedder = open_embedder(model, device)
+    options = options_of(embedder, model, options)
+    settings = {"model": model, **options}
     if not is_given:
-        names, chosen = _own_labels(pipeline, model, chosen)
-    e = pipeline.encode_labels(names, chosen)
-    probabilities = pipeline.probabilities(given.embed(pipeline, options), e)
+        names, chosen = _own_labels(embedder, model, chosen)
+    e = embedder.encode_labels(names, chosen)
+    probabilities = embedder.probabilities(given.embed(embedder, options), e)
     answers = list(zip(given.names, best_answers(probabilities, names, top), strict=True))
     if as_json:
         print_json(settings | {"templates": chosen, "images": [_as_json(*answer) for answer in answers]})
@@ -90,17 +93,20 @@ def _as_json(file: str, ranked: list[tuple[str, float]]) -> dict[str, object]:
     return {"image": file, "labels": [{"label": label, "probability": share} for label, share in ranked]}
 
 
-def _own_labels(pipeline: "PalindiffPipeline", model: str, templates: list[str]) -> tuple[list[str], list[str]]:
+def _own_labels(embedder: "Embedder", model: str, templates: list[str]) -> tuple[list[str], list[str]]:
     """Return the labels that a model keeps, and the given templates or its own.
 
     Raises: ValueError if it keeps none.
     """
-    if pipeline.vocabulary is None:
+    from palindiff.inference.embedder import PipelineEmbedder
+
+    vocabulary = embedder.pipeline.vocabulary if isinstance(embedder, PipelineEmbedder) else None
+    if vocabulary is None:
         raise ValueError(
             f"No label was given, and the model `{model}` keeps no classes of its training. Expected labels to choose "
             "from. Use --labels or --labels-file."
         )
-    return list(pipeline.vocabulary.labels), templates or list(pipeline.vocabulary.templates)
+    return list(vocabulary.labels), templates or list(vocabulary.templates)
 
 
 def _split(labels: str | None) -> list[str]:

@@ -70,6 +70,5 @@ def embed(
     for fault in filter(None, [rows.left_out, *unreadable.values()]):
         typer.echo(fault, err=True)
     typer.echo(f"written to {output}")
-    typer.echo(
-        next_line(f'palindiff rank {shlex.quote(str(output))} --caption "a caption" --by caption --model {model}')
-    )
+    kept, named = shlex.quote(str(output)), shlex.quote(model)
+    typer.echo(next_line(f'palindiff rank {kept} --caption "a caption" --by caption --model {named}'))

@@ -47,7 +47,7 @@ def estimate(
     processes: Annotated[int, typer.Option(min=1, help="Processes, each with its own device.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate what a run of a recipe costs.
+    """Estimate what a run of a DiffDis recipe costs.
 
     Prints parameters, memory, work, disk and time. Reads the recipe and configs; no weights, no data. Memory is that
     of one process while it trains, 1 GB = 10^9 bytes, without that of the driver, kernels and the allocator.

@@ -60,10 +60,10 @@ WhereOption = Annotated[
     ),
 ]
 StepsOption = Annotated[
-    str, typer.Option("--steps", metavar="N,N,...", help="Denoising steps of naming, several in one run.")
+    str, typer.Option("--steps", metavar="N,N,...", help="Denoising steps of naming, separated by commas.")
 ]
 GuidanceOption = Annotated[
-    str, typer.Option("--guidance-scale", metavar="X,X,...", help="1 + w of the paper, in naming; 1 turns it off.")
+    str, typer.Option("--guidance-scale", metavar="X,X,...", help="Classifier-free guidance of naming, w + 1; 1: off.")
 ]
 SeedsOption = Annotated[
     str, typer.Option("--seeds", metavar="N,N-N,...", help="Seeds of the noise, also of generation, such as 0-9.")
@@ -261,7 +261,7 @@ def _whole_numbers(text: str, option: str) -> list[int]:
         start = _number(first or part, int, option)
         span = range(start, _number(last, int, option) + 1) if first and last else [start]
         if not span:
-            raise ValueError(f"{option} has `{part}`. Expected FIRST-LAST, the smaller number first. Turn it round.")
+            raise ValueError(f"{option} has `{part}`. Expected FIRST-LAST, the smaller number first. Exchange them.")
         found += span
     return found
 

@@ -48,8 +48,8 @@ def init(
     \b
     Examples:
       palindiff init --from stable-diffusion-v1-1 --text clip-vit-large-patch14 --output start
-      palindiff init --from model.safetensors --text clip-vit-large-patch14 --recipe diffdis-cc3m --output start
-      palindiff train --recipe diffdis-cc3m --set base.source=start --set data.path=cc3m
+      palindiff init --from model.safetensors --text clip-vit-large-patch14 --recipe diffdis-cc3m --output joint
+      palindiff train --recipe diffdis-cc3m-one-way --set base.source=start --set data.path=cc3m
     """
     from palindiff.training.recipes.schema import DiffDisRecipe
     from palindiff.training.recipes.yaml_files import load_recipe

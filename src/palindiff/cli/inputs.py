@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from palindiff.data.images import ImageFileError
-    from palindiff.inference.pipeline import PalindiffPipeline
+    from palindiff.inference.embedder import Embedder
 
 EMBEDDINGS_FILE = "embeddings.json"  # marks a folder that `palindiff embed` writes
 ImagesArgument = Annotated[
@@ -117,9 +117,9 @@ class ImageFiles:
         """The files that can be used; after `embed`, those that could be decoded."""
         return [str(file) for file in self.files]
 
-    def embed(self, pipeline: "PalindiffPipeline", options: dict[str, Any]) -> "Tensor":
+    def embed(self, model: "Embedder", options: dict[str, Any]) -> "Tensor":
         """Embed the images, with the options of `encode_image`."""
-        return pipeline.encode_image(self, **options, batch_size=IMAGES_PER_COUNT, progress=print_count)
+        return model.encode_image(self, **options, batch_size=IMAGES_PER_COUNT, progress=print_count)
 
     def __iter__(self) -> "Iterator[Image.Image]":
         """Decode the files; after the last one, `files` are those that could be decoded."""
@@ -167,16 +167,15 @@ class KeptEmbeddings:
         self._e_0_hat, columns = read_all(folder)
         self.names: list[str] = columns["image_path"]
 
-    def embed(self, pipeline: "PalindiffPipeline", options: dict[str, Any]) -> "Tensor":
+    def embed(self, model: "Embedder", options: dict[str, Any]) -> "Tensor":
         """Return the embeddings if this model made them with these options.
 
         Raises: ValueError.
         """
-        from palindiff.inference.embedder import PipelineEmbedder
         from palindiff.inference.embeddings import check_made_by
 
-        check_made_by(self.folder, PipelineEmbedder(pipeline), options)
-        return self._e_0_hat.to(pipeline.device)
+        check_made_by(self.folder, model, options)
+        return self._e_0_hat.to(model.device)
 
 
 def _read_errors(files: Sequence[Path], read: Callable[[Path], object]) -> "dict[Path, ImageFileError]":

@@ -28,7 +28,10 @@ from palindiff.cli.reproduce import reproduce
 from palindiff.cli.train import train
 from palindiff.cli.train_vae import train_vae
 
-ABOUT = "Train and use one diffusion network for text-to-image generation, zero-shot naming and image-text retrieval."
+ABOUT = (
+    "Train and use one diffusion network for text-to-image generation, zero-shot classification and image-text "
+    "retrieval, or adapt a CLIP and a Stable Diffusion to your images."
+)
 KNOWN_ERRORS = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)  # with a message for users
 
 app = typer.Typer(

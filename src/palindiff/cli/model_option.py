@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from palindiff.inference.pipeline import PalindiffPipeline
 
 DEFAULT_MODEL = "emoji"
-CLIP_FILES = ["*.json", "*.txt", "*.safetensors"]  # downloaded of a CLIP: nothing that is executed
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -116,7 +115,7 @@ def _clip_folder(name: str) -> Path | None:
     """Find the folder of a CLIP or of a contrastive model, downloaded if it is a Hub name; None for other models."""
     from palindiff.inference.model_kinds import model_kind
     from palindiff.pretrained.bundled import bundled_models
-    from palindiff.pretrained.clip_folders import is_clip
+    from palindiff.pretrained.clip_folders import download_clip
     from palindiff.pretrained.model_card import is_hub_name
 
     if Path(name).is_dir():
@@ -124,14 +123,7 @@ def _clip_folder(name: str) -> Path | None:
         return folder if kind in ("clip", "contrastive") else None
     if name in bundled_models() or not is_hub_name(name):
         return None
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        config = Path(hf_hub_download(name, "config.json"))
-    except (HfHubHTTPError, LocalEntryNotFoundError):  # a pipeline, or nothing at all: `open_model` says which
-        return None
-    return Path(snapshot_download(name, allow_patterns=CLIP_FILES)) if is_clip(config.parent) else None
+    return download_clip(name)  # None for a pipeline, or nothing at all: `open_model` says which
 
 
 def _download(name: str, bundled: list[str]) -> Path:

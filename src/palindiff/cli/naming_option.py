@@ -27,7 +27,10 @@ StepsOption = Annotated[
     int, typer.Option("--steps", min=1, help="Denoising steps; a model without text diffusion ignores them.")
 ]
 GuidanceOption = Annotated[
-    float, typer.Option("--guidance-scale", min=1, callback=check_finite, help="1 + w of the paper; 1 turns it off.")
+    float,
+    typer.Option(
+        "--guidance-scale", min=1, callback=check_finite, help="Classifier-free guidance, the paper's w + 1; 1: off."
+    ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise that every query starts from.")]
 TopOption = Annotated[int, typer.Option("--top", min=1, help="Number of answers, best first.")]

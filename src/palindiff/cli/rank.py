@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from palindiff.cli.inputs import ImagesArgument, OnBadOption, open_inputs, read_lines
-from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_model
-from palindiff.cli.naming_option import GuidanceOption, SeedOption, StepsOption, TopOption, best_answers
+from palindiff.cli.model_option import DEFAULT_MODEL, DeviceOption, ModelOption, open_embedder
+from palindiff.cli.naming_option import GuidanceOption, SeedOption, StepsOption, TopOption, best_answers, options_of
 from palindiff.cli.output_option import DryRunOption, JsonOption, print_json, print_plan, print_table
 from palindiff.inference.defaults import NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.labels import check_texts
@@ -37,6 +37,8 @@ def rank(
 ) -> None:
     """Rank captions for images, or images for captions, by the cosine of their embeddings.
 
+    The model is a palindiff checkpoint or a CLIP, which takes no steps, guidance scale or seed.
+
     \b
     Examples:
       palindiff rank apple.png --caption "a red apple" --caption "a blue car"
@@ -51,9 +53,10 @@ def rank(
     if dry_run:
         print_plan(settings | {"captions": texts, "images": given.names}, as_json)
         return
-    pipeline = open_model(model, device)
-    e = pipeline.encode_text(texts)
-    cosines = given.embed(pipeline, options) @ e.T
+    embedder = open_embedder(model, device)
+    options = options_of(embedder, model, options)
+    cosines = given.embed(embedder, options) @ embedder.encode_text(texts).T
+    settings = {"model": model, **options, "by": by}
     names = given.names
     kind, queries, offered = ("caption", names, texts) if by == "image" else ("image", texts, names)
     ranked = best_answers(cosines if by == "image" else cosines.T, offered, top)

@@ -14,9 +14,10 @@ def train(
     """Train a model by a recipe, or resume a run.
 
     The recipe's `objective.name` chooses what is trained: diffdis, one model for text-to-image generation and
-    zero-shot naming; contrastive, an image and a text encoder as in CLIP; or vae. Writes DIR/checkpoint (a Stable
-    Diffusion folder with two more sub-folders), DIR/clip or DIR/vae, DIR/latest (the weights at the last evaluation),
-    DIR/log.jsonl, DIR/recipe.yaml, and DIR/state for resuming.
+    zero-shot classification and retrieval; contrastive, an image and a text encoder as in CLIP; unidiff, a CLIP and a
+    Stable Diffusion at once; or vae. Writes DIR/checkpoint (a Stable Diffusion folder with two more sub-folders),
+    DIR/clip, DIR/unidiff or DIR/vae, DIR/latest (the weights at the last evaluation; not of unidiff), DIR/log.jsonl,
+    DIR/recipe.yaml, and DIR/state for resuming.
 
     \b
     Examples:

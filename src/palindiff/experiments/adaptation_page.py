@@ -16,16 +16,16 @@ from palindiff.pretrained.unidiff_folders import CLIP_FOLDER, STABLE_DIFFUSION_F
 
 TEMPLATE = Path(__file__).with_name("adaptation_page.html")
 METRICS = {  # name -> what the page calls it, whether it is a share, and what is better
-    "text_retrieval_recall@1": ("images find their caption, first of all (recall@1)", True, "higher"),
-    "text_retrieval_recall@5": ("... among the first 5", True, "higher"),
-    "text_retrieval_recall@10": ("... among the first 10", True, "higher"),
-    "image_retrieval_recall@1": ("captions find their image, first of all (recall@1)", True, "higher"),
-    "image_retrieval_recall@5": ("... among the first 5", True, "higher"),
-    "image_retrieval_recall@10": ("... among the first 10", True, "higher"),
+    "text_retrieval_recall@1": ("image to text: recall@1", True, "higher"),
+    "text_retrieval_recall@5": ("image to text: recall@5", True, "higher"),
+    "text_retrieval_recall@10": ("image to text: recall@10", True, "higher"),
+    "image_retrieval_recall@1": ("text to image: recall@1", True, "higher"),
+    "image_retrieval_recall@5": ("text to image: recall@5", True, "higher"),
+    "image_retrieval_recall@10": ("text to image: recall@10", True, "higher"),
     "kd_efflite0": ("distance of generated images to yours (KD-EffLite0)", False, "lower"),
     "effective_rank": ("dimensions that embeddings use (effective rank)", False, "higher: not collapsed"),
     "mean_cosine": ("mean cosine between two images", False, "lower: not collapsed"),
-    "retained": ("accuracy kept on other images", True, "higher"),
+    "retained": ("zero-shot accuracy on --retain", True, "higher"),
 }
 
 
@@ -78,11 +78,16 @@ class AdaptationReport(NamedTuple):
     @property
     def commands(self) -> list[str]:
         """What to do with the result."""
-        clip, generator = (shlex.quote(str(self.output / name)) for name in (CLIP_FOLDER, STABLE_DIFFUSION_FOLDER))
-        data = f"--data {shlex.quote(self.data)}"
+        clip = shlex.quote(str(self.output / CLIP_FOLDER))
+        generator = str(self.output / STABLE_DIFFUSION_FOLDER)
+        code = (
+            "from diffusers import StableDiffusionPipeline as P; "
+            f"P.from_pretrained({generator!r})('a caption').images[0].save('generated.png')"
+        )
         return [
-            f"palindiff embed --model {clip} {data} --output embeddings",
-            f"palindiff evaluate --model {generator} --task generation {data} --output evaluations",
+            f"palindiff embed {shlex.quote(self.data)} --model {clip} --output embeddings",
+            f'palindiff rank embeddings --model {clip} --caption "a caption" --by caption',
+            f"python -c {shlex.quote(code)}",
         ]
 
 

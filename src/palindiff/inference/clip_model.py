@@ -139,6 +139,10 @@ class ClipModel:
         """
         return embed_labels(self.encode_text, labels, templates)
 
+    def probabilities(self, e_0_hat: Tensor, e: Tensor) -> Tensor:
+        """Shapes: e_0_hat (b, d) of images, e (k, d) of labels -> (b, k) float32, softmax of κ times the cosine."""
+        return (self.logit_scale * e_0_hat @ e.T).softmax(dim=-1)
+
     def _batches(self, images: ManyImages, batch_size: int, fit: Fit) -> Iterator[Tensor]:
         """Decode and fit images, a batch at a time: (b, 3, H, W) float in [-1, 1]."""
         squares = (self._read_pixels(image, fit) for image in images)

@@ -5,7 +5,7 @@ Here: the interface, and everything that decides an embedding. Not here: storing
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -24,6 +24,10 @@ class Embedder(Protocol):
         """Side of the squares that images are fitted to."""
 
     @property
+    def device(self) -> torch.device:
+        """Device of its results."""
+
+    @property
     def fingerprint(self) -> str:
         """Hash of everything in the model that decides an embedding. Reads every weight, so keep the result."""
 
@@ -37,11 +41,18 @@ class Embedder(Protocol):
         Shapes: x (b, 3, H, W) float in [-1, 1] -> for each of `options`: (b, d) float32.
         """
 
+    @property
+    def encode_image(self) -> Callable[..., Tensor]:
+        """Shapes: b images, options -> (b, d) float32. batch_size and progress are options of every model."""
+
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Shapes: m captions -> (m, d) float32."""
 
     def encode_labels(self, labels: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Shapes: k labels, templates with `{}` -> (k, d) float32, the mean over templates."""
+
+    def probabilities(self, e_0_hat: Tensor, e: Tensor) -> Tensor:
+        """Shapes: (b, d) of images, (k, d) of labels -> (b, k) float32, rows of sum 1."""
 
 
 class PipelineEmbedder:
@@ -50,9 +61,15 @@ class PipelineEmbedder:
     def __init__(self, pipeline: PalindiffPipeline) -> None:
         self.pipeline, self.image_size_px = pipeline, pipeline.image_size_px
         self.encode_text, self.encode_labels = pipeline.encode_text, pipeline.encode_labels
+        self.encode_image, self.probabilities = pipeline.encode_image, pipeline.probabilities
         self.networks = {
             "VAE": pipeline.vae.encoder, "U-Net": pipeline.unet.conv_in, "query stream": pipeline.query_stream
         }  # fmt: skip
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the pipeline."""
+        return self.pipeline.device
 
     @cached_property
     def fingerprint(self) -> str:

@@ -27,12 +27,14 @@ from palindiff.models.image_encoder import ImageEncoder
 from palindiff.models.query_stream import MAX_LOGIT_SCALE
 from palindiff.models.strict_model import check_finite
 from palindiff.models.text_encoder import Pooling, TextEncoder
-from palindiff.pretrained.layout import read_json
+from palindiff.pretrained.layout import read_json, result_of
+from palindiff.pretrained.model_card import is_hub_name
 from palindiff.pretrained.saving import make_portable
 from palindiff.pretrained.text_encoders import load_text_encoder, load_text_model, load_tokenizer, load_weights
 
 CONTRASTIVE_FILE = "contrastive.json"
 PROCESSOR_FILE = "preprocessor_config.json"
+CLIP_FILES = ["*.json", "*.txt", "*.safetensors"]  # downloaded of a CLIP: nothing that is executed
 _OTHER_OF_CLIP = ("text_model.", "text_projection.", "logit_scale")
 _SCALE = "logit_scale"
 _EXPECTED = (
@@ -72,6 +74,32 @@ class ClipParts:
 def is_clip(folder: Path) -> bool:
     """Whether a folder holds a whole CLIP of transformers, by its config."""
     return read_json(folder, "config.json", default={}).get("model_type") == "clip"
+
+
+def download_clip(name: str) -> Path | None:
+    """Find the folder of a CLIP by its Hub name, downloaded now or earlier; None if the Hub gives no CLIP of it."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        config = Path(hf_hub_download(name, "config.json"))
+    except (HfHubHTTPError, LocalEntryNotFoundError):
+        return None
+    return Path(snapshot_download(name, allow_patterns=CLIP_FILES)) if is_clip(config.parent) else None
+
+
+def find_clip(source: str) -> Path:
+    """Resolve the folder of a contrastive model, that of a run, or a Hub name.
+
+    Raises: FileNotFoundError if it is a Hub name of which the Hub gives no CLIP.
+    """
+    if not is_hub_name(source):
+        return Path(result_of(source, "clip", "config.json"))
+    if (folder := download_clip(source)) is None:
+        raise FileNotFoundError(
+            f"`{source}` is no folder, and the Hub gave no CLIP of that name. Expected {_EXPECTED} Or check the name."
+        )
+    return folder
 
 
 def load_clip(folder: Path) -> ClipParts:

@@ -4,14 +4,9 @@ import pytest
 import torch
 
 from palindiff.experiments.reproduction.columns import column_row
-from palindiff.experiments.reproduction.measurement import (
-    Measurement,
-    OpenModel,
-    named_data,
-    units_of_captions,
-    units_of_images,
-)
+from palindiff.experiments.reproduction.measurement import Measurement, OpenModel, named_data
 from palindiff.experiments.reproduction.plan_sections import ClassifierPlan, ColumnPlan, DataPlan, NamingPlan
+from palindiff.experiments.reproduction.units import units_of_captions, units_of_images
 from palindiff.inference.embedder import PipelineEmbedder
 from toys.models import toy_pipeline
 from toys.text_encoders import write_text_encoders

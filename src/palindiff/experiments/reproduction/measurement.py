@@ -5,7 +5,7 @@ Here: measuring a run, and the files that keep it, so that the next call measure
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -48,7 +48,8 @@ from palindiff.evaluation.tasks import (
     measure_retrieval,
 )
 from palindiff.experiments.reproduction.plan import ROOT
-from palindiff.experiments.reproduction.plan_sections import ClassifierPlan, DataPlan, GenerationPlan, NamingPlan, Unit
+from palindiff.experiments.reproduction.plan_sections import ClassifierPlan, DataPlan, GenerationPlan, NamingPlan
+from palindiff.experiments.reproduction.units import units_of_captions, units_of_images
 from palindiff.inference.defaults import IMAGES_AT_ONCE
 from palindiff.inference.embedder import Embedder, PipelineEmbedder
 from palindiff.inference.pipeline import PalindiffPipeline
@@ -314,35 +315,6 @@ class OpenModel:
             save_file(tensors, temporary)
         atomic_text(file, json.dumps(measured.rows) + "\n")
         return measured
-
-
-def units_of_images(texts: Iterable[tuple[Sequence[str], str | None]], unit: Unit) -> Tensor:
-    """Number the unit of each image. Shapes: n captions and labels -> (n,) int64.
-
-    Raises: ValueError if units are labels, and an image has none.
-    """
-    labels = [label for _, label in texts]
-    if unit == "image":
-        return torch.arange(len(labels))
-    if None in labels:
-        raise ValueError(
-            f"Image {labels.index(None)} has no label, and `unit` is `label`. Expected one for each image. Choose "
-            "`unit: image` in the plan, or add labels."
-        )
-    places = {label: number for number, label in enumerate(dict.fromkeys(labels))}
-    return torch.tensor([places[label] for label in labels])
-
-
-def units_of_captions(captions: Sequence[Sequence[str]], of_images: Tensor) -> Tensor:
-    """Number the unit of each different caption, that of the first image that has it. Shapes: (n,) -> (m,) int64.
-
-    Source: the order of captions is that of `naming_tasks.caption_retrieval`.
-    """
-    first: dict[str, int] = {}
-    for number, of_image in enumerate(captions):
-        for caption in of_image:
-            first.setdefault(caption, number)
-    return of_images[list(first.values())]
 
 
 def _row(metric: Metric, units: Tensor | None) -> Row:

@@ -23,20 +23,25 @@ ABOUT_CONTROLS = (
     "One seed. Shuffled images, an image of zeros, and the caption of the nearest training image, by thumbnail and by "
     "EfficientNet-Lite0, in place of the image; then how much the prediction depends on the noisy query."
 )
-TITLES = {"unidiff-claims": "Claims of UniDiff", "unidiff-rates": "Learning rate", "unidiff": "UniDiff"}
+TITLES = {
+    "unidiff-claims": "Claims of UniDiff", "rates": "Learning rates", "unidiff-rates": "Learning rates of UniDiff",
+    "unidiff": "UniDiff",
+}  # fmt: skip
 INTRODUCTION = """# The paper's tables, measured again
 
-After reading this page you know which claims of DiffDis hold at the scales that were run here. Measure a table again:
+After reading this page you know which tables and claims were run, at which scale, and what came out. The scale `emoji`
+reads `data/emoji`, drawn with the icon packages that [data.md](data.md#more-styles) names. Measure a table again:
 
 ```
+palindiff data emoji --icons node_modules/@iconify-json --output data/emoji --size-px 64
 palindiff reproduce table4 --scale emoji --data data
 ```
 
 The paper's numbers are of its own data and models, so only the direction of a difference compares. Ours are means
 over seeds, with 95 % bootstrap intervals over seeds and items where they are means of items, and the lowest and
-highest seed elsewhere. What counts as a result is fixed in [protocol.md](protocol.md): the eight claims and their
-verdicts. All else is exploratory. `python -m palindiff.experiments.reproduction.report` writes this page from
-`results/`.
+highest seed elsewhere. What counts as a result is fixed in [protocol.md](protocol.md): the eight claims of DiffDis,
+the four of UniDiff, and their verdicts. All else is exploratory.
+`python -m palindiff.experiments.reproduction.report` writes this page from `results/`.
 """
 
 
@@ -69,13 +74,30 @@ def page(results: Path) -> str:
     for scale in plan_names():
         plan = load_plan(scale)
         parts.append(f"## Scale `{scale}`\n\n{_wrapped(plan.about)}\n")
-        parts += [_claims(plan, family, _read(results, plan, family, scale)) for family in plan.families]
         if not plan.families:
             parts.append("No primary comparison is made at this scale.\n")
-        if plan.controls:
-            parts.append(_controls(plan, scale, _read(results, plan, CONTROLS, scale)))
-        parts += [_table(target, scale, plan, _read(results, plan, target, scale)) for target in plan.tables]
+        not_run = []
+        for target in [*plan.families, *([CONTROLS] if plan.controls else []), *plan.tables]:
+            found = _read(results, plan, target, scale)
+            if found is None:
+                not_run.append(_not_run(plan, target))
+            elif target in plan.families:
+                parts.append(_claims(plan, target, found))
+            elif target == CONTROLS:
+                parts.append(_controls(plan, scale, found))
+            else:
+                parts.append(_table(target, scale, plan, found))
+        if not_run:
+            parts.append(_wrapped(f"Not run: {', '.join(not_run)}.") + "\n")
     return "\n".join(parts)
+
+
+def _not_run(plan: Plan, target: str) -> str:
+    """Name a target in one line: a table, or the claims of a family."""
+    names = list(plan.claims_of(target))
+    if names:
+        return f"claims {names[0]} to {names[-1]}"
+    return target if target == CONTROLS else _heading(target)
 
 
 def _read(results: Path, plan: Plan, target: Target, scale: str) -> Results | None:
@@ -83,9 +105,9 @@ def _read(results: Path, plan: Plan, target: Target, scale: str) -> Results | No
     return read_results(file) if file.is_file() else None
 
 
-def _claims(plan: Plan, family: Target, found: Results | None) -> str:
+def _claims(plan: Plan, family: Target, found: Results) -> str:
     by_claim: dict[str, dict[str, Row]] = {}
-    for row in found.rows if found is not None else ():
+    for row in found.rows:
         by_claim.setdefault(str(row["claim"]), {})[str(row["budget"])] = row
     rows = []
     for name, claim in plan.claims_of(family).items():
@@ -107,11 +129,9 @@ def _verdict(row: Row | None) -> list[str]:
     return [f"{difference} {unit}", f"{low} to {high}", str(row["num_seeds"]), str(row["verdict"])]
 
 
-def _controls(plan: Plan, scale: str, found: Results | None) -> str:
+def _controls(plan: Plan, scale: str, found: Results) -> str:
     """What is reached without reading the image, beside what is reached by it, and what the noisy query changes."""
     lines = ["### Controls\n"]
-    if found is None:
-        return "\n".join([*lines, "Not run.\n"])
     variants = list(dict.fromkeys(str(row["variant"]) for row in found.rows))
     of_metric: dict[str, dict[str, Row]] = {}
     for row in found.rows:
@@ -129,14 +149,11 @@ def _controls(plan: Plan, scale: str, found: Results | None) -> str:
     return "\n".join(lines)
 
 
-def _table(target: str, scale: str, plan: Plan, found: Results | None) -> str:
+def _table(target: str, scale: str, plan: Plan, found: Results) -> str:
     table = plan.tables[target]
     lines = [f"### {_heading(target)}: {table.title}\n"]
     if table.paper_says:
         lines.append(f"{_wrapped(table.paper_says)}\n")
-    if found is None:
-        lines.append("Not run.\n")
-        return "\n".join(lines)
     shown = {
         (str(row["row"]), str(row["column"])): row for row in found.rows if row["seed"] is None
     }  # row and column of the table

@@ -5,7 +5,6 @@ training (`train_unidiff.py`).
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from palindiff.models.lora import add_lora, add_text_lora
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.objectives.contrastive import ContrastiveConfig, ContrastiveObjective
 from palindiff.objectives.unidiff import UniDiffObjective
-from palindiff.pretrained.clip_folders import ClipParts, load_clip
+from palindiff.pretrained.clip_folders import ClipParts, find_clip, load_clip
 from palindiff.pretrained.layout import result_of
 from palindiff.pretrained.stable_diffusion import load_generator
 from palindiff.training.recipes.build_models import check_can_be_learned, training_scheduler
@@ -48,7 +47,7 @@ def load_start(recipe: UniDiffRecipe) -> UniDiffParts:
 
     Raises: FileNotFoundError, OSError or ValueError, in a sentence, if one cannot be loaded, or they do not fit.
     """
-    clip = load_clip(Path(result_of(recipe.clip.source, "clip", "config.json")))
+    clip = load_clip(find_clip(recipe.clip.source))
     unet, vae, scheduler = load_generator(
         str(result_of(recipe.stable_diffusion.source, "checkpoint")), recipe.stable_diffusion.variant
     )

@@ -20,7 +20,7 @@ Trained = Literal["all", "attention", "lora"]
 class ClipSource(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The CLIP to start from."""
 
-    source: str  # folder of a transformers CLIPModel, or of a contrastive result of palindiff
+    source: str  # folder or Hub name of a transformers CLIPModel, or a contrastive result of palindiff
 
 
 class StableDiffusionSource(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
