@@ -5,6 +5,7 @@ import torch
 import yaml
 
 from palindiff.evaluation.collapse import counted_mean_cosine, mean_pairwise_cosine
+from palindiff.evaluation.results import write_results
 from palindiff.experiments.reproduction import verdicts
 from palindiff.experiments.reproduction.interpolation import interpolate
 from palindiff.experiments.reproduction.measurement import IMAGE_EMBEDDINGS, Measurement
@@ -195,6 +196,12 @@ def test_a_table_s_result_has_its_own_name_where_the_plan_gives_one(tree, tmp_pa
 
 
 def test_claims_of_a_family_are_shown_together_on_the_page(tmp_path):
+    for family, claim in (("claims", "P1"), ("unidiff-claims", "U1")):
+        row = {
+            "claim": claim, "budget": "steps", "metric": "recall", "difference": 1.0, "judged_low": 0.5,
+            "judged_high": 2.0, "num_seeds": 3, "verdict": "holds here",
+        }  # fmt: skip
+        write_results(tmp_path / f"{family}-emoji.json", [row], "a command", {}, 0, 1.0)
     text = page(tmp_path)
     first, second = text.index("### Claims\n"), text.index("### Claims of UniDiff\n")
     assert first < text.index("alignment gains from generation") < second < text.index("CLIP gains from generation")
