@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from palindiff.training.recipes.schema import DiffDisRecipe, VaeRecipe
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
+from palindiff.training.recipes.yaml_files import recipe_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -123,6 +124,12 @@ def test_data_page_has_each_key_of_the_data_section():
     assert (
         VaeRecipe.model_fields["data"].annotation is DiffDisRecipe.model_fields["data"].annotation
     )  # one page for both
+
+
+def test_every_recipe_stands_on_the_page_of_recipes():
+    rows = [line for line in TEXTS["recipes.md"].splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in CODE.findall(row.split(" | ")[0])]
+    assert sorted(named) == recipe_names()
 
 
 def test_decisions_give_a_reason_for_each_dependency_and_for_no_other():
