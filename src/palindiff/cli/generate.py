@@ -31,7 +31,7 @@ def generate(
     ] = Path("generations"),
     num_images: Annotated[int, typer.Option("--num", min=1, help="Images of each prompt.")] = 1,
     best_of: Annotated[
-        int, typer.Option("--best-of", min=1, help="Images generated for each that is kept, whose reading fits best.")
+        int, typer.Option("--best-of", min=1, help="Images generated for each one kept, the closest to the prompt.")
     ] = 1,
     seed: Annotated[
         int, typer.Option(min=0, max=MAX_SEED, help="Seed of each prompt's first image; the next adds 1.")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from palindiff.training.recipes.schema import Recipe
 
 RecipeOption = Annotated[
-    str, typer.Option("--recipe", metavar="NAME|FILE.yaml", help="Name of a bundled recipe, or a file.")
+    str, typer.Option("--recipe", metavar="NAME|FILE.yaml", help="Bundled recipe, such as emoji-quick, or a file.")
 ]
 SetOption = Annotated[
     list[str] | None,
