@@ -10,9 +10,19 @@ from safetensors import safe_open
 
 from palindiff.evaluation.results import read_results
 from palindiff.evaluation.thumbnails import THUMBNAIL_SIDE
+from palindiff.experiments.adaptation_preset import (
+    EPOCHS,
+    FEW_IMAGES,
+    MAX_STEPS,
+    MIN_STEPS,
+    SHARE_FOR_WEIGHTS,
+    choose_preset,
+)
 from palindiff.experiments.emoji_protocol import METRIC_STEPS, NUM_GENERATED, NUM_GENERATION_CONCEPTS
 from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.pretrained.bundled import CHECKPOINTS
+from palindiff.training.recipes.yaml_files import load_recipe
+from palindiff.training.trainer import recipe_classes
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
@@ -117,6 +127,19 @@ def test_what_is_said_of_the_full_size_run_is_in_its_result_file():
     assert f"batch size {found.settings['batch_size']}, bf16" in text
     new = sum(row["parameters"] for row in found.rows if row["kind"] == "parameters" and row["place"] != "U-Net")
     assert f"has {new / 1e6:.1f} million parameters in all" in text
+
+
+def test_what_unidiff_md_says_of_the_choice_is_the_code_s():
+    text = prose("unidiff.md")
+    recipe = load_recipe(recipe_classes(), "adapt")
+    assert f"fewer than {FEW_IMAGES:,} training images: LoRA" in text
+    assert SHARE_FOR_WEIGHTS == 0.6
+    assert "six tenths of the memory" in text
+    assert f"at most {EPOCHS} passes over the images and {MIN_STEPS} to {MAX_STEPS:,} steps of up to 64 images" in text
+    assert "=64" in " ".join(choose_preset(10_000, 2**36, 1, 1, False).settings)
+    assert f"stops after {recipe.evaluation.patience} evaluations" in text
+    assert recipe.data.validation_fraction == 0.1
+    assert "One image in ten is held out" in text
 
 
 def test_sums_of_disk_space_are_right():

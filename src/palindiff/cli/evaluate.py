@@ -63,7 +63,7 @@ StepsOption = Annotated[
     str, typer.Option("--steps", metavar="N,N,...", help="Denoising steps of naming, separated by commas.")
 ]
 GuidanceOption = Annotated[
-    str, typer.Option("--guidance-scale", metavar="X,X,...", help="Classifier-free guidance of naming, w + 1; 1: off.")
+    str, typer.Option("--guidance-scale", metavar="X,X,...", help="Guidance of naming, the paper's w + 1; 1: off.")
 ]
 SeedsOption = Annotated[
     str, typer.Option("--seeds", metavar="N,N-N,...", help="Seeds of the noise, also of generation, such as 0-9.")

@@ -16,19 +16,9 @@ NUM_RESAMPLES = 10_000
 LEVEL = 0.95
 RESAMPLED_AT_ONCE = 2**22  # numbers held in memory; changes the draws, not their distribution
 MULTINOMIAL_COST = 12  # drawing the count of a value costs about as much as drawing so many items
-STUDENT = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-)  # 0.975 quantiles of Student's t; for 1 to 9
-# degrees of freedom, the last for more
-NORMAL = 1.960  # the same quantile of the normal distribution
+# 0.975 quantiles of Student's t with 1 to 9 degrees of freedom, the last for more, and of the normal distribution
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # fmt: skip
+NORMAL = 1.960
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -122,6 +122,18 @@ def test_a_column_over_several_data_sets_is_the_mean_of_their_means():
     assert (both["value"], both["ci_low"], both["ci_high"]) == (0.5, 0.5, 0.5)  # items are drawn within their set
 
 
+def test_data_sets_share_no_unit_whatever_their_numbers():
+    """Two sets with the same numbers of units, and one of them with larger numbers than it has items."""
+    one, other = seeds([1, 0, 1, 0]), seeds([0, 1, 0, 1])
+    other[0].units["a"] = torch.tensor([0, 1, 2, 9])
+    found = column_row(ColumnPlan(title="t", metrics=("a",), data=("x", "y")), {"x": one, "y": other}, None)
+    same = column_row(
+        ColumnPlan(title="t", metrics=("a",), data=("x", "y")), {"x": one, "y": seeds([0, 1, 0, 1])}, None
+    )
+    assert (found["ci_low"], found["ci_high"]) == (same["ci_low"], same["ci_high"])
+    assert found["ci_low"] < 0.5 < found["ci_high"]  # drawn together, one set would make up for the other
+
+
 @pytest.mark.parametrize(
     "column", [ColumnPlan(title="t", metrics=("b",), data=("x",)), ColumnPlan(title="t", metrics=("kd",))]
 )

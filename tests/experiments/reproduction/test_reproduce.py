@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+import time
 
 import pytest
 from PIL import Image
@@ -162,6 +164,27 @@ def test_a_run_that_another_process_trains_is_left_to_it(reproduction):
     assert {(row["row"], row["seed"]) for row in rows} >= {("both", 1), ("discriminate only", 0)}
     assert ("both", 0) not in {(row["row"], row["seed"]) for row in rows}
     assert {(row["row"], row["seed"]) for row in reproduction("table4").run("a command")} >= {("both", 0)}
+
+
+def test_a_run_that_another_process_measures_is_waited_for(reproduction):
+    made = reproduction("table8", one_seed)
+    made.run("a command")
+    run, entered = made.model_run("both", 0), threading.Event()
+    released = []
+
+    def hold():
+        with run.locked():
+            entered.set()
+            time.sleep(0.5)
+            released.append(True)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    entered.wait()
+    rows = reproduction("table8").rows()
+    assert released  # it came after the other one
+    assert {row["seed"] for row in rows} == {0, None}
+    holder.join()
 
 
 def test_controls_are_rows_of_their_own(reproduction):

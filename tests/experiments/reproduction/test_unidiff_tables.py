@@ -1,5 +1,7 @@
 """Tables of UniDiff: two starts, arms that are trained from them, interpolation with the start, claims of a family."""
 
+import json
+
 import pytest
 import torch
 import yaml
@@ -93,10 +95,15 @@ def test_a_table_and_its_claims(tree, parts, write_plan, tmp_path):
     assert {row["share"] for row in rows if row["row"] == "interpolated" and row["seed"] is not None} <= {0.5, 1.0}
     own = made.model_run("relational", 0)
     assert own.result.is_dir()
+    best = json.loads((own.folder / "best.json").read_text())["step"]
+    assert {row["best_step"] for row in rows if row["row"] == "relational" and row["seed"] == 0} == {best}
+    assert not any("best_step" in row for row in rows if row["row"] == "before")
+    assert own.origin.keys() == {"training images", "validation images", "clip-seed0", "model-seed0"}
 
     judge, _ = make(tree, parts, write_plan, tmp_path, "unidiff-claims")
     judged = judge.run("a command")
     assert [row["claim"] for row in judged] == ["U1", "U2"]
+    assert {row["commits"] for row in judged} == {own.commit}
     e = [judge.measured.naming(made.model_run(arm, seed), NAMING, "kinds", []).items[IMAGE_EMBEDDINGS]
          for arm in ("relational", "contrastive") for seed in (0, 1)]  # fmt: skip
     cosines = [mean_pairwise_cosine(each) for each in e]

@@ -37,7 +37,7 @@ def column_row(
         if None in of_seed:
             return None
         values.append(sum(filter(None, of_seed)) / len(of_seed))
-    low, high = _interval([(measured[name], metric) for name, metric in places])
+    low, high = _interval(places, measured)
     return {
         "column": column.title, "value": sum(values) / num_seeds, "ci_low": low, "ci_high": high,
         "lowest": min(values), "highest": max(values), "num_seeds": num_seeds,
@@ -45,17 +45,19 @@ def column_row(
     }  # fmt: skip
 
 
-def _interval(places: Sequence[tuple[Sequence[Measurement], str]]) -> tuple[float | None, float | None]:
-    """Interval of the mean over places: a data set's measurement of each seed, and a metric."""
-    if any(metric not in each.items for measured, metric in places for each in measured):
+def _interval(
+    places: Sequence[tuple[str, str]], measured: Mapping[str, Sequence[Measurement]]
+) -> tuple[float | None, float | None]:
+    """Interval of the mean over places, each a data set and a metric; data sets share no unit."""
+    if any(metric not in each.items for name, metric in places for each in measured[name]):
         return None, None
-    parts, groups, units, starts = list[Tensor](), list[Tensor](), list[Tensor](), dict[int, int]()
-    for place, (measured, metric) in enumerate(places):
-        own = measured[0].units[metric]
-        start = starts.setdefault(id(measured), sum(len(each) for each in units))  # units of a data set are its own
-        parts.append(torch.stack([each.items[metric] for each in measured]))  # (s, n)
+    parts, groups, units = list[Tensor](), list[Tensor](), list[Tensor]()
+    names = list(dict.fromkeys(name for name, _ in places))
+    for place, (name, metric) in enumerate(places):
+        own = measured[name][0].units[metric]
+        parts.append(torch.stack([each.items[metric] for each in measured[name]]))  # (s, n)
         groups.append(torch.full((len(own),), place))
-        units.append(start + own)
+        units.append(own * len(names) + names.index(name))
     return bootstrap_interval(torch.cat(parts, dim=1), groups=torch.cat(groups), units=torch.cat(units))
 
 

@@ -16,7 +16,6 @@ from diffusers import StableDiffusionPipeline
 from filelock import FileLock, Timeout
 
 from palindiff.atomic import atomic_text
-from palindiff.data.sources import open_images
 from palindiff.evaluation.clip_score import files_sha256
 from palindiff.evaluation.results import git_state
 from palindiff.experiments.reproduction.interpolation import interpolate
@@ -157,11 +156,10 @@ class ModelRun:
 
         Raises: FileNotFoundError or ValueError if the images cannot be opened.
         """
-        recipe = self.own_recipe
-        found = {"training images": open_images(recipe.data).fingerprint}
-        if isinstance(recipe, UniDiffRecipe) and recipe.evaluation.patience:  # they choose its result
-            _, validation = open_sets(recipe)
-            found |= {} if validation is None else {"validation images": validation.fingerprint}
+        training, validation = open_sets(self.own_recipe)
+        found = {"training images": training.fingerprint}
+        if self._stops_early and validation is not None:  # they choose its result
+            found["validation images"] = validation.fingerprint
         return found | {each.name: files_sha256(each.result) for each in self.trained_before}
 
     def open(self, device: str = "cpu", share: float = 1.0) -> tuple[Embedder, StableDiffusionPipeline | None]:
@@ -201,9 +199,13 @@ class ModelRun:
     def _best_step(self) -> dict[str, int]:
         """The step whose weights are the result, of a training that stops early."""
         best = self.folder / BEST_FILE
-        if not (isinstance(self.recipe, UniDiffRecipe) and self.recipe.evaluation.patience and best.is_file()):
+        if not (self._stops_early and best.is_file()):
             return {}
         return {"best_step": json.loads(best.read_text(encoding="utf-8"))["step"]}
+
+    @property
+    def _stops_early(self) -> bool:
+        return isinstance(self.own_recipe, UniDiffRecipe) and self.own_recipe.evaluation.patience > 0
 
     @property
     def commit(self) -> str:
