@@ -239,6 +239,21 @@ def test_fingerprint_knows_the_rows_and_not_their_place(tmp_path):
     assert len(set(found)) == len(found) == 5
 
 
+def test_fingerprint_of_the_images_knows_their_contents_and_order_alone(tmp_path):
+    def of_images() -> str:
+        return open_images(DataConfig(path=str(root))).images_fingerprint
+
+    root = write_folder(tmp_path / "set", "red", "green")
+    before = of_images()
+    (root / "red.png").rename(root / "rose.png")
+    write_lines(root, [{"file_name": "rose.png", "caption": "rose", "note": "new"}, *rows("green")])
+    assert of_images() == before
+    write_lines(root, [*rows("green"), {"file_name": "rose.png", "caption": "rose"}])
+    reversed_order = of_images()
+    (root / "rose.png").write_bytes(square("yellow"))
+    assert len({before, reversed_order, of_images()}) == 3
+
+
 def test_fingerprint_of_an_archive_and_a_table_knows_their_rows(tmp_path):
     found = []
     for number, (colour, caption) in enumerate((("red", "red"), ("blue", "red"), ("red", "rose"))):

@@ -10,6 +10,7 @@ import operator
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
 
@@ -37,7 +38,8 @@ class ImageSet(Sequence[CaptionedImage]):
     Rows are made on access from an index (`index.py`), and from the table `images` where no files hold the images.
     A pickled set holds the names of the files that both are mapped from, so worker processes read the same rows.
     The fingerprint changes with a caption, a label, a further field, and an image's name, size or content (large
-    images are sampled); it does not change with the location of the files or their times.
+    images are sampled); it does not change with the location of the files or their times. `images_fingerprint`
+    changes with the sizes and contents of the images and their order alone.
     """
 
     def __init__(
@@ -52,6 +54,14 @@ class ImageSet(Sequence[CaptionedImage]):
         self._index, self._images, self.source, self.fingerprint = index, images, source, fingerprint
         self.reasons = Counter(reasons)  # of rows left out: kind of fault -> number of rows
         self.first_faults = tuple(first_faults)  # the first rows left out when the source was opened, and why
+
+    @cached_property
+    def images_fingerprint(self) -> str:
+        """A hash of the images alone: other captions, classes, fields or names change nothing."""
+        digest = hashlib.sha256()
+        for batch in self._index.select_columns(["size", "content"]).iter(batch_size=1000):
+            digest.update(json.dumps([batch["size"], batch["content"]]).encode())
+        return digest.hexdigest()
 
     @property
     def num_left_out(self) -> int:

@@ -52,10 +52,17 @@ class LatentCache:
 
     @cached_property
     def path(self) -> Path:
-        """The cache folder, named by a hash of everything that the latents depend on."""
+        """The cache folder, named by a hash of everything that the latents depend on; captions are not part of it."""
         crops = [self.views.crops, self.views.min_crop_area] if self.views.crops else []
         orientations = ["unflipped"] if self.views.flip == "none" else []
-        fingerprints = [self.rows.fingerprint, self.size_px, self.fit, crops, fingerprint(self.vae), *orientations]
+        fingerprints = [
+            self.rows.images_fingerprint,
+            self.size_px,
+            self.fit,
+            crops,
+            fingerprint(self.vae),
+            *orientations,
+        ]
         return self.cache_dir / f"images-{key_of('images', *fingerprints)}"
 
     @property
