@@ -9,8 +9,8 @@ from pathlib import Path
 from palindiff.atomic import atomic_text
 from palindiff.cli.model_option import open_model
 from palindiff.evaluation.sheets import contact_sheet
-from palindiff.experiments.emoji_subsets import COMPOSITION
-from palindiff.experiments.shown_captions import FREE, SEEN, UNSEEN, shown_captions
+from palindiff.experiments.emoji_subsets import COMPOSITION, SEEN, UNSEEN
+from palindiff.experiments.shown_captions import FREE, shown_captions
 from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, GENERATION_STEPS
 from palindiff.inference.generation import generate_images
 from palindiff.inference.pipeline import PalindiffPipeline

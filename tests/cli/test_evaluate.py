@@ -180,7 +180,7 @@ def test_processes_share_the_images_and_the_first_measures(evaluate, images, mon
 
 
 def test_a_dry_run_names_the_settings(evaluate, images, tmp_path):
-    code, out, _ = evaluate("--seeds", "0-2", "--dry-run")
+    code, out, _ = evaluate("--seeds", "0-2,1", "--dry-run")
     assert code == 0
     assert out.count("seed=") == 3
     assert not (tmp_path / "out").exists()

@@ -76,8 +76,8 @@ def test_a_trained_model_makes_a_page_of_all_sections_and_a_file_of_results(emoj
     assert found.settings == {"minutes": 0.003, "rows_measured_before": {}}
     assert {row["model"] for row in found.rows} == {"trained"}
     assert {row["steps"] for row in found.rows} == {steps}
-    # naming both ways, compositions, generation seen and unseen at three k, calibration and VAE; all in two styles
-    assert len(found.rows) == 2 * 6 + 2 + 4 * 3 + 2 + 2
+    # naming both ways, compositions, generation of three splits at each k that fits, calibration, VAE; in two styles
+    assert len(found.rows) == 2 * 6 + 2 + 2 * (3 + 1 + 3) + 2 + 2
     assert [line.split(" ")[0] for line in reported[:5]] == ["computing", "training", "naming", "left", "generating"]
     assert any("similar to the generated image" in " ".join(text.split()) for text in page.of("p"))  # measured now
 

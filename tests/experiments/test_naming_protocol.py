@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from palindiff.data.emoji import STYLES
+from palindiff.evaluation.naming_tasks import RETRIEVAL_KS
 from palindiff.evaluation.retrieval import both_ways
-from palindiff.experiments.emoji_protocol import KS
 from palindiff.experiments.emoji_subsets import concept_images
 from palindiff.experiments.naming_protocol import (
     EmbeddedConcepts,
@@ -30,7 +30,7 @@ def test_images_and_captions_are_embedded_as_the_pipeline_does(model, emoji_dir,
 
 def test_naming_rows_are_recall_both_ways_with_chance(model, embedded):
     rows = naming_rows(model, embedded[1])
-    expected = both_ways(embedded[1].scores, torch.eye(12, dtype=torch.bool), KS)
+    expected = both_ways(embedded[1].scores, torch.eye(12, dtype=torch.bool), RETRIEVAL_KS)
     labels = {"model": "bundled", "style": "outlined", "steps": 1234, "seconds": 568, "split": "unseen"}
     assert rows == [row | labels for row in expected]
     assert [(row["direction"], row["k"]) for row in rows] == [

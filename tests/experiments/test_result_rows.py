@@ -42,8 +42,8 @@ def test_all_else_is_measured_and_what_the_installation_lacks_is_one_line(model,
     reported = []
     rows = further_rows(model, embedded, vendor_dir, reported.append)
     assert kinds(rows) == [
-        ("caption_to_generated", "seen"), ("caption_to_generated", "unseen"), ("image_to_text", "seen"),
-        ("expected_calibration_error", "unseen"), ("psnr_db", "unseen"),
+        ("caption_to_generated", "seen"), ("caption_to_generated", "composition"), ("caption_to_generated", "unseen"),
+        ("image_to_text", "seen"), ("expected_calibration_error", "unseen"), ("psnr_db", "unseen"),
     ]  # fmt: skip
     assert [line for line in reported if "left out" in line] == [
         f"left out: control nearest_efflite0 (needs a package). {LINE}"

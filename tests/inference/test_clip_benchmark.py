@@ -16,9 +16,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 import palindiff
+from palindiff.evaluation.naming_tasks import classification
 from palindiff.evaluation.records import Record, facts_of_this_run, write_record
 from palindiff.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, both_ways
-from palindiff.evaluation.zero_shot import mean_class_recall, top_k_accuracy
 from toys.models import toy_images, toy_pipeline
 
 pytestmark = pytest.mark.ecosystem
@@ -100,13 +100,9 @@ def check_classification(pipeline, images, classes, templates, labels, **options
     found = metric("zeroshot_classification").evaluate(
         clip, loader, clip.tokenizer, classes, with_c(templates), device="cpu", amp=False
     )
-    scores = pipeline.classify(images, classes, templates, batch_size=4, **options)
-    accuracy = top_k_accuracy(scores, labels, [1, 5])
-    assert found == {
-        "acc1": pytest.approx(accuracy[1], abs=1e-12),
-        "acc5": pytest.approx(accuracy[5], abs=1e-12),
-        "mean_per_class_recall": pytest.approx(mean_class_recall(scores, labels), abs=1e-12),
-    }
+    e_0_hat = pipeline.encode_image(images, batch_size=4, **options)
+    expected = classification(e_0_hat, pipeline.encode_labels(classes, templates), labels)
+    assert found == {each.name: pytest.approx(each.value, abs=1e-12) for each in expected}
     return found
 
 
@@ -130,13 +126,14 @@ def test_clip_benchmark_s_scores_are_a_hundred_cosines(pipeline):
     assert (scores - 100 * cosines).abs().max() <= 1e-3  # float32 sums in another order, times 100
 
 
-def test_below_five_classes_clip_benchmark_leaves_top_5_out_and_palindiff_refuses_it(pipeline):
+def test_below_five_classes_clip_benchmark_s_top_5_is_nan_and_palindiff_leaves_it_out(pipeline):
     clip, images, classes = pipeline.as_clip(**WALK), toy_images(4), LABELS[:3]
     loader = DataLoader(Labelled(images, [0, 1, 2, 0], classes, clip.preprocess), batch_size=4)
     evaluate = metric("zeroshot_classification").evaluate
     assert math.isnan(evaluate(clip, loader, clip.tokenizer, classes, ["{c}"], "cpu", amp=False)["acc5"])
-    with pytest.raises(ValueError, match="k is 5 with 3 candidates"):
-        top_k_accuracy(pipeline.classify(images, classes, **WALK), torch.tensor([0, 1, 2, 0]), [5])
+    e_0_hat, e = pipeline.encode_image(images, **WALK), pipeline.encode_labels(classes, ["{}"])
+    ours = classification(e_0_hat, e, torch.tensor([0, 1, 2, 0]))
+    assert [each.name for each in ours] == ["acc1", "mean_per_class_recall"]
 
 
 def captioned_batches(images, captions, clip, batch_size):

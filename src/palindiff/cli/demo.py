@@ -25,9 +25,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of training and of the generated images.")] = 0,
     results: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.json", help="Evaluate generation too (800 images); write all numbers.", show_default="none"
-        ),
+        typer.Option(metavar="FILE.json", help="Evaluate generation too; write all numbers.", show_default="none"),
     ] = None,
     dry_run: DryRunOption = False,
 ) -> None:

@@ -236,7 +236,7 @@ def _named(text: str, split: str, on_bad: OnBad, where: list[str]) -> "NamedData
 
 
 def _settings(steps: str, guidance_scales: str, seeds: str) -> "list[NamingSetting]":
-    """Combine all steps, guidance scales and seeds."""
+    """Combine all steps, guidance scales and seeds, each combination once."""
     from pydantic import ValidationError
 
     from palindiff.evaluation.tasks import NamingSetting
@@ -244,13 +244,14 @@ def _settings(steps: str, guidance_scales: str, seeds: str) -> "list[NamingSetti
     scales = [_number(part, float, "--guidance-scale") for part in guidance_scales.split(",")]
     combined = product(_whole_numbers(steps, "--steps"), scales, _whole_numbers(seeds, "--seeds"))
     try:
-        return [NamingSetting(num_inference_steps=n, guidance_scale=scale, seed=seed) for n, scale, seed in combined]
+        found = [NamingSetting(num_inference_steps=n, guidance_scale=scale, seed=seed) for n, scale, seed in combined]
     except ValidationError as error:
         problem = error.errors()[0]
         raise ValueError(
             f"`{problem['loc'][0]}` is {problem['input']} in --steps, --guidance-scale or --seeds. Expected a step or "
             "more, a guidance scale of 1 or more, and seeds from 0 on. Fix it."
         ) from error
+    return list(dict.fromkeys(found))
 
 
 def _whole_numbers(text: str, option: str) -> list[int]:

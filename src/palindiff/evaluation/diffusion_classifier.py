@@ -1,7 +1,7 @@
 """Diffusion Classifier: zero-shot classification by the error with which a U-Net predicts the noise under each class.
 
 Here: the classifier, for our pipeline and any Stable Diffusion, and its cost. Not here: classification by the query
-stream (`PalindiffPipeline.classify`), accuracies (`zero_shot.py`).
+stream (`PalindiffPipeline.classify`), accuracies (`naming_tasks.py`).
 """
 
 from collections.abc import Callable, Sequence

@@ -2,7 +2,7 @@
 
 An evaluator is a function `(model, data, options) -> rows`. A row is a plain dict: `metric`, `value`, and, if they
 apply, `n` (queries or images) and `chance`. Here: what is measured, and its options. Not here: the metrics themselves
-(`retrieval.py`, `zero_shot.py`), when they are computed and where they are logged (`training/`).
+(`naming_tasks.py`), when they are computed and where they are logged (`training/`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ from pydantic import BaseModel, Field, field_validator
 from torch import Tensor
 
 from palindiff.data.images import ImageInput, to_pixels
+from palindiff.evaluation import naming_tasks
 from palindiff.evaluation.results import Row
-from palindiff.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, chance_recall, recall_at_k
+from palindiff.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from palindiff.evaluation.sheets import contact_sheet
-from palindiff.evaluation.zero_shot import mean_class_recall, top_k_accuracy
 from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, IMAGES_AT_ONCE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.inference.generation import generate_images
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels
@@ -28,11 +28,14 @@ from palindiff.models.text_diffusion import TRAIN_STEPS, noisy_query
 from palindiff.objectives.vae import psnr_db, squared_error
 from palindiff.seeds import seeded_generator
 
-KS = (1, 5, 10)
 CHAIN_STEPS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the text diffusion, as shares of its training steps
 BestBy = Literal["recall", "classification", "generation"]
 """Mean recall@10 both ways; zero-shot top-1 accuracy; the generation loss on validation images"""
 Name = Literal["retrieval", "classification", "chain_use", "samples"]
+_WAYS = {"text": IMAGE_TO_TEXT, "image": TEXT_TO_IMAGE}  # name in `naming_tasks` -> name in a log
+_ACCURACIES = {
+    "acc1": "zero_shot_top_1", "acc5": "zero_shot_top_5", "mean_per_class_recall": "zero_shot_mean_class_recall",
+}  # fmt: skip
 
 
 class EvaluationSection(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -147,37 +150,35 @@ def retrieval(model: NamingModel, data: EvaluationImages, options: NamingSection
 
 def _recalls(e_0_hat: Tensor, e: Tensor, captions: Sequence[str]) -> list[Row]:
     """Shapes: e_0_hat (n, d_e), e (m, d_e) of n images and of the m different ones of their captions."""
-    scores, different = (e_0_hat @ e.T).cpu(), list(dict.fromkeys(captions))  # (n, m)
-    positives = torch.tensor([[caption == other for other in different] for caption in captions])
-    ks = [k for k in KS if k <= min(scores.shape)]
-    both = ((IMAGE_TO_TEXT, scores, positives), (TEXT_TO_IMAGE, scores.T, positives.T))
+    place = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+    pairs = torch.tensor([(image, place[caption]) for image, caption in enumerate(captions)])
+    ks = [k for k in naming_tasks.RETRIEVAL_KS if k <= min(len(e_0_hat), len(e))]
+    names = {f"{way}_retrieval_recall@{k}": f"{direction}_recall_{k}" for way, direction in _WAYS.items() for k in ks}
+    return _rows(naming_tasks.retrieval(e_0_hat.cpu(), e.cpu(), pairs, ks), names)
+
+
+def _rows(metrics: Sequence[naming_tasks.Metric], names: Mapping[str, str]) -> list[Row]:
+    """Keep the metrics that have a name in a log."""
     return [
-        {"metric": f"{direction}_recall_{k}", "value": recall, "chance": chance_recall(relevant, k), "n": len(queries)}
-        for direction, queries, relevant in both
-        for k, recall in recall_at_k(queries, relevant, ks).items()
+        {"metric": names[each.name], "value": each.value, "chance": each.chance, "n": each.n}
+        for each in metrics
+        if each.name in names
     ]
 
 
 def classification(model: NamingModel, data: EvaluationImages, options: NamingSection) -> list[Row]:
-    """Zero-shot classification among the labels of the images; no rows unless every image has a label.
+    """Zero-shot classification among the labels of the images; no rows unless all have one and there are two or more.
 
     Source: DiffDis, Table 1.
     Units:  shares of images in [0, 1]; only k up to the number of classes.
     """
     labels = [label for label in data.labels if label is not None]
-    if not labels or len(labels) < len(data.captions):
-        return []
     classes = sorted(set(labels))
-    e_0_hat = image_queries(model, data, options)
-    scores = (e_0_hat @ model.encode_labels(classes, options.templates).T).cpu()  # (images, classes)
+    if len(classes) < 2 or len(labels) < len(data.captions):
+        return []
+    e_0_hat, e = image_queries(model, data, options), model.encode_labels(classes, options.templates)
     truth = torch.tensor([classes.index(label) for label in labels])
-    top = top_k_accuracy(scores, truth, [k for k in (1, 5) if k <= len(classes)])
-    found = {f"zero_shot_top_{k}": (share, k / len(classes)) for k, share in top.items()}
-    found["zero_shot_mean_class_recall"] = (mean_class_recall(scores, truth), 1 / len(classes))
-    return [
-        {"metric": metric, "value": value, "chance": chance, "n": len(labels)}
-        for metric, (value, chance) in found.items()
-    ]
+    return _rows(naming_tasks.classification(e_0_hat.cpu(), e.cpu(), truth), _ACCURACIES)
 
 
 @torch.no_grad()
@@ -289,7 +290,7 @@ def score(numbers: Mapping[str, float], best_by: BestBy) -> tuple[str, float] | 
     if best_by == "classification":
         accuracy = numbers.get("zero_shot_top_1")
         return None if accuracy is None else ("zero_shot_top_1", accuracy)
-    for k in reversed(KS):
+    for k in reversed(naming_tasks.RETRIEVAL_KS):
         both = [numbers.get(f"{direction}_recall_{k}") for direction in (IMAGE_TO_TEXT, TEXT_TO_IMAGE)]
         found = [recall for recall in both if recall is not None]
         if len(found) == len(both):

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from palindiff.evaluation.ranks import first_ranks, first_ranks_both_ways
-from palindiff.evaluation.retrieval import chance_recall_of_counts, chance_reciprocal_rank, mean_reciprocal_rank
+from palindiff.evaluation.retrieval import chance_recall_of_counts, chance_reciprocal_rank
 
 CLASSIFICATION_KS = (1, 5)
 RETRIEVAL_KS = (1, 5, 10)
@@ -51,11 +51,11 @@ def classification(e_0_hat: Tensor, e: Tensor, truth: Tensor, ks: Sequence[int] 
         Metric(f"acc{k}", share(ranks < k), len(truth), k / len(e), (ranks < k).float()) for k in ks if k <= len(e)
     ]
     classes, counts = truth.unique(return_counts=True)
-    weight = torch.zeros(len(e), device=truth.device)
-    weight[classes] = len(truth) / (len(classes) * counts)
-    weighted = (ranks < 1).float() * weight[truth]
-    recall = float(weighted.double().mean())
-    return [*found, Metric("mean_per_class_recall", recall, len(truth), 1 / len(e), weighted)]
+    weight = torch.zeros(len(e), dtype=torch.float64, device=truth.device)
+    weight[classes] = len(truth) / (len(classes) * counts.double())
+    weighted = (ranks < 1) * weight[truth]
+    recall = float(weighted.mean())
+    return [*found, Metric("mean_per_class_recall", recall, len(truth), 1 / len(e), weighted.float())]
 
 
 def retrieval(e_0_hat: Tensor, e: Tensor, pairs: Tensor, ks: Sequence[int] = RETRIEVAL_KS) -> list[Metric]:
@@ -87,7 +87,7 @@ def retrieval(e_0_hat: Tensor, e: Tensor, pairs: Tensor, ks: Sequence[int] = RET
             hits = (ranks < k).float()
             found.append(Metric(f"{name}_retrieval_recall@{k}", share(ranks < k), len(ranks), chance, hits))
         reciprocal, chance = 1 / (ranks + 1).double(), chance_reciprocal_rank(num_right, num_answers)
-        found.append(Metric(f"{name}_retrieval_mrr", mean_reciprocal_rank(ranks), len(ranks), chance, reciprocal))
+        found.append(Metric(f"{name}_retrieval_mrr", float(reciprocal.mean()), len(ranks), chance, reciprocal))
     return found
 
 

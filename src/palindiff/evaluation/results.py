@@ -1,6 +1,6 @@
 """Result files: numbers with what is needed to measure them again, and the tables that documents quote from them.
 
-Here: results/*.json and marked tables. Not here: the metrics (`retrieval.py`, `zero_shot.py`, `thumbnails.py`).
+Here: results/*.json and marked tables. Not here: the metrics (`naming_tasks.py`, `retrieval.py`, `thumbnails.py`).
 
 A document quotes a table between two lines, and `python -m palindiff.evaluation.results FILE.md` updates it:
 

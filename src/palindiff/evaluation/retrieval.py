@@ -82,15 +82,6 @@ def recall_from_ranks(ranks: Tensor, ks: Sequence[int]) -> dict[int, float]:
     return {k: int((ranks < k).sum()) / len(ranks) for k in ks}
 
 
-def mean_reciprocal_rank(ranks: Tensor) -> float:
-    """Mean of 1 / (rank + 1): 1 if the first candidate of every query is right.
-
-    Source: Voorhees (TREC-8, 1999), by the best of several right answers.
-    Shapes: ranks (q,) int64 from 0 on -> a number in (0, 1].
-    """
-    return float((1 / (ranks + 1).double()).mean())
-
-
 def best_ranks(scores: Tensor, positives: Tensor) -> Tensor:
     """Number of wrong candidates that score at least as much as the best positive of each query.
 

@@ -23,7 +23,7 @@ from palindiff.evaluation.collapse import effective_rank, mean_pairwise_cosine
 from palindiff.evaluation.efficientnet import NETWORK_PACKAGE, WEIGHTS_PACKAGE
 from palindiff.evaluation.generation import GenerationConfig, GenerationData, evenly_spread, generation
 from palindiff.evaluation.named_data import NamedData
-from palindiff.evaluation.naming_tasks import caption_retrieval
+from palindiff.evaluation.naming_tasks import RETRIEVAL_KS, caption_retrieval
 from palindiff.evaluation.results import describe_machine
 from palindiff.evaluation.run import Evaluation
 from palindiff.evaluation.tasks import Setting
@@ -255,7 +255,7 @@ def recall_and_collapse(clip: ClipModel, rows: list[CaptionedImage]) -> Numbers:
     v = clip.encode_image([row.source for row in rows]).cpu()
     captions = [[row.captions[0]] for row in rows]
     num_answers = min(len(rows), len({of_one[0] for of_one in captions}))
-    ks = [k for k in (1, 5, 10) if k <= num_answers]
+    ks = [k for k in RETRIEVAL_KS if k <= num_answers]
     found = {each.name: each.value for each in caption_retrieval(v, captions, clip.encode_text, ks)}
     return found | {"effective_rank": effective_rank(v), "mean_cosine": mean_pairwise_cosine(v)}
 

@@ -17,11 +17,11 @@ from palindiff.experiments import demo_rates as rates
 from palindiff.experiments.bundled_vendor import bundled_vendor_images
 from palindiff.experiments.demo_page import Figure, RankedName
 from palindiff.experiments.emoji_protocol import METRIC_STEPS
-from palindiff.experiments.emoji_subsets import COMPOSITION, evenly
+from palindiff.experiments.emoji_subsets import COMPOSITION, SEEN, UNSEEN, evenly
 from palindiff.experiments.known_names import NUM_CHOICES, NamedImages, name_among_all, seen_images
 from palindiff.experiments.naming_protocol import EmbeddedConcepts
 from palindiff.experiments.nearest_training import nearest_images
-from palindiff.experiments.shown_captions import FREE, SEEN, UNSEEN, shown_captions, style_of, without_style
+from palindiff.experiments.shown_captions import FREE, shown_captions, style_of, without_style
 from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE
 from palindiff.inference.generation import generate_images
 from palindiff.inference.pipeline import PalindiffPipeline
@@ -72,7 +72,7 @@ def page_groups(
             "Emoji from its training",
             "These captions and images are part of the training.",
             generated[SEEN],
-            rates.generation_sentence(rows, "seen"),
+            rates.generation_sentence(rows, SEEN),
             _named_among_all(seen, evenly(range(len(seen.rows)), 2 * NUM_NAMED)),
             rates.seen_sentence(int(seen.is_first.sum()), len(seen.rows), len(seen.names)),
         ),
@@ -80,9 +80,9 @@ def page_groups(
             "Known things in a new style",
             "The training has these things, but never in the style that is asked for or shown here.",
             generated[COMPOSITION],
-            rates.generation_sentence(rows, "composition"),
+            rates.generation_sentence(rows, COMPOSITION),
             [each for concepts in compositions for each in _named_in_style(concepts)],
-            rates.naming_sentence(rows, "composition"),
+            rates.naming_sentence(rows, COMPOSITION),
         ),
         Group(
             "Known things by another artist",
@@ -96,9 +96,9 @@ def page_groups(
             "Things it has never seen",
             "Neither an image nor a name of these things is part of the training.",
             generated[UNSEEN],
-            rates.generation_sentence(rows, "unseen"),
+            rates.generation_sentence(rows, UNSEEN),
             [each for concepts in unseen for each in _named_in_style(concepts)],
-            rates.naming_sentence(rows, "unseen"),
+            rates.naming_sentence(rows, UNSEEN),
         ),
         Group(
             "Free wording",

@@ -33,8 +33,8 @@ PLOTS = {
 
 def retrieved_images(concepts: EmbeddedConcepts) -> list[tuple[str, list[Figure]]]:
     """Find the best images for evenly spread captions of unseen concepts."""
-    last, found = len(concepts.rows) - 1, []
-    for i in (min(place + 1, last) for place in evenly(range(last + 1), NUM_QUERIES)):  # not those named above
+    found = []
+    for i in evenly(range(len(concepts.rows)), 2 * NUM_QUERIES + 1)[1::2]:  # between those that are named above
         scores = concepts.scores[:, i]
         best = [
             Figure(decode_image(concepts.rows[j].source), f"{float(scores[j]):.2f}", concepts.captions[j], j == i)

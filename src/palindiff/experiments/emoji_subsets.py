@@ -15,6 +15,8 @@ from palindiff.data.sources import DataConfig, open_images
 
 FLAG = " of the flag of "  # in the caption of the flag of a country or region
 VENDOR, COMPOSITION = "vendor", "composition"  # splits that a set may lack
+SEEN, UNSEEN = "seen", "unseen"
+SPLITS = {SEEN: "train", COMPOSITION: COMPOSITION, UNSEEN: "test"}  # label in results -> split of the set
 HOW_TO_GET = "`palindiff data emoji --icons FOLDER`"
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from palindiff.data.rows import CaptionedImage
 from palindiff.evaluation.calibration import NUM_BINS, expected_calibration_error
-from palindiff.evaluation.evaluators import KS
+from palindiff.evaluation.naming_tasks import RETRIEVAL_KS
 from palindiff.evaluation.results import Row
 from palindiff.evaluation.retrieval import IMAGE_TO_TEXT, both_ways
 from palindiff.experiments.emoji_protocol import EvaluatedModel
@@ -69,7 +69,7 @@ def embed_compositions(pipeline: PalindiffPipeline, data_dir: Path, style: str) 
 
 def naming_rows(model: EvaluatedModel, concepts: EmbeddedConcepts, split: str = "unseen", **labels: str) -> list[Row]:
     """Measure recall in both directions among all given concepts, at each k that there are enough concepts for."""
-    ks = [k for k in KS if k <= len(concepts.rows)]
+    ks = [k for k in RETRIEVAL_KS if k <= len(concepts.rows)]
     found = both_ways(concepts.scores, concepts.positives, ks)
     return [model.label(row, concepts.style, split=split, **labels) for row in found]
 

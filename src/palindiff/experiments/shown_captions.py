@@ -6,7 +6,7 @@ Here: the choice. Not here: generation, the page (`demo_groups.py`) and the gall
 from pathlib import Path
 
 from palindiff.data.emoji import STYLE_WORDS, STYLES
-from palindiff.experiments.emoji_subsets import COMPOSITION, concept_images, evenly, has_split
+from palindiff.experiments.emoji_subsets import SPLITS, concept_images, evenly, has_split
 
 FREE_WORDING = (
     "a flat emoji of a blue apple",
@@ -18,8 +18,7 @@ FREE_WORDING = (
     "a red circle",
     "an outlined emoji of a doctor with dark skin tone",
 )
-SEEN, UNSEEN, FREE = "seen", "unseen", "free"
-SPLITS = {SEEN: "train", COMPOSITION: COMPOSITION, UNSEEN: "test"}
+FREE = "free"
 
 
 def shown_captions(data_dir: Path, number: int) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from palindiff.data.rows import CaptionedImage, ImageSet
 from palindiff.evaluation.controls import Features, concept_similarities, image_features, thumbnail_features
 from palindiff.evaluation.efficientnet import NETWORK_PACKAGE, WEIGHTS_PACKAGE, EffLite0Features
-from palindiff.evaluation.evaluators import KS
+from palindiff.evaluation.naming_tasks import RETRIEVAL_KS
 from palindiff.evaluation.results import Row
 from palindiff.evaluation.retrieval import IMAGE_TO_TEXT, random_orders, recall_rows
 from palindiff.experiments.emoji_protocol import EvaluatedModel, Report
@@ -66,7 +66,7 @@ def vendor_rows(model: EvaluatedModel, data_dir: Path, report: Report) -> list[R
 
 def control_rows(scores: Tensor, concepts: EmbeddedConcepts) -> list[Row]:
     """Measure recall from images to concepts. Shapes: scores (n, n), of each image with each concept."""
-    ks = [k for k in KS if k <= len(scores)]
+    ks = [k for k in RETRIEVAL_KS if k <= len(scores)]
     shuffled = (scores[order] for order in random_orders(len(scores)))
     return recall_rows(IMAGE_TO_TEXT, scores, concepts.positives, ks, shuffled)
 

@@ -528,6 +528,7 @@ def test_what_chooses_the_result_of_a_training_that_stops_early_is_part_of_the_c
 
     assert hashed() != hashed(override)
     assert hashed("evaluation.prompts=[a]") == hashed()
+    assert hashed("clip.source=elsewhere", "stable_diffusion.source=elsewhere") == hashed()
     never = "evaluation.patience=0"
     assert hashed(never) == hashed(never, "loop.evaluate_every=7")
 

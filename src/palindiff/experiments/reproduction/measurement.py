@@ -40,6 +40,7 @@ from palindiff.evaluation.tasks import (
     Embedded,
     EvaluationOptions,
     NamingSetting,
+    Setting,
     Task,
     Texts,
     measure_class_retrieval,
@@ -211,7 +212,7 @@ class OpenModel:
         tasks: list[Task] = ["controls", *(["chain_use"] if has_query else [])]  # type: ignore[list-item]
         evaluation = Evaluation(
             self.model, self.folder.name, [replace(named_data(name, data, self.root), filters_training=False)],
-            tasks, [NamingSetting()],
+            tasks, [NamingSetting() if isinstance(self.model, PipelineEmbedder) else Setting()],
             self.folder / RECORDS, EvaluationOptions(templates=data.templates, retrieval_ks=data.retrieval_ks),
             num_workers=self.num_workers,
         )  # fmt: skip

@@ -31,7 +31,10 @@ CHOOSE_RESULT = {  # where training stops early, its result is that of one of th
     "loop.evaluate_every", "evaluation.patience", "evaluation.keep_best", "evaluation.evaluators",
     "evaluation.num_images", "evaluation.validation_split",
 }  # fmt: skip
-PATHS = {"data.path", "data.captions_file", "base.source", "base.config", "text.source", "vae"}
+PATHS = {
+    "data.path", "data.captions_file", "base.source", "base.config", "text.source", "vae", "clip.source",
+    "stable_diffusion.source",
+}  # fmt: skip
 RESOLVED = "resolved; config hash"  # in the first line of a run's own recipe.yaml
 SCHEDULE = {"loop.num_steps", "optimizer.decay", "optimizer.decay_steps", "optimizer.cycles"}
 
