@@ -12,10 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 from palindiff.atomic import atomic_text
 from palindiff.cli.model_option import open_model
+from palindiff.data.conditions import evenly_spread
 from palindiff.data.sources import DataConfig, open_images
 from palindiff.evaluation.calibration import calibrate
 from palindiff.evaluation.evaluators import EvaluationConfig, EvaluationImages
@@ -32,7 +31,7 @@ def fit(model: str, folder: Path, data: str, split: str, num_images: int, templa
     config = {"temperature": 1.0} | json.loads(path.read_text())  # older ones have none and would not load
     atomic_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
     rows = open_images(DataConfig(path=data, split=split))
-    rows = rows.select(torch.linspace(0, len(rows) - 1, min(len(rows), num_images)).round().int().tolist())
+    rows = rows.select(evenly_spread(len(rows), num_images))
     captions, labels = [row.captions[0] for row in rows], [row.label for row in rows]
     images = EvaluationImages([row.source for row in rows], captions, labels)
     options = EvaluationConfig(templates=templates) if templates else EvaluationConfig()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from palindiff.evaluation import near_duplicates
+from palindiff.evaluation import controls
 from palindiff.evaluation.near_duplicates import nearest, similar_pairs
 from palindiff.evaluation.thumbnails import thumbnail_scores
 from toys.sources import write_lines
@@ -62,7 +62,7 @@ def test_similarities_are_thumbnail_scores_of_the_image_or_its_mirror_image():
 def test_parts_do_not_change_the_result(monkeypatch):
     features = torch.from_numpy(noise_images(20, seed=3)).float().flatten(1)
     whole = nearest(features[:9], features[9:])
-    monkeypatch.setattr(near_duplicates, "SCORES_AT_ONCE", 1)
+    monkeypatch.setattr(controls, "SCORES_AT_ONCE", 1)
     parts = nearest(features[:9], features[9:])
     assert torch.allclose(parts[0], whole[0], atol=1e-6)  # products of other shapes round differently
     assert torch.equal(parts[1], whole[1])

@@ -11,7 +11,6 @@ from palindiff.evaluation.retrieval import (
     chance_recall,
     chance_recall_of_counts,
     chance_reciprocal_rank,
-    mean_reciprocal_rank,
     random_orders,
     recall_at_k,
     recall_from_ranks,
@@ -194,11 +193,6 @@ def test_controls_are_never_left_out():
 def test_chance_refuses_k_over_the_candidates():
     with pytest.raises(ValueError, match="k is 4 with 3 candidates"):
         chance_recall(torch.eye(3, dtype=torch.bool), 4)
-
-
-def test_reciprocal_rank_is_that_of_the_first_place():
-    assert mean_reciprocal_rank(torch.tensor([0, 1, 3])) == pytest.approx((1 + 1 / 2 + 1 / 4) / 3, abs=1e-12)
-    assert mean_reciprocal_rank(torch.tensor([0, 0])) == 1
 
 
 def test_recall_from_ranks_is_recall_at_k():

@@ -1,8 +1,10 @@
-"""Parts of a set, chosen by the columns of its rows, `style=flat`, `label!=flag*`, or by hash."""
+"""Parts of a set, chosen by the columns of its rows, `style=flat`, `label!=flag*`, by hash, or evenly."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+
+import torch
 
 from palindiff.data.rows import ImageSet
 from palindiff.seeds import hash_63_bits
@@ -67,3 +69,8 @@ def select_by_hash(rows: ImageSet, number: int) -> ImageSet:
     if number >= len(places):
         return rows
     return rows.select(sorted(sorted(range(len(places)), key=places.__getitem__)[:number]))
+
+
+def evenly_spread(total: int, number: int) -> list[int]:
+    """Shapes: -> `number` of the indices 0 to total - 1, in order; all if there are no more."""
+    return [int(i) for i in torch.linspace(0, total - 1, min(number, total)).round()]

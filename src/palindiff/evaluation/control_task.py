@@ -4,23 +4,21 @@ Here: the metrics of each control on a data set. Not here: queries and answers o
 noisy query's share (`chain_use` of `evaluators.py`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from palindiff.data.images import ImageFileError
 from palindiff.data.rows import ImageSet
-from palindiff.data.squares import SquareImages
+from palindiff.data.squares import load_squares
 from palindiff.evaluation import controls, naming_tasks
 from palindiff.evaluation.class_sets import class_numbers, true_classes
 from palindiff.evaluation.controls import Features
-from palindiff.evaluation.efficientnet import EffLite0Features
 from palindiff.evaluation.named_data import has_classes
 from palindiff.evaluation.naming_tasks import Metric
-from palindiff.evaluation.tasks import NEAREST, Control, Embedded, measure_classification
+from palindiff.evaluation.tasks import Control, Embedded, measure_classification
 from palindiff.evaluation.thumbnails import THUMBNAIL_SIDE
 from palindiff.inference.defaults import IMAGES_AT_ONCE
 
@@ -38,7 +36,7 @@ def measure_controls(data: Embedded) -> list[Metric]:
     with_classes = has_classes(data.rows)
     found: list[Metric] = []
     for control in data.options.controls:
-        if control in NEAREST:
+        if control in controls.NEAREST:
             found += _nearest(data, control, with_classes)
             continue
         if control == "shuffled_images":
@@ -61,8 +59,7 @@ def _retrieval(data: Embedded) -> list[Metric]:
 def _nearest(data: Embedded, control: Control, with_classes: bool) -> list[Metric]:
     """Answer with the class and the first caption of the most similar training image."""
     assert data.train_rows is not None, "opened with the test split"
-    features: Mapping[Control, type[EffLite0Features]] = {"nearest_efflite0": EffLite0Features}
-    read: Features = features[control]() if control in features else controls.thumbnail_features
+    read = controls.NEAREST[control]()
     (test, _), (train, train_rows) = (_features(data, rows, read) for rows in (data.rows, data.train_rows))
     nearest = controls.nearest_training_images(test, train)
     captions, labels = zip(*train_rows.texts(), strict=True)
@@ -88,9 +85,8 @@ def _features(data: Embedded, rows: ImageSet, read: Features) -> tuple[Tensor, I
 
     Raises: ImageFileError if an image cannot be read, unless such images are skipped.
     """
-    squares = SquareImages(rows, max(data.model.image_size_px, THUMBNAIL_SIDE), data.fit)
-    context = "spawn" if data.num_workers else None
-    loader = DataLoader(squares, IMAGES_AT_ONCE, num_workers=data.num_workers, multiprocessing_context=context)
+    size_px = max(data.model.image_size_px, THUMBNAIL_SIDE)
+    loader = load_squares(rows, size_px, data.fit, IMAGES_AT_ONCE, data.num_workers)
     kept: list[int] = []
 
     def batches() -> Iterator[Tensor]:

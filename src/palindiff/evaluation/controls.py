@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from palindiff.data.images import to_pixels
+from palindiff.evaluation.efficientnet import EffLite0Features
 from palindiff.evaluation.retrieval import random_orders
 from palindiff.evaluation.thumbnails import thumbnails
 from palindiff.inference.embedder import Embedder
@@ -46,6 +47,13 @@ def thumbnail_features(images: Tensor) -> Tensor:
     return thumbnails(to_pixels(images))
 
 
+NEAREST: dict[str, Callable[[], Features]] = {
+    "nearest_thumbnail": lambda: thumbnail_features,
+    "nearest_efflite0": EffLite0Features,
+}
+"""Controls that compare with training images, and what opens their features"""
+
+
 @torch.no_grad()
 def image_features(batches: Iterable[Tensor], features: Features) -> Tensor:
     """Features of any number of images, of which a batch is in memory at a time.
@@ -71,7 +79,7 @@ def nearest_training_images(test: Tensor, train: Tensor) -> Tensor:
     Shapes:  test (n, d), train (m, d) float, m from 2 on -> (n,) int64, rows of train.
     Raises:  ValueError if shapes do not fit or a number is not finite.
     """
-    return torch.cat([cosines.argmax(dim=1) for cosines in _training_cosines(test, train)])
+    return torch.cat([cosines.argmax(dim=1) for cosines in training_cosines(test, train)])
 
 
 def concept_similarities(test: Tensor, train: Tensor, concepts: Tensor, num_concepts: int) -> Tensor:
@@ -90,15 +98,16 @@ def concept_similarities(test: Tensor, train: Tensor, concepts: Tensor, num_conc
             "concepts in `concept_similarities`. Expected (m,), from 0 to the last concept. Pass one for each image."
         )
     found = []
-    for cosines in _training_cosines(test, train):
+    for cosines in training_cosines(test, train):
         empty = cosines.new_full((len(cosines), num_concepts), NO_IMAGE)
         found.append(empty.scatter_reduce(1, concepts.expand_as(cosines), cosines, "amax"))  # (b, m) -> (b, k)
     return torch.cat(found)
 
 
-def _training_cosines(test: Tensor, train: Tensor) -> Iterator[Tensor]:
+def training_cosines(test: Tensor, train: Tensor) -> Iterator[Tensor]:
     """Yield the cosines of some test images at a time with all training images, (b, m) float32.
 
+    Source: ours; the mean of the training images is subtracted from both, as in `thumbnails.thumbnail_scores`.
     Raises: ValueError as `nearest_training_images`.
     """
     if test.ndim != 2 or train.ndim != 2 or test.shape[1] != train.shape[1] or not len(test) or len(train) < 2:

@@ -17,11 +17,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from pydantic import BaseModel, Field
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from palindiff.data.images import Fit, ImageFileError, ImageSource, decode_image, to_pixels
+from palindiff.data.conditions import evenly_spread
+from palindiff.data.images import Fit, ImageSource, decode_image, to_pixels
 from palindiff.data.rows import CaptionedImage
-from palindiff.data.squares import SquareImages
+from palindiff.data.squares import read_squares
 from palindiff.evaluation.clip_score import Clip, OpenClipRN50, TransformersClip, clip_score_row
 from palindiff.evaluation.distances import NUM_SUBSETS, SUBSET_SIZE, check_subset_size, distance_rows
 from palindiff.evaluation.efficientnet import EffLite0Features
@@ -211,11 +211,6 @@ def chosen_rows(rows: Sequence[CaptionedImage], options: GenerationConfig) -> li
     return chosen
 
 
-def evenly_spread(total: int, number: int) -> list[int]:
-    """Shapes: -> `number` of the indices 0 to total - 1, in order; all if there are no more."""
-    return [int(i) for i in torch.linspace(0, total - 1, min(number, total)).round()]
-
-
 @dataclass(frozen=True)
 class _BatchReader:
     """Decodes images once, and lets several networks read each batch."""
@@ -228,15 +223,9 @@ class _BatchReader:
 
     def __call__(self, rows: Sequence[CaptionedImage], readers: Mapping[str, Reader], what: str) -> dict[str, Tensor]:
         """Shapes: n images -> by reader: (n, ...) float32, on the CPU."""
-        loader = DataLoader(
-            SquareImages(rows, self.size_px, self.options.fit), self.options.batch_size, num_workers=self.num_workers,
-            multiprocessing_context="spawn" if self.num_workers else None,
-        )  # fmt: skip
         found: dict[str, list[Tensor]] = {name: [] for name in readers}
         done = 0
-        for pixels, faults in loader:
-            if any(faults):
-                raise ImageFileError(next(filter(None, faults)))
+        for pixels in read_squares(rows, self.size_px, self.options.fit, self.options.batch_size, self.num_workers):
             for name, reader in readers.items():
                 found[name].append(reader(pixels.to(self.device)).float().cpu())
             done += len(pixels)

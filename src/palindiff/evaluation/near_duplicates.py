@@ -5,22 +5,22 @@ as a control of naming (`controls.py`).
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from palindiff.data.images import decode_image, to_pixels, to_tensor
+from palindiff.data.images import decode_image, to_pixels
 from palindiff.data.rows import CaptionedImage, ImageSet
 from palindiff.data.sources import DataConfig, open_images
-from palindiff.evaluation.controls import SCORES_AT_ONCE, image_features
+from palindiff.data.squares import read_images
+from palindiff.evaluation.controls import image_features, training_cosines
 from palindiff.evaluation.thumbnails import THUMBNAIL_SIDE, thumbnails
+from palindiff.inference.defaults import IMAGES_AT_ONCE
 
 HELD_OUT = ("test", "validation", "vendor")
 NUM_PAIRS = 500  # kept of each group
-IMAGES_AT_ONCE = 256
 
 Pair = dict[str, str | float | bool]
 
@@ -67,34 +67,25 @@ def similar_pairs(
 def nearest(features: Tensor, of_train: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Find the training thumbnail that is most similar to each thumbnail or its mirror image.
 
-    Source: ours; cosine, with the mean of the training thumbnails subtracted from both, as `thumbnail_scores`.
+    Source: ours; `training_cosines`.
     Shapes: features (n, 3*side*side), of_train (m, 3*side*side) float32 -> cosine (n,) float32, row of `of_train` (n,)
             int64, whether the mirror image is the more similar (n,) bool.
     """
-    mean = of_train.double().mean(dim=0).float()  # (d,)
-    transposed = F.normalize(of_train - mean, dim=1).T  # (m, d) -> (d, m)
     side = int((features.shape[1] / 3) ** 0.5)
-    best = []
-    for part in features.split(max(1, SCORES_AT_ONCE // len(of_train))):
-        mirrored = part.unflatten(1, (3, side, side)).flip(3).flatten(1)  # (b, d), left and right exchanged
-        both = [(F.normalize(each - mean, dim=1) @ transposed).max(dim=1) for each in (part, mirrored)]
-        is_mirrored = both[1].values > both[0].values  # (b,)
-        values = torch.where(is_mirrored, both[1].values, both[0].values)
-        best.append((values, torch.where(is_mirrored, both[1].indices, both[0].indices), is_mirrored))
-    values, rows, is_mirrored = (torch.cat(each) for each in zip(*best, strict=True))
-    return values, rows, is_mirrored
+    mirrored = features.unflatten(1, (3, side, side)).flip(3).flatten(1)  # (n, d), left and right exchanged
+    best = []  # of the images, then of their mirror images
+    for each in (features, mirrored):
+        parts = [cosines.max(dim=1) for cosines in training_cosines(each, of_train)]
+        best.append((torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])))
+    (values, rows), (mirrored_values, mirrored_rows) = best
+    is_mirrored = mirrored_values > values  # (n,)
+    return torch.maximum(values, mirrored_values), torch.where(is_mirrored, mirrored_rows, rows), is_mirrored
 
 
 def _features(rows: ImageSet) -> Tensor:
     """Shapes: -> (n, 3*side*side) float32, of which a batch of images is in memory at a time."""
     side = min(THUMBNAIL_SIDE, *decode_image(rows[0].source).size)
-
-    def batches() -> Iterator[Tensor]:
-        for start in range(0, len(rows), IMAGES_AT_ONCE):
-            chosen = rows[start : start + IMAGES_AT_ONCE]
-            yield torch.stack([to_tensor(decode_image(row.source)) for row in chosen])  # (b, 3, H, W) uint8
-
-    return image_features(batches(), lambda images: thumbnails(to_pixels(images), side))
+    return image_features(read_images(rows, IMAGES_AT_ONCE), lambda images: thumbnails(to_pixels(images), side))
 
 
 def _describe(row: CaptionedImage, split: str, prefix: str) -> Pair:

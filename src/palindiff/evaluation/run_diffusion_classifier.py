@@ -18,6 +18,7 @@ from torch import Tensor
 
 import palindiff
 from palindiff.atomic import atomic_file, check_writable
+from palindiff.data.conditions import evenly_spread
 from palindiff.data.images import read_pixels
 from palindiff.data.rows import ImageSet
 from palindiff.evaluation import naming_tasks
@@ -31,7 +32,6 @@ from palindiff.evaluation.diffusion_classifier import (
     classify_by_diffusion,
 )
 from palindiff.evaluation.generated_set import Progress, pipeline_fingerprint
-from palindiff.evaluation.generation import evenly_spread
 from palindiff.evaluation.named_data import NamedData, has_classes
 from palindiff.evaluation.records import Measured, Record, hash_settings, read_record, record_file, write_record
 from palindiff.inference.defaults import IMAGES_AT_ONCE

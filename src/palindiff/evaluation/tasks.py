@@ -18,6 +18,7 @@ from palindiff.data.rows import ImageSet
 from palindiff.evaluation import naming_tasks
 from palindiff.evaluation.class_sets import ClassSet, class_numbers, classes_without_images, true_classes
 from palindiff.evaluation.collapse import alignment, effective_rank, mean_pairwise_cosine, uniformity
+from palindiff.evaluation.controls import NEAREST
 from palindiff.evaluation.efficientnet import EffLite0Features
 from palindiff.evaluation.evaluators import EvaluationConfig, EvaluationImages, chain_use
 from palindiff.evaluation.linear_probe import check_installed, linear_probe
@@ -30,7 +31,6 @@ Task = Literal[
     "classification", "retrieval", "class_retrieval", "chain_use", "collapse", "linear_probe", "controls"
 ]  # fmt: skip
 Control = Literal["shuffled_images", "zeroed_images", "nearest_thumbnail", "nearest_efflite0"]
-NEAREST: frozenset[Control] = frozenset({"nearest_thumbnail", "nearest_efflite0"})  # need training images
 NEEDS_CLASSES: frozenset[Task] = frozenset({"classification", "class_retrieval", "linear_probe"})
 NEEDS_IMAGES: frozenset[Task] = frozenset({"chain_use", "controls"})  # embeddings alone do not do
 OPTIONS_OF: dict[Task, set[str]] = {
@@ -103,7 +103,7 @@ class EvaluationOptions(BaseModel, frozen=True, extra="forbid"):
     @property
     def compares_training(self) -> bool:
         """Whether a control needs the images of the training split."""
-        return not NEAREST.isdisjoint(self.controls)
+        return not NEAREST.keys().isdisjoint(self.controls)
 
 
 class Texts:

@@ -17,11 +17,12 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from palindiff.atomic import atomic_folder, atomic_text
+from palindiff.data.conditions import evenly_spread
 from palindiff.data.rows import CaptionedImage, ImageSet
 from palindiff.data.sources import DataConfig
 from palindiff.evaluation.collapse import effective_rank, mean_pairwise_cosine
 from palindiff.evaluation.efficientnet import NETWORK_PACKAGE, WEIGHTS_PACKAGE
-from palindiff.evaluation.generation import GenerationConfig, GenerationData, evenly_spread, generation
+from palindiff.evaluation.generation import GenerationConfig, GenerationData, generation
 from palindiff.evaluation.named_data import NamedData
 from palindiff.evaluation.naming_tasks import RETRIEVAL_KS, caption_retrieval
 from palindiff.evaluation.results import describe_machine

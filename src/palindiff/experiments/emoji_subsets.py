@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
+from palindiff.data.conditions import evenly_spread
 from palindiff.data.rows import CaptionedImage, ImageSet
 from palindiff.data.sources import DataConfig, open_images
 
@@ -103,6 +102,4 @@ def vendor_images(data_dir: Path) -> dict[str, list[CaptionedImage]]:
 
 def evenly(rows: Sequence[T], number: int) -> list[T]:
     """Take `number` rows spread evenly over all, so that none is hand-picked; all rows if there are no more."""
-    if number >= len(rows):
-        return list(rows)
-    return [rows[int(i)] for i in torch.linspace(0, len(rows) - 1, number).round()]
+    return [rows[i] for i in evenly_spread(len(rows), number)]

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from palindiff.data.images import decode_image, to_tensor
+from palindiff.data.images import to_tensor
 from palindiff.data.rows import CaptionedImage
+from palindiff.data.squares import read_images
 from palindiff.evaluation.controls import image_features, nearest_training_images, thumbnail_features
 from palindiff.experiments.emoji_subsets import styles_of, training_images
 from palindiff.inference.defaults import IMAGES_AT_ONCE
@@ -33,15 +34,10 @@ def nearest_images(
         training = training_images(data_dir, style)
         places = [place for place, each in enumerate(wanted) if each == style]
         generated = _thumbnails([images[place] for place in places])
-        nearest = nearest_training_images(generated, _thumbnails_of(training))
+        of_training = image_features(read_images(training, IMAGES_AT_ONCE), thumbnail_features)
+        nearest = nearest_training_images(generated, of_training)
         found |= {place: training[row] for place, row in zip(places, nearest.tolist(), strict=True)}
     return [found[place] for place in range(len(images))]
-
-
-def _thumbnails_of(rows: Sequence[CaptionedImage]) -> Tensor:
-    """Shapes: n rows -> (n, 768) float32."""
-    parts = (rows[start : start + IMAGES_AT_ONCE] for start in range(0, len(rows), IMAGES_AT_ONCE))
-    return torch.cat([_thumbnails([decode_image(row.source) for row in part]) for part in parts])
 
 
 def _thumbnails(images: Sequence[Image.Image]) -> Tensor:

@@ -5,15 +5,16 @@ Not here: which images (`emoji_subsets.py`), what a control is (`evaluation/cont
 """
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from palindiff.data.rows import CaptionedImage, ImageSet
-from palindiff.evaluation.controls import Features, concept_similarities, image_features, thumbnail_features
-from palindiff.evaluation.efficientnet import NETWORK_PACKAGE, WEIGHTS_PACKAGE, EffLite0Features
+from palindiff.data.squares import read_squares
+from palindiff.evaluation.controls import NEAREST, concept_similarities, image_features
+from palindiff.evaluation.efficientnet import NETWORK_PACKAGE, WEIGHTS_PACKAGE
 from palindiff.evaluation.naming_tasks import RETRIEVAL_KS
 from palindiff.evaluation.results import Row
 from palindiff.evaluation.retrieval import IMAGE_TO_TEXT, random_orders, recall_rows
@@ -21,12 +22,6 @@ from palindiff.experiments.emoji_protocol import EvaluatedModel, Report
 from palindiff.experiments.emoji_subsets import training_images, vendor_images
 from palindiff.experiments.naming_protocol import EmbeddedConcepts, embed_concepts, image_to_text_rows
 from palindiff.inference.defaults import IMAGES_AT_ONCE
-from palindiff.training.features.images_in_memory import decode_images
-
-CONTROLS: dict[str, Callable[[], Features]] = {
-    "nearest_thumbnail": lambda: thumbnail_features,
-    "nearest_efflite0": EffLite0Features,
-}
 
 
 def missing_packages() -> str | None:
@@ -52,12 +47,13 @@ def vendor_rows(model: EvaluatedModel, data_dir: Path, report: Report) -> list[R
         labels = {"vendor": style, "flags": "without"}
         found += image_to_text_rows(model, concepts, "seen", **labels, control="none")
         of_concepts, numbers = images_of_concepts(data_dir, rows)
-        for control, open_features in CONTROLS.items():
+        for control, open_features in NEAREST.items():
             if control == "nearest_efflite0" and missing_packages():
                 continue
             report(f"{control}: comparing them with {len(of_concepts)} training images")
             read, size_px = open_features(), model.pipeline.image_size_px
-            test, train = (features_of(each, size_px, read) for each in (rows, of_concepts))
+            squares = (read_squares(each, size_px, "crop", IMAGES_AT_ONCE) for each in (rows, of_concepts))
+            test, train = (image_features(each, read) for each in squares)
             scores = concept_similarities(test, train, numbers, len(rows))
             measured = control_rows(scores, concepts)
             found += [model.label(row, style, split="seen", **labels, control=control) for row in measured]
@@ -87,9 +83,3 @@ def images_of_concepts(data_dir: Path, rows: Sequence[CaptionedImage]) -> tuple[
             "set again: `concept_split` and the training split do not belong together."
         )
     return training.select([i for i, _ in chosen]), torch.tensor([place for _, place in chosen])
-
-
-def features_of(rows: Sequence[CaptionedImage], size_px: int, read: Features) -> Tensor:
-    """Read features of images, a batch at a time. Shapes: n rows -> (n, d) float32."""
-    parts = (rows[start : start + IMAGES_AT_ONCE] for start in range(0, len(rows), IMAGES_AT_ONCE))
-    return image_features((decode_images(part, size_px) for part in parts), read)

@@ -12,9 +12,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from palindiff.atomic import check_writable
+from palindiff.data.conditions import evenly_spread
 from palindiff.data.sources import ImageSet
 from palindiff.evaluation import evaluators
-from palindiff.evaluation.generation import evenly_spread
 from palindiff.evaluation.results import Row
 from palindiff.inference.clip_model import ClipModel
 from palindiff.inference.model_kinds import CLIP_RESULT

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from palindiff.atomic import atomic_text, check_writable
+from palindiff.data.conditions import evenly_spread
 from palindiff.data.sources import ImageSet
 from palindiff.evaluation import evaluators
 from palindiff.evaluation.calibration import calibrate
-from palindiff.evaluation.generation import evenly_spread
 from palindiff.evaluation.results import Row
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.fingerprint import fingerprint

@@ -13,9 +13,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from palindiff.atomic import check_writable
+from palindiff.data.conditions import evenly_spread
 from palindiff.data.sources import ImageSet
 from palindiff.evaluation import evaluators
-from palindiff.evaluation.generation import evenly_spread
 from palindiff.evaluation.results import Row
 from palindiff.inference.clip_model import ClipModel
 from palindiff.models.fingerprint import fingerprint

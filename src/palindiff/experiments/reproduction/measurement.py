@@ -16,38 +16,26 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 import palindiff
 from palindiff.atomic import atomic_file, atomic_text
-from palindiff.data.images import ImageFileError, ImageSource, decode_image, to_pixels
+from palindiff.data.conditions import evenly_spread
+from palindiff.data.images import ImageSource, decode_image, to_pixels
 from palindiff.data.rows import CaptionedImage, ImageSet
 from palindiff.data.sources import DataConfig
-from palindiff.data.squares import SquareImages
+from palindiff.data.squares import read_squares
 from palindiff.evaluation.class_sets import ClassSet, load_class_set
 from palindiff.evaluation.efficientnet import EffLite0Features, read_weights
 from palindiff.evaluation.generated_set import IMAGES_FOLDER, pipeline_fingerprint
-from palindiff.evaluation.generation import GenerationConfig, GenerationData, chosen_rows, evenly_spread, generation
+from palindiff.evaluation.generation import GenerationConfig, GenerationData, chosen_rows, generation
 from palindiff.evaluation.intervals import bootstrap_interval
 from palindiff.evaluation.named_data import NamedData
 from palindiff.evaluation.naming_tasks import Metric
 from palindiff.evaluation.records import Record, hash_settings
 from palindiff.evaluation.results import Row
-from palindiff.evaluation.run import Evaluation
+from palindiff.evaluation.run import TASKS, Evaluation
 from palindiff.evaluation.run_diffusion_classifier import DiffusionClassifierConfig, evaluate_diffusion_classifier
-from palindiff.evaluation.tasks import (
-    NEEDS_CLASSES,
-    Embedded,
-    EvaluationOptions,
-    NamingSetting,
-    Setting,
-    Task,
-    Texts,
-    measure_class_retrieval,
-    measure_classification,
-    measure_collapse,
-    measure_retrieval,
-)
+from palindiff.evaluation.tasks import NEEDS_CLASSES, Embedded, EvaluationOptions, NamingSetting, Setting, Task, Texts
 from palindiff.experiments.reproduction.plan import ROOT
 from palindiff.experiments.reproduction.plan_sections import ClassifierPlan, DataPlan, GenerationPlan, NamingPlan
 from palindiff.experiments.reproduction.units import units_of_captions, units_of_images
@@ -56,10 +44,6 @@ from palindiff.inference.embedder import Embedder, PipelineEmbedder
 from palindiff.inference.pipeline import PalindiffPipeline
 
 MEASURED, GENERATED, RECORDS = "measured", "generated", "records"  # folders in a run's
-TASKS = {
-    "retrieval": measure_retrieval, "classification": measure_classification,
-    "class_retrieval": measure_class_retrieval, "collapse": measure_collapse,
-}  # fmt: skip
 UNIT_OF = "unit of "  # name of the units in a file, before that of the items
 IMAGE_EMBEDDINGS = "image_embeddings"  # among the items, where collapse is measured
 
@@ -273,14 +257,7 @@ class OpenModel:
 
         Raises: ImageFileError if one cannot be read.
         """
-        squares = SquareImages(rows, self.model.image_size_px, "crop")
-        context = "spawn" if self.num_workers else None
-        for pixels, faults in DataLoader(
-            squares, IMAGES_AT_ONCE, num_workers=self.num_workers, multiprocessing_context=context
-        ):
-            if any(faults):
-                raise ImageFileError(next(filter(None, faults)))
-            yield pixels
+        return read_squares(rows, self.model.image_size_px, "crop", IMAGES_AT_ONCE, self.num_workers)
 
     def _generation_key(self, plan: GenerationPlan, rows: ImageSet) -> str:
         options = generation_options(plan, self.root)

@@ -33,7 +33,6 @@ from palindiff.training.recipes.yaml_files import RECIPE_FILE, config_hash, load
 from palindiff.training.trainer import TRAINERS, recipe_classes, train_recipe
 from palindiff.training.training_cost import tflop_of_step
 
-AnyRecipe = DiffDisRecipe | ContrastiveRecipe | VaeRecipe | UniDiffRecipe
 FACTS_FILE = "reproduction.json"  # in the run's folder: what trained it
 LOCK_FILE = "reproduction.lock"  # held by the process that trains or measures the run
 
@@ -64,7 +63,7 @@ class ModelRun:
         return self.runs / self.name
 
     @cached_property
-    def own_recipe(self) -> AnyRecipe:
+    def own_recipe(self) -> Recipe:
         """The recipe with the number of steps that its settings say.
 
         Raises: ValueError if it cannot be read, or is of another objective.
@@ -80,7 +79,7 @@ class ModelRun:
         )
 
     @cached_property
-    def recipe(self) -> AnyRecipe:
+    def recipe(self) -> Recipe:
         """The recipe of the run, with as many steps as its training may cost.
 
         Raises: as `own_recipe`; FileNotFoundError or ValueError if it is not countable.
@@ -227,14 +226,13 @@ class ModelRun:
     def _of(self, variant: str, seed: int) -> "ModelRun":
         return ModelRun(self.plan, variant, seed, self.data, self.runs, self.overrides)
 
-    def _load(self, further: tuple[str, ...]) -> AnyRecipe:
+    def _load(self, further: tuple[str, ...]) -> Recipe:
         variant, start = self.plan.variants[self.variant], self._start
         base = () if start is None else (f"base.source={json.dumps(str(start.result))}",)
         used = [each for name in variant.use for each in self.plan.settings[name]]
         given = [*used, *base, *variant.set, *further, *self.overrides, f"loop.seed={self.seed}"]
         own = [each.replace(ROOT, str(self.data)).replace(RUNS, str(self.runs)) for each in given]
-        recipe: AnyRecipe = load_recipe(recipe_classes(), variant.recipe or self.plan.recipe, own)  # type: ignore[assignment]
-        return recipe
+        return load_recipe(recipe_classes(), variant.recipe or self.plan.recipe, own)
 
     def _check_finished(self, facts: Path) -> None:
         there = load_recipe(recipe_classes(), str(self.folder / RECIPE_FILE))
@@ -271,7 +269,7 @@ def _own_code() -> tuple[str | None, bool | None]:
 _STEP_TFLOP: dict[str, float] = {}  # of recipes already counted, by config hash
 
 
-def step_tflop(recipe: AnyRecipe) -> float:
+def step_tflop(recipe: Recipe) -> float:
     """TFLOP of one step, counted once for all seeds and lengths of a recipe; a VAE's counts nothing."""
     key = config_hash(recipe.model_copy(update={"loop": recipe.loop.model_copy(update={"seed": 0, "num_steps": 1})}))
     if key not in _STEP_TFLOP:

@@ -9,6 +9,8 @@ from pydantic import BaseModel, Field, model_validator
 
 from palindiff.evaluation.diffusion_classifier import STAGES, Stage
 from palindiff.evaluation.naming_tasks import RETRIEVAL_KS
+from palindiff.evaluation.tasks import NamingSetting
+from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE
 
 NamingTask = Literal["retrieval", "classification", "class_retrieval", "collapse"]
 Unit = Literal["image", "label"]
@@ -77,18 +79,15 @@ class GenerationPlan(BaseModel, frozen=True, extra="forbid"):
     unit: Unit = "image"
     num_images: int = Field(256, gt=1)
     num_inference_steps: int = Field(20, gt=0)
-    guidance_scale: float = Field(4.0, ge=1)
+    guidance_scale: float = Field(GENERATION_GUIDANCE_SCALE, ge=1)
     kid_subset_size: int = Field(100, gt=1)
     inception_weights: str | None = None  # file, for FID and KID; None: distances over EfficientNet-Lite0 alone
     clip_rn50_openai: bool = False  # CLIP-score as in the paper, which needs open_clip
 
 
-class NamingPlan(BaseModel, frozen=True, extra="forbid"):
+class NamingPlan(NamingSetting, frozen=True, extra="forbid"):
     """How images are named; a contrastive model has nothing to choose."""
 
-    num_inference_steps: int = Field(8, gt=0)
-    guidance_scale: float = Field(1.0, ge=1)
-    seed: int = Field(0, ge=0)
     timestep_spacing: Literal["trailing", "leading"] = "trailing"
 
 
