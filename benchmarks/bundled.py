@@ -15,6 +15,7 @@ from typing import get_args
 from palindiff.cli.model_option import open_model
 from palindiff.data.emoji import STYLES
 from palindiff.data.sources import DataConfig
+from palindiff.evaluation.launch import Launch
 from palindiff.evaluation.named_data import NamedData
 from palindiff.evaluation.records import Record
 from palindiff.evaluation.results import Row, write_results
@@ -49,7 +50,14 @@ def measure(model: str, data_dir: Path, output: Path) -> list[Row]:
             if split == "train":
                 options = EvaluationOptions(templates=TEMPLATES, controls=("shuffled_images", "zeroed_images"))
             evaluation = Evaluation(
-                embedder, model, [data], TASKS, [NamingSetting()], output, options, train_tflop=lambda: tflop
+                embedder,
+                model,
+                [data],
+                TASKS,
+                [NamingSetting()],
+                output,
+                options,
+                launch=Launch(train_tflop=lambda: tflop),
             )
             for record in evaluation.run():
                 print(record.dataset, record.task, record.metrics, flush=True)

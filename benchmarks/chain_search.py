@@ -28,7 +28,8 @@ from palindiff.data.sources import open_images
 from palindiff.evaluation.evaluators import EvaluationConfig, EvaluationImages, chain_use
 from palindiff.evaluation.intervals import bootstrap_interval
 from palindiff.evaluation.naming_tasks import caption_retrieval
-from palindiff.evaluation.results import Row, git_state, read_results, write_results
+from palindiff.evaluation.provenance import git_state
+from palindiff.evaluation.results import Row, read_results, write_results
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.training.cost.flops import naming_tflop, step_tflop
 from palindiff.training.cost.weight_free import fake_run

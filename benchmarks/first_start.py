@@ -28,7 +28,8 @@ from torch import Tensor
 
 from palindiff.data.images import to_pixels
 from palindiff.data.sources import DataConfig, open_images
-from palindiff.evaluation.results import Row, git_state, write_results
+from palindiff.evaluation.provenance import git_state
+from palindiff.evaluation.results import Row, write_results
 from palindiff.training.features.latent_cache import encode_moments
 from palindiff.training.features.views import Squares
 from palindiff.training.recipes.build_models import build_models

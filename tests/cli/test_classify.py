@@ -129,10 +129,10 @@ def test_a_dry_run_prints_what_would_be_named(palindiff, files):
         (("a.png", "--labels", "b,,c"), "A label is empty."),
         (("a.png", "--labels", "b,c, b"), "The label 'b' is repeated."),
         (("a.png", "--labels", ""), "A label is empty."),
-        (("a.png", "--labels-file", "none.txt"), "`none.txt` is no file."),
+        (("a.png", "--labels-file", "none.txt"), "`none.txt` is not a file."),
         (
             ("a.png", "--labels-file", "b,c"),
-            "`b,c` is no file. Expected a text file with one text on each line. Pass a text itself with --labels.",
+            "`b,c` is not a file. Expected a text file with one text on each line. Pass a text itself with --labels.",
         ),
         (("a.png", "--labels", 'b,"c'), "--labels cannot be split (unexpected end of data)."),
         (("a.png", "--labels", '"b" c'), "--labels cannot be split (',' expected after '\"')."),

@@ -149,7 +149,7 @@ def test_emoji_adds_styles_of_icon_packages_and_says_what_was_matched(tmp_path, 
     table = printed[printed.index("icons of each package") :]
     assert re.search(r"emojione +│ 2 +│ 1 +│ 0 ", table)
     assert re.search(r"noto +│ 2 +│ 1 +│ 1 \(hidden 1\) ", table)
-    assert "passed over, as they are not known as emoji styles: mdi\n" in printed
+    assert "skipped, not known as emoji styles: mdi\n" in printed
     assert "\nnoto: noto icons, A. Drawer, MIT (package @iconify-json/noto 1.2.3)\n" in printed
     assert len(list((tmp_path / "set" / "vendor" / "emojione").glob("*.png"))) == 2
     pairs = json.loads((tmp_path / "set" / "nearest.json").read_text())

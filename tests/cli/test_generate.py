@@ -100,7 +100,7 @@ def test_a_dry_run_prints_what_would_be_generated_and_writes_nothing(palindiff, 
     [
         ((), "No prompt was given. Expected a list of non-empty prompts. Use PROMPT or --prompts."),
         (("b", " "), "A prompt is empty."),
-        (("--prompts", "none.txt"), "`none.txt` is no file."),
+        (("--prompts", "none.txt"), "`none.txt` is not a file."),
         (("--prompts", "blank.txt"), "`blank.txt` has no line with text."),
         (("--prompts", "binary.txt"), "`binary.txt` is not UTF-8"),
         (("b", "--output", "binary.txt"), "`binary.txt` is a file. Expected a folder."),
@@ -111,11 +111,11 @@ def test_a_dry_run_prints_what_would_be_generated_and_writes_nothing(palindiff, 
         ),
         (
             ("--prompts", "a red apple"),
-            "`a red apple` is no file. Expected a text file with one text on each line. "
+            "`a red apple` is not a file. Expected a text file with one text on each line. "
             "Pass a text itself with PROMPT.",
         ),
-        (("b", "--model", "emojy"), "No model `emojy`: it is no folder. Expected"),
-        (("b", "--model", "a/b/c"), "No model `a/b/c`: it is no folder. Expected"),
+        (("b", "--model", "emojy"), "No model `emojy`: it is not a folder. Expected"),
+        (("b", "--model", "a/b/c"), "No model `a/b/c`: it is not a folder. Expected"),
         (("b", "--model", "."), "`.` has no model_index.json. Expected a checkpoint folder"),
         (("b", "--device", "warp"), "--device is warp. Expected auto, cpu"),
     ],
@@ -160,7 +160,7 @@ def test_a_hub_name_that_cannot_be_had_is_one_sentence(palindiff, monkeypatch):
     code, out, err = palindiff("generate", "b", "--model", "nobody/nothing")
     assert (code, out) == (2, "")
     assert err.startswith(
-        "palindiff: No model `nobody/nothing`: it is no folder, and the Hub did not give it. Expected"
+        "palindiff: No model `nobody/nothing`: it is not a folder, and the Hub did not give it. Expected"
     )
     assert err.count("\n") == 1
 

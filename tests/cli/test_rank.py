@@ -129,10 +129,10 @@ def test_a_dry_run_prints_what_would_be_ranked(palindiff, files):
         ),
         (("a.png", "--caption", ""), "A caption is empty."),
         (("a.png", "--caption", "b", "--captions", "captions.txt"), "The caption 'b' is repeated."),
-        (("a.png", "--captions", "more"), "`more` is no file."),
+        (("a.png", "--captions", "more"), "`more` is not a file."),
         (
             ("a.png", "--captions", "a cat,a dog"),
-            "`a cat,a dog` is no file. Expected a text file with one text on each "
+            "`a cat,a dog` is not a file. Expected a text file with one text on each "
             "line. Pass a text itself with --caption.",
         ),
         (("a.png", "--captions", "a cat, " * 99), "`a cat, a cat, "),

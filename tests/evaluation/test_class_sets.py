@@ -116,7 +116,7 @@ def test_case_and_punctuation_of_a_set_s_name_do_not_matter(name):
 
 
 def test_an_unknown_set_is_refused_with_the_nearest_name():
-    with pytest.raises(ValueError, match=r"`caltech 11` is no class set.*\(nearest: Caltech101\).*Use one of these"):
+    with pytest.raises(ValueError, match=r"`caltech 11` is not a class set.*\(nearest: Caltech101\).*Use one"):
         load_class_set("caltech 11")
 
 

@@ -9,17 +9,20 @@ from transformers import CLIPImageProcessor
 
 from palindiff.data.images import ImageFileError, ImageSource, decode_image, fit_image, read_pixels, to_tensor
 from palindiff.data.rows import CaptionedImage
+from palindiff.evaluation import generation as module
 from palindiff.evaluation.clip_score import TransformersClip, clip_scores
 from palindiff.evaluation.distances import kernel_distance
 from palindiff.evaluation.efficientnet import EffLite0Features
 from palindiff.evaluation.generation import (
     GenerationConfig,
     GenerationData,
+    ImageReadings,
     Instruments,
     chosen_rows,
     generation,
     measure_images,
 )
+from palindiff.evaluation.launch import Launch
 from palindiff.evaluation.retrieval import chance_recall
 from palindiff.evaluation.thumbnails import thumbnail_recall
 from palindiff.inference.generation import generate_images
@@ -65,7 +68,7 @@ def test_rows_of_a_stock_pipeline_are_the_metrics_of_its_images(stock, tmp_path)
     options = GenerationConfig(
         num_inference_steps=2, clip=clip_folder, kid_subset_size=4, num_kid_subsets=3, batch_size=4, seed=3
     )
-    found = by_metric(generation(pipeline, GenerationData(rows, tmp_path), options))
+    found = by_metric(generation(pipeline, GenerationData(rows, tmp_path), options).rows)
     files = sorted((tmp_path / "images").iterdir())
     generated = torch.stack([to_tensor(decode_image(file)) for file in files])
     real = torch.stack([to_tensor(fit_image(decode_image(row.source), 64)) for row in rows])
@@ -88,7 +91,7 @@ def test_rows_of_a_stock_pipeline_are_the_metrics_of_its_images(stock, tmp_path)
 
 def test_recall_is_that_of_the_images_of_different_captions(stock, tmp_path):
     pipeline, _, rows = stock
-    found = by_metric(generation(pipeline, GenerationData(rows, tmp_path), GenerationConfig(**WITHOUT_DISTANCES)))
+    found = by_metric(generation(pipeline, GenerationData(rows, tmp_path), GenerationConfig(**WITHOUT_DISTANCES)).rows)
     kept = [0, 1, 2, 4, 5]  # the fourth repeats a caption
     generated = torch.stack([read_pixels(tmp_path / "images" / f"{i:06d}.png", 64) for i in kept])
     real = torch.stack([read_pixels(rows[i].source, 64) for i in kept])
@@ -106,7 +109,7 @@ def test_real_images_in_place_of_generated_ones_are_recognised(stock):
     _, _, rows = stock
     options = GenerationConfig(**WITHOUT_DISTANCES, size_px=32)
     files = [row.source.path for row in rows]
-    found = by_metric(measure_images(files, rows, options, Instruments(options)))
+    found = by_metric(measure_images(files, rows, options, Instruments(options)).rows)
     assert found["caption_to_generated_recall_1"]["value"] == 1
     assert found["caption_to_generated_recall_1"]["size_px"] == 32
 
@@ -114,7 +117,7 @@ def test_real_images_in_place_of_generated_ones_are_recognised(stock):
 def test_a_checkpoint_of_ours_is_measured_too(encoder_folder, tmp_path, stock):
     pipeline, rows = toy_pipeline(encoder_folder), stock[2]
     options = GenerationConfig(**WITHOUT_DISTANCES, size_px=16, num_images=3)
-    found = generation(pipeline, GenerationData(rows, tmp_path), options)
+    found = generation(pipeline, GenerationData(rows, tmp_path), options).rows
     assert [row["metric"] for row in found] == ["caption_to_generated_recall_1"]
     expected = generate_images(pipeline, [CAPTIONS[2]], [int(Image.open(tmp_path / "images/000001.png").text["seed"])],
                                4.0, 2, size_px=16)[0]  # fmt: skip
@@ -125,10 +128,23 @@ def test_a_checkpoint_of_ours_is_measured_too(encoder_folder, tmp_path, stock):
 def test_only_the_first_process_measures(stock, tmp_path):
     pipeline, _, rows = stock
     options = GenerationConfig(**WITHOUT_DISTANCES)
-    parts = [GenerationData(rows, tmp_path, process=process, num_processes=2) for process in (1, 0)]
+    parts = [GenerationData(rows, tmp_path, Launch(process=process, num_processes=2)) for process in (1, 0)]
     others, found = [generation(pipeline, part, options) for part in parts]
-    assert others == []
-    assert {row["n"] for row in found} == {5}
+    assert others is None
+    assert {row["n"] for row in found.rows} == {5}
+
+
+def test_real_images_are_read_once_where_their_readings_are_known(stock, tmp_path, monkeypatch):
+    pipeline, _, rows = stock
+    options, read, read_squares = GenerationConfig(**WITHOUT_DISTANCES), [], module.read_squares
+    first = generation(pipeline, GenerationData(rows, tmp_path), options)
+    monkeypatch.setattr(module, "read_squares", lambda *given: read.append(given) or read_squares(*given))
+    of_another_size = ImageReadings(first.real.size_px + 1, first.real.by_reader)
+    lacking = ImageReadings(first.real.size_px, {})
+    for known, num_read in ((first.real, 1), (of_another_size, 2), (lacking, 2)):  # the generated ones always
+        read.clear()
+        assert generation(pipeline, GenerationData(rows, tmp_path, known=known), options).rows == first.rows
+        assert len(read) == num_read
 
 
 def test_rows_are_spread_evenly(stock):

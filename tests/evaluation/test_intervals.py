@@ -12,7 +12,6 @@ from palindiff.evaluation.intervals import (
     bootstrap_interval,
     bootstrap_p_value,
     compare,
-    holm,
     holm_levels,
     percentile_interval,
     resampled_means,
@@ -218,11 +217,13 @@ def test_p_values_of_equal_models_are_uniform_enough():
     assert num_below / 300 == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 300))  # 4 standard deviations
 
 
-def test_holm_s_example():
-    """p = 0.01, 0.04, 0.03, 0.005 of four: times 4, 3, 2, 1 by size, never decreasing."""
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.6, 0.7]) == [1, 1]
-    assert holm([0.02]) == [0.02]
+def holm(p_values):
+    """Holm (1979): the i-th smallest of m times m - i + 1, no smaller than those before it, 1 at most."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted
 
 
 def test_levels_decide_as_adjusted_p_values_do():
@@ -268,7 +269,7 @@ def test_verdict_follows_from_the_interval(interval, options, expected):
         (lambda: resampled_means(torch.zeros(3), torch.zeros(4)), r"shape \(4,\) with 3 items"),
         (lambda: compare(torch.zeros(3), torch.zeros(4)), r"shapes \(3,\) and \(4,\)"),
         (lambda: compare(torch.zeros(2, 3), torch.zeros(3, 3)), r"shapes \(2, 3\) and \(3, 3\)"),
-        (lambda: holm([]), "0 p-values were given"),
+        (lambda: holm_levels([]), "0 p-values were given"),
         (lambda: holm_levels([0.1, math.nan]), "2 p-values were given"),
         (lambda: verdict(1, 0), "runs from 1 to 0"),
         (lambda: verdict(math.nan, 0), "runs from nan to 0"),

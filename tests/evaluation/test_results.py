@@ -12,15 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from palindiff.evaluation.results import (
-    describe_machine,
-    git_state,
-    main,
-    read_results,
-    render_document,
-    render_table,
-    write_results,
-)
+from palindiff.evaluation.provenance import describe_machine
+from palindiff.evaluation.results import main, read_results, render_document, render_table, write_results
 
 ROWS = [
     {"direction": "image_to_text", "k": 1, "recall": 0.1, "is_ema": True, "note": None},
@@ -40,23 +33,6 @@ def write(path, rows=ROWS, command="palindiff evaluate", settings=None, seed=3, 
 def results_dir(tmp_path):
     write(tmp_path / "results" / "naming.json")
     return tmp_path / "results"
-
-
-def make_checkout(folder):
-    """A checkout with one tracked file in package/ and one in results/."""
-
-    def git(*arguments):
-        identity = ["-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false"]
-        done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    for name in ("package/a.py", "results/a.json"):
-        (folder / name).parent.mkdir(parents=True)
-        (folder / name).write_text("1\n")
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "first")
-    return git("rev-parse", "HEAD")
 
 
 def test_results_come_back_as_written(tmp_path):
@@ -89,28 +65,6 @@ def test_results_tell_machine_and_versions(tmp_path):
     assert results.machine.cores >= 1
     assert results.machine.memory_gib is None or 0.1 < results.machine.memory_gib < 1e5
     assert (results.machine.accelerator is None) is (not torch.accelerator.is_available())
-
-
-def test_git_state_is_the_commit_and_clean(tmp_path):
-    commit = make_checkout(tmp_path)
-    assert git_state(tmp_path / "package") == (commit, False)
-
-
-@pytest.mark.parametrize(
-    ("name", "is_dirty"),
-    [("package/a.py", True), ("package/new.py", True), ("new.py", True), ("results/a.json", False)],
-)
-def test_git_state_is_dirty_with_any_change_but_results(tmp_path, name, is_dirty):
-    commit = make_checkout(tmp_path)
-    (tmp_path / name).write_text("2\n")
-    assert git_state(tmp_path / "package") == (commit, is_dirty)
-
-
-def test_git_state_is_none_where_the_package_is_not_tracked(tmp_path):
-    assert git_state(tmp_path) == (None, None)
-    make_checkout(tmp_path)
-    (tmp_path / "venv").mkdir()
-    assert git_state(tmp_path / "venv") == (None, None)
 
 
 def test_results_hold_no_absolute_path(tmp_path, monkeypatch):
@@ -148,10 +102,10 @@ def test_read_refuses_what_is_missing_or_no_result_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"a.json` does not exist. Expected a result file"):
         read_results(tmp_path / "a.json")
     (tmp_path / "a.json").write_text('{"rows": [{"k": 1}], "sed": 3}')
-    with pytest.raises(ValueError, match=r"a.json` is no result file \(command: Field required"):
+    with pytest.raises(ValueError, match=r"a.json` is not a result file \(command: Field required"):
         read_results(tmp_path / "a.json")
     (tmp_path / "a.json").write_text("no json")
-    with pytest.raises(ValueError, match=r"is no result file \(text: Invalid JSON"):
+    with pytest.raises(ValueError, match=r"is not a result file \(text: Invalid JSON"):
         read_results(tmp_path / "a.json")
 
 

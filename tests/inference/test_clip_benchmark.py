@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 import palindiff
 from palindiff.evaluation.naming_tasks import classification
-from palindiff.evaluation.records import Record, facts_of_this_run, write_record
+from palindiff.evaluation.provenance import facts_of_this_run
+from palindiff.evaluation.records import Record, write_record
 from palindiff.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, both_ways
 from toys.models import toy_images, toy_pipeline
 

@@ -44,5 +44,5 @@ def test_anything_else_is_refused_with_what_it_holds(tmp_path, encoder_folder):
         model_kind(tmp_path)
     with pytest.raises(ValueError, match=r"holds no known model; in it: 1_Pooling, .* more. Expected"):
         model_kind(encoder_folder / "sentence")
-    with pytest.raises(FileNotFoundError, match=r"is no folder. Expected a palindiff checkpoint.*Check the path"):
+    with pytest.raises(FileNotFoundError, match=r"is not a folder. Expected a palindiff checkpoint.*Check the path"):
         model_kind(tmp_path / "nowhere")

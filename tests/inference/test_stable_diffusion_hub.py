@@ -39,5 +39,5 @@ def test_hub_names_start_as_folders_do_and_the_base_s_licence_reaches_the_card(r
 
 def test_a_name_that_the_hub_does_not_know_is_told_in_a_sentence(repositories, tmp_path):
     clip = write_clip_of(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"No Stable Diffusion `me/nothing`: it is no folder, and neither"):
+    with pytest.raises(FileNotFoundError, match=r"No Stable Diffusion `me/nothing`: it is not a folder, and neither"):
         PalindiffPipeline.from_stable_diffusion("me/nothing", clip, STREAM)

@@ -69,5 +69,5 @@ def test_a_folder_without_weights_or_none_at_all_is_refused(stream, tmp_path):
     (tmp_path / "query_stream" / WEIGHTS).unlink()
     with pytest.raises(FileNotFoundError, match=rf"holds these weights: none. Expected {WEIGHTS}"):
         QueryStream.from_pretrained(tmp_path / "query_stream")
-    with pytest.raises(FileNotFoundError, match="nowhere` is no folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere` is not a folder"):
         QueryStream.from_pretrained(tmp_path / "nowhere")

@@ -240,7 +240,7 @@ def test_a_tokenizer_longer_than_the_text_encoder_is_refused(refused, copy, clip
 @pytest.mark.parametrize("name", ["someone/generator", "/no/such/folder", "no-such-folder"])
 def test_an_unknown_name_is_told_what_names_work(refused, clip, monkeypatch, tmp_path, name):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    told = f"No Stable Diffusion `{name}`: it is no folder, and neither the Hub nor its cache"
+    told = f"No Stable Diffusion `{name}`: it is not a folder, and neither the Hub nor its cache"
     remedies = ("--variant fp16", "Fix the name or the connection")
     refused(FileNotFoundError, told, *remedies, source=name, clip=clip, cache_dir=tmp_path)
 

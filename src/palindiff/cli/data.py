@@ -67,7 +67,7 @@ def emoji(
         typer.echo(f"the held-out images most similar to training images: {output / PAIRS_FILE}")
     if passed:
         names = shorten(", ".join(info.prefix for info in passed), MAX_SHOWN_LETTERS, placeholder=" ...")
-        typer.echo(f"passed over, as they are not known as emoji styles: {names}")
+        typer.echo(f"skipped, not known as emoji styles: {names}")
     typer.echo((output / "ATTRIBUTION.txt").read_text(encoding="utf-8"), nl=False)
     typer.echo(next_line(f"palindiff train --recipe emoji-quick --set {shlex.quote(f'data.path={output}')}"))
 

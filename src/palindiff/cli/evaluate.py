@@ -54,7 +54,7 @@ WhereOption = Annotated[
     typer.Option(
         "--where",
         metavar="KEY=PATTERN",
-        help="Only rows with such a column, label, caption or image_path (or KEY!=PATTERN), such as label!=flag*. "
+        help="Keep rows whose column, label, caption or image_path matches PATTERN; KEY!=PATTERN: does not match. "
         "Repeatable.",
         show_default="all rows",
     ),
@@ -156,6 +156,7 @@ def _run(
     model: str, device: str, sets: "Sequence[NamedData]", tasks: "Sequence[str]", settings: "Sequence[NamingSetting]",
     output: Path, changes: list[str], train_split: str, batch_size: int, num_workers: int,
 ) -> "list[Record]":  # fmt: skip
+    from palindiff.evaluation.launch import Launch
     from palindiff.evaluation.run import Evaluation
     from palindiff.evaluation.run_diffusion_classifier import check_classifier_data, evaluate_diffusion_classifier
     from palindiff.evaluation.run_generation import check_generation_data, evaluate_generation
@@ -169,7 +170,8 @@ def _run(
         check_generation_data(sets, options.generation)
     if "diffusion_classifier" in tasks:
         check_classifier_data(sets, options.classifier)
-    share, cost = launched_process(), cache(partial(_training_tflop, model))
+    cost, warn = cache(partial(_training_tflop, model)), partial(typer.echo, err=True)
+    launch = Launch(num_workers, *launched_process(), Progress(), warn, cost)
     naming = [task for task in tasks if task not in OF_GENERATION]
     pipeline: Any = open_generator(model, device) if len(naming) < len(tasks) else None
     records: list[Record] = []
@@ -178,15 +180,14 @@ def _run(
         records += Evaluation(
             embedder, model, sets,
             naming,  # type: ignore[arg-type]  # checked by the caller
-            chosen, output, options.naming, train_split, num_workers, batch_size, Progress(),
-            partial(typer.echo, err=True), *share, cost,
+            chosen, output, options, train_split, batch_size, launch,
         ).run()  # fmt: skip
     if pipeline is not None:
         given = pipeline, model, sets, list(dict.fromkeys(setting.seed for setting in settings)), output
         if "generation" in tasks:
-            records += evaluate_generation(*given, options.generation, num_workers, Progress(), *share, cost)
+            records += evaluate_generation(*given, options.generation, launch)
         if "diffusion_classifier" in tasks:
-            records += evaluate_diffusion_classifier(*given, options.classifier, Progress(), *share, cost)
+            records += evaluate_diffusion_classifier(*given, options.classifier, launch)
     return records
 
 
@@ -262,7 +263,7 @@ def _whole_numbers(text: str, option: str) -> list[int]:
         start = _number(first or part, int, option)
         span = range(start, _number(last, int, option) + 1) if first and last else [start]
         if not span:
-            raise ValueError(f"{option} has `{part}`. Expected FIRST-LAST, the smaller number first. Exchange them.")
+            raise ValueError(f"{option} has `{part}`. Expected FIRST-LAST, the smaller number first. Fix it.")
         found += span
     return found
 

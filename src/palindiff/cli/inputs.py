@@ -41,7 +41,8 @@ def read_lines(path: Path | None, single: str) -> list[str]:
         return []
     if not isfile(path):  # unlike Path.is_file, it accepts a text that is too long for a file name
         raise FileNotFoundError(
-            f"`{path}` is no file. Expected a text file with one text on each line. Pass a text itself with {single}."
+            f"`{path}` is not a file. Expected a text file with one text on each line. "
+            f"Pass a text itself with {single}."
         )
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]

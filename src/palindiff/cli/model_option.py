@@ -134,7 +134,7 @@ def _download(name: str, bundled: list[str]) -> Path:
 
     asks_hub = is_hub_name(name)
     unknown = FileNotFoundError(
-        f"No model `{name}`: it is no folder{', and the Hub did not give it' if asks_hub else ''}. Expected one of "
+        f"No model `{name}`: it is not a folder{', and the Hub did not give it' if asks_hub else ''}. Expected one of "
         f"the bundled models ({', '.join(bundled) or 'none in this installation'}), a checkpoint folder, or a Hub "
         "name OWNER/MODEL. Check the name with --model."
     )

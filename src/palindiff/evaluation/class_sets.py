@@ -103,8 +103,8 @@ def load_class_set(name: str) -> ClassSet:
         near = get_close_matches(_letters(name), names, n=1)
         nearest = f" (nearest: {names[near[0]]})" if near else ""
         raise ValueError(
-            f"`{name}` is no class set of palindiff{nearest}. Expected one of {', '.join(names.values())}. Use one of "
-            "these."
+            f"`{name}` is not a class set of palindiff{nearest}. Expected one of {', '.join(names.values())}. "
+            "Use one of these."
         )
     with (_FOLDER / f"{found}.yaml").open(encoding="utf-8") as stream:
         return ClassSet(name=found, **yaml.safe_load(stream))

@@ -20,9 +20,7 @@ def effective_rank(e: Tensor) -> float:
     check_embeddings(e)
     values = torch.linalg.svdvals(e.double() - e.double().mean(dim=0))
     if not values[0] > 1e-9:
-        raise ValueError(
-            f"All {len(e)} embeddings are equal. Expected some that differ: the rank of none is 0. Check the model."
-        )
+        raise ValueError(f"All {len(e)} embeddings are equal. Expected some that differ. Check the model.")
     shares = values / values.sum()
     entropy = -torch.special.xlogy(shares, shares).sum()
     return float(entropy.exp())

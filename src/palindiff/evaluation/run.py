@@ -4,7 +4,6 @@ Here: the order of an evaluation, and what is reused. Not here: the tasks (`task
 embeddings on disk (`inference/embeddings.py`).
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +17,10 @@ from palindiff.data.sources import DataConfig
 from palindiff.evaluation.class_sets import ClassSet, true_classes
 from palindiff.evaluation.control_task import measure_controls
 from palindiff.evaluation.cost import embedding_cost
+from palindiff.evaluation.launch import ALONE, Launch, wait_until
 from palindiff.evaluation.named_data import NamedData, has_classes
 from palindiff.evaluation.naming_tasks import Metric
-from palindiff.evaluation.records import Measured, Record, hash_settings, read_record, record_file, write_record
+from palindiff.evaluation.records import Record, TaskResult, hash_settings, read_record, record_file, write_record
 from palindiff.evaluation.tasks import (
     EMBEDS_TRAINING,
     NEEDS_CLASSES,
@@ -51,7 +51,6 @@ from palindiff.inference.embeddings import (
     rows_of,
 )
 
-Progress = Callable[[str, int, int], None]
 TASKS: dict[Task, Callable[[Embedded], list[Metric]]] = {
     "classification": measure_classification,
     "retrieval": measure_retrieval,
@@ -61,7 +60,6 @@ TASKS: dict[Task, Callable[[Embedded], list[Metric]]] = {
     "linear_probe": measure_linear_probe,
     "controls": measure_controls,
 }
-WAIT_S = 1.0  # between two looks at whether other processes have written their shards
 
 
 @dataclass(frozen=True)
@@ -88,13 +86,8 @@ class Evaluation:
     output: Path
     options: EvaluationOptions = field(default_factory=EvaluationOptions)
     train_split: str = "train"  # of tasks that train a classifier
-    num_workers: int = 0
     batch_size: int = IMAGES_AT_ONCE
-    progress: Progress = lambda what, done, total: None
-    warn: Callable[[str], None] = lambda sentence: None  # of images that were left out
-    process: int = 0
-    num_processes: int = 1
-    train_tflop: Callable[[], float | None] = lambda: None  # of the model's training, for the records
+    launch: Launch = ALONE
     _costs: dict[int, dict[str, float]] = field(default_factory=dict, init=False)  # by setting
 
     def run(self) -> Iterator[Record]:
@@ -102,7 +95,7 @@ class Evaluation:
 
         Raises: ValueError if a task does not fit the data; what `open_images` and `embed_images` raise.
         """
-        opened = [self._open(each) for each in self.data]
+        opened, launch = [self._open(each) for each in self.data], self.launch
         for each in opened:
             self._check(each)
         for each in opened:
@@ -111,10 +104,11 @@ class Evaluation:
                 if not of_set.is_kept:
                     embed_images(
                         self.model, of_set.rows, of_set.folders, of_set.data.config.on_bad, self.batch_size,
-                        self.num_workers, self.progress, self.process, self.num_processes,
+                        launch.num_workers, launch.progress, launch.process, launch.num_processes,
                     )  # fmt: skip
-            if self.process == 0:
-                _wait_for([folder for of_set in embedded for folder in of_set.folders])
+            if launch.process == 0:
+                for folder in (folder for of_set in embedded for folder in of_set.folders):
+                    wait_until(folder.is_complete)
                 texts = Texts(self.model)
                 for number in range(len(self.settings)):
                     found = self._embedded(each, texts, number)
@@ -203,7 +197,7 @@ class Evaluation:
         if num_unreadable and opened.data.config.on_bad == "refuse" and not opened.is_kept:
             raise ValueError(f"{found}. Expected all. Fix them, or use --on-bad skip.")
         for sentence in filter(None, (opened.rows.left_out, f"{found} and were left out." * bool(num_unreadable))):
-            self.warn(sentence)
+            self.launch.warn(sentence)
 
     def _embedded(self, opened: "_Opened", texts: Texts, number: int) -> Embedded:
         e_0_hat, columns, rows = self._read(opened, number)
@@ -213,7 +207,8 @@ class Evaluation:
             train_e, _, train_rows = self._read(train, number)
         return Embedded(
             self.model, texts, rows, self.settings[number], self.options, e_0_hat, columns["captions"],
-            columns["label"], config.fit, config.on_bad, self.num_workers, opened.class_set, train_e, train_rows,
+            columns["label"], config.fit, config.on_bad, self.launch.num_workers, opened.class_set, train_e,
+            train_rows,
         )  # fmt: skip
 
     def _measure(self, opened: "_Opened", embedded: Embedded, task: Task, number: int) -> Record:
@@ -230,12 +225,12 @@ class Evaluation:
         if task in (*EMBEDS_TRAINING, "controls") and opened.train is not None:
             settings["train"] = opened.train.folders[number].index.source_fingerprint
         file = record_file(self.output, data.name, task, config_hash := hash_settings(settings))
-        if (record := read_record(file, config_hash, self.model_name, self.train_tflop)) is None:
+        if (record := read_record(file, config_hash, self.model_name, self.launch.train_tflop)) is None:
             if number not in self._costs:
                 self._costs[number] = embedding_cost(self.model, setting.options, self.batch_size)
-            record = Measured(
+            record = TaskResult(
                 data.name, self.model_name, setting.label, task, TASKS[task](embedded), setting.noise_seed, settings,
-                self._costs[number], self.train_tflop(), num_left_out=index.num_rows - len(embedded.e_0_hat),
+                self._costs[number], self.launch.train_tflop(), num_left_out=index.num_rows - len(embedded.e_0_hat),
             ).record()  # fmt: skip
             write_record(file, record)
         return record
@@ -252,9 +247,3 @@ def _check_other_images(data: NamedData, rows: ImageSet, train: ImageSet) -> Non
             "--train-split (of embeddings, name the folders of both by {split} in the path), leave the task out, or "
             'use --set \'controls=["shuffled_images","zeroed_images"]\'.'
         )
-
-
-def _wait_for(folders: Sequence[EmbeddingFolder]) -> None:
-    """Wait until the other processes of a launch have written their shards; the launcher stops all if one fails."""
-    while not all(folder.has_shard(number) for folder in folders for number in range(len(folder.shards))):
-        time.sleep(WAIT_S)

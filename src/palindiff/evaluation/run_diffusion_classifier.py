@@ -5,7 +5,7 @@ Not here: the classifier (`diffusion_classifier.py`), accuracies (`naming_tasks.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,10 @@ from palindiff.evaluation.diffusion_classifier import (
     classifier_tflop,
     classify_by_diffusion,
 )
-from palindiff.evaluation.generated_set import Progress, pipeline_fingerprint
+from palindiff.evaluation.generated_set import pipeline_fingerprint
+from palindiff.evaluation.launch import ALONE, Launch, Progress, wait_until
 from palindiff.evaluation.named_data import NamedData, has_classes
-from palindiff.evaluation.records import Measured, Record, hash_settings, read_record, record_file, write_record
+from palindiff.evaluation.records import Record, TaskResult, hash_settings, read_record, record_file, write_record
 from palindiff.inference.defaults import IMAGES_AT_ONCE
 from palindiff.inference.labels import LABEL_TEMPLATES, check_labels, fill_templates
 from palindiff.models.unet_encoder import square_side
@@ -41,7 +42,6 @@ from palindiff.models.vae import posterior_mean
 
 TASK = "diffusion_classifier"
 SHARD_IMAGES = 8
-WAIT_S = 1.0  # between two looks at whether other processes have written their shards
 
 
 class DiffusionClassifierConfig(BaseModel, frozen=True, extra="forbid"):
@@ -84,6 +84,10 @@ class _Classification:
         rows = range(len(self.rows))
         return [rows[start : start + SHARD_IMAGES] for start in rows[::SHARD_IMAGES]]
 
+    def is_complete(self) -> bool:
+        """Whether all shards are written."""
+        return all(self.file(number).is_file() for number in range(len(self.shards)))
+
     def file(self, number: int) -> Path:
         return self.folder / f"{number:05d}.npz"
 
@@ -125,10 +129,7 @@ def evaluate_diffusion_classifier(
     seeds: Sequence[int],
     output: Path,
     options: DiffusionClassifierConfig,
-    progress: Progress = lambda what, done, total: None,
-    process: int = 0,
-    num_processes: int = 1,
-    train_tflop: Callable[[], float | None] = lambda: None,
+    launch: Launch = ALONE,
 ) -> Iterator[Record]:
     """Classify the images of every set with every seed, and measure; only process 0 measures.
 
@@ -148,18 +149,17 @@ def evaluate_diffusion_classifier(
             }  # fmt: skip
             config_hash = hash_settings(settings)
             file = record_file(output, each.name, TASK, config_hash)
-            record = read_record(file, config_hash, model_name, train_tflop) if process == 0 else None
+            record = read_record(file, config_hash, model_name, launch.train_tflop) if launch.process == 0 else None
             if record is None:
                 work = _Classification(
                     pipeline, rows, classes, options, each.config.fit, seed, output / TASK / config_hash
                 )
-                work.classify(range(len(work.shards))[process::num_processes], progress)
-                if process == 0:
-                    while not all(work.file(number).is_file() for number in range(len(work.shards))):
-                        time.sleep(WAIT_S)
-                    record = _measure(work, truth, model_name, each.name, settings, train_tflop())
+                work.classify(range(len(work.shards))[launch.process :: launch.num_processes], launch.progress)
+                if launch.process == 0:
+                    wait_until(work.is_complete)
+                    record = _measure(work, truth, model_name, each.name, settings, launch.train_tflop())
                     write_record(file, record)
-            if record is not None and process == 0:
+            if record is not None:
                 yield record
 
 
@@ -204,4 +204,4 @@ def _measure(
     }  # fmt: skip
     stages = ",".join(f"{draws}:{kept}" for draws, kept in work.options.stages)
     setting = f"diffusion classifier {stages},seed={work.seed}"
-    return Measured(dataset, model, setting, TASK, metrics, work.seed, settings, cost, train_tflop).record()
+    return TaskResult(dataset, model, setting, TASK, metrics, work.seed, settings, cost, train_tflop).record()

@@ -5,7 +5,7 @@ Here: what is reused, and records. Not here: generating and measuring (`generati
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from palindiff.data.rows import ImageSet
 from palindiff.evaluation.clip_score import files_sha256
 from palindiff.evaluation.cost import count_tflop
 from palindiff.evaluation.efficientnet import read_weights
-from palindiff.evaluation.generated_set import Progress, pipeline_fingerprint
+from palindiff.evaluation.generated_set import pipeline_fingerprint
 from palindiff.evaluation.generation import (
     GenerationConfig,
     GenerationData,
@@ -25,9 +25,10 @@ from palindiff.evaluation.generation import (
     generation,
     generation_settings,
 )
+from palindiff.evaluation.launch import ALONE, Launch
 from palindiff.evaluation.named_data import NamedData
 from palindiff.evaluation.naming_tasks import Metric
-from palindiff.evaluation.records import Measured, Record, hash_settings, read_record, record_file, write_record
+from palindiff.evaluation.records import Record, TaskResult, hash_settings, read_record, record_file, write_record
 from palindiff.inference.generation import generate_images
 
 ROW_KEYS = ("metric", "value", "n", "ci_low", "ci_high", "chance")  # those that records have places for
@@ -40,11 +41,7 @@ def evaluate_generation(
     seeds: Sequence[int],
     output: Path,
     options: GenerationConfig,
-    num_workers: int = 0,
-    progress: Progress = lambda what, done, total: None,
-    process: int = 0,
-    num_processes: int = 1,
-    train_tflop: Callable[[], float | None] = lambda: None,
+    launch: Launch = ALONE,
 ) -> Iterator[Record]:
     """Generate an image for each caption of every set and seed, and measure them; only process 0 measures.
 
@@ -58,22 +55,21 @@ def evaluate_generation(
             settings = _settings(fingerprint, rows, of_seed)
             config_hash = hash_settings(settings)
             file = record_file(output, each.name, "generation", config_hash)
-            record = read_record(file, config_hash, model_name, train_tflop) if process == 0 else None
+            record = read_record(file, config_hash, model_name, launch.train_tflop) if launch.process == 0 else None
             if record is None:
                 key = generation_settings(fingerprint, chosen_rows(rows, of_seed), of_seed).key
-                share = num_workers, process, num_processes, fingerprint
-                shared = GenerationData(rows, output / "generated" / key, *share)
-                found = generation(pipeline, shared, of_seed, progress)
-                if process == 0:
+                given = GenerationData(rows, output / "generated" / key, launch, fingerprint)
+                found = generation(pipeline, given, of_seed)
+                if found is not None:
                     setting = (
                         f"steps={of_seed.num_inference_steps},guidance_scale={of_seed.guidance_scale:g},seed={seed}"
                     )
-                    record = Measured(
-                        each.name, model_name, setting, "generation", _metrics(found), seed, settings,
-                        _cost(pipeline, of_seed), train_tflop(), _without_value(found),
+                    record = TaskResult(
+                        each.name, model_name, setting, "generation", _metrics(found.rows), seed, settings,
+                        _cost(pipeline, of_seed), launch.train_tflop(), _without_value(found.rows),
                     ).record()  # fmt: skip
                     write_record(file, record)
-            if record is not None and process == 0:
+            if record is not None:
                 yield record
 
 

@@ -16,8 +16,3 @@ class TaskOptions(EvaluationOptions, frozen=True, extra="forbid", allow_inf_nan=
         """The options of the Diffusion Classifier, whose one template is the first of all tasks' if it has none."""
         own = self.diffusion_classifier
         return own if own.template or not self.templates else own.model_copy(update={"template": self.templates[0]})
-
-    @property
-    def naming(self) -> EvaluationOptions:
-        """The options of the tasks that measure embeddings."""
-        return EvaluationOptions(**self.model_dump(exclude={"generation", "diffusion_classifier"}))

@@ -25,7 +25,7 @@ from palindiff.evaluation.efficientnet import NETWORK_PACKAGE, WEIGHTS_PACKAGE
 from palindiff.evaluation.generation import GenerationConfig, GenerationData, generation
 from palindiff.evaluation.named_data import NamedData
 from palindiff.evaluation.naming_tasks import RETRIEVAL_KS, caption_retrieval
-from palindiff.evaluation.results import describe_machine
+from palindiff.evaluation.provenance import describe_machine
 from palindiff.evaluation.run import Evaluation
 from palindiff.evaluation.tasks import Setting
 from palindiff.experiments.adaptation_page import AdaptationReport, Sample, adaptation_page
@@ -182,10 +182,12 @@ class Adaptation:
             options = GenerationConfig(
                 num_images=number, num_inference_steps=20, kid_subset_size=min(KD_SUBSET, number)
             )
-            found = generation(pipeline, GenerationData(validation, self.options.run / f"generated-{when}"), options)
+            data = GenerationData(validation, self.options.run / f"generated-{when}")
+            measured = generation(pipeline, data, options)
         except ModuleNotFoundError:
             return {}
-        return {str(row["metric"]): float(str(row["value"])) for row in found if row["value"] is not None}
+        assert measured is not None, "one process measures"
+        return {str(row["metric"]): float(str(row["value"])) for row in measured.rows if row["value"] is not None}
 
     def _retained(self, clip: ClipModel, when: str) -> Numbers:
         if self.options.retain is None:

@@ -31,9 +31,9 @@ from palindiff.inference.bundled import load
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.pretrained.bundled import bundled_folder
 from palindiff.training.loop.loop import backward_step
-from palindiff.training.loop.run_log import read_log, training_cost
+from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
 from palindiff.training.recipes.schema import DiffDisRecipe
-from palindiff.training.recipes.yaml_files import load_recipe, prepare_run_dir
+from palindiff.training.recipes.yaml_files import RECIPE_FILE, load_recipe, prepare_run_dir
 from palindiff.training.trainer import make_trainer, train_recipe
 
 TRAINED_RECIPE = "emoji-quick"  # what `--train` trains; only its number of steps is set here
@@ -133,8 +133,8 @@ def timed_recipe(options: DemoOptions, run: Path, report: Report) -> DiffDisReci
     A run that was begun keeps its number.
     """
     fixed = [f"data.path={json.dumps(str(options.data_dir))}", f"loop.seed={options.seed}"]
-    if (run / "recipe.yaml").exists():
-        num_steps = load_recipe(DiffDisRecipe, str(run / "recipe.yaml")).loop.num_steps
+    if (run / RECIPE_FILE).exists():
+        num_steps = load_recipe(DiffDisRecipe, str(run / RECIPE_FILE)).loop.num_steps
     else:
         report("computing features, and timing some steps")
         seconds = 60 * (options.minutes or 0) * SHARE_OF_TIME_FOR_STEPS
@@ -175,5 +175,5 @@ def write_rows(options: DemoOptions, rows: list[Row], command: str, elapsed_s: f
 
 
 def _with_log(name: str, pipeline: PalindiffPipeline, folder: Path) -> tuple[EvaluatedModel, list[Line]]:
-    log = read_log(folder / "log.jsonl")
+    log = read_log(folder / LOG_FILE)
     return EvaluatedModel(name, pipeline, *training_cost(log)), log

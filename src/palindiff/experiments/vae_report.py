@@ -19,7 +19,7 @@ from palindiff.experiments.emoji_protocol import as_pixels
 from palindiff.experiments.emoji_subsets import evenly
 from palindiff.pretrained.bundled import BUNDLED_VAE, bundled_folder, load_vae
 from palindiff.training.features.images_in_memory import decode_images
-from palindiff.training.loop.run_log import read_log, training_cost
+from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
 
 NUM_SHOWN = 32  # pairs on the sheet, evenly spread over the split
 SPLITS = ("train", "test")
@@ -38,7 +38,7 @@ def report_vae(
     is_bundled = model == "bundled"
     run = bundled_folder(BUNDLED_VAE) if is_bundled else Path(model)
     vae = load_vae("bundled" if is_bundled else str(run / "vae"))
-    steps, seconds = training_cost(read_log(run / "log.jsonl"))
+    steps, seconds = training_cost(read_log(run / LOG_FILE))
     rows: list[Row] = []
     for split in SPLITS:
         images = decode_images(open_images(DataConfig(path=str(data_dir), split=split)), vae.config.sample_size)

@@ -64,7 +64,7 @@ class EmbeddingFolder:
     def open(cls, path: Path) -> "EmbeddingFolder":
         """Open a folder that exists.
 
-        Raises: FileNotFoundError or ValueError if it is no folder of embeddings.
+        Raises: FileNotFoundError or ValueError if it is not a folder of embeddings.
         """
         file = path / INDEX_FILE
         if not file.is_file():
@@ -101,6 +101,10 @@ class EmbeddingFolder:
     def has_shard(self, number: int) -> bool:
         """Whether a shard is complete: its embeddings are written last."""
         return self._embeddings_file(number).is_file()
+
+    def is_complete(self) -> bool:
+        """Whether all shards are."""
+        return all(self.has_shard(number) for number in range(len(self.shards)))
 
     def write_shard(self, number: int, vectors: np.ndarray, metadata: Mapping[str, Sequence[Any]]) -> None:
         """Write a shard: vectors (n, d) float32, and n values of each column of the metadata."""

@@ -22,7 +22,7 @@ def model_kind(source: str | Path) -> tuple[ModelKind, Path]:
     Raises: FileNotFoundError if there is no such folder; ValueError if it holds none of these.
     """
     if not Path(source).is_dir():
-        raise FileNotFoundError(f"`{source}` is no folder. Expected {_EXPECTED}. Check the path.")
+        raise FileNotFoundError(f"`{source}` is not a folder. Expected {_EXPECTED}. Check the path.")
     folder = Path(result_of(source, "checkpoint"))
     for file in ("config.json", CONTRASTIVE_FILE):
         folder = Path(result_of(folder, CLIP_RESULT, file))

@@ -126,7 +126,7 @@ def no_safetensors(folder: Path, expected: str) -> str:
 
 def _unreadable(folder: Path, error: OSError) -> str:
     if not folder.is_dir():
-        return f"`{folder}` is no folder, and neither the Hub nor its cache on this machine has it. Check the name."
+        return f"`{folder}` is not a folder, and neither the Hub nor its cache on this machine has it. Check the name."
     if not (folder / "config.json").is_file():
         return f"`{folder}` has no config.json. Expected what `save_pretrained` writes. Pass the model's own folder."
     if not any(folder.glob("*.safetensors")):

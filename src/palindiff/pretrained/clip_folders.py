@@ -97,7 +97,8 @@ def find_clip(source: str) -> Path:
         return Path(result_of(source, "clip", "config.json"))
     if (folder := download_clip(source)) is None:
         raise FileNotFoundError(
-            f"`{source}` is no folder, and the Hub gave no CLIP of that name. Expected {_EXPECTED} Or check the name."
+            f"`{source}` is not a folder, and the Hub gave no CLIP of that name. Expected {_EXPECTED} "
+            "Or check the name."
         )
     return folder
 

@@ -72,7 +72,7 @@ def no_such(what: str, source: str, expected: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, HfHubHTTPError) as missing:
         raise FileNotFoundError(
-            f"No {what} `{source}`: it is no folder, and neither the Hub nor its cache on this machine has it. "
+            f"No {what} `{source}`: it is not a folder, and neither the Hub nor its cache on this machine has it. "
             f"Expected {expected}. Fix the name or the connection."
         ) from missing
 

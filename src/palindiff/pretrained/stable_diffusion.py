@@ -202,7 +202,7 @@ def _check_file(path: Path, options: Mapping[str, Any]) -> None:
 def find_base(source: str | Path, variant: str | None = None, **options: Any) -> Path:
     """Find a base's folder, downloading what a Hub name stands for.
 
-    Raises: FileNotFoundError if it is no folder and the Hub and its cache give nothing.
+    Raises: FileNotFoundError if it is not a folder and the Hub and its cache give nothing.
     """
     if Path(source).is_dir():
         return Path(source)

@@ -16,12 +16,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from palindiff.atomic import atomic_folder, atomic_text
+from palindiff.atomic import atomic_folder, atomic_text, check_writable
 from palindiff.data.conditions import select_by_hash
 from palindiff.data.sources import ImageSet, open_images
 from palindiff.evaluation.results import Row
 from palindiff.seeds import seeded_generator
-from palindiff.training.features.dataset import Progress
+from palindiff.training.features.dataset import Progress, default_cache_dir
 from palindiff.training.loop.loop import Objective, TrainingSet, compute_losses, train
 from palindiff.training.loop.run_log import RunLog
 from palindiff.training.recipes.schema import Recipe
@@ -175,9 +175,15 @@ class Trainer(ABC, Generic[R]):
                 totals[name] = totals.get(name, 0.0) + float(loss) / num_batches
         return {f"validation_{name}": total for name, total in totals.items()}
 
-    def open_sets(self) -> tuple[ImageSet, ImageSet | None]:
-        """Open the images to train on and to validate on, as `open_sets` of the recipe."""
-        return open_sets(self.recipe)
+    def feature_cache_dir(self, what: str) -> Path:
+        """The folder in which features are cached, checked to be writable; `what` names them in a message.
+
+        Raises: OSError.
+        """
+        machine = self.recipe.machine
+        folder = Path(machine.cache_dir) if machine.cache_dir else default_cache_dir()
+        check_writable(folder, what, "Set `machine.cache_dir`, or the environment variable PALINDIFF_CACHE.")
+        return folder
 
     def _write_result(self, result: Path) -> None:
         """Write the weights of the last step, or those of the best evaluation if training may stop early."""

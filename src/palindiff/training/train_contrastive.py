@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from palindiff.atomic import check_writable
 from palindiff.data.conditions import evenly_spread
 from palindiff.data.sources import ImageSet
 from palindiff.evaluation import evaluators
@@ -20,7 +19,7 @@ from palindiff.inference.clip_model import ClipModel
 from palindiff.inference.model_kinds import CLIP_RESULT
 from palindiff.objectives.contrastive import ContrastiveObjective
 from palindiff.pretrained.clip_folders import ClipParts
-from palindiff.training.base_trainer import Trainer
+from palindiff.training.base_trainer import Trainer, open_sets
 from palindiff.training.clip_evaluation import clip_rows
 from palindiff.training.features import dataset
 from palindiff.training.features.latent_cache import default_workers
@@ -60,12 +59,9 @@ class ContrastiveTrainer(Trainer[ContrastiveRecipe]):
 
     def load_features(self) -> None:
         """Open both splits; embed captions once if the text encoder is frozen and its features are kept."""
-        machine = self.recipe.machine
-        self.cache_dir = Path(machine.cache_dir) if machine.cache_dir else dataset.default_cache_dir()
         if not self.recipe.text.is_live:
-            remedy = "Set `machine.cache_dir`, or the environment variable PALINDIFF_CACHE."
-            check_writable(self.cache_dir, "Features of captions", remedy)
-        training, validation = self.open_sets()
+            self.cache_dir = self.feature_cache_dir("Features of captions")
+        training, validation = open_sets(self.recipe)
         with self.accelerator.main_process_first():
             self.training_set = self._pixel_set(training, self.recipe.views)
             if validation is not None:

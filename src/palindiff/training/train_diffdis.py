@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from palindiff.atomic import atomic_text, check_writable
+from palindiff.atomic import atomic_text
 from palindiff.data.conditions import evenly_spread
 from palindiff.data.sources import ImageSet
 from palindiff.evaluation import evaluators
@@ -25,7 +25,7 @@ from palindiff.objectives.diffdis import DiffDisObjective
 from palindiff.pretrained.model_card import card_text
 from palindiff.pretrained.saving import save_lora
 from palindiff.pretrained.vocabulary import vocabulary_of
-from palindiff.training.base_trainer import Trainer
+from palindiff.training.base_trainer import Trainer, open_sets
 from palindiff.training.cost.estimate import count_parameters
 from palindiff.training.cost.weight_free import fake_run
 from palindiff.training.features import dataset
@@ -69,11 +69,9 @@ class DiffDisTrainer(Trainer[DiffDisRecipe]):
 
         The processes share the encoding of images; for the rest one computes and the others wait.
         """
-        accelerator, machine = self.accelerator, self.recipe.machine
-        self.cache_dir = Path(machine.cache_dir) if machine.cache_dir else dataset.default_cache_dir()
-        remedy = "Set `machine.cache_dir`, or the environment variable PALINDIFF_CACHE."
-        check_writable(self.cache_dir, "Features of images and captions", remedy)
-        training, validation = self.open_sets()
+        accelerator = self.accelerator
+        self.cache_dir = self.feature_cache_dir("Features of images and captions")
+        training, validation = open_sets(self.recipe)
         caches = [self._latent_cache(training, self.recipe.views)]
         if validation is not None:
             seen = evenly_spread(len(validation), self.recipe.evaluation.num_images)

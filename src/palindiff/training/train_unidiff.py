@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 
-from palindiff.atomic import check_writable
 from palindiff.data.conditions import evenly_spread
 from palindiff.data.sources import ImageSet
 from palindiff.evaluation import evaluators
@@ -23,7 +22,7 @@ from palindiff.models.unet_encoder import square_side
 from palindiff.objectives.unidiff import UniDiffObjective
 from palindiff.pretrained.clip_folders import ClipParts
 from palindiff.pretrained.unidiff_folders import CLIP_FOLDER, load_unidiff, save_unidiff, stock_pipeline
-from palindiff.training.base_trainer import Trainer
+from palindiff.training.base_trainer import Trainer, open_sets
 from palindiff.training.clip_evaluation import EVALUATORS, clip_rows
 from palindiff.training.features import dataset
 from palindiff.training.features.image_pairs import ImagePairs
@@ -74,11 +73,8 @@ class UniDiffTrainer(Trainer[UniDiffRecipe]):
 
     def load_features(self) -> None:
         """Encode latents or map them, and decode both splits."""
-        machine = self.recipe.machine
-        self.cache_dir = Path(machine.cache_dir) if machine.cache_dir else dataset.default_cache_dir()
-        remedy = "Set `machine.cache_dir`, or the environment variable PALINDIFF_CACHE."
-        check_writable(self.cache_dir, "Features of images", remedy)
-        training, validation = self.open_sets()
+        self.cache_dir = self.feature_cache_dir("Features of images")
+        training, validation = open_sets(self.recipe)
         views = self.recipe.views
         of_latents = views.model_copy(update={"crops": 0, "flip": WHOLE_FLIPS[views.flip]})
         caches = [self._latent_cache(training, of_latents)]

@@ -16,7 +16,7 @@ from palindiff.evaluation.evaluators import reconstruction
 from palindiff.evaluation.results import Row
 from palindiff.models.vae import build_vae, normalize_latents
 from palindiff.objectives.vae import VaeObjective
-from palindiff.training.base_trainer import Trainer
+from palindiff.training.base_trainer import Trainer, open_sets
 from palindiff.training.features.images_in_memory import ImagesInMemory, decode_images
 from palindiff.training.recipes.schema import VaeRecipe
 
@@ -43,7 +43,7 @@ class VaeTrainer(Trainer[VaeRecipe]):
     def load_features(self) -> None:
         """Decode the images of both splits into memory."""
         size_px, fit = self.recipe.vae.image_size_px, self.recipe.data.fit
-        rows, validation = self.open_sets()
+        rows, validation = open_sets(self.recipe)
         self.images = decode_images(rows, size_px, fit)
         self.validation_images = None if validation is None else decode_images(validation, size_px, fit)
         self.training_set = ImagesInMemory(self.images)

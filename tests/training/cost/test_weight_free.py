@@ -127,7 +127,7 @@ def test_a_base_that_is_missing_is_named(tmp_path, bases):
         return build_models(ModelRecipe.model_validate(sections), 0, with_weights=False)
 
     clip = str(bases / "clip_1")
-    with pytest.raises(FileNotFoundError, match=r"No configs of `nobody/nothing`: it is no folder"):
+    with pytest.raises(FileNotFoundError, match=r"No configs of `nobody/nothing`: it is not a folder"):
         build("nobody/nothing", source=clip)
     with pytest.raises(ValueError, match=r"`text\.source` is missing, and .* is a Stable Diffusion"):
         build(bases / "sd1")

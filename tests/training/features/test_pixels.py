@@ -1,17 +1,20 @@
 """pixels.py: a set in memory, decoded at each reading, and in threads reads the same; views, captions, bad images."""
 
+from unittest import mock
+
 import pytest
 import torch
 
 from palindiff.data.images import ImageFileError, decode_image, to_tensor
 from palindiff.data.sources import DataConfig, open_images
+from palindiff.training.features import pixels
 from palindiff.training.features.dataset import CaptionsOfRows
 from palindiff.training.features.pixels import PixelSet
 from palindiff.training.features.views import Squares, ViewConfig, draw_views
 from toys.recipe import SIDE_PX, write_drawings
 
 VIEWS = ViewConfig(flip="naming", crops=2, min_crop_area=0.3)
-NEVER = {"in_memory_bytes": 0}
+NEVER = {"limit_bytes": 0}  # never in memory
 
 
 class Numbers:
@@ -29,9 +32,10 @@ def rows(toy_parts):
     return open_images(DataConfig(path=str(toy_parts / "images")))
 
 
-def pixel_set(rows, views=VIEWS, **options):
+def pixel_set(rows, views=VIEWS, limit_bytes=pixels.IN_MEMORY_BYTES, **options):
     captions = [of_one for of_one, _ in rows.texts()]
-    return PixelSet(rows, CaptionsOfRows(captions, Numbers(captions)), SIDE_PX, "crop", views, **options)
+    with mock.patch.object(pixels, "IN_MEMORY_BYTES", limit_bytes):
+        return PixelSet(rows, CaptionsOfRows(captions, Numbers(captions)), SIDE_PX, "crop", views, **options)
 
 
 def test_memory_disk_and_threads_read_the_same(rows):

@@ -201,8 +201,8 @@ def test_a_chain_of_every_new_setting_trains_saves_and_is_estimated(toy_parts, t
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"unet": {"widths": [32]}}, "`unet` found beside `base`"),
-        ({"vae": "bundled", "scheduler": {}}, "`vae` and `scheduler` found beside `base`"),
+        ({"unet": {"widths": [32]}}, "`unet` found together with `base`"),
+        ({"vae": "bundled", "scheduler": {}}, "`vae` and `scheduler` found together with `base`"),
         ({"base": None}, "`vae` and `unet` and `scheduler` found empty without a `base`"),
     ],
 )
@@ -221,7 +221,7 @@ def test_a_stable_diffusion_needs_its_clip_and_takes_no_other_length(bases):
     with pytest.raises(ValueError, match=r"`text\.source` is missing, and .* is a Stable Diffusion"):
         build_models(ModelRecipe.model_validate(sections | {"text": {}}), seed=0)
     sections["text"] |= {"max_length": 5}
-    with pytest.raises(ValueError, match=r"`text\.max_length` is 5 beside `base`"):
+    with pytest.raises(ValueError, match=r"`text\.max_length` is 5 together with `base`"):
         build_models(ModelRecipe.model_validate(sections), seed=0)
 
 

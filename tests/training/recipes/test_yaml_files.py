@@ -108,7 +108,7 @@ def test_an_unknown_name_lists_the_nearest_and_all():
 
 
 def test_a_missing_file_is_reported():
-    with pytest.raises(FileNotFoundError, match=r"`nowhere\.yaml` is no file\. Expected FILE\.yaml or one of"):
+    with pytest.raises(FileNotFoundError, match=r"`nowhere\.yaml` is not a file\. Expected FILE\.yaml or one of"):
         load_recipe(Toy, "nowhere.yaml")
 
 
@@ -244,7 +244,7 @@ def test_an_override_may_hold_an_equals_sign(write):
         ("section.rate", "--set section.rate: found no `=`. Expected dotted.key=value."),
         ("=3", "--set =3: found an empty key"),
         ("section..rate=3", "found an empty key"),
-        ("name=[", "--set name=[: found a value that is no valid YAML"),
+        ("name=[", "--set name=[: found a value that is not valid YAML"),
         ("name.x=3", "--set name.x=3: `name` is 'toy'. Expected a section of keys."),
         ("section.rat=3", "`section.rat` (from --set): found an unknown key. The nearest known one is `rate`."),
         ("section.inner.width=0", "`section.inner.width` (from --set): found 0. Expected a number greater than 0."),
@@ -315,7 +315,7 @@ def test_a_file_that_is_no_section_is_refused(write, text, found):
 
 def test_broken_yaml_is_reported_with_its_line(write):
     told = problems_of(write("name: x\nsection: {rate: 1"))
-    assert "is no valid YAML" in told
+    assert "is not valid YAML" in told
     assert "line 2" in told
     assert "\n" not in told
 
@@ -325,7 +325,7 @@ def test_an_empty_file_misses_what_is_required(write):
 
 
 def test_yaml_cannot_build_python_objects(write):
-    assert "is no valid YAML" in problems_of(write("name: !!python/object/apply:os.getcwd []"))
+    assert "is not valid YAML" in problems_of(write("name: !!python/object/apply:os.getcwd []"))
 
 
 # --- presets

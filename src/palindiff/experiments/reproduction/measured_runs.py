@@ -7,6 +7,7 @@ tables and claims (`reproduce.py`).
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from palindiff.evaluation.generation import ImageReadings
 from palindiff.experiments.reproduction.measurement import Measurement, OpenModel
 from palindiff.experiments.reproduction.model_runs import ModelRun
 from palindiff.experiments.reproduction.plan import Plan
@@ -25,6 +26,7 @@ class MeasuredRuns:
     device: str = "cpu"
     num_workers: int = 0  # processes that decode images
     _open: tuple[tuple[str, float], OpenModel] | None = field(default=None, init=False)  # the last, by run and share
+    _known: dict[str, ImageReadings] = field(default_factory=dict, init=False)  # of real images, for all runs
     _measured: dict[tuple[object, ...], Measurement] = field(default_factory=dict, init=False)
 
     def naming(
@@ -61,7 +63,7 @@ class MeasuredRuns:
         """Open a run's model, and keep it until another one is opened."""
         if self._open is None or self._open[0] != (run.name, share):
             model, generator = run.open(self.device, share)
-            opened = OpenModel(model, run.folder, self.data, self.num_workers, generator)
+            opened = OpenModel(model, run.folder, self.data, self.num_workers, generator, self._known)
             self._open = (run.name, share), opened
         return self._open[1]
 

@@ -5,7 +5,7 @@ Here: measuring a run, and the files that keep it, so that the next call measure
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,14 +21,15 @@ import palindiff
 from palindiff.atomic import atomic_file, atomic_text
 from palindiff.data.conditions import evenly_spread
 from palindiff.data.images import ImageSource, decode_image, to_pixels
-from palindiff.data.rows import CaptionedImage, ImageSet
+from palindiff.data.rows import ImageSet
 from palindiff.data.sources import DataConfig
 from palindiff.data.squares import read_squares
 from palindiff.evaluation.class_sets import ClassSet, load_class_set
 from palindiff.evaluation.efficientnet import EffLite0Features, read_weights
 from palindiff.evaluation.generated_set import IMAGES_FOLDER, pipeline_fingerprint
-from palindiff.evaluation.generation import GenerationConfig, GenerationData, chosen_rows, generation
+from palindiff.evaluation.generation import GenerationConfig, GenerationData, ImageReadings, chosen_rows, generation
 from palindiff.evaluation.intervals import bootstrap_interval
+from palindiff.evaluation.launch import Launch
 from palindiff.evaluation.named_data import NamedData
 from palindiff.evaluation.naming_tasks import Metric
 from palindiff.evaluation.records import Record, hash_settings
@@ -86,6 +87,7 @@ class OpenModel:
     root: Path  # of --data
     num_workers: int = 0  # processes that decode images
     generator: StableDiffusionPipeline | None = None  # what generates, where another model names
+    known: dict[str, ImageReadings] = field(default_factory=dict)  # of real images; shared with other models
 
     @cached_property
     def texts(self) -> Texts:
@@ -146,19 +148,19 @@ class OpenModel:
         if (kept := self._read(key)) is not None:
             return kept
         images = self.folder / GENERATED / key
-        found = generation(self.generating, GenerationData(rows, images, self.num_workers), options)
-        real = chosen_rows(rows, options)
-        generated = [
-            CaptionedImage(ImageSource(str(path), path=path), row.captions)
-            for path, row in zip(_image_files(images), real, strict=True)
-        ]
-        features = {name: self._features(each) for name, each in (("generated", generated), ("real", real))}
+        of_real = _key("real", {"source": rows.fingerprint, "plan": plan.model_dump(mode="json")})
+        data = GenerationData(rows, images, Launch(self.num_workers), known=self.known.get(of_real))
+        found = generation(self.generating, data, options)
+        assert found is not None, "this process measures"
+        self.known[of_real] = found.real
+        sides = {"generated": found.generated, "real": found.real}
+        features = {name: each.by_reader[EffLite0Features.label] for name, each in sides.items()}
         kept_rows: list[Row] = [
             {**{name: row[name] for name in row if name != "seed"}, "generation_seed": row["seed"]}
-            for row in found
+            for row in found.rows
             if row["value"] is not None
         ]
-        texts = [(row.captions, row.label) for row in real]
+        texts = [(row.captions, row.label) for row in chosen_rows(rows, options)]
         return self._write(key, Measurement(kept_rows, features, {"generated": units_of_images(texts, plan.unit)}))
 
     def sheet_images(
@@ -198,7 +200,7 @@ class OpenModel:
             self.model, self.folder.name, [replace(named_data(name, data, self.root), filters_training=False)],
             tasks, [NamingSetting() if isinstance(self.model, PipelineEmbedder) else Setting()],
             self.folder / RECORDS, EvaluationOptions(templates=data.templates, retrieval_ks=data.retrieval_ks),
-            num_workers=self.num_workers,
+            launch=Launch(self.num_workers),
         )  # fmt: skip
         return [row for record in evaluation.run() for row in _record_rows(record)]
 
@@ -241,23 +243,10 @@ class OpenModel:
 
     def _embed_with(self, rows: ImageSet, options: Sequence[Mapping[str, Any]]) -> list[Tensor]:
         parts: list[list[Tensor]] = [[] for _ in options]
-        for pixels in self._squares(rows):
+        for pixels in read_squares(rows, self.model.image_size_px, "crop", IMAGES_AT_ONCE, self.num_workers):
             for kept, e_0_hat in zip(parts, self.model.embed_pixels(to_pixels(pixels), options), strict=True):
                 kept.append(e_0_hat.cpu())
         return [torch.cat(each) for each in parts]
-
-    @torch.no_grad()
-    def _features(self, rows: Sequence[CaptionedImage]) -> Tensor:
-        """Shapes: n images -> (n, 1280) float32."""
-        network = EffLite0Features()
-        return torch.cat([network(pixels) for pixels in self._squares(rows)])
-
-    def _squares(self, rows: Sequence[CaptionedImage]) -> Iterator[Tensor]:
-        """Decode images in batches, (b, 3, H, W) uint8.
-
-        Raises: ImageFileError if one cannot be read.
-        """
-        return read_squares(rows, self.model.image_size_px, "crop", IMAGES_AT_ONCE, self.num_workers)
 
     def _generation_key(self, plan: GenerationPlan, rows: ImageSet) -> str:
         options = generation_options(plan, self.root)

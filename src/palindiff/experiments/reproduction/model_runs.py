@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from palindiff.atomic import atomic_text
 from palindiff.evaluation.clip_score import files_sha256
-from palindiff.evaluation.results import git_state
+from palindiff.evaluation.provenance import git_state
 from palindiff.experiments.reproduction.interpolation import interpolate
 from palindiff.experiments.reproduction.plan import ROOT, RUNS, Plan
 from palindiff.inference.clip_model import ClipModel

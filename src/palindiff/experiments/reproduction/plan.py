@@ -273,7 +273,7 @@ def load_plan(scale: str) -> Plan:
         return Plan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         problems = "\n".join(describe_problem(Plan, each) for each in error.errors())
-        raise ValueError(f"`{path}` is no plan. Fix the file:\n{problems}") from error
+        raise ValueError(f"`{path}` is not a plan. Fix the file:\n{problems}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"`{path}` is not YAML: {error}. Expected a plan. Fix the file.") from error
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from palindiff.atomic import atomic_text
-from palindiff.evaluation.results import RESULTS_FOLDER, Results, Row, read_results
+from palindiff.evaluation.provenance import RESULTS_FOLDER
+from palindiff.evaluation.results import Results, Row, read_results
 from palindiff.experiments.reproduction.figures import chain_plot, table_plot, write_figures
 from palindiff.experiments.reproduction.plan import CONTROLS, Plan, Target, load_plan, plan_names
 from palindiff.experiments.reproduction.plan_sections import ColumnPlan

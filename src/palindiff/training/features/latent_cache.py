@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from palindiff.data.images import Fit, ImageFileError, to_pixels
 from palindiff.data.on_bad import OnBad
 from palindiff.data.sources import ImageSet
-from palindiff.evaluation.results import num_cores
+from palindiff.evaluation.provenance import num_cores
 from palindiff.models.fingerprint import fingerprint
 from palindiff.training.features.dataset import ENCODE_BATCH, ImageFeatures, Progress, key_of
 from palindiff.training.features.memmap import map_arrays, write_arrays

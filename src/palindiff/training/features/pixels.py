@@ -34,20 +34,16 @@ class PixelSet:
         views: ViewConfig,
         num_threads: int = 0,
         progress: Progress = lambda what, done, total: None,
-        in_memory_bytes: int | None = None,
     ) -> None:
-        """Decode a small set, all its views; num_threads decode, 0 decodes in the thread that reads.
+        """Decode a set of up to IN_MEMORY_BYTES, all its views, in num_threads threads; 0: in the one that reads.
 
-        in_memory_bytes: up to which a set is small; None is IN_MEMORY_BYTES.
-
-        Raises: ImageFileError if an image of a small set cannot be read; one of a large set raises it when it is read.
+        Raises: ImageFileError if an image of such a set cannot be read; one of a larger set raises it when it is read.
         """
         self.squares, self.captions, self.views = Squares(rows, size_px, fit, views), captions, views
         self.num_views = 1 + views.crops
         self._threads = ThreadPoolExecutor(num_threads) if num_threads else None
         num_bytes = len(rows) * self.num_views * 3 * size_px**2
-        is_small = num_bytes <= (IN_MEMORY_BYTES if in_memory_bytes is None else in_memory_bytes)
-        self.decoded = self._decode_all(progress) if is_small else None
+        self.decoded = self._decode_all(progress) if num_bytes <= IN_MEMORY_BYTES else None
 
     def __len__(self) -> int:
         return len(self.captions)

@@ -193,8 +193,8 @@ def _from_base(recipe: ModelRecipe, base: BaseConfig, seed: int, with_weights: b
         )
     if recipe.text.max_length is not None:
         raise ValueError(
-            f"`text.max_length` is {recipe.text.max_length} beside `base`. Expected none: generation reads as many "
-            "tokens as the base does. Remove it."
+            f"`text.max_length` is {recipe.text.max_length} together with `base`. Expected none: generation reads "
+            "as many tokens as the base does. Remove it."
         )
     return pipeline
 

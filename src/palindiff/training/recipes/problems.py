@@ -1,5 +1,6 @@
 """Problems of a recipe as sentences: dotted key, what was found, what was expected, the nearest known key."""
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from types import UnionType
@@ -47,7 +48,7 @@ def show_value(value: object) -> str:
 
 def _plain_expectation(message: str) -> str:
     """Cut pydantic's message down to what it expects: "Input should be less than 1" -> "a number less than 1"."""
-    expected = message.removeprefix("Input should be ").partition(", unable to")[0]
+    expected = re.sub(r"^\w+ should (be|have) ", "", message).partition(", unable to")[0].partition(" after ")[0]
     return f"a number {expected}" if expected.startswith(("greater", "less", "finite")) else expected
 
 

@@ -80,7 +80,7 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 class SchedulerConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The image diffusion, with Stable Diffusion's noise schedule."""
 
-    prediction_type: str = Field("v_prediction", pattern="^(epsilon|v_prediction)$")
+    prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
     rescale_betas_zero_snr: bool = False  # True: the last step is pure noise, as generation starts from (v_prediction)
 
     @model_validator(mode="after")
@@ -115,8 +115,8 @@ class ModelRecipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         given = [name for name in FROM_SCRATCH if getattr(self, name) is not None]
         if self.base is not None and given:
             raise ValueError(
-                f"`{'` and `'.join(given)}` found beside `base`. Expected none of them: the base brings its own. "
-                "Remove them, or `base`."
+                f"`{'` and `'.join(given)}` found together with `base`. Expected none of them: the base brings its "
+                "own. Remove them, or `base`."
             )
         if self.base is None and len(given) < len(FROM_SCRATCH):
             lacking = [name for name in FROM_SCRATCH if name not in given]
@@ -159,7 +159,7 @@ class DiffDisRecipe(ModelRecipe, Recipe, frozen=True, extra="forbid", allow_inf_
     @model_validator(mode="after")
     def _has_negatives(self) -> Self:
         if self.objective.task != "generation":
-            _check_negatives(self.loop, ", or set `objective.task: generation`")
+            check_negatives(self.loop, ", or set `objective.task: generation`")
         return self
 
     @model_validator(mode="after")
@@ -195,7 +195,7 @@ class ContrastiveRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False
     def _has_text_and_negatives(self) -> Self:
         if self.text.source is None:
             raise ValueError("`text.source` missing. Expected a text encoder. Set its folder or Hub name.")
-        _check_negatives(self.loop)
+        check_negatives(self.loop)
         return self
 
 
@@ -208,10 +208,14 @@ class VaeRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False):
     evaluation: VaeEvaluationConfig = VaeEvaluationConfig()
 
 
-def _check_negatives(loop: LoopConfig, remedy: str = "") -> None:
+def check_negatives(loop: LoopConfig, remedy: str = "") -> None:
+    """Refuse micro-batches of one row. `remedy` follows the advice to change their size.
+
+    Raises: ValueError.
+    """
     if loop.batch_size == loop.accumulation:
         raise ValueError(
             f"`loop.batch_size` is {loop.batch_size} with `loop.accumulation` {loop.accumulation}: a micro-batch of "
-            "one row, whose alignment loss is always 0, for want of other captions. Expected at least 2 rows; under "
-            f"16 are warned of. Change one of the two{remedy}."
+            "one row has no other captions to compare with, so its loss is always 0. Expected at least 2 rows. Change "
+            f"one of the two{remedy}."
         )

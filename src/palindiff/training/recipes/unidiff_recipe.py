@@ -12,7 +12,7 @@ from palindiff.evaluation.evaluators import BestBy, EvaluationConfig
 from palindiff.models.lora import LoraConfig
 from palindiff.objectives.unidiff import UniDiffConfig
 from palindiff.training.features.views import ViewConfig
-from palindiff.training.recipes.schema import Recipe
+from palindiff.training.recipes.schema import Recipe, check_negatives
 
 Trained = Literal["all", "attention", "lora"]
 
@@ -87,9 +87,6 @@ class UniDiffRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False):
         objective = self.objective
         if not (objective.contrastive_weight or objective.generation_weight or objective.consistency_weight):
             raise ValueError("All three weights of `objective` are 0. Expected a loss to train. Set one above 0.")
-        if objective.contrastive_weight and self.loop.batch_size == self.loop.accumulation:
-            raise ValueError(
-                f"`loop.batch_size` is {self.loop.batch_size} with `loop.accumulation` {self.loop.accumulation}: a "
-                "micro-batch of one row has no other captions. Expected at least 2 rows. Change one of the two."
-            )
+        if objective.contrastive_weight:
+            check_negatives(self.loop)
         return self

@@ -209,7 +209,9 @@ def _find_recipe(recipe: str, beside: Path) -> Path:
         return _choose(recipe, _bundled(RECIPES), f"No recipe is called `{recipe}`", "FILE.yaml or ")
     if not (beside / recipe).is_file():
         names = ", ".join(recipe_names())
-        raise FileNotFoundError(f"`{beside / recipe}` is no file. Expected FILE.yaml or one of {names}. Fix the path.")
+        raise FileNotFoundError(
+            f"`{beside / recipe}` is not a file. Expected FILE.yaml or one of {names}. Fix the path."
+        )
     return beside / recipe
 
 
@@ -255,7 +257,7 @@ def _parse(path: Path, problems: list[str]) -> Tree:
         loader = _UniqueKeyLoader(path.read_text(encoding="utf-8"))
         tree = loader.get_single_data()
     except yaml.YAMLError as error:
-        raise ValueError(f"`{path}` is no valid YAML: {' '.join(str(error).split())}. Fix that line.") from error
+        raise ValueError(f"`{path}` is not valid YAML: {' '.join(str(error).split())}. Fix that line.") from error
     if tree is not None and not isinstance(tree, dict):
         raise ValueError(f"`{path}` is {show_value(tree)}. Expected sections of `key: value`. Fix the file.")
     problems += [
@@ -303,6 +305,6 @@ def _parse_value(text: str) -> object:
     except yaml.YAMLError as error:
         if is_plain:
             return text
-        raise ValueError("found a value that is no valid YAML. Expected for instance 3, true or [a, b].") from error
+        raise ValueError("found a value that is not valid YAML. Expected for instance 3, true or [a, b].") from error
     has_comment = text.startswith("#") or " #" in text
     return text if is_plain and (has_comment or isinstance(parsed, str | list | dict)) else parsed
