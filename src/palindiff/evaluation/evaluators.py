@@ -62,18 +62,23 @@ class NamingSection(EvaluationSection, frozen=True, extra="forbid", allow_inf_na
         return templates
 
 
-class EvaluationConfig(NamingSection, frozen=True, extra="forbid", allow_inf_nan=False):
-    """Which evaluators run on a model that generates and names, and their options."""
+class SampleSection(NamingSection, frozen=True, extra="forbid", allow_inf_nan=False):
+    """What the section `evaluation` has for every model that generates too."""
 
-    evaluators: tuple[Name, ...] = ("retrieval", "classification", "samples")
     keep_best: BestBy | Literal["auto", "none"] = "auto"
     """What the best checkpoint is kept by; "auto" is "generation" if only generation is trained, else "recall"."""
-    naming_steps: int = Field(NAMING_STEPS, gt=0, le=TRAIN_STEPS)  # DDIM steps of the text diffusion
-    naming_guidance_scale: float = Field(NAMING_GUIDANCE_SCALE, ge=1)  # 1 + w of Algorithm 3; 1 turns guidance off
-    naming_samples: int = Field(1, gt=0)  # samplings of the text diffusion whose mean names an image
     prompts: tuple[str, ...] = ()  # captions of the sample sheet; [] turns it off
     guidance_scale: float = Field(GENERATION_GUIDANCE_SCALE, ge=1)  # of the sample sheet; 1 turns guidance off
     num_inference_steps: int = Field(20, gt=0, le=TRAIN_STEPS)  # of the sample sheet
+
+
+class EvaluationConfig(SampleSection, frozen=True, extra="forbid", allow_inf_nan=False):
+    """Which evaluators run on a model that generates and names, and their options."""
+
+    evaluators: tuple[Name, ...] = ("retrieval", "classification", "samples")
+    naming_steps: int = Field(NAMING_STEPS, gt=0, le=TRAIN_STEPS)  # DDIM steps of the text diffusion
+    naming_guidance_scale: float = Field(NAMING_GUIDANCE_SCALE, ge=1)  # 1 + w of Algorithm 3; 1 turns guidance off
+    naming_samples: int = Field(1, gt=0)  # samplings of the text diffusion whose mean names an image
 
     @property
     def image_options(self) -> dict[str, Any]:
@@ -249,7 +254,7 @@ NAMING = {"retrieval": retrieval, "classification": classification, "chain_use":
 """Evaluators of `EvaluationImages`, by name."""
 
 
-def samples(pipeline: PalindiffPipeline, data: SampleSheet, options: EvaluationConfig) -> list[Row]:
+def samples(pipeline: PalindiffPipeline, data: SampleSheet, options: SampleSection) -> list[Row]:
     """Generate an image per prompt, each from its own fixed seed, and write them as one sheet; measures nothing."""
     if options.prompts:
         seeds = list(range(len(options.prompts)))

@@ -381,6 +381,20 @@ def test_a_dumped_recipe_reads_back_the_same(write):
     assert yaml.safe_load(text)["machine"] == {"num_workers": 0}  # defaults are written out
 
 
+@pytest.mark.parametrize(
+    "override", ["optimizer.learning_rate=1e-3", "loop.grad_cache_size=2", "machine.gradient_checkpointing=true"]
+)
+def test_settings_without_effect_on_a_vae_are_refused(override):
+    key = override.partition("=")[0]
+    with pytest.raises(ValueError, match=f"`{key}` set for a VAE, where it has no effect"):
+        load_recipe(VaeRecipe, "vae-emoji", [override])
+
+
+def test_options_of_text_diffusion_are_unknown_to_unidiff():
+    with pytest.raises(ValueError, match=r"`evaluation.naming_steps` \(from --set\): found an unknown key"):
+        load_recipe(UniDiffRecipe, "adapt", ["evaluation.naming_steps=3"])
+
+
 def test_the_config_hash_is_of_what_alters_numbers(write):
     path = write("section: {rate: 1}")
     own = config_hash(load_recipe(Toy, path))

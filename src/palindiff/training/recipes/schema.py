@@ -207,6 +207,20 @@ class VaeRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False):
     optimizer: OptimizerConfig = OptimizerConfig(new_learning_rate=1.5e-3)
     evaluation: VaeEvaluationConfig = VaeEvaluationConfig()
 
+    @model_validator(mode="after")
+    def _sets_nothing_without_effect(self) -> Self:
+        of_others = {
+            "optimizer.learning_rate": self.optimizer.learning_rate != OptimizerConfig().learning_rate,
+            "loop.grad_cache_size": self.loop.grad_cache_size != 0,
+            "machine.gradient_checkpointing": self.machine.gradient_checkpointing,
+        }
+        if given := [name for name, is_given in of_others.items() if is_given]:
+            raise ValueError(
+                f"`{'` and `'.join(given)}` set for a VAE, where it has no effect: all weights are new, and all "
+                "activations are kept. Expected the default. Remove it; the rate is `optimizer.new_learning_rate`."
+            )
+        return self
+
 
 def check_negatives(loop: LoopConfig, remedy: str = "") -> None:
     """Refuse micro-batches of one row. `remedy` follows the advice to change their size.

@@ -4,11 +4,11 @@ Not here: the losses' keys (`objectives/unidiff.py`), building (`build_unidiff.p
 (`schema.py`).
 """
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from palindiff.evaluation.evaluators import BestBy, EvaluationConfig
+from palindiff.evaluation.evaluators import BestBy, SampleSection
 from palindiff.models.lora import LoraConfig
 from palindiff.objectives.unidiff import UniDiffConfig
 from palindiff.training.features.views import ViewConfig
@@ -30,17 +30,12 @@ class StableDiffusionSource(BaseModel, frozen=True, extra="forbid", allow_inf_na
     variant: str | None = None  # weights besides the usual ones, such as fp16
 
 
-class UniDiffEvaluationConfig(EvaluationConfig, frozen=True, extra="forbid", allow_inf_nan=False):
+class UniDiffEvaluationConfig(SampleSection, frozen=True, extra="forbid", allow_inf_nan=False):
     """Which evaluators run, and when training stops early."""
 
     evaluators: tuple[Literal["retrieval", "classification", "samples"], ...] = ("retrieval", "samples")
     patience: int = Field(0, ge=0)
     """Evaluations without a better score, after which training stops; its result is the best one then; 0: never"""
-
-    @property
-    def image_options(self) -> dict[str, Any]:
-        """A CLIP has nothing to choose."""
-        return {}
 
 
 class UniDiffRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False):
