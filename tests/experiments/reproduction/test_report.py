@@ -66,7 +66,7 @@ def test_a_claim_that_was_not_judged_is_listed_as_not_run(results):
 def test_without_results_every_target_of_a_scale_is_named_as_not_run(tmp_path):
     text = " ".join(report.page(tmp_path).split())
     of_scales = dict(zip(["", "emoji", "paper", "photos"], text.split("## Scale "), strict=True))
-    assert "Not run: claims P1 to P8, claims U1 to U4, controls, Table 1, Table 2," in of_scales["emoji"]
+    assert "Not run: claims P1 to P8, claims U1 to U4, claims E1 to E9, controls, Table 1," in of_scales["emoji"]
     for scale in ("emoji", "paper", "photos"):
         listed = of_scales[scale].partition("Not run: ")[2].partition(".")[0].split(", ")
         plan = load_plan(scale)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from palindiff.evaluation.results import read_results
 from palindiff.experiments.reproduction import verdicts
+from palindiff.experiments.reproduction.plan_sections import NamingPlan
 from palindiff.experiments.reproduction.reproduce import ReproduceOptions, Reproduction
 
 
@@ -108,6 +109,22 @@ def test_claims_are_judged_at_both_budgets_and_settings_once(reproduction, monke
     assert all(row["num_seeds"] == 2 for row in rows)
     assert by_budget["P7", "steps"]["margin"] == 1.0
     assert {row["budget"] for row in rows} == set(verdicts.BUDGETS)
+
+
+def test_a_claim_about_accuracy_is_judged_by_it(reproduction):
+    def with_accuracy(tree):
+        claim = {"text": "accuracy gains", "a": "both", "b": "alignment", "metric": "accuracy", "has_budgets": False}
+        tree["claims"]["E1"] = claim | {"family": "exploratory-claims"}
+
+    made = reproduction("exploratory-claims", with_accuracy)
+    (row,) = made.run("a command")
+    accuracy = [
+        sum(made.measured.naming(made.model_run(name, seed), NamingPlan(), made.plan.primary, []).value("acc1")
+            for seed in (0, 1)) / 2
+        for name in ("both", "alignment")
+    ]  # fmt: skip
+    assert row["difference"] == pytest.approx(100 * (accuracy[0] - accuracy[1]))
+    assert row["metric"] == "accuracy"
 
 
 def test_claims_whose_models_are_not_trained_are_reported(reproduction):

@@ -23,7 +23,7 @@ def recalls(*hits):
 
 def test_recall_is_compared_query_by_query_as_the_mean_of_both_directions():
     a, b = recalls([1, 1, 0, 1], [1, 0, 0, 1]), recalls([1, 0, 0, 0], [0, 0, 0, 1])
-    found = verdicts.compare_recall((a, b), ["text", "image"])
+    found = verdicts.compare_points((a, b), ["text", "image"])
     of_images, of_captions = (1 + 1) / 6, (1 + 0) / 2  # hits more of A, over seeds and queries
     assert found.difference == pytest.approx(100 * (of_images + of_captions) / 2)
     assert found.num_seeds == 2
@@ -87,6 +87,8 @@ def test_claims_of_a_budget_share_holm_s_correction_and_lower_kd_is_better():
         judged("P1", clear), judged("P2", [-each for each in clear], metric="kd"), judged("P3", none),
         judged("P1", none, budget="flop"),
     ], {"steps": 3, "flop": 1})  # fmt: skip
+    (accuracy,) = verdicts.judge([judged("E1", clear, metric="accuracy")], {"steps": 1})
+    assert accuracy["verdict"] == "holds here"
     found = {(row["claim"], row["budget"]): row for row in rows}
     assert [row["verdict"] for row in rows] == ["holds here", "holds here", "cannot be decided", "cannot be decided"]
     assert found["P1", "steps"]["level"] == pytest.approx(1 - 0.05 / 3)

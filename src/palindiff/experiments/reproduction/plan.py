@@ -32,7 +32,8 @@ CONTROLS = "controls"
 Target = str  # "table4", "figure4", "controls", or a family of claims: "claims"
 
 
-TASK_OF: dict[str, NamingTask] = {"recall": "retrieval", "cosine": "collapse"}  # that a claim's metric needs
+# The task that a claim's metric needs.
+TASK_OF: dict[str, NamingTask] = {"recall": "retrieval", "accuracy": "classification", "cosine": "collapse"}
 
 
 class Plan(BaseModel, frozen=True, extra="forbid"):

@@ -146,7 +146,7 @@ class TablePlan(BaseModel, frozen=True, extra="forbid"):
 
 
 class ClaimPlan(BaseModel, frozen=True, extra="forbid"):
-    """A primary comparison of docs/protocol.md: A against B at equal steps, and at equal training FLOP."""
+    """A comparison of docs/protocol.md that gets a verdict: A against B at equal steps, and at equal training FLOP."""
 
     text: str
     a: str  # variants
@@ -154,9 +154,9 @@ class ClaimPlan(BaseModel, frozen=True, extra="forbid"):
     a_flop: str | None = None  # in place of `a` at equal FLOP; None: the same
     b_flop: str | None = None
     family: str = "claims"  # claims that Holm's correction takes together: a target of `reproduce`
-    metric: Literal["recall", "kd", "cosine"] = "recall"
-    """"cosine": mean cosine of different images, lower is less collapsed"""
-    data: str | None = None  # of `naming`, for recall and cosine; None: the plan's `primary`
+    metric: Literal["recall", "accuracy", "kd", "cosine"] = "recall"
+    """"accuracy": zero-shot top-1; "cosine": mean cosine of different images, lower is less collapsed"""
+    data: str | None = None  # of `naming`, for all but kd; None: the plan's `primary`
     generation: str | None = None  # of `generation`, for kd; None: the plan's `claimed_generation`
     a_naming: NamingPlan = NamingPlan()
     b_naming: NamingPlan = NamingPlan()

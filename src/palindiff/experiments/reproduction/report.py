@@ -16,6 +16,7 @@ from palindiff.evaluation.results import Results, Row, read_results
 from palindiff.experiments.reproduction.figures import chain_plot, table_plot, write_figures
 from palindiff.experiments.reproduction.plan import CONTROLS, Plan, Target, load_plan, plan_names
 from palindiff.experiments.reproduction.plan_sections import ColumnPlan
+from palindiff.experiments.reproduction.verdicts import POINTS
 
 PAGE = Path("docs/tables.md")
 WIDTH = 119
@@ -25,7 +26,8 @@ ABOUT_CONTROLS = (
     "EfficientNet-Lite0, in place of the image; then how much the prediction depends on the noisy query."
 )
 TITLES = {
-    "unidiff-claims": "Claims of UniDiff", "rates": "Learning rates", "unidiff-rates": "Learning rates of UniDiff",
+    "unidiff-claims": "Claims of UniDiff", "exploratory-claims": "Exploratory claims",
+    "rates": "Learning rates", "unidiff-rates": "Learning rates of UniDiff",
     "unidiff": "UniDiff",
 }  # fmt: skip
 INTRODUCTION = """# The paper's tables, measured again
@@ -43,7 +45,7 @@ palindiff reproduce table4 --scale emoji --data reproduction
 The paper's numbers are of its own data and models, so only the direction of a difference compares. Ours are means
 over seeds, with 95 % bootstrap intervals over seeds and items where they are means of items, and the lowest and
 highest seed elsewhere. What counts as a result is fixed in [protocol.md](protocol.md): the eight claims of DiffDis,
-the four of UniDiff, and their verdicts. All else is exploratory.
+the four of UniDiff, nine exploratory ones, and their verdicts. All else has none.
 `python -m palindiff.experiments.reproduction.report` writes this page from `results/`.
 """
 
@@ -124,11 +126,11 @@ def _claims(plan: Plan, family: Target, found: Results) -> str:
 def _verdict(row: Row | None) -> list[str]:
     if row is None:
         return ["", "", "", "not run"]
-    digits = 2 if row["metric"] == "recall" else 5
+    digits = 2 if row["metric"] in POINTS else 5
     low, high, difference = (
         f"{float(str(row[key])):.{digits}f}" for key in ("judged_low", "judged_high", "difference")
     )
-    unit = {"recall": "points", "kd": "KD", "cosine": "cosine"}[str(row["metric"])]
+    unit = {"recall": "points", "accuracy": "points of accuracy", "kd": "KD", "cosine": "cosine"}[str(row["metric"])]
     return [f"{difference} {unit}", f"{low} to {high}", str(row["num_seeds"]), str(row["verdict"])]
 
 

@@ -31,12 +31,13 @@ from palindiff.experiments.reproduction.model_runs import IsBusyError, ModelRun
 from palindiff.experiments.reproduction.plan import Plan, Target, load_plan, paper_row
 from palindiff.experiments.reproduction.plan_sections import ClaimPlan, RowPlan, TablePlan
 from palindiff.experiments.reproduction.verdicts import (
+    ACCURACY,
     BUDGETS,
     JudgedClaim,
     Sides,
     compare_cosine,
     compare_kd,
-    compare_recall,
+    compare_points,
     judge,
     same_cost,
 )
@@ -259,8 +260,9 @@ class Reproduction:
             return compare_kd(sides), len(items["generated"])
         if claim.metric == "cosine":
             return compare_cosine(sides), len(items[IMAGE_EMBEDDINGS])
-        metrics = self.plan.naming[self.plan.naming_of(claim)].recall_metrics
-        return compare_recall(sides, metrics), len(items[metrics[0]])
+        recall = self.plan.naming[self.plan.naming_of(claim)].recall_metrics
+        metrics = recall if claim.metric == "recall" else (ACCURACY,)
+        return compare_points(sides, metrics), len(items[metrics[0]])
 
     def _sides(self, claim: ClaimPlan, a: str, b: str) -> Sides | None:
         """Measure both sides with the seeds that both have; None if a run is not finished."""

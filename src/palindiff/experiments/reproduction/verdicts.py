@@ -28,6 +28,8 @@ from palindiff.experiments.reproduction.plan_sections import ClaimPlan
 
 BUDGETS = ("steps", "flop")
 PERCENT = 100.0
+POINTS = ("recall", "accuracy")  # metrics in percentage points, higher is better; of the others lower is better
+ACCURACY = "acc1"
 RESAMPLED_AT_ONCE = 1_000
 SAME_FLOP = 0.02  # training costs that differ by a smaller share count as equal
 Sides = tuple[Sequence[Measurement], Sequence[Measurement]]  # A and B, a measurement for each seed
@@ -72,13 +74,13 @@ def judge(claims: Sequence[JudgedClaim], planned: Mapping[str, int]) -> list[Row
                 "p_value": p_value, "margin": each.claim.margin, "num_seeds": each.comparison.num_seeds, "n": each.n,
                 "a_train_tflop": each.train_tflop[0], "b_train_tflop": each.train_tflop[1],
                 "commits": " ".join(each.commits),
-                "verdict": verdict(low, high, each.claim.margin, 1 if each.claim.metric == "recall" else -1),
+                "verdict": verdict(low, high, each.claim.margin, 1 if each.claim.metric in POINTS else -1),
             })  # fmt: skip
     return rows
 
 
-def compare_recall(sides: Sides, metrics: Sequence[str]) -> Comparison:
-    """Compare the mean of some metrics, such as recall in both directions, item by item and seed by seed.
+def compare_points(sides: Sides, metrics: Sequence[str]) -> Comparison:
+    """Compare accuracy, or the mean of recall in both directions, item by item and seed by seed.
 
     Units:  percentage points.
     Shapes: items (n,) of each metric and seed.
