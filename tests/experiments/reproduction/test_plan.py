@@ -98,7 +98,7 @@ BOTH_ARMS = {  # claim of the scale `emoji` -> the keys in which its arms at equ
     "P5": {"optimizer.new_learning_rate"}, "P6": {"query_stream.gamma"}, "P8": {"query_stream.text_chain"},
     "U1": {"objective.generation_weight"}, "U2": {"objective.contrastive_weight", "evaluation.keep_best"},
     "U3": {"objective.consistency_weight"}, "U4": {"objective.consistency_weight", "objective.consistency"},
-    "E1": {"objective.task"}, "E2": {"objective.task"}, **dict.fromkeys(["E3", "E4", "E5", "E6", "E7"], set()),
+    "E1": {"objective.task"}, "E2": {"objective.task"}, **{name: set() for name in ("E3", "E4", "E5", "E6", "E7")},
     "E8": {"query_stream.fusion"}, "E9": {"query_stream.fusion"},
 }  # fmt: skip
 RIVALS = {"P3"}  # of another kind, so nearly all keys differ
