@@ -9,7 +9,6 @@ The two alternate, so that a slow phase of the machine affects both; the rows ho
 import argparse
 import json
 import statistics
-import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from palindiff.evaluation.results import Row, write_results
+from palindiff.evaluation.results import Row, script_command, write_results
 
 SITES = {"8x8 latents, 96 channels": (64, 3, 64, 32), "4x4 latents, 192 channels": (64, 6, 16, 32)}  # (b, heads, l, d)
 BACKENDS = {"torch's choice": nullcontext, "plain": lambda: sdpa_kernel(SDPBackend.MATH)}
@@ -66,7 +65,7 @@ def main() -> None:
     rows = [{"site": name, **measure(shape, args.rounds, args.device)} for name, shape in SITES.items()]
     print(json.dumps(rows, indent=2))
     if args.results:
-        command = " ".join(["python benchmarks/attention_backend.py", *sys.argv[1:]])
+        command = script_command(__file__)
         settings = {"device": args.device, "rounds": args.rounds, "threads": torch.get_num_threads()}
         write_results(args.results, rows, command, settings, 0, time.perf_counter() - began)
 

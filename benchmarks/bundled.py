@@ -7,7 +7,6 @@ the same command to resume.
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import get_args
@@ -18,7 +17,7 @@ from palindiff.data.sources import DataConfig
 from palindiff.evaluation.launch import Launch
 from palindiff.evaluation.named_data import NamedData
 from palindiff.evaluation.records import Record
-from palindiff.evaluation.results import Row, write_results
+from palindiff.evaluation.results import Row, script_command, write_results
 from palindiff.evaluation.run import Evaluation
 from palindiff.evaluation.tasks import Control, EvaluationOptions, NamingSetting, Task
 from palindiff.inference.embedder import PipelineEmbedder
@@ -84,7 +83,7 @@ def main() -> None:
     began = time.perf_counter()
     rows = measure(args.model, args.data, args.output)
     if args.results:
-        command = " ".join(["python benchmarks/bundled.py", *sys.argv[1:]])
+        command = script_command(__file__)
         write_results(args.results, rows, command, {"model": args.model}, 0, time.perf_counter() - began)
 
 

@@ -29,7 +29,7 @@ from palindiff.evaluation.evaluators import EvaluationConfig, EvaluationImages, 
 from palindiff.evaluation.intervals import bootstrap_interval
 from palindiff.evaluation.naming_tasks import caption_retrieval
 from palindiff.evaluation.provenance import git_state
-from palindiff.evaluation.results import Row, read_results, write_results
+from palindiff.evaluation.results import Row, read_results, script_command, write_results
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.training.cost.flops import naming_tflop, step_tflop
 from palindiff.training.cost.weight_free import fake_run
@@ -285,7 +285,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     search = Search(args.output, args.recipe, args.steps, tuple(args.overrides))
-    command = " ".join(["python benchmarks/chain_search.py", *sys.argv[1:]])
+    command = script_command(__file__)
     try:
         search.run(args.variants.split(","), args.results, command)
     except (ValueError, FileNotFoundError) as error:

@@ -6,14 +6,13 @@ On one image and caption of every unseen concept of the emoji set, in both style
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
 from palindiff.cli.model_option import open_model
 from palindiff.data.emoji import STYLES
 from palindiff.evaluation.evaluators import EvaluationConfig, EvaluationImages, chain_use, retrieval
-from palindiff.evaluation.results import Row, write_results
+from palindiff.evaluation.results import Row, script_command, write_results
 from palindiff.experiments.emoji_subsets import concept_images
 
 SETTINGS = [  # naming steps, guidance scale, seed
@@ -50,7 +49,7 @@ def main() -> None:
     for row in rows:
         print(row)
     if args.results:
-        command = " ".join(["python benchmarks/chain_use.py", *sys.argv[1:]])
+        command = script_command(__file__)
         write_results(args.results, rows, command, {"model": args.model}, 0, time.perf_counter() - began)
 
 

@@ -17,7 +17,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from palindiff.evaluation.results import Row, write_results
+from palindiff.evaluation.results import Row, script_command, write_results
 from palindiff.models.query_stream import QueryStream, QueryStreamConfig
 from palindiff.models.text_diffusion import text_diffusion_scheduler
 from palindiff.objectives.diffdis import DiffDisConfig, DiffDisObjective
@@ -152,8 +152,7 @@ def main() -> None:
     print(json.dumps(rows, indent=2))
     if args.results:
         settings = {name: value for name, value in vars(args).items() if name != "results"}
-        command = f"python benchmarks/full_size_step.py --recipe {args.recipe} --batch-sizes {args.batch_sizes}"
-        write_results(args.results, rows, command, settings, 0, time.perf_counter() - began)
+        write_results(args.results, rows, script_command(__file__), settings, 0, time.perf_counter() - began)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ step, before the step itself. See `docs/decisions.md`, row 24.
 
 import argparse
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from palindiff.evaluation.results import write_results
+from palindiff.evaluation.results import script_command, write_results
 from palindiff.training.loop.distributed import distribute
 from palindiff.training.loop.loop import backward_step, train_step
 from palindiff.training.loop.run_log import RunLog
@@ -93,7 +92,7 @@ def main() -> None:
         print(row)
     if args.results:
         settings = {"recipe": args.recipe, "overrides": args.overrides, "every": args.every}
-        command = " ".join(["python benchmarks/gradient_norms.py", *sys.argv[1:]])
+        command = script_command(__file__)
         write_results(args.results, rows, command, settings, recipe.loop.seed, time.perf_counter() - began)
 
 

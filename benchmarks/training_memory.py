@@ -158,10 +158,10 @@ def main() -> None:
         rows.append(compare(args.recipe, [*args.overrides, *changes], args.steps))
         print(json.dumps(rows[-1]), flush=True)
     if args.results:
-        from palindiff.evaluation.results import write_results
+        from palindiff.evaluation.results import script_command, write_results
 
         settings = {"recipe": args.recipe, "overrides": args.overrides, "steps": args.steps, "malloc": HAND_BACK}
-        command = " ".join(["python benchmarks/training_memory.py", *sys.argv[1:]])
+        command = script_command(__file__)
         write_results(args.results, rows, command, settings, 0, time.perf_counter() - began)
 
 

@@ -41,7 +41,7 @@ def bundle_vendor_images(data_dir: Path, target: Path = VENDOR_IMAGES) -> Path:
     if len(sizes := {image.size for image in images}) > 1 or sizes.pop() not in {(side, side) for side in SIZES_PX}:
         raise ValueError(
             f"Images of `{data_dir}` are {images[0].width} x {images[0].height} pixels. Expected a side of "
-            f"{' or '.join(map(str, SIZES_PX))}. Draw the set with `--size {SIZES_PX[-1]}`."
+            f"{' or '.join(map(str, SIZES_PX))}. Draw the set with `--size-px {SIZES_PX[-1]}`."
         )
     with atomic_folder(target, replace=True) as folder:
         _write(folder, rows, images)

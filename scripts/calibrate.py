@@ -8,7 +8,6 @@ For a checkpoint that another run wrote on the way, such as `best/`, or one from
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from palindiff.data.conditions import evenly_spread
 from palindiff.data.sources import DataConfig, open_images
 from palindiff.evaluation.calibration import calibrate
 from palindiff.evaluation.evaluators import EvaluationConfig, EvaluationImages
-from palindiff.evaluation.results import Row, write_results
+from palindiff.evaluation.results import Row, script_command, write_results
 from palindiff.pretrained.bundled import bundled_folder
 
 
@@ -58,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     report = fit(args.checkpoint, folder, args.data, args.split, args.num_images, args.template)
     print(json.dumps(report))
     if args.results:
-        command = " ".join(["python scripts/calibrate.py", *sys.argv[1:]])
+        command = script_command(__file__)
         settings = {"split": args.split, "num_images": args.num_images, "templates": args.template}
         write_results(args.results, [report], command, settings, 0, time.perf_counter() - began)
 

@@ -41,7 +41,7 @@ A sheet is reduced to {colours} colours.
 def write_gallery(pipeline: PalindiffPipeline, model: str, data_dir: Path, output: Path) -> Path:
     """Write `gallery.md` and a sheet for each group of captions, of which empty ones are left out.
 
-    Raises: ValueError if a sheet is too large; as `concept_images`.
+    Raises: ValueError if a sheet is too large; as `shown_captions`.
     """
     parts, first_seed = [_opening(pipeline, model)], 0
     (output / "gallery").mkdir(parents=True, exist_ok=True)

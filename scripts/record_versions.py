@@ -8,6 +8,7 @@ stops if an installed version is not the one of the constraints file.
 """
 
 import argparse
+import shlex
 import sys
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
@@ -100,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
         {"kind": "tests", "folder": folder} | outcomes_row(folders[folder]) for folder in sorted(folders)
     ]
     rows += [*map(rejected_row, args.rejected), *package_rows(read_pins(args.constraints))]
-    command = " ".join(["python scripts/record_versions.py", *(sys.argv[1:] if arguments is None else arguments)])
+    command = shlex.join(["python", "scripts/record_versions.py", *(sys.argv[1:] if arguments is None else arguments)])
     write_results(args.results, rows, command, {"constraints": args.constraints}, 0, elapsed_s)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from palindiff.atomic import atomic_folder, atomic_text, check_writable, claim_folder
+from palindiff.atomic import atomic_file, atomic_folder, atomic_text, check_writable, claim_folder
 
 
 def names_in(folder):
@@ -147,3 +147,21 @@ def test_a_folder_is_claimed_once_and_by_several_processes_alike(tmp_path, monke
     monkeypatch.setattr(Path, "iterdir", list_while_another_process_writes)
     claim_folder(raced, "index.json", "late", "Things")
     assert (raced / "index.json").read_text() == "{}"
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    for text in ("first", "second"):
+        with atomic_folder(tmp_path / "link", replace=True) as folder:
+            (folder / "a").write_text(text)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "disk" / "a").read_text() == text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
+
+
+def test_two_threads_may_write_one_file(tmp_path):
+    with atomic_file(tmp_path / "a") as first, atomic_file(tmp_path / "a") as second:
+        first.write_text("1")
+        second.write_text("2")
+    assert (tmp_path / "a").read_text() == "1"  # the last to finish

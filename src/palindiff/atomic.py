@@ -1,6 +1,7 @@
 """Atomic writing: a folder or file is built beside its destination and renamed; readers see all of it or nothing."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ def atomic_folder(output: Path, replace: bool = False) -> Iterator[Path]:
     """
     if not replace:
         check_is_free(output)
+    output = output.resolve()  # a link stays, and its target is replaced
     output.parent.mkdir(parents=True, exist_ok=True)
     old = output.with_name(f".{output.name}.old")
     with TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent, ignore_cleanup_errors=True) as temporary:
@@ -63,7 +65,7 @@ def check_writable(folder: Path, what: str, remedy: str) -> None:
 def claim_folder(folder: Path, index_name: str, index: str, what: str) -> None:
     """Write an index file into a new folder, or leave that of an earlier run; several processes may do so at once.
 
-    Hidden files, such as a killed run's temporary ones, are no contents.
+    Hidden files, such as a killed run's temporary ones, do not count as contents.
 
     Raises: ValueError if the folder has other contents and no index; OSError if it cannot be written.
     """
@@ -82,7 +84,7 @@ def claim_folder(folder: Path, index_name: str, index: str, what: str) -> None:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield the name of a temporary file beside `path`, which is renamed to it on success."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         yield temporary
         temporary.replace(path)

@@ -140,9 +140,3 @@ def test_a_judge_that_finds_nothing_is_refused(pipeline, judge, data, monkeypatc
     monkeypatch.setattr(judge, "encode_text", lambda captions: torch.full((len(captions), 768), torch.nan))
     with pytest.raises(ValueError, match="are not finite"):
         best_of.measure_style(pipeline, judge, data, "flat", 2, 1)
-
-
-def test_images_that_are_not_finite_are_refused(pipeline, judge, data, monkeypatch):
-    monkeypatch.setattr(best_of, "prompt_cosines", lambda *given: torch.full((4,), torch.nan))
-    with pytest.raises(ValueError, match="The images of `flat ta` are not finite"):
-        best_of.measure_style(pipeline, judge, data, "flat", 2, 1)

@@ -156,7 +156,7 @@ def test_any_stable_diffusion_generates(evaluate, images, model, palindiff, reco
     assert [each["metrics"] for each in records().values()] == [of_stock["metrics"]]
     code, _, err = evaluate("--model", "stock", tasks=["retrieval"])
     assert code == 2
-    assert "Stable Diffusion alone names no images" in err
+    assert "Stable Diffusion alone cannot classify or rank images" in err
 
 
 def test_options_of_tasks_are_checked_together(evaluate, images, tmp_path):

@@ -157,6 +157,20 @@ def test_linked_folders_are_followed_once(tmp_path):
     assert list_images(tmp_path / "set") == ["cat/a.png", "dog/b.png"]
 
 
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
+    write_images(tmp_path, "cat/a.png", "dog/b.png")
+    scan = os.scandir
+
+    def refuse_dogs(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse_dogs)
+    with pytest.raises(OSError, match=r"dog` cannot be listed \(Permission denied\)"):
+        list_images(tmp_path)
+
+
 def test_file_name_that_is_not_valid_text_is_reported(tmp_path):
     name = os.fsdecode(b"\xff.png")
     try:

@@ -64,7 +64,7 @@ def test_classes_of_one_name_keep_their_numbers_as_labels(tmp_path):
 def test_class_names_stand_beside_the_archives_or_above(tmp_path):
     tar = write_tar(tmp_path / "set" / "test" / "0.tar", sample("a", "red"))
     assert read_class_names(tar.parent) == ()
-    (tmp_path / "set" / "classnames.txt").write_text("cat\ndog\n\n")
+    (tmp_path / "set" / "classnames.txt").write_text("\ufeffcat\ndog\n\n", encoding="utf-8")
     assert read_class_names(tar.parent) == ("cat", "dog")
 
 

@@ -147,7 +147,7 @@ def test_folder_of_no_kind_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("notes")
     with pytest.raises(ValueError, match=r"Expected metadata\.jsonl, .*, \*\.tar, \*\.parquet or class folders in"):
         captions_of(tmp_path)
-    with pytest.raises(ValueError, match=r"notes\.txt` is of no known kind"):
+    with pytest.raises(ValueError, match=r"notes\.txt` is not a supported kind of source"):
         captions_of(tmp_path / "notes.txt")
 
 

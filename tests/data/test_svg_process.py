@@ -77,3 +77,9 @@ def test_a_missing_renderer_is_named_with_its_remedy(renderer, monkeypatch):
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     with pytest.raises(ModuleNotFoundError, match=r"`resvg_py` is not installed.*pip install 'palindiff\[emoji\]'"):
         renderer.draw(HALF, 8)
+
+
+def test_nothing_of_the_working_folder_is_imported(renderer, monkeypatch, tmp_path):
+    (tmp_path / "resvg_py.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    assert renderer.draw(HALF, 8).getpixel((1, 4)) == (255, 0, 0)

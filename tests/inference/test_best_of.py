@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from palindiff.inference.best_of import prompt_cosines
 from palindiff.inference.generation import generate_images
 from toys.models import toy_pipeline
 
@@ -31,6 +32,14 @@ def test_the_candidate_closest_to_its_prompt_is_chosen(pipeline):
         assert best.seed == first + int(np.argmax(cosines))
         assert best.cosine == max(best.cosines.values())
         assert np.array_equal(np.asarray(best.image), np.asarray(images[best.seed - first]))
+
+
+def test_candidates_that_are_not_finite_are_refused(pipeline, monkeypatch):
+    monkeypatch.setattr(pipeline, "encode_text", lambda captions: torch.full((1, 12), torch.nan))
+    z = torch.zeros(2, pipeline.unet.config.in_channels, 8, 8)
+    monkeypatch.setattr(pipeline, "encode_image", lambda z, steps: torch.ones(len(z), 12))
+    with pytest.raises(ValueError, match=r"The candidates of `a` are not finite in torch\.float32"):
+        prompt_cosines(pipeline, z, "a")
 
 
 def test_what_cannot_be_chosen_from_is_refused(pipeline):

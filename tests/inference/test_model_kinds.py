@@ -40,9 +40,9 @@ def test_the_folder_of_a_run_stands_for_its_result(folders):
 
 
 def test_anything_else_is_refused_with_what_it_holds(tmp_path, encoder_folder):
-    with pytest.raises(ValueError, match=r"holds no known model; in it: nothing. Expected a palindiff .* Use one"):
+    with pytest.raises(ValueError, match=r"it contains: nothing. Expected a palindiff .* Use one"):
         model_kind(tmp_path)
-    with pytest.raises(ValueError, match=r"holds no known model; in it: 1_Pooling, .* more. Expected"):
+    with pytest.raises(ValueError, match=r"does not contain a supported model; it contains: 1_Pooling, .* more"):
         model_kind(encoder_folder / "sentence")
     with pytest.raises(FileNotFoundError, match=r"is not a folder. Expected a palindiff checkpoint.*Check the path"):
         model_kind(tmp_path / "nowhere")

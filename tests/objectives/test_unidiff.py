@@ -109,6 +109,18 @@ def test_the_total_is_the_weighted_sum_and_every_weight_learns(make, batch, cons
     assert not [name for name in without if not name.endswith(("k_proj.bias", "to_k.bias"))]  # move no softmax
 
 
+def test_generation_of_weight_0_is_reported_and_what_it_alone_would_train_is_frozen(make, batch):
+    objective = make(generation_weight=0.0, consistency_weight=0.3)
+    found = objective(batch, draws_of(objective))
+    torch.testing.assert_close(found["loss"], found["contrastive"] + 0.3 * found["consistency"])
+    assert found["generation"] > 0
+    found["loss"].backward()
+    trained = [(name, each) for name, each in objective.named_parameters() if each.requires_grad]
+    assert [name for name, each in trained if each.grad is None] == []
+    assert any(name.startswith("unet.down_blocks") for name, _ in trained)
+    assert not any(name.startswith(("unet.up_blocks", "unet.conv_out", "unet.conv_norm_out")) for name, _ in trained)
+
+
 def test_noisy_images_weigh_as_much_as_is_left_of_them(make, batch):
     plain, weighted = (make(noise_weighting=name) for name in ("none", "signal"))
     draws = draws_of(plain) | {"t_z": torch.full((6,), 400)}

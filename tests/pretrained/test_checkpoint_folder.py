@@ -58,7 +58,7 @@ def drop_predictor(weights):
     [
         (lambda weights: weights.pop("predictor.bias"), "lacks `predictor.bias`. Expected exactly", True),
         (lambda weights: weights.pop("predictor.bias"), "lacks `predictor.bias`. Expected exactly", False),
-        (lambda weights: weights.update(lost=torch.ones(2)), "has `lost`, for which there is no place", True),
+        (lambda weights: weights.update(lost=torch.ones(2)), "has `lost`, which the model does not use", True),
         (cut_predictor, "has `predictor.bias` of shape (5,) where (32,) belongs. Expected exactly", True),
         (cut_predictor, "has `predictor.bias` of shape (5,) where (32,) belongs. Expected exactly", False),
         (drop_predictor, "lacks `predictor.bias`, and 1 more weights do not fit. Expected exactly", True),
@@ -161,9 +161,9 @@ def test_a_folder_that_is_no_checkpoint_is_refused(folder, whole, tmp_path):
     stock.save_pretrained(tmp_path / "stock")
     sentence = refusal(tmp_path / "stock")
     assert "holds a StableDiffusionPipeline without `query_stream` and `query_scheduler`" in sentence
-    assert sentence.endswith("Pass the missing parts, or name another folder.")
+    assert sentence.endswith("Pass the missing parts, or use another folder.")
     (folder / "model_index.json").write_text("{")
-    assert "model_index.json` is no JSON" in refusal(folder)
+    assert "model_index.json` is not valid JSON" in refusal(folder)
 
 
 def test_missing_parts_may_be_passed(whole, tmp_path):

@@ -157,7 +157,7 @@ def test_a_damaged_clip_is_refused_in_one_sentence(clip, damage, sentence):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ('{"pooling": "first", "log_logit_scale": 1}', "has a problem at `pooling`.*Copy the folder again"),
         ('{"pooling": "mean", "log_logit_scale": NaN}', "has a problem at `log_logit_scale`"),
     ],
@@ -186,6 +186,6 @@ def test_encoders_of_different_width_are_refused(written):
 def test_weights_that_are_not_finite_are_not_saved(sentence_parts, tmp_path):
     with torch.no_grad():
         sentence_parts.image_encoder.model.visual_projection.weight[0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"of the part `image encoder` holds 1 numbers that are infinite or none"):
+    with pytest.raises(ValueError, match=r"of the part `image encoder` holds 1 numbers that are infinite or NaN"):
         save_clip(sentence_parts, tmp_path / "model")
     assert not (tmp_path / "model").exists()

@@ -218,7 +218,7 @@ def test_a_missing_part_is_named(refused, copy, clip, part):
     ],
 )  # fmt: skip
 def test_a_small_file_that_is_broken_or_missing_is_named(refused, copy, clip, name):
-    for broken, told in (("{", "is no JSON"), ("[]", "holds a JSON list. Expected an object")):
+    for broken, told in (("{", "is not valid JSON"), ("[]", "holds a JSON list. Expected an object")):
         (copy / name).write_text(broken)
         refused(ValueError, f"`{copy / name}` {told}", "Copy it again", source=copy, clip=clip)
     (copy / name).unlink()
@@ -241,7 +241,7 @@ def test_a_tokenizer_longer_than_the_text_encoder_is_refused(refused, copy, clip
 def test_an_unknown_name_is_told_what_names_work(refused, clip, monkeypatch, tmp_path, name):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     told = f"No Stable Diffusion `{name}`: it is not a folder, and neither the Hub nor its cache"
-    remedies = ("--variant fp16", "Fix the name or the connection")
+    remedies = ("--variant fp16", "Fix the cause, the name or the connection")
     refused(FileNotFoundError, told, *remedies, source=name, clip=clip, cache_dir=tmp_path)
 
 

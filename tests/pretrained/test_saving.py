@@ -139,6 +139,14 @@ def test_no_saved_file_tells_where_a_part_lay(root, ours, tmp_path):
     assert not [name for name, data in files_of(tmp_path).items() if str(root).encode() in data]
 
 
+def test_saving_changes_no_other_file_of_the_folder(ours, tmp_path):
+    other = tmp_path / "runs" / "old" / "config.json"
+    other.parent.mkdir(parents=True)
+    other.write_text('{"b": 1, "_name_or_path": "kept"}')
+    ours.save_pretrained(tmp_path)
+    assert other.read_text() == '{"b": 1, "_name_or_path": "kept"}'
+
+
 def test_a_push_is_one_commit_of_the_whole_folder_with_its_card(root, hub, tmp_path):
     repositories, asked = hub
     folder = Path(shutil.copytree(root / "checkpoint", tmp_path / "with_card"))

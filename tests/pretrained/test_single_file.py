@@ -229,7 +229,7 @@ def test_a_part_or_a_lora_is_no_model(refused, stable_diffusion, clips, tmp_path
     save_file({"unet.conv_in.lora_A.weight": torch.ones(2, 2)}, lora := tmp_path / "lora.safetensors")
     for path in (part, lora):
         refused(
-            ValueError, "holds no U-Net of Stable Diffusion's first layout", "name its folder", "a LoRA is no model",
+            ValueError, "holds no U-Net of Stable Diffusion's first layout", "name its folder", "a LoRA is not",
             source=path, clip=clips["sd1"],
         )  # fmt: skip
 
@@ -313,7 +313,7 @@ def test_half_a_folder_of_configs_is_refused(refused, made, clips, tmp_path, nam
     call = {"source": made / "sd2.safetensors", "clip": clips["sd2"], "config": folder}
     refused(FileNotFoundError, f"`{folder}` has no {name}. Expected a", "Name one", **call)
     (folder / name).write_text("{")
-    refused(ValueError, f"`{folder / name}` is no JSON", "Copy it again", **call)
+    refused(ValueError, f"`{folder / name}` is not valid JSON", "Copy it again", **call)
 
 
 def test_a_scheduler_that_is_none_of_diffusers_is_refused(refused, made, clips, tmp_path):

@@ -330,7 +330,7 @@ def with_config(**changes):
         ("clip", drop("tokenizer.json", "vocab.json", "merges.txt"), FileNotFoundError, r"has no tokenizer.*Save it"),
         ("clip", as_pickle, ValueError, r"weights: pytorch_model.bin. Expected model.safetensors: pickles run code"),
         ("clip", with_config(model_type="siglip"), ValueError, r"holds a `siglip` text encoder, for which no way"),
-        ("clip", lambda folder: (folder / "config.json").write_text("{"), ValueError, r"config.json` is no JSON"),
+        ("clip", lambda folder: (folder / "config.json").write_text("{"), ValueError, r"config.json` is not valid"),
         ("sentence", as_t5, ValueError, r"holds a `t5` text encoder, for which no way from tokens to one embedding"),
         ("sentence", drop("1_Pooling/config.json"), ValueError, r"holds a `bert` text encoder.*with 1_Pooling/config"),
         ("sentence", with_pooling(pooling_mode_cls_token=True), ValueError, r"asks for pooling by cls. Expected mean"),
@@ -339,7 +339,7 @@ def with_config(**changes):
         ("sentence", with_step, ValueError, r"asks for a further step `Dense`. Expected mean pooling and nothing"),
         ("sentence", with_prompt, ValueError, r"asks for a default prompt `query`"),
         ("sentence", with_config(num_hidden_layers=3), ValueError, r"lacks `encoder.layer.2.*, and 15 more weights"),
-        ("sentence", with_config(num_hidden_layers=1), ValueError, r"has `encoder.layer.1.*there is no place, and 15"),
+        ("sentence", with_config(num_hidden_layers=1), ValueError, r"has `encoder.layer.1.*does not use, and 15"),
     ],
 )  # fmt: skip
 def test_load_refuses(folder, name, damage, error, sentence):

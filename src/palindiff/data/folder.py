@@ -139,9 +139,12 @@ def unread_captions(path: Path, files: Sequence[str], root: Path) -> str | None:
 
 
 def list_files(root: Path) -> list[str]:
-    """List the files in a folder and its sub-folders, as sorted relative names; hidden ones are left out."""
+    """List the files in a folder and its sub-folders, as sorted relative names; hidden ones are left out.
+
+    Raises: OSError if a folder cannot be listed.
+    """
     found, seen = [], set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in os.walk(root, onerror=_refuse_unlisted, followlinks=True):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:  # a link back to a folder visited before
             subfolders.clear()
@@ -151,6 +154,14 @@ def list_files(root: Path) -> list[str]:
         relative = Path(folder).relative_to(root)
         found += [(relative / file).as_posix() for file in files if not file.startswith(".")]
     return sorted(found)
+
+
+def _refuse_unlisted(error: OSError) -> None:
+    """Without it, `os.walk` leaves the folder out silently."""
+    raise OSError(
+        f"`{error.filename}` cannot be listed ({error.strerror}). Expected a folder that can be read. Change its "
+        "permissions, or move it out of the set."
+    ) from error
 
 
 def list_images(root: Path) -> list[str]:

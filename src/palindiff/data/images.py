@@ -30,6 +30,9 @@ UPRIGHT = {
 # A PNG may hold much text, as workflows of image generators, or a long colour profile: all of its texts together may
 # have 64 MB, and so may one of them; PIL's own limit of one is 1 MB.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+# PIL warns about sizes, which MAX_PIXELS limits, and damaged metadata. `catch_warnings` around each image would not be
+# safe in the threads that decode a training set.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Fit = Literal["crop", "pad"]
 
@@ -101,21 +104,19 @@ def _open_image(source: ImageInput) -> Iterator[Image.Image]:
         source = ImageSource(str(source), path=Path(source))
     named = source if isinstance(source, ImageSource) else ImageSource("image")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL warns about sizes (MAX_PIXELS is the limit) and damaged metadata
-            if not isinstance(source, ImageSource):
-                image = source if isinstance(source, Image.Image) else _from_pixels(source)
-                _check_opened(named, image)
+        if not isinstance(source, ImageSource):
+            image = source if isinstance(source, Image.Image) else _from_pixels(source)
+            _check_opened(named, image)
+            yield image
+            return
+        with source.open() as stream:
+            header = stream.read(HEADER_BYTES)
+            if unread := unread_format(source.name, header):
+                raise _refusal(source, f"is not read ({unread})", "an image of a format that is read")
+            stream.seek(0)
+            with Image.open(stream) as image:
+                _check_opened(source, image)
                 yield image
-                return
-            with source.open() as stream:
-                header = stream.read(HEADER_BYTES)
-                if unread := unread_format(source.name, header):
-                    raise _refusal(source, f"is not read ({unread})", "an image of a format that is read")
-                stream.seek(0)
-                with Image.open(stream) as image:
-                    _check_opened(source, image)
-                    yield image
     except ImageFileError:
         raise
     except FileNotFoundError as error:

@@ -92,5 +92,5 @@ def keep_class_names(source: Path, folder: Path) -> None:
 
 def _lines(folder: Path, name: str) -> tuple[str, ...]:
     files = [folder / name, folder.parent / name]
-    text = next((file.read_text(encoding="utf-8") for file in files if file.is_file()), "")
+    text = next((file.read_text(encoding="utf-8-sig") for file in files if file.is_file()), "")
     return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -87,9 +87,9 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 def open_images(config: DataConfig) -> ImageSet:
     """Open the rows of a split that meet the conditions, checked but not decoded.
 
-    Raises: ValueError if rows are bad (all are reported at once), the source has no such split, is of no known kind,
-        or has no row or column of a condition; FileNotFoundError if the path does not exist; ConnectionError if the
-        Hub cannot be reached.
+    Raises: ValueError if rows are bad (all are reported at once), if the source has no such split or is not a
+        supported kind, or if it has no row or column of a condition; FileNotFoundError if the path does not exist;
+        ConnectionError if the Hub cannot be reached.
     """
     kind, found = find_source(config)
     path, split = _split_path(config)
@@ -140,8 +140,8 @@ def find_source(config: DataConfig) -> tuple[Kind, Any]:
     """Detect the kind of a source from its files, and find those of the split.
 
     Returns: the kind, and the split's folder, its archives or tables, or the name of a Hub data set.
-    Raises: FileNotFoundError if nothing exists at the path and it is no Hub name; ValueError if the path has no such
-        split or is of no known kind.
+    Raises: FileNotFoundError if nothing exists at the path and it is not a Hub name; ValueError if the path has no
+        such split or is not a supported kind of source.
     """
     path, split = _split_path(config)
     if config.captions_file is not None:
@@ -274,7 +274,7 @@ _EXPECTED = f"{', '.join(METADATA_NAMES)}, images with texts beside them, *.tar,
 
 def _nothing_found(path: Path, split: str, listed: Lister) -> str:
     if not path.is_dir():
-        found = "is not split" if split != "train" else "is of no known kind"
+        found = "is not split" if split != "train" else "is not a supported kind of source"
         return (
             f"`{path}` {found}, so it cannot be read as `{split}`. Expected a folder, a .tar or .parquet file, or a "
             "pattern of these. Use `{split}` in the path in place of the split's name."

@@ -78,7 +78,7 @@ def _start() -> "subprocess.Popen[bytes]":
     import_package("resvg_py")  # a missing package is an error of this process
     paths = os.pathsep.join(filter(None, sys.path))  # where this process found palindiff
     return subprocess.Popen(
-        [sys.executable, "-m", "palindiff.data.svg_process"],
+        [sys.executable, "-P", "-m", "palindiff.data.svg_process"],  # -P: nothing of the working folder is imported
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # of crashes

@@ -21,6 +21,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,6 +88,15 @@ def write_results(
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_text(path, f'{head},\n  "rows": [\n{lines}\n  ]\n}}\n')
     return results
+
+
+def script_command(file: str) -> str:
+    """The command that ran a script of a folder such as `benchmarks`, for its result file; it can be run again.
+
+    file: `__file__` of the script.
+    """
+    path = Path(file)
+    return shlex.join(["python", f"{path.parent.name}/{path.name}", *sys.argv[1:]])
 
 
 def read_results(path: Path) -> Results:

@@ -96,8 +96,14 @@ def prompt_cosines(pipeline: Generator, z: Tensor, prompt: str, naming_steps: in
     """Score candidates of a prompt: the cosine of the embedding read from each, and the prompt's.
 
     Shapes: z (b, ch, h, w), latents as they are generated -> (b,) float32.
+    Raises: ValueError if latents or cosines are not finite.
     """
-    return (pipeline.encode_image(z, naming_steps) @ pipeline.encode_text([prompt]).T)[:, 0]  # (b, 1) -> (b,)
+    cosines = (pipeline.encode_image(z, naming_steps) @ pipeline.encode_text([prompt]).T)[:, 0]  # (b, 1) -> (b,)
+    if not (z.isfinite().all() and cosines.isfinite().all()):
+        raise ValueError(
+            f"The candidates of `{prompt}` are not finite in {z.dtype}. Expected numbers. Use float32 or bfloat16."
+        )
+    return cosines
 
 
 @torch.no_grad()

@@ -249,6 +249,8 @@ def embed_images(
     first = folders[0]
     own = range(len(first.shards))[process::num_processes]
     missing = [number for number in own if not all(folder.has_shard(number) for folder in folders)]
+    if not missing:
+        return {}
     batches = {number: _split(first.shards[number], batch_size) for number in missing}
     total = sum(len(first.shards[number]) for number in own)
     done = total - sum(len(first.shards[number]) for number in missing)

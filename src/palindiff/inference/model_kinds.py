@@ -36,7 +36,10 @@ def model_kind(source: str | Path) -> tuple[ModelKind, Path]:
         return "clip", folder
     held = sorted(path.name for path in folder.iterdir())
     shown = ", ".join(held[:5]) + (f" and {len(held) - 5} more" if len(held) > 5 else "")
-    raise ValueError(f"`{source}` holds no known model; in it: {shown or 'nothing'}. Expected {_EXPECTED}. Use one.")
+    raise ValueError(
+        f"`{source}` does not contain a supported model; it contains: {shown or 'nothing'}. "
+        f"Expected {_EXPECTED}. Use one."
+    )
 
 
 _EXPECTED = (

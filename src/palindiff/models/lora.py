@@ -28,7 +28,7 @@ class LoraConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     unet_layers: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
     """Last parts of names; of the U-Net's layers those of attention, as in diffusers' example"""
     clip_layers: tuple[str, ...] = Field(("q_proj", "k_proj", "v_proj", "out_proj"), min_length=1)
-    """Of both encoders of CLIP; a text encoder that is no CLIP's has `text_layers`"""
+    """Of both encoders of CLIP; other text encoders use `text_layers`"""
     text_layers: tuple[str, ...] = Field(("query", "key", "value"), min_length=1)
 
 

@@ -86,7 +86,7 @@ def check_weights(
     """
     found = [
         *(f"lacks `{name}`" for name in sorted(missing)),
-        *(f"has `{name}`, for which there is no place" for name in sorted(unexpected)),
+        *(f"has `{name}`, which the model does not use" for name in sorted(unexpected)),
         *other,
     ]
     if found:
@@ -110,7 +110,7 @@ def check_finite(parts: Mapping[str, object], remedy: str) -> None:
             if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
                 count = int((~torch.isfinite(weight)).sum())
                 raise ValueError(
-                    f"`{name}` of the part `{part_name}` holds {count:,} numbers that are infinite or none (NaN), of "
+                    f"`{name}` of the part `{part_name}` holds {count:,} numbers that are infinite or NaN, of "
                     f"{weight.numel():,} in {weight.dtype}. Expected finite weights. {remedy}"
                 )
 

@@ -153,7 +153,7 @@ class TextEncoder(nn.Module):
         """Tokenize captions, padded to the maximal length; longer ones are cut, with one warning for the batch.
 
         Shapes: b captions -> ids (b, l) int64, mask (b, l) bool, on the CPU.
-        Raises: TypeError, ValueError if `captions` is no list of strings, or as `check` and `check_tokens`.
+        Raises: TypeError, ValueError if `captions` is not a list of strings, or as `check` and `check_tokens`.
         """
         self.check()
         ids, mask = tokenize_captions(captions, self.tokenizer)
@@ -221,7 +221,7 @@ def tokenize_captions(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Tokenize captions without a model: b rows of l ids, and of l marks that are 1 for real tokens.
 
-    Raises: TypeError, ValueError if `captions` is no list of strings.
+    Raises: TypeError, ValueError if `captions` is not a list of strings.
     """
     _check_captions(captions)
     texts, longest = _with_every_vector(list(captions), tokenizer), tokenizer.model_max_length

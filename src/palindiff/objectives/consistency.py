@@ -37,15 +37,10 @@ def relational_consistency(v: Tensor, d: Tensor, weight: Tensor, temperature: fl
 
     Source:  UniDiff (arXiv 2306.00813), abstract; the form after relational distillation (Park et al., CVPR 2019).
     Shapes:  v (b, k), d (b, m) float, normalised here; weight (b,) float -> () float32, mean over images.
-    Units:   nats.
-    Raises:  ValueError if shapes do not fit, or there are fewer than three images: two have one other each.
+    Units:   nats; 0 for one image or two, which have one other each at most.
+    Raises:  ValueError if shapes do not fit.
     """
     _check(v, d, weight)
-    if len(v) < 3:
-        raise ValueError(
-            f"{len(v)} images were given to `relational_consistency`. Expected three or more: each is compared with "
-            "all others. Use a larger batch."
-        )
     of_v, of_d = (_similarities(F.normalize(each.float(), dim=-1), temperature) for each in (v, d))
     follows = _divergence(of_v.detach(), of_d) + _divergence(of_d.detach(), of_v)  # (b,)
     return (weight * follows).mean() / 2

@@ -28,7 +28,7 @@ class DiffDisConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["diffdis"] = "diffdis"  # chooses the trainer
     task: Task = "both"  # "generation" or "alignment" trains one task alone, the paper's Table 4
-    alignment_weight: float = Field(1.0, ge=0)  # λ of eq. 9; 0 turns the alignment loss off
+    alignment_weight: float = Field(1.0, gt=0)  # λ of eq. 9; `task: generation` trains without the alignment loss
     text_drop_rate: float = Field(0.1, ge=0, le=1)  # share of captions replaced by the empty one; 0 turns it off
     image_drop_rate: float = Field(0.1, ge=0, le=1)  # share of latents zeroed for alignment; 0 turns it off
     t_e_power: float = Field(1.0, ge=1)  # k of t_e = T (1 - u^k): 1 draws all steps alike, more draws noisier ones

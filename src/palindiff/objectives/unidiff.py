@@ -85,7 +85,9 @@ class UniDiffObjective(nn.Module):
         }
 
     def forward(self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All three losses and their weighted sum; those of weight 0 are not computed.
+        """All three losses and their weighted sum; those of weight 0 are not trained.
+
+        The generation loss is reported whenever the U-Net runs.
 
         Source: UniDiff, abstract: L = ITC + λ_IS IS + λ_RSC RSC.
         Shapes: batch: x (b, 3, H, W) uint8; z_mean, z_std (b, ch, h, w), scaled by the VAE's factor; ids (b, l) int64
@@ -104,7 +106,8 @@ class UniDiffObjective(nn.Module):
         if self.runs_unet:
             predicted, target, d = self._denoise(batch, c, draws)
             losses["generation"] = F.mse_loss(predicted.float(), target)
-            weighted["generation"] = config.generation_weight * losses["generation"]
+            if config.generation_weight:
+                weighted["generation"] = config.generation_weight * losses["generation"]
         if v is not None and d is not None and config.consistency_weight:
             losses["consistency"] = self._consistency(v, d, draws["t_z"])
             weighted["consistency"] = config.consistency_weight * losses["consistency"]
@@ -172,6 +175,9 @@ class UniDiffObjective(nn.Module):
         """
         if not self.runs_unet:
             self.unet.requires_grad_(False)
+        elif not self.config.generation_weight:
+            for block in blocks_after(self.unet, self.config.feature_layer):
+                block.requires_grad_(False)
         if not self.config.contrastive_weight:
             self.contrastive.log_logit_scale.requires_grad_(False)
             if not self.config.consistency_weight:
@@ -179,6 +185,18 @@ class UniDiffObjective(nn.Module):
                 self.text_encoder.requires_grad_(False)
             if self.contrastive.text_projection is not None:
                 self.contrastive.text_projection.requires_grad_(False)
+
+
+def blocks_after(unet: UNet2DConditionModel, layer: str) -> list[nn.Module]:
+    """The parts of the U-Net that run after a block, as `feature_channels` takes it."""
+    names = [f"down_blocks.{number}" for number in range(len(unet.down_blocks))]
+    names += ["mid_block", *(f"up_blocks.{number}" for number in range(len(unet.up_blocks)))]
+    parts = [
+        *(unet.get_submodule(name) for name in names[names.index(layer) + 1 :]),
+        unet.conv_norm_out,
+        unet.conv_out,
+    ]
+    return [part for part in parts if part is not None]
 
 
 def feature_channels(unet: UNet2DConditionModel, layer: str) -> int:

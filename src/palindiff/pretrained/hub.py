@@ -5,6 +5,7 @@ Not here: what the folder must hold (`text_encoders.py`, `layout.py`).
 
 import hashlib
 import importlib.util
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -71,9 +72,10 @@ def no_such(what: str, source: str, expected: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, HfHubHTTPError) as missing:
+        reason = textwrap.shorten(str(missing) or type(missing).__name__, 120, placeholder=" ...")
         raise FileNotFoundError(
-            f"No {what} `{source}`: it is not a folder, and neither the Hub nor its cache on this machine has it. "
-            f"Expected {expected}. Fix the name or the connection."
+            f"No {what} `{source}`: it is not a folder, and neither the Hub nor its cache on this machine gives it "
+            f"({reason}). Expected {expected}. Fix the cause, the name or the connection."
         ) from missing
 
 

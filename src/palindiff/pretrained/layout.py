@@ -30,7 +30,7 @@ WHOLE_FOLDER = (
 
 
 def check_index(folder: Path, given: Collection[str] = ()) -> None:
-    """Refuse a folder whose index names no query stream, unless the missing parts are `given`.
+    """Refuse a folder whose index lists no query stream, unless the missing parts are `given`.
 
     Raises: FileNotFoundError if there is no index; ValueError if it is damaged or names too little.
     """
@@ -43,7 +43,8 @@ def check_index(folder: Path, given: Collection[str] = ()) -> None:
     if missing:
         raise ValueError(
             f"`{folder}` holds a {index.get('_class_name')} without `{'` and `'.join(missing)}`. Expected a palindiff "
-            "checkpoint: Stable Diffusion alone names no images. Pass the missing parts, or name another folder."
+            "checkpoint: Stable Diffusion alone cannot classify or rank images. Pass the missing parts, or use "
+            "another folder."
         )
 
 
@@ -63,7 +64,9 @@ def read_json(
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as broken:
-        raise ValueError(f"`{path}` is no JSON ({broken}). Expected an undamaged file. Copy it again.") from broken
+        raise ValueError(
+            f"`{path}` is not valid JSON ({broken}). Expected an undamaged file. Copy it again."
+        ) from broken
     if not isinstance(found, dict if default is None else type(default)):
         raise ValueError(f"`{path}` holds a JSON {type(found).__name__}. Expected an object. Copy it again.")
     return found

@@ -22,8 +22,8 @@ TAGS = ("palindiff", "diffdis", "zero-shot-image-classification", "image-text-re
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 ANY_FOLDER = "path/to/this/folder"
 EXPORT_NOTICE = (
-    "> This folder is stock Stable Diffusion: it generates. What the card says of naming and finding holds for the "
-    "checkpoint that it was exported from."
+    "> This folder is stock Stable Diffusion: it generates. What the card says of classification and retrieval "
+    "holds for the checkpoint that it was exported from."
 )
 HEAD = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 

@@ -144,13 +144,13 @@ def save_lora(folder: Path, unet: UNet2DConditionModel, text_encoder: nn.Module)
 
 
 def make_portable(folder: Path) -> None:
-    """Rewrite every config.json and the index so that they can be loaded elsewhere.
+    """Rewrite the index and the config.json of each part so that they can be loaded elsewhere.
 
     The path that a part was loaded from is removed: it means nothing on another machine. A CLIP image processor is
     called as every version of transformers does: without torchvision, transformers 5 calls it by a name of its own,
     which others do not know.
     """
-    for path in (*folder.rglob("config.json"), *folder.glob(INDEX_NAME)):
+    for path in (*folder.glob("config.json"), *folder.glob("*/config.json"), *folder.glob(INDEX_NAME)):
         config = json.loads(path.read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)
         if config.get("feature_extractor") == ["transformers", "CLIPImageProcessorPil"]:

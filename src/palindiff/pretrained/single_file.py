@@ -128,7 +128,7 @@ def _read_text_encoder(path: Path) -> tuple[dict[str, Tensor], int]:
 def _from_open_clip(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Yield OpenCLIP's tensors under transformers' names, its joint projections of query, key and value apart.
 
-    Projection, logit scale and mask are left out: they are no part of a text encoder.
+    Projection, logit scale and mask are left out: they are not part of a text encoder.
     """
     for name, tensor in tensors.items():
         if name in OPEN_CLIP:
@@ -159,7 +159,7 @@ def _check_kind(path: Path, shapes: Mapping[str, list[int]], names: list[str]) -
         missing = TEXT_KEYS if FIRST_CONV in shapes else FIRST_CONV
         raise ValueError(
             f"`{path}` holds no U-Net of Stable Diffusion's first layout (`{missing}` is missing). {WORKS}. For a "
-            "model in diffusers' layout, name its folder; a LoRA is no model of its own."
+            "model in diffusers' layout, name its folder; a LoRA is not a complete model."
         )
     embeddings = next((name for name in names if name.startswith(f"{UNET}label_emb.")), None)
     check_configs({"in_channels": shapes[FIRST_CONV][1], "label_emb": embeddings}, {}, None, str(path))

@@ -390,6 +390,12 @@ def test_settings_without_effect_on_a_vae_are_refused(override):
         load_recipe(VaeRecipe, "vae-emoji", [override])
 
 
+def test_relations_of_fewer_than_three_images_are_refused():
+    small = ["objective.consistency=relational", "loop.batch_size=4", "loop.accumulation=2"]
+    with pytest.raises(ValueError, match=r"'relational' with 2 rows in a micro-batch. Expected 3 or more"):
+        load_recipe(UniDiffRecipe, "adapt", small)
+
+
 def test_options_of_text_diffusion_are_unknown_to_unidiff():
     with pytest.raises(ValueError, match=r"`evaluation.naming_steps` \(from --set\): found an unknown key"):
         load_recipe(UniDiffRecipe, "adapt", ["evaluation.naming_steps=3"])

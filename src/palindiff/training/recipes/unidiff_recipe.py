@@ -84,4 +84,10 @@ class UniDiffRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False):
             raise ValueError("All three weights of `objective` are 0. Expected a loss to train. Set one above 0.")
         if objective.contrastive_weight:
             check_negatives(self.loop)
+        num_rows = self.loop.batch_size // self.loop.accumulation
+        if objective.consistency_weight and objective.consistency == "relational" and num_rows < 3:
+            raise ValueError(
+                f"`objective.consistency` is 'relational' with {num_rows} rows in a micro-batch. Expected 3 or more: "
+                "each image is compared with all others. Change `loop.batch_size` or `loop.accumulation`."
+            )
         return self
