@@ -38,6 +38,7 @@ def test_a_table_shows_the_paper_s_numbers_and_ours_with_intervals(results):
         mean("both", "recall@10", 0.321, ci_low=0.3, ci_high=0.34, chance=0.0055),
         mean("both", "KD-EffLite0", 0.0123),
         mean("discriminate only", "recall@10", 0.25),
+        mean("generate only", "KD-EffLite0", 0.5, lowest=0.5, highest=0.5, num_seeds=1),
         {**mean("both", "recall@10", 0.99), "seed": 0},  # of one seed: not shown
     ]
     text = report.page(results("table4", rows, ["both-seed2"]))
@@ -48,6 +49,8 @@ def test_a_table_shows_the_paper_s_numbers_and_ours_with_intervals(results):
     assert both.endswith("| 3 |")
     (one,) = lines(text, "discriminate only |")
     assert "25.0 (24.0 to 26.0)" in one
+    (of_one_seed,) = lines(text, "generate only |")
+    assert "| 0.5000 |" in of_one_seed
     assert "Not run: both-seed2." in text
     assert "Chance: recall@10 0.55." in text
     assert "99.0" not in text

@@ -197,14 +197,16 @@ def _heading(target: str) -> str:
 
 
 def _number(row: Mapping[str, object] | None, is_share: bool) -> str:
-    """Write a mean with its interval, or with its lowest and highest seed."""
+    """Write a mean with its interval, or with its lowest and highest seed, if there are several."""
     if row is None:
         return ""
     ends = [row["ci_low"], row["ci_high"]] if row["ci_low"] is not None else [row["lowest"], row["highest"]]
+    if row["ci_low"] is None and ends[0] == ends[1]:
+        ends = []
     shown = [
         f"{100 * float(str(each)):.1f}" if is_share else f"{float(str(each)):.4f}" for each in (row["value"], *ends)
     ]
-    return f"{shown[0]} ({shown[1]} to {shown[2]})"
+    return f"{shown[0]} ({shown[1]} to {shown[2]})" if ends else shown[0]
 
 
 def _chance(columns: Sequence[ColumnPlan], shown: Mapping[tuple[str, str], Row]) -> str:
