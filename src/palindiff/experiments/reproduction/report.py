@@ -25,6 +25,8 @@ ABOUT_CONTROLS = (
     "One seed. Shuffled images, an image of zeros, and the caption of the nearest training image, by thumbnail and by "
     "EfficientNet-Lite0, in place of the image; then how much the prediction depends on the noisy query."
 )
+ABOUT_CLAIMS = "Points: higher is better. KD and cosine: lower is better, so a negative A - B speaks for A."
+BUDGET_NAMES = {"steps": "steps", "flop": "FLOP"}
 TITLES = {
     "unidiff-claims": "Claims of UniDiff", "exploratory-claims": "Exploratory claims",
     "rates": "Learning rates", "unidiff-rates": "Learning rates of UniDiff",
@@ -118,9 +120,11 @@ def _claims(plan: Plan, family: Target, found: Results) -> str:
     for name, claim in plan.claims_of(family).items():
         of_claim = by_claim.get(name, {})
         budgets = ("steps", "flop") if claim.has_budgets else ("steps",)
-        rows += [[name, claim.text, f"equal {budget}", *_verdict(of_claim.get(budget))] for budget in budgets]
+        rows += [
+            [name, claim.text, f"equal {BUDGET_NAMES[budget]}", *_verdict(of_claim.get(budget))] for budget in budgets
+        ]
     header = ["claim", "A is better than B", "budget", "A - B", "interval that decides", "seeds", "verdict"]
-    return f"### {_heading(family)}\n\n{_markdown(header, rows)}\n"
+    return f"### {_heading(family)}\n\n{ABOUT_CLAIMS}\n\n{_markdown(header, rows)}\n"
 
 
 def _verdict(row: Row | None) -> list[str]:
