@@ -123,7 +123,7 @@ def _claims(plan: Plan, family: Target, found: Results) -> str:
         rows += [
             [name, claim.text, f"equal {BUDGET_NAMES[budget]}", *_verdict(of_claim.get(budget))] for budget in budgets
         ]
-    header = ["claim", "A is better than B", "budget", "A - B", "interval that decides", "seeds", "verdict"]
+    header = ["", "claim", "budget", "A - B", "interval that decides", "seeds", "verdict"]
     return f"### {_heading(family)}\n\n{ABOUT_CLAIMS}\n\n{_markdown(header, rows)}\n"
 
 
