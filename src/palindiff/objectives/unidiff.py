@@ -189,8 +189,7 @@ class UniDiffObjective(nn.Module):
 
 def blocks_after(unet: UNet2DConditionModel, layer: str) -> list[nn.Module]:
     """The parts of the U-Net that run after a block, as `feature_channels` takes it."""
-    names = [f"down_blocks.{number}" for number in range(len(unet.down_blocks))]
-    names += ["mid_block", *(f"up_blocks.{number}" for number in range(len(unet.up_blocks)))]
+    names = list(_block_channels(unet))
     parts = [
         *(unet.get_submodule(name) for name in names[names.index(layer) + 1 :]),
         unet.conv_norm_out,
@@ -204,13 +203,17 @@ def feature_channels(unet: UNet2DConditionModel, layer: str) -> int:
 
     Raises: ValueError if it has no such block.
     """
-    widths = list(unet.config.block_out_channels)
-    found = {"mid_block": widths[-1]}
-    found |= {f"down_blocks.{number}": width for number, width in enumerate(widths)}
-    found |= {f"up_blocks.{number}": width for number, width in enumerate(reversed(widths))}
+    found = _block_channels(unet)
     if layer not in found:
         raise ValueError(
             f"`objective.feature_layer` is '{layer}', and the U-Net has no such block. Expected one of "
             f"{', '.join(found)}. Use one of these."
         )
     return found[layer]
+
+
+def _block_channels(unet: UNet2DConditionModel) -> dict[str, int]:
+    """The channels of each block's output, in the order in which the blocks run."""
+    widths = list(unet.config.block_out_channels)
+    found = {f"down_blocks.{number}": width for number, width in enumerate(widths)} | {"mid_block": widths[-1]}
+    return found | {f"up_blocks.{number}": width for number, width in enumerate(reversed(widths))}

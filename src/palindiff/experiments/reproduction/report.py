@@ -16,7 +16,7 @@ from palindiff.evaluation.results import Results, Row, read_results
 from palindiff.experiments.reproduction.figures import chain_plot, table_plot, write_figures
 from palindiff.experiments.reproduction.plan import CONTROLS, Plan, Target, load_plan, plan_names
 from palindiff.experiments.reproduction.plan_sections import ColumnPlan
-from palindiff.experiments.reproduction.verdicts import POINTS
+from palindiff.experiments.reproduction.verdicts import BUDGETS, POINTS
 
 PAGE = Path("docs/tables.md")
 WIDTH = 119
@@ -119,7 +119,7 @@ def _claims(plan: Plan, family: Target, found: Results) -> str:
     rows = []
     for name, claim in plan.claims_of(family).items():
         of_claim = by_claim.get(name, {})
-        budgets = ("steps", "flop") if claim.has_budgets else ("steps",)
+        budgets = BUDGETS if claim.has_budgets else BUDGETS[:1]
         rows += [
             [name, claim.text, f"equal {BUDGET_NAMES[budget]}", *_verdict(of_claim.get(budget))] for budget in budgets
         ]
