@@ -150,10 +150,8 @@ def test_any_block_of_the_unet_gives_features(make, batch, layer):
 
 
 def test_a_block_that_the_unet_lacks_is_refused(make):
-    with pytest.raises(
-        ValueError,
-        match=r"`objective.feature_layer` is 'mid'.*Expected one of down_blocks.0, down_blocks.1, mid_block, up_blocks.0, up_blocks.1",
-    ):
+    blocks = "down_blocks.0, down_blocks.1, mid_block, up_blocks.0, up_blocks.1"
+    with pytest.raises(ValueError, match=rf"`objective.feature_layer` is 'mid'.*Expected one of {blocks}\."):
         make(feature_layer="mid")
 
 
