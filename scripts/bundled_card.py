@@ -197,7 +197,8 @@ def evaluation_sentence(rows: Sequence[Row]) -> str:
     )
     verdict = "names these concepts better than the model does" if copied > own else "is worse than the model"
     return (
-        f"By `palindiff evaluate`, recall@10 from images to captions, the mean of both styles, is "
+        f"By `palindiff evaluate`, which ranks an image among all captions of all concepts instead of one of each, "
+        f"recall@10 from images to captions, the mean of both styles, is "
         f"{own:.1%} on these concepts, {recall('unseen without flags'):.1%} without country flags, "
         f"{recall('composition'):.1%} on concepts known in another style, and {recall('training'):.1%} on training "
         f"images. Controls on these concepts: {controls} (`results/bundled.json`). "

@@ -38,7 +38,7 @@ app = typer.Typer(
 @app.command("emoji", epilog="Example: palindiff data emoji --icons node_modules/@iconify-json --output data/emoji")
 def emoji(
     output: OutputOption,
-    size_px: SizeOption = 64,
+    size_px: SizeOption = 80,
     icons: Annotated[
         list[Path] | None,
         typer.Option(
@@ -78,7 +78,7 @@ def icons(
         Path, typer.Argument(metavar="FOLDER", help="Icon package in Iconify's JSON format, or a folder of packages.")
     ],
     output: OutputOption,
-    size_px: SizeOption = 64,
+    size_px: SizeOption = 80,
 ) -> None:
     """Draw icons with their names as captions, split by name."""
     from palindiff.data.icon_folder import build_icon_folder

@@ -34,7 +34,7 @@ class EmojiSetReport:
 
 def build_emoji_set(
     output: Path,
-    size_px: int = 64,
+    size_px: int = 80,
     emoji: Sequence[Emoji] | None = None,
     packages: Sequence[PackageStyle] = (),
     finish: Callable[[Path], object] | None = None,

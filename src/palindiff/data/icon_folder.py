@@ -27,7 +27,7 @@ class IconFolderReport:
     not_drawn: dict[str, Counter[str]]
 
 
-def build_icon_folder(output: Path, sets: Sequence[IconInfo], size_px: int = 64) -> IconFolderReport:
+def build_icon_folder(output: Path, sets: Sequence[IconInfo], size_px: int = 80) -> IconFolderReport:
     """Draw icon sets into `output/SPLIT/PREFIX/`, each split with a `metadata.jsonl`; on any error nothing is written.
 
     Icons in the current text colour become black on white. Hidden icons, which sets keep for old programs only, are
