@@ -229,10 +229,21 @@ def text_diffusion_sentence(rows: Sequence[Row]) -> str:
 
 def text_diffusion_conclusion(rows: Sequence[Row]) -> str:
     """Conclude whether steps and guidance of text diffusion matter."""
-    steps = [row["naming_steps"] for row in _where(rows, metric="image_to_text_recall_10")]
+    found = _where(rows, metric="image_to_text_recall_10", seed=0)
+    steps = [row["naming_steps"] for row in found]
+    few, many = min(steps), max(steps)
     if ignores_query(rows):
-        return f"an answer hardly depends on the query, so {min(steps)} step is as good as {max(steps)}, guided or not"
-    return "an answer depends on the query"
+        return f"an answer hardly depends on the query, so {few} step is as good as {many}, guided or not"
+
+    def recall(num_steps: int, scale: float) -> str:
+        chosen = _where(found, naming_steps=num_steps, naming_guidance_scale=scale)
+        return f"{sum(row['value'] for row in chosen) / len(chosen):.1%}"
+
+    plain, guided = sorted({row["naming_guidance_scale"] for row in found})
+    return (
+        f"an answer depends on the query; recall@10 is {recall(few, plain)} with {few} step and {recall(many, plain)} "
+        f"with {many}, {recall(few, guided)} and {recall(many, guided)} with guidance (mean of the styles)"
+    )
 
 
 def ignores_query(rows: Sequence[Row]) -> bool:

@@ -16,6 +16,8 @@ CHAIN = read_results(ROOT / "results" / "chain_use.json").rows
 DEMO = [row for row in read_results(ROOT / "results" / "demo.json").rows if row["model"] == "bundled"]
 (CALIBRATION,) = read_results(ROOT / "results" / "calibration.json").rows
 
+GENERATED = {"direction": "caption_to_generated", "k": 1, "split": "seen"}
+
 
 def words(path):
     return " ".join((ROOT / path).read_text(encoding="utf-8").split())
@@ -69,7 +71,8 @@ def test_what_decisions_say_of_the_bundled_model_s_query_is_measured():
 
 
 def test_the_card_names_machine_and_command_of_its_own_rows(results):
-    own = read_results(results / "demo.json").settings["rows_measured_before"]["bundled"]
+    file = json.loads((results / "demo.json").read_text())
+    own = file["settings"].get("rows_measured_before", {}).get("bundled", file)
     origin = cards.measured_sentences(EMOJI)[0]
     assert f"`{own['command']}`" in origin
     assert f"on {own['machine']['cores']} cores of {own['machine']['cpu']}" in origin
@@ -108,9 +111,10 @@ def test_the_verdict_on_the_first_answer_follows_the_recall(recalls, verdict):
 
 def test_the_verdict_on_unseen_concepts_follows_the_recall():
     assert cards.generation_sentence(DEMO).endswith("resemble theirs less often.")
-    as_good = changed(DEMO, "recall", 0.86, direction="caption_to_generated", k=1, split="unseen")
+    as_good = changed(DEMO, "recall", 0.86, **GENERATED | {"split": "unseen"})
     sentence = cards.generation_sentence(as_good)
-    assert "86.0% to 88.0% of the captions from training and 86.0% of others" in sentence
+    seen = [row["recall"] for row in DEMO if GENERATED.items() <= row.items()]
+    assert f"{cards.span(seen)} of the captions from training and 86.0% of others" in sentence
     assert sentence.endswith("resemble theirs as often.")
 
 
@@ -161,7 +165,8 @@ def test_the_rows_beside_the_weights_are_those_of_the_result_file():
 
 def test_the_errors_of_the_probabilities_are_those_of_the_row():
     sentence = cards.calibration_sentence(CALIBRATION | {"calibration_error_after": 0.5, "labels": "7 classes"})
-    assert "among 7 classes of the validation split is 50.0%, without the temperature 47.3%" in sentence
+    before = f"{CALIBRATION['calibration_error_before']:.1%}"
+    assert f"among 7 classes of the validation split is 50.0%, without the temperature {before}" in sentence
 
 
 @pytest.mark.parametrize(
@@ -173,13 +178,27 @@ def test_the_errors_of_the_probabilities_are_those_of_the_row():
     ],
 )
 def test_text_diffusion_matters_if_a_prediction_or_a_recall_depends_on_it(value, where):
-    assert cards.ignores_query(CHAIN)
-    rows = changed(CHAIN, "value", value, **where)
+    ignoring = changed(CHAIN, "value", 0.35, metric="image_to_text_recall_10")
+    ignoring = [row | {"value": 0.999} if row["metric"].startswith("chain_cosine_") else row for row in ignoring]
+    assert cards.ignores_query(ignoring)
+    assert "so 1 step is as good as 50, guided or not." in cards.text_diffusion_sentence(ignoring)
+    rows = changed(ignoring, "value", value, **where)
     assert not cards.ignores_query(rows)
-    assert "an answer depends on the query." in cards.text_diffusion_sentence(rows)
+    assert "an answer depends on the query; " in cards.text_diffusion_sentence(rows)
     assert f"{value:.1%}" in cards.text_diffusion_sentence(rows) or f"{value:.4f}" in cards.text_diffusion_sentence(
         rows
     )
+
+
+def test_the_recall_by_steps_and_guidance_is_said_where_the_query_matters():
+    settings = {(1, 1.0): 0.1, (8, 1.0): 0.2, (50, 1.0): 0.3, (1, 4.0): 0.4, (8, 4.0): 0.5, (50, 4.0): 0.6}
+    rows = CHAIN
+    for (steps, scale), recall in settings.items():
+        where = {"metric": "image_to_text_recall_10", "naming_steps": steps, "naming_guidance_scale": scale, "seed": 0}
+        rows = changed(rows, "value", recall, **where)
+    rows = changed(rows, "value", 0.2, metric="image_to_text_recall_10", naming_steps=1, style="flat", seed=0)
+    expected = "recall@10 is 15.0% with 1 step and 30.0% with 50, 30.0% and 60.0% with guidance (mean of the styles)"
+    assert cards.text_diffusion_conclusion(rows) == f"an answer depends on the query; {expected}"
 
 
 def test_a_changed_log_changes_the_card(tmp_path):

@@ -218,7 +218,7 @@ def test_a_recipe_from_scratch_needs_a_text_encoder(toy_parts):
 
 def test_a_stable_diffusion_needs_its_clip_and_takes_no_other_length(bases):
     sections = base_sections(bases)
-    with pytest.raises(ValueError, match=r"`text\.source` is missing, and .* is a Stable Diffusion"):
+    with pytest.raises(ValueError, match=r"`text\.source` is missing, and .* is no palindiff checkpoint here"):
         build_models(ModelRecipe.model_validate(sections | {"text": {}}), seed=0)
     sections["text"] |= {"max_length": 5}
     with pytest.raises(ValueError, match=r"`text\.max_length` is 5 together with `base`"):

@@ -178,8 +178,9 @@ def _from_base(recipe: ModelRecipe, base: BaseConfig, seed: int, with_weights: b
     else:
         if recipe.text.source is None:
             raise ValueError(
-                f"`text.source` is missing, and `{base.source}` is a Stable Diffusion, whose folder has no text "
-                "projection. Expected the CLIP that its text encoder was taken from. Set its folder or Hub name."
+                f"`text.source` is missing, and `{base.source}` is no palindiff checkpoint here. Expected such a "
+                "folder, or a Stable Diffusion and the CLIP that its text encoder was taken from. Check `base.source` "
+                "or set `text.source` to the CLIP's folder or Hub name."
             )
         pipeline = PalindiffPipeline.from_stable_diffusion(
             base.source,
