@@ -47,9 +47,7 @@ def measure(model: str, data_dir: Path, output: Path) -> list[Row]:
             where = (f"style={style}", "is_representative=True", *conditions)
             data = NamedData(f"{name}, {style}", DataConfig(path=str(data_dir), split=split, where=where))
             options = EvaluationOptions(templates=TEMPLATES)
-            evaluation = Evaluation(
-                embedder, model, [data], tasks, [NamingSetting()], output, options, launch=launch
-            )
+            evaluation = Evaluation(embedder, model, [data], tasks, [NamingSetting()], output, options, launch=launch)
             for record in evaluation.run():
                 print(record.dataset, record.task, record.metrics, flush=True)
                 labels: Row = {"subset": name, "split": split, "style": style, "task": record.task}

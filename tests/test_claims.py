@@ -1,6 +1,5 @@
 """Figures in the prose of README.md and docs/: each is compared with a result file, the weights or the code."""
 
-import json
 import math
 import re
 from pathlib import Path
@@ -23,7 +22,9 @@ from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, NAMING_GUIDA
 from palindiff.pretrained.bundled import CHECKPOINTS
 from palindiff.training.recipes.yaml_files import load_recipe
 from palindiff.training.trainer import recipe_classes
+from toys.by_path import load_by_path
 
+cards = load_by_path("scripts/bundled_card.py")
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
 FILES = [
@@ -70,9 +71,9 @@ def test_every_quantity_in_prose_is_compared_below():
         "vae.md": {"3.1 M parameters"},
     }
     shares = {page: re.findall(r"[\d.]+ ?%", prose(page)) for page in PAGES}
-    # those of results.md are sentences of scripts/bundled_card.py, that of the estimate is in test_full_size.py
+    # README.md and results.md: sentences of scripts/bundled_card.py; stable_diffusion.md: test_full_size.py
     assert {page for page, texts in shares.items() if texts} == {
-        "chain_search.md", "protocol.md", "results.md", "stable_diffusion.md", "tables.md"
+        "README.md", "chain_search.md", "protocol.md", "results.md", "stable_diffusion.md", "tables.md"
     }  # fmt: skip
     of_intervals = shares["protocol.md"] + shares["tables.md"] + shares["chain_search.md"]
     assert set(of_intervals) == {"95 %"}  # the level of intervals
@@ -82,7 +83,7 @@ def test_every_quantity_in_prose_is_compared_below():
 @pytest.mark.parametrize("page", ["README.md", "results.md"])
 def test_the_size_of_the_bundled_model_is_that_of_its_weights(page):
     total = sum(num_parameters(CHECKPOINTS / "emoji" / part) for part in ("unet", "query_stream"))
-    side = json.loads((CHECKPOINTS / "vae-emoji" / "config.json").read_text())["sample_size"]
+    side = cards.image_side(CHECKPOINTS / "emoji", CHECKPOINTS / "vae-emoji")
     assert f"{side} px emoji, {total / 1e6:.0f} M parameters" in prose(page)
 
 
@@ -93,7 +94,9 @@ def test_the_settings_of_the_metrics_are_those_of_the_code(page):
     assert f"with {METRIC_STEPS} DDIM steps" in text
     assert f"guidance scale {NAMING_GUIDANCE_SCALE:g} (no guidance) with {NAMING_STEPS} DDIM steps" in text
     rows = [row for row in rows if "direction" in row]
-    of_generation = [row for row in rows if row["direction"] == "caption_to_generated"]
+    of_generation = [
+        row for row in rows if row["direction"] == "caption_to_generated" and row["split"] != "composition"
+    ]
     assert {row["n"] for row in of_generation} == {NUM_GENERATED}
     assert {round(row["k"] / row["chance"]) for row in of_generation} == {NUM_GENERATION_CONCEPTS}
     assert re.search(rf"\b{NUM_GENERATION_CONCEPTS} concepts\b", text)
@@ -104,7 +107,7 @@ def test_the_settings_of_the_metrics_are_those_of_the_code(page):
 def test_what_results_md_says_beside_its_tables():
     text = prose("results.md")
     assert f"{THUMBNAIL_SIDE} x {THUMBNAIL_SIDE} thumbnails" in text
-    assert results("demo").settings["minutes"] == 10
+    assert "--train --minutes 10 " in results("demo").settings["rows_measured_before"]["trained"]["command"]
     assert "A model trained for ten minutes" in text
     metrics = [str(row["metric"]) for row in results("chain_use").rows]
     least = min(int(metric.rpartition("_t")[2]) for metric in metrics if metric.startswith("chain_cosine_noise_t"))

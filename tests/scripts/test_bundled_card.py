@@ -204,7 +204,7 @@ def test_the_recall_by_steps_and_guidance_is_said_where_the_query_matters():
 def test_a_changed_log_changes_the_card(tmp_path):
     folder = shutil.copytree(EMOJI, tmp_path / "emoji")
     with (folder / "log.jsonl").open("a") as log:
-        log.write('{"step": 9000, "elapsed_s": 36000.0}\n')
+        log.write('{"step": 12000, "elapsed_s": 72000.0}\n')
     card = cards.card(folder, VAE)
-    assert "9,000 steps in 10.0 hours" in card
+    assert "12,000 steps in 20.0 hours" in card
     assert "Not measured." in card
