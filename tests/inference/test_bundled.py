@@ -120,6 +120,8 @@ def test_the_bundled_vocabulary_is_the_classes_of_the_training_images():
         if splits[concept.name][style] == "train" and any(each.characters in svgs[style] for each in concept.members)
     }
     vocabulary = read_vocabulary(CHECKPOINTS / "emoji")
-    assert vocabulary.labels == tuple(sorted(trained))
+    assert vocabulary.labels == tuple(sorted(vocabulary.labels))
+    assert trained < set(vocabulary.labels)  # the further styles have nine concepts of their own
+    assert len(vocabulary.labels) == len(trained) + 9
     recipe = yaml.safe_load((CHECKPOINTS / "emoji" / "recipe.yaml").read_text(encoding="utf-8"))
     assert list(vocabulary.templates) == recipe["evaluation"]["templates"]
