@@ -68,6 +68,8 @@ def test_an_evaluation_of_other_weights_is_left_out(results):
 def test_what_decisions_say_of_the_bundled_model_s_query_is_measured():
     for claim in ("The bundled model ignores its query", "the bundled model, trained so, ignores the query"):
         assert (claim in words("docs/decisions.md")) is cards.ignores_query(CHAIN), claim
+    depends = "An answer of the bundled model depends on its query"
+    assert (depends in words("docs/decisions.md")) is not cards.ignores_query(CHAIN)
 
 
 def test_the_card_names_machine_and_command_of_its_own_rows(results):
