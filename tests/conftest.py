@@ -2,8 +2,13 @@
 
 import gc
 import os
+import threading
+
+from tqdm import tqdm
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a forked child of a process with more threads may hang
+tqdm.monitor_interval = 0  # no thread of its own, for the same reason
+tqdm.set_lock(threading.RLock())  # its own lock is shared with forked children: one killed with it held stops all bars
 
 
 def pytest_configure(config):
