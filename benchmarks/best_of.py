@@ -3,8 +3,8 @@
 Run: python benchmarks/best_of.py --data data/emoji --judge FOLDER [--model emoji] [--styles flat outlined]
      [--num-captions 200] [--results results/best_of.json]
 
-Captions of unseen concepts, evenly spread over each style. FOLDER holds a contrastive model that judges the images, a
-CLIP or a run of `palindiff train` with the contrastive objective. It ranks all captions of the style for each image;
+Captions of unseen concepts, evenly spread over each style. FOLDER is a CLIP that judges the images, such as the folder
+`clip` in a run of `palindiff train` with the contrastive objective. It ranks all captions of the style for each image;
 recall@10 is the share of images whose own caption is among the first 10. The 4 images of a caption are generated once
 and chosen from three times: at random (the mean over all 4), by the model as `best_of` does, and by the judge's own
 rank, which no choice exceeds. A fourth row is one image with 4 times the steps. `difference` is to the random choice,
