@@ -107,12 +107,21 @@ def test_the_settings_of_the_metrics_are_those_of_the_code(page):
 def test_what_results_md_says_beside_its_tables():
     text = prose("results.md")
     assert f"{THUMBNAIL_SIDE} x {THUMBNAIL_SIDE} thumbnails" in text
-    assert "--train --minutes 10 " in results("demo").settings["rows_measured_before"]["trained"]["command"]
+    demo = results("demo")
+    trained = demo.settings["rows_measured_before"].get("trained", demo.model_dump())
+    assert "--train --minutes 10 " in trained["command"]
     assert "A model trained for ten minutes" in text
     metrics = [str(row["metric"]) for row in results("chain_use").rows]
     least = min(int(metric.rpartition("_t")[2]) for metric in metrics if metric.startswith("chain_cosine_noise_t"))
     assert f"least noisy step measured (t = {least} of" in text
     assert f"{results('calibration').rows[0]['num_bins']} bins" in text
+
+
+def test_what_results_md_says_of_the_best_of_four_is_in_its_result_file():
+    lows = {row["choice"]: row["ci_low"] for row in results("best_of").rows if row["style"] == "all"}
+    assert "the interval of the model's own choice reaches 0" in prose("results.md")
+    assert lows["own"] <= 0 < lows["judge"]
+    assert lows["more_steps"] <= 0
 
 
 def test_the_size_of_the_vae_is_that_of_its_result_file():
