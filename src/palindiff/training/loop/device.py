@@ -4,6 +4,7 @@ Also which attention kernel a device trains with in a precision.
 """
 
 import os
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -52,13 +53,25 @@ def make_accelerator(machine: MachineConfig, run_dir: Path | None = None) -> Acc
     if not has_gpu:
         keep_freed_memory()
     project = run_dir and ProjectConfiguration(str(run_dir), logging_dir=str(run_dir / TRACKER_DIR))
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision="no" if machine.precision == "fp32" else machine.precision,
         cpu=not has_gpu,  # without it each process of a `torchrun` on CPUs would train alone
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
         log_with=list(machine.log_with) if run_dir and machine.log_with else None,
         project_config=project or None,
     )
+    if machine.precision == "bf16" and not has_gpu and not computes_bf16() and accelerator.is_main_process:
+        warnings.warn(
+            "This CPU has no instructions for bf16: it is emulated, and slower than fp32. Expected a GPU, or a CPU "
+            "with AVX-512 BF16 or AMX. Set `machine.precision=fp32`.",
+            stacklevel=2,
+        )
+    return accelerator
+
+
+def computes_bf16() -> bool:
+    """Whether this CPU has instructions for bf16 that torch uses."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def attention_backend(device_type: str, precision: str) -> AbstractContextManager[None]:
