@@ -129,7 +129,7 @@ def test_a_base_that_is_missing_is_named(tmp_path, bases):
     clip = str(bases / "clip_1")
     with pytest.raises(FileNotFoundError, match=r"No configs of `nobody/nothing`: it is not a folder"):
         build("nobody/nothing", source=clip)
-    with pytest.raises(ValueError, match=r"`text\.source` is missing, and .* is a Stable Diffusion"):
+    with pytest.raises(ValueError, match=r"`text\.source` is missing, and .* is no palindiff checkpoint here"):
         build(bases / "sd1")
     folder = shutil.copytree(bases / "sd1", tmp_path / "sd1")
     (folder / "unet" / "config.json").unlink()
