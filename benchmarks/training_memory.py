@@ -21,12 +21,12 @@ from types import SimpleNamespace
 
 MEGABYTE = 1e6
 HAND_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # bytes; glibc maps and unmaps larger blocks separately
-FP32, CHECKPOINTING = "machine.precision=fp32", "machine.gradient_checkpointing=true"
+BF16, CHECKPOINTING = "machine.precision=bf16", "machine.gradient_checkpointing=true"
 COMPARED = (
     (),
     (CHECKPOINTING,),
-    (FP32,),
-    (FP32, CHECKPOINTING),
+    (BF16,),
+    (BF16, CHECKPOINTING),
     ("query_stream.fusion=joint",),
     ("loop.accumulation=2",),
     ("loop.batch_size=16",),

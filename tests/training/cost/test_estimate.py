@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from pydantic import ValidationError
 
@@ -17,6 +16,7 @@ from palindiff.training.cost import estimate as cost
 from palindiff.training.cost.estimate import Hardware, count_disk, count_memory, count_parameters, count_time, estimate
 from palindiff.training.cost.flops import Work
 from palindiff.training.cost.weight_free import fake_run
+from palindiff.training.loop.device import computes_bf16
 from palindiff.training.recipes.schema import DiffDisRecipe
 from palindiff.training.trainer import describe
 from toys.recipe import prepare_toy, recipe_tree, toy_recipe
@@ -25,7 +25,7 @@ from toys.text_encoders import write_clip
 BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "training_memory.py"
 CPU = Hardware(device="cpu")
 # Without such instructions bf16 is emulated, over ten times slower; test_memory.py counts bf16 on every processor.
-BF16 = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+BF16 = "bf16" if computes_bf16() else "fp32"
 
 
 @pytest.fixture(scope="module")

@@ -62,8 +62,8 @@ def make_accelerator(machine: MachineConfig, run_dir: Path | None = None) -> Acc
     )
     if machine.precision == "bf16" and not has_gpu and not computes_bf16() and accelerator.is_main_process:
         warnings.warn(
-            "This CPU has no instructions for bf16: it is emulated, and slower than fp32. Expected a GPU, or a CPU "
-            "with AVX-512 BF16 or AMX. Set `machine.precision=fp32`.",
+            "This CPU has no instructions for bf16, and emulates it, which is slow. Expected a GPU, or a CPU that has "
+            "them. Set `machine.precision=fp32`.",
             stacklevel=2,
         )
     return accelerator
