@@ -1,6 +1,7 @@
 """emoji_subsets.py: which images of a set are measured, and what a set may lack."""
 
 import itertools
+import shutil
 
 import pytest
 
@@ -24,6 +25,18 @@ def test_a_concept_is_its_neutral_image_in_the_order_of_the_set(emoji_dir, style
     found = concept_images(emoji_dir, "test", style)
     assert [row.source.name for row in found] == [f"{style}/{number}.png" for number in range(12)]
     assert len(open_images(DataConfig(path=str(emoji_dir), split="test"))) == 2 * (12 + 4)
+
+
+def test_a_set_that_is_drawn_anew_is_read_anew(tmp_path):
+    folder = write_emoji_set(tmp_path / "set")
+    assert styles_of(folder, "train") == list(STYLES)
+    assert len(training_images(folder)) == 2 * (12 + 4)
+    listed = folder / "train" / "metadata.jsonl"
+    flat = [line for line in listed.read_text(encoding="utf-8").splitlines() if '"flat/' in line]
+    listed.write_text("\n".join(flat), encoding="utf-8")
+    shutil.rmtree(folder / "train" / "outlined")
+    assert styles_of(folder, "train") == ["flat"]
+    assert len(training_images(folder)) == 12 + 4
 
 
 def test_a_set_without_styles_is_refused(tmp_path):

@@ -5,6 +5,7 @@ Here: choosing rows of a set. Not here: what is measured of them (`naming_protoc
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,20 +44,12 @@ def representatives(data_dir: Path, split: str) -> list[CaptionedImage]:
 
     Raises: ValueError as `concept_images`.
     """
-    rows = open_images(DataConfig(path=str(data_dir), split=split))
-    columns = list(rows.columns())
-    for number, row in enumerate(columns):
-        if not {"style", "is_representative"} <= row.keys():
-            raise ValueError(
-                f"`{rows[number].source.place}` has no `style` and `is_representative` in its row. Expected the emoji "
-                f"set in `{data_dir}`. Use a folder that `palindiff data emoji` wrote, or one that does not exist yet."
-            )
-    return list(rows.select([number for number, row in enumerate(columns) if row["is_representative"] == "True"]))
+    return list(_representatives(data_dir, split, _state(data_dir, split)))
 
 
 def training_images(data_dir: Path, style: str | None = None) -> ImageSet:
     """Open all images of the training split, or those of one style."""
-    rows = open_images(DataConfig(path=str(data_dir), split="train"))
+    rows = _open(data_dir, "train", _state(data_dir, "train"))
     if style is None:
         return rows
     return rows.select([number for number, row in enumerate(rows.columns()) if row.get("style") == style])
@@ -103,3 +96,29 @@ def vendor_images(data_dir: Path) -> dict[str, list[CaptionedImage]]:
 def evenly(rows: Sequence[T], number: int) -> list[T]:
     """Take `number` rows spread evenly over all, so that none is hand-picked; all rows if there are no more."""
     return [rows[i] for i in evenly_spread(len(rows), number)]
+
+
+@lru_cache(maxsize=8)
+def _representatives(data_dir: Path, split: str, state: object) -> tuple[CaptionedImage, ...]:
+    rows = _open(data_dir, split, state)
+    columns = list(rows.columns())
+    for number, row in enumerate(columns):
+        if not {"style", "is_representative"} <= row.keys():
+            raise ValueError(
+                f"`{rows[number].source.place}` has no `style` and `is_representative` in its row. Expected the emoji "
+                f"set in `{data_dir}`. Use a folder that `palindiff data emoji` wrote, or one that does not exist yet."
+            )
+    return tuple(rows.select([number for number, row in enumerate(columns) if row["is_representative"] == "True"]))
+
+
+@lru_cache(maxsize=8)
+def _open(data_dir: Path, split: str, state: object) -> ImageSet:
+    """Open a split once; a page asks for each many times."""
+    return open_images(DataConfig(path=str(data_dir), split=split))
+
+
+def _state(data_dir: Path, split: str) -> object:
+    """When a split's folders and list last changed: nothing is kept of a set that was drawn anew."""
+    folder = data_dir / split
+    entries = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []
+    return tuple((each.name, each.stat().st_ino, each.stat().st_mtime_ns) for each in entries)

@@ -25,18 +25,22 @@ def nearest_images(
 
     Source: ours; cosine of 16 x 16 thumbnails, as `nearest_training_images`.
     Shapes: n images, n styles -> n rows of the training split.
-    Raises: ValueError if an image has no style in training, and the training images are of different sizes.
     """
     known = styles_of(data_dir, "train")
-    wanted = [style if style in known else None for style in styles]
+    wanted = [(style,) if style in known else tuple(known) for style in styles]
+    rows = {style: training_images(data_dir, style) for style in {each for some in wanted for each in some}}
+    features = {
+        style: image_features(read_images(some, IMAGES_AT_ONCE), thumbnail_features) for style, some in rows.items()
+    }
     found: dict[int, CaptionedImage] = {}
-    for style in dict.fromkeys(wanted):
-        training = training_images(data_dir, style)
-        places = [place for place, each in enumerate(wanted) if each == style]
+    for compared in dict.fromkeys(wanted):
+        places = [place for place, each in enumerate(wanted) if each == compared]
         generated = _thumbnails([images[place] for place in places])
-        of_training = image_features(read_images(training, IMAGES_AT_ONCE), thumbnail_features)
-        nearest = nearest_training_images(generated, of_training)
-        found |= {place: training[row] for place, row in zip(places, nearest.tolist(), strict=True)}
+        nearest = nearest_training_images(generated, torch.cat([features[style] for style in compared]))
+        training = [(style, row) for style in compared for row in range(len(rows[style]))]
+        for place, number in zip(places, nearest.tolist(), strict=True):
+            style, row = training[number]
+            found[place] = rows[style][row]
     return [found[place] for place in range(len(images))]
 
 
