@@ -204,6 +204,33 @@ def test_a_run_that_another_process_measures_is_waited_for(reproduction):
     holder.join()
 
 
+def test_others_are_measured_before_one_is_waited_for(reproduction):
+    made = reproduction("table4", one_seed)
+    made.run("a command")
+    first, other = made.model_run("alignment", 0), made.model_run("both", 0)
+    for run in (first, other):
+        shutil.rmtree(run.folder / "measured")
+    entered, order = threading.Event(), list[bool]()
+
+    def hold():
+        with first.locked():
+            entered.set()
+            ends = time.monotonic() + 60
+            while not (other.folder / "measured").exists() and time.monotonic() < ends:
+                time.sleep(0.05)
+            order.append((other.folder / "measured").exists())
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    entered.wait()
+    again = reproduction("table4")
+    rows = again.run("a command")
+    holder.join()
+    assert order == [True]
+    assert "alignment-seed0: another process has it" in again.said
+    assert {row["variant"] for row in rows if row["seed"] == 0} >= {"both", "alignment"}
+
+
 def test_controls_are_rows_of_their_own(reproduction):
     rows = reproduction("controls", one_seed).run("a command")
     assert {row["variant"] for row in rows} == {"both"}

@@ -18,13 +18,14 @@ from palindiff.experiments.reproduction.plan_sections import InterpolationPlan, 
 class MeasuredRuns:
     """Measurements of finished runs, by run, share of its weights, and setting.
 
-    Each method waits while another process measures the run.
+    Each method waits while another process has the run, or raises IsBusyError if `waits` is False.
     """
 
     plan: Plan
     data: Path  # folder of the data sets
     device: str = "cpu"
     num_workers: int = 0  # processes that decode images
+    waits: bool = True
     _open: tuple[tuple[str, float], OpenModel] | None = field(default=None, init=False)  # the last, by run and share
     _known: dict[str, ImageReadings] = field(default_factory=dict, init=False)  # of real images, for all runs
     _measured: dict[tuple[object, ...], Measurement] = field(default_factory=dict, init=False)
@@ -35,7 +36,7 @@ class MeasuredRuns:
         """Measure a run under a setting, and under others that are needed too, so that its images are read once."""
         if (run.name, share, setting, name) not in self._measured:
             wanted = list(dict.fromkeys([setting, *settings]))
-            with run.locked(waits=True):
+            with run.locked(waits=self.waits):
                 found = self.model(run, share).naming(name, self.plan.naming[name], wanted)
             self._measured |= {(run.name, share, each, name): row for each, row in zip(wanted, found, strict=True)}
         return self._measured[run.name, share, setting, name]
@@ -43,7 +44,7 @@ class MeasuredRuns:
     def generation(self, run: ModelRun, name: str, share: float = 1.0) -> Measurement:
         """Generate, and measure what was generated."""
         if (run.name, share, name) not in self._measured:
-            with run.locked(waits=True):
+            with run.locked(waits=self.waits):
                 found = self.model(run, share).generation(self.plan.generation[name])
             self._measured[run.name, share, name] = found
         return self._measured[run.name, share, name]
@@ -53,7 +54,7 @@ class MeasuredRuns:
         assert plan.diffusion_classifier is not None, "only such rows"
         key = (run.name, plan.diffusion_classifier, name)
         if key not in self._measured:
-            with run.locked(waits=True):
+            with run.locked(waits=self.waits):
                 self._measured[key] = self.model(run).diffusion_classifier(
                     name, self.plan.naming[name], plan.diffusion_classifier
                 )

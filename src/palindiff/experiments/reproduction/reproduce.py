@@ -133,27 +133,29 @@ class Reproduction:
             Instruments(options)
 
     def run(self, command: str) -> list[Row]:
-        """Train, measure and judge; of a table, the rows of all finished models are written after each training.
+        """Train, measure and judge; of a table, the rows of all measured models are written after each training.
 
-        Several processes may run at once: each trains what no other one is training.
+        Several processes may run at once: each trains and measures what no other one does, and waits for others at
+        the end alone.
 
         Returns: the rows.
         Raises: as `check`; ValueError if a run folder holds another run.
         """
         began = time.perf_counter()
         self.check()
-        rows: list[Row] | None = None
+        self.measured.waits = False
         for run in self.model_runs():
             was_finished = run.is_finished
             if not was_finished and self.options.finished_only:
                 self.report(f"{run.name}: not trained")
                 continue
-            if self._train(run) and not was_finished and not self.claims:
-                rows = self.rows()
-                self._write(rows, command, time.perf_counter() - began)
-        if rows is None:  # nothing was trained now, or claims are judged once
-            rows = self.rows()
-            self._write(rows, command, time.perf_counter() - began)
+            if self._train(run) and not was_finished and self.table is not None:
+                self._write(self.rows(), command, time.perf_counter() - began)
+        if self.table is not None:
+            self.rows()  # measures what no other process does
+        self.measured.waits = True
+        rows = self.rows()
+        self._write(rows, command, time.perf_counter() - began)
         self._write_sheet()
         return rows
 
@@ -177,7 +179,10 @@ class Reproduction:
         return True
 
     def rows(self) -> list[Row]:
-        """Measure every finished model; what was measured before is read."""
+        """Measure every finished model; what was measured before is read.
+
+        Of a table without those that another process has, unless `measured.waits`.
+        """
         if self.claims:
             return judge(list(self._judged()), self._num_planned())
         if self.table is None:
@@ -192,8 +197,12 @@ class Reproduction:
             run = self.model_run(plan.variant, seed)
             if not run.is_finished:
                 continue
-            share = 1.0 if plan.interpolation is None else self.measured.chosen_share(run, plan.interpolation)
-            found = self._measure(run, table, plan, share)
+            try:
+                share = 1.0 if plan.interpolation is None else self.measured.chosen_share(run, plan.interpolation)
+                found = self._measure(run, table, plan, share)
+            except IsBusyError as error:
+                self.report(f"{error}")
+                continue
             for name, measured in found.items():
                 by_data.setdefault(name, []).append(measured)
                 facts = {**labels, "seed": seed, **run.facts(), **paper_row(plan), "data": name}
