@@ -160,7 +160,8 @@ def _controls(plan: Plan, scale: str, found: Results) -> str:
 
 def _table(target: str, scale: str, plan: Plan, found: Results) -> str:
     table = plan.tables[target]
-    lines = [f"### {_heading(target)}: {table.title}\n"]
+    heading = _heading(target)
+    lines = [f"### {table.title if table.title.startswith(heading) else f'{heading}: {table.title}'}\n"]
     if table.paper_says:
         lines.append(f"{_wrapped(table.paper_says)}\n")
     shown = {
