@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from palindiff.evaluation.diffusion_classifier import STAGES, calls_per_image
 from palindiff.experiments.reproduction.columns import column_row
-from palindiff.experiments.reproduction.measurement import Measurement, OpenModel, named_data
+from palindiff.experiments.reproduction.kernel_distance import KernelDistance
+from palindiff.experiments.reproduction.measurement import PUBLISHED_COST, Measurement, OpenModel, joined, named_data
 from palindiff.experiments.reproduction.plan_sections import ClassifierPlan, ColumnPlan, DataPlan, NamingPlan
 from palindiff.experiments.reproduction.units import units_of_captions, units_of_images
 from palindiff.inference.embedder import PipelineEmbedder
@@ -68,7 +70,11 @@ def test_leading_spacing_starts_elsewhere_and_the_model_stays_as_it_was(opened, 
 
 def test_the_diffusion_classifier_and_controls_are_rows_with_their_chance(opened, data):
     plan = ClassifierPlan(num_images=3, stages=((2, 2), (3, 1)))
-    (accuracy,) = [row for row in opened.diffusion_classifier("images", data, plan).rows if row["metric"] == "acc1"]
+    rows = {row["metric"]: row for row in opened.diffusion_classifier("images", data, plan).rows}
+    accuracy, published = rows["acc1"], rows[PUBLISHED_COST]
+    num_classes = round(1 / accuracy["chance"])
+    calls = [calls_per_image(num_classes, stages) for stages in (STAGES, plan.stages)]
+    assert published["value"] / accuracy["tflop_per_image"] == pytest.approx(calls[0] / calls[1])
     assert accuracy["n"] == 3
     assert accuracy["chance"] > 0
     metrics = {row["metric"] for row in opened.controls("images", data)}
@@ -132,6 +138,31 @@ def test_data_sets_share_no_unit_whatever_their_numbers():
     )
     assert (found["ci_low"], found["ci_high"]) == (same["ci_low"], same["ci_high"])
     assert found["ci_low"] < 0.5 < found["ci_high"]  # drawn together, one set would make up for the other
+
+
+def test_the_kernel_distance_of_a_column_is_that_of_all_images_with_an_interval():
+    draw = torch.Generator().manual_seed(0)
+    real = torch.randn(7, 5, generator=draw)
+    measured = [
+        Measurement(
+            [{"metric": "kd_efflite0", "value": 99.0, "n": 6}],  # a mean over random subsets
+            {"generated": torch.randn(6, 5, generator=draw) + seed, "real": real},
+            {"generated": torch.arange(6)},
+        )
+        for seed in (0, 1)
+    ]
+    found = column_row(ColumnPlan(title="t", metrics=("kd_efflite0",)), {"x": measured}, "x")
+    by_seed = [KernelDistance.of(each.items).of_all() for each in measured]
+    assert found["value"] == pytest.approx(sum(by_seed) / 2)
+    assert (found["lowest"], found["highest"]) == (min(by_seed), max(by_seed))
+    assert found["ci_low"] < found["value"] < found["ci_high"]
+
+
+def test_joined_data_sets_share_no_unit_and_keep_their_items():
+    one, other = seeds([1, 0])[0], seeds([0, 1, 1], metric="b")[0]
+    found = joined({"x": one, "y": other}, {"x": ["a"], "y": ["b"]})
+    assert {name: each.tolist() for name, each in found.items.items()} == {"a of x": [1, 0], "b of y": [0, 1, 1]}
+    assert not set(found.units["a of x"].tolist()) & set(found.units["b of y"].tolist())
 
 
 @pytest.mark.parametrize(

@@ -98,10 +98,11 @@ BOTH_ARMS = {  # claim of the scale `emoji` -> the keys in which its arms at equ
     "P5": {"optimizer.new_learning_rate"}, "P6": {"query_stream.gamma"}, "P8": {"query_stream.text_chain"},
     "U1": {"objective.generation_weight"}, "U2": {"objective.contrastive_weight", "evaluation.keep_best"},
     "U3": {"objective.consistency_weight"}, "U4": {"objective.consistency_weight", "objective.consistency"},
-    "E1": {"objective.task"}, "E2": {"objective.task"}, **{name: set() for name in ("E3", "E4", "E5", "E6", "E7")},
-    "E8": {"query_stream.fusion"}, "E9": {"query_stream.fusion"},
+    "E1": {"objective.task"}, "E2": {"objective.task"},
+    **{name: set() for name in ("E3", "E4", "E5", "E6", "E7", "E12")},
+    "E8": {"query_stream.fusion"}, "E9": {"query_stream.fusion"}, "E11": {"query_stream.fusion"},
 }  # fmt: skip
-RIVALS = {"P3"}  # of another kind, so nearly all keys differ
+RIVALS = {"P3", "E10"}  # of another kind, so nearly all keys differ
 
 
 def keys_of(tree, prefix=""):
@@ -137,7 +138,7 @@ def test_an_arm_of_equal_flop_is_that_of_equal_steps_but_for_its_length(tmp_path
     pairs = [(claim.a, claim.a_flop) for claim in plan.claims.values()]
     pairs += [(claim.b, claim.b_flop) for claim in plan.claims.values()]
     longer = [(short, long) for short, long in pairs if long is not None]
-    assert len(longer) == 5
+    assert len(longer) == 7
     for short, long in longer:
         own, other = (ModelRun(plan, side, 0, tmp_path, tmp_path / "runs")._load(()) for side in (short, long))
         assert own == other
@@ -146,7 +147,8 @@ def test_an_arm_of_equal_flop_is_that_of_equal_steps_but_for_its_length(tmp_path
 
 def test_the_images_of_the_emoji_claims_are_those_of_the_protocol():
     plan = load_plan("emoji")
-    sets = [plan.naming[plan.naming_of(claim)] for claim in plan.claims.values() if claim.metric != "kd"]
+    of_naming = [claim for claim in plan.claims.values() if claim.metric != "kd"]
+    sets = [plan.naming[name] for claim in of_naming for name in plan.naming_of(claim)]
     sets += [plan.generation[plan.generation_of(claim)] for claim in plan.claims.values() if claim.metric == "kd"]
     assert all("is_representative=True" in each.where and each.split == "test" for each in sets)
     of_all_styles = [each for each in sets if "style=outlined" not in each.where]

@@ -59,17 +59,20 @@ def test_a_table_shows_the_paper_s_numbers_and_ours_with_intervals(results):
 def test_a_claim_that_was_not_judged_is_listed_as_not_run(results):
     judged = {
         "claim": "P1", "budget": "steps", "metric": "recall", "difference": 1.234, "judged_low": 0.5,
-        "judged_high": 2.0, "num_seeds": 3, "verdict": "holds here",
+        "judged_high": 2.0, "level": 0.99375, "num_seeds": 3, "n": 1609, "verdict": "holds here",
+        "commits": "1234567 89abcde",
     }  # fmt: skip
-    first, second = lines(report.page(results("claims", [judged])), "P1")
-    assert first.endswith("| equal steps | 1.23 points | 0.50 to 2.00 | 3 | holds here |")
+    text = report.page(results("claims", [judged]))
+    first, second = lines(text, "P1")
+    assert first.endswith("| equal steps | 1.23 points | 0.50 to 2.00 | 99.4 % | 3 | 1,609 | holds here |")
+    assert "Commits that trained the runs: `1234567`, `89abcde`." in text
     assert second.endswith("| not run |")
 
 
 def test_without_results_every_target_of_a_scale_is_named_as_not_run(tmp_path):
     text = " ".join(report.page(tmp_path).split())
     of_scales = dict(zip(["", "emoji", "paper", "photos"], text.split("## Scale "), strict=True))
-    assert "Not run: claims P1 to P8, claims U1 to U4, claims E1 to E9, controls, Table 1," in of_scales["emoji"]
+    assert "Not run: claims P1 to P8, claims U1 to U4, claims E1 to E12, controls, Table 1," in of_scales["emoji"]
     for scale in ("emoji", "paper", "photos"):
         listed = of_scales[scale].partition("Not run: ")[2].partition(".")[0].split(", ")
         plan = load_plan(scale)
@@ -97,6 +100,12 @@ def test_controls_stand_beside_each_other_and_recall_at_one_k_is_shown(results):
 def test_the_page_in_the_repository_is_what_the_results_say():
     page = (ROOT / report.PAGE).read_text(encoding="utf-8")
     assert page == report.page(ROOT / "results"), "run python -m palindiff.experiments.reproduction.report"
+
+
+def test_seeds_of_naming_have_their_mean_and_variance(results):
+    rows = [mean(str(seed), "recall@10", 0.2 + 0.01 * (seed % 2)) for seed in range(10)]
+    text = " ".join(report.page(results("table9", rows)).split())
+    assert "Mean, and variance of the share, over the rows: recall@10 20.50 (2.78e-05)." in text
 
 
 def test_a_setting_is_plotted_where_a_curve_has_two_points(results):

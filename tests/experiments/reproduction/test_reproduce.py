@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from palindiff.evaluation.results import read_results
-from palindiff.experiments.reproduction import verdicts
+from palindiff.experiments.reproduction import model_runs, verdicts
 from palindiff.experiments.reproduction.plan_sections import NamingPlan
 from palindiff.experiments.reproduction.reproduce import ReproduceOptions, Reproduction
 
@@ -229,6 +229,63 @@ def test_others_are_measured_before_one_is_waited_for(reproduction):
     assert order == [True]
     assert "alignment-seed0: another process has it" in again.said
     assert {row["variant"] for row in rows if row["seed"] == 0} >= {"both", "alignment"}
+
+
+def test_a_run_waits_for_the_start_that_another_process_trains(reproduction):
+    made = reproduction("table5", one_seed)
+    start, tuned = made.model_runs()
+    entered = threading.Event()
+
+    def hold():
+        with start.locked():
+            entered.set()
+            time.sleep(0.5)
+            start.train()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    entered.wait()
+    rows = made.run("a command")
+    holder.join()
+    assert "both-seed0: another process has it" in made.said
+    assert tuned.is_finished
+    assert {row["variant"] for row in rows} == {"tuned"}
+
+
+def test_a_training_that_diverges_is_named_until_it_is_repeated(reproduction, monkeypatch, tmp_path):
+    made = reproduction("table4", one_seed)
+    train = model_runs.train_recipe
+
+    def diverging(recipe, folder, **options):
+        if folder.name == "both-seed0":
+            raise FloatingPointError("The loss is nan.")
+        return train(recipe, folder, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model_runs, "train_recipe", diverging)
+        made.run("a command")
+    assert "both-seed0: failed. The loss is nan." in made.said
+    settings = read_results(tmp_path / "table4.json").settings
+    assert (settings["failed"], settings["unfinished"]) == (["both-seed0"], ["both-seed0"])
+    reproduction("table4").run("a command")
+    settings = read_results(tmp_path / "table4.json").settings
+    assert (settings["failed"], settings["unfinished"]) == ([], [])
+
+
+def test_a_claim_over_two_data_sets_is_about_their_mean(reproduction):
+    def of_two_sets(tree):
+        one_seed(tree)
+        tree["naming"]["again"] = dict(tree["naming"]["validation"])
+        tree["claims"]["P1"]["data"] = ["validation", "again"]
+
+    made = reproduction("claims", of_two_sets)
+    rows = {(row["claim"], row["budget"]): row for row in made.run("a command")}
+    values = [
+        sum(made.measured.naming(made.model_run(name, 0), NamingPlan(), each, []).value(f"{way}_retrieval_recall@3")
+            for each in ("validation", "again") for way in ("text", "image")) / 4
+        for name in ("both", "alignment")
+    ]  # fmt: skip
+    assert rows["P1", "steps"]["difference"] == pytest.approx(100 * (values[0] - values[1]))
 
 
 def test_controls_are_rows_of_their_own(reproduction):

@@ -68,7 +68,7 @@ def tree(plan_tree, parts):
         ],
     }  # fmt: skip
     claim = {"family": "unidiff-claims", "text": "text", "a": "relational", "b": "contrastive", "has_budgets": False}
-    plan_tree["claims"] |= {"U1": {**claim, "data": "kinds"}, "U2": {**claim, "metric": "cosine", "data": "kinds"}}
+    plan_tree["claims"] |= {"U1": {**claim, "data": ["kinds"]}, "U2": {**claim, "metric": "cosine", "data": ["kinds"]}}
     return plan_tree
 
 
@@ -206,7 +206,7 @@ def test_claims_of_a_family_are_shown_together_on_the_page(tmp_path):
     for family, claim in (("claims", "P1"), ("unidiff-claims", "U1")):
         row = {
             "claim": claim, "budget": "steps", "metric": "recall", "difference": 1.0, "judged_low": 0.5,
-            "judged_high": 2.0, "num_seeds": 3, "verdict": "holds here",
+            "judged_high": 2.0, "level": 0.95, "num_seeds": 3, "n": 310, "verdict": "holds here", "commits": "1234567",
         }  # fmt: skip
         write_results(tmp_path / f"{family}-emoji.json", [row], "a command", {}, 0, 1.0)
     text = page(tmp_path)

@@ -5,6 +5,7 @@ import torch
 
 from palindiff.evaluation.intervals import Comparison
 from palindiff.experiments.reproduction import verdicts
+from palindiff.experiments.reproduction.kernel_distance import KernelDistance
 from palindiff.experiments.reproduction.measurement import Measurement
 from palindiff.experiments.reproduction.plan_sections import ClaimPlan
 
@@ -62,7 +63,7 @@ def test_kernel_distances_are_those_of_the_definition_and_differences_their_mean
 
 def test_an_image_that_is_drawn_twice_is_not_compared_with_itself():
     x, real = features(1), features(9)
-    distance = verdicts._KernelDistance.of({"generated": x, "real": real})
+    distance = KernelDistance.of({"generated": x, "real": real})
     counts = torch.tensor([[2.0, 1, 1, 1, 1, 0]]).double()
     drawn = x[[0, 0, 1, 2, 3, 4]]
     pairs = [(i, j) for i in range(6) for j in range(6) if not torch.equal(drawn[i], drawn[j])]

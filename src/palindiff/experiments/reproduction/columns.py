@@ -11,8 +11,13 @@ from torch import Tensor
 
 from palindiff.evaluation.intervals import bootstrap_interval
 from palindiff.evaluation.results import Row
+from palindiff.experiments.reproduction.kernel_distance import KernelDistance
 from palindiff.experiments.reproduction.measurement import Measurement
 from palindiff.experiments.reproduction.plan_sections import ColumnPlan
+from palindiff.experiments.reproduction.verdicts import mean_kd
+
+KD = "kd_efflite0"
+DISTANCE_RESAMPLES = 2_000  # columns are computed after each training; claims have more
 
 
 def column_row(
@@ -21,7 +26,7 @@ def column_row(
     """Mean of a column's metrics over its data sets, of each seed and over all seeds.
 
     Where every metric is a mean of items, the interval is over seeds and items, and items are drawn within their
-    metric and data set.
+    metric and data set. A kernel distance is that of all images, as claims compare it, over seeds and images.
 
     measured: by data set, a measurement of each seed. generation: the name of that of the table.
     Returns: None if one of its metrics was not measured.
@@ -33,7 +38,7 @@ def column_row(
     num_seeds = len(measured[places[0][0]])
     values: list[float] = []
     for seed in range(num_seeds):
-        of_seed = [measured[each][seed].value(metric) for each, metric in places]
+        of_seed = [_value(measured[each][seed], metric) for each, metric in places]
         if None in of_seed:
             return None
         values.append(sum(filter(None, of_seed)) / len(of_seed))
@@ -49,6 +54,8 @@ def _interval(
     places: Sequence[tuple[str, str]], measured: Mapping[str, Sequence[Measurement]]
 ) -> tuple[float | None, float | None]:
     """Interval of the mean over places, each a data set and a metric; data sets share no unit."""
+    if len(places) == 1 and all(_is_distance(each, places[0][1]) for each in measured[places[0][0]]):
+        return mean_kd(measured[places[0][0]], DISTANCE_RESAMPLES).interval()
     if any(metric not in each.items for name, metric in places for each in measured[name]):
         return None, None
     parts, groups, units = list[Tensor](), list[Tensor](), list[Tensor]()
@@ -59,6 +66,17 @@ def _interval(
         groups.append(torch.full((len(own),), place))
         units.append(own * len(names) + names.index(name))
     return bootstrap_interval(torch.cat(parts, dim=1), groups=torch.cat(groups), units=torch.cat(units))
+
+
+def _value(measured: Measurement, metric: str) -> float | None:
+    """The value of a metric; of a kernel distance, that of all images."""
+    if _is_distance(measured, metric):
+        return KernelDistance.of(measured.items).of_all()
+    return measured.value(metric)
+
+
+def _is_distance(measured: Measurement, metric: str) -> bool:
+    return metric == KD and "generated" in measured.items
 
 
 def _chance(measured: Sequence[Measurement], metrics: Sequence[str]) -> float | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from palindiff.evaluation.generation import ImageReadings
+from palindiff.experiments.reproduction.kernel_distance import KernelDistance
 from palindiff.experiments.reproduction.measurement import Measurement, OpenModel
 from palindiff.experiments.reproduction.model_runs import ModelRun
 from palindiff.experiments.reproduction.plan import Plan
@@ -69,11 +70,13 @@ class MeasuredRuns:
         return self._open[1]
 
     def chosen_share(self, run: ModelRun, plan: InterpolationPlan) -> float:
-        """The share of a run's weights with the highest recall on validation; of equal ones, the largest."""
-        metrics = self.plan.naming[plan.data].recall_metrics
+        """The share of a run's weights that is best on validation; of equal ones, the largest."""
 
-        def recall(share: float) -> float:
+        def quality(share: float) -> float:
+            if plan.generation is not None:
+                return -KernelDistance.of(self.generation(run, plan.generation, share).items).of_all()
+            assert plan.data is not None, "the plan has checked it"
             found = self.naming(run, NamingPlan(), plan.data, [], share)
-            return sum(float(found.items[metric].mean()) for metric in metrics)
+            return sum(float(found.items[metric].mean()) for metric in self.plan.naming[plan.data].recall_metrics)
 
-        return max(sorted(plan.shares, reverse=True), key=recall)
+        return max(sorted(plan.shares, reverse=True), key=quality)

@@ -25,6 +25,7 @@ from palindiff.data.rows import ImageSet
 from palindiff.data.sources import DataConfig
 from palindiff.data.squares import read_squares
 from palindiff.evaluation.class_sets import ClassSet, load_class_set
+from palindiff.evaluation.diffusion_classifier import classifier_tflop
 from palindiff.evaluation.efficientnet import EffLite0Features, read_weights
 from palindiff.evaluation.generated_set import IMAGES_FOLDER, pipeline_fingerprint
 from palindiff.evaluation.generation import GenerationConfig, GenerationData, ImageReadings, chosen_rows, generation
@@ -46,6 +47,7 @@ from palindiff.inference.pipeline import PalindiffPipeline
 
 MEASURED, GENERATED, RECORDS = "measured", "generated", "records"  # folders in a run's
 UNIT_OF = "unit of "  # name of the units in a file, before that of the items
+PUBLISHED_COST = "published_tflop_per_image"  # of the Diffusion Classifier with its authors' stages
 IMAGE_EMBEDDINGS = "image_embeddings"  # among the items, where collapse is measured
 
 
@@ -76,6 +78,16 @@ def generation_options(plan: GenerationPlan, root: Path) -> GenerationConfig:
     weights = plan.inception_weights and Path(plan.inception_weights.replace(ROOT, str(root)))
     same = plan.model_dump(include={"num_images", "num_inference_steps", "guidance_scale", "kid_subset_size"})
     return GenerationConfig(**same, inception_weights=weights, clip_rn50_openai=plan.clip_rn50_openai)
+
+
+def joined(measured: Mapping[str, Measurement], metrics: Mapping[str, Sequence[str]]) -> Measurement:
+    """Some metrics of several data sets, which share no unit, as "METRIC of DATA"; both arguments by data set."""
+    places = [(k, name, metric) for k, name in enumerate(measured) for metric in metrics[name]]
+    return Measurement(
+        [],
+        {f"{metric} of {name}": measured[name].items[metric] for _, name, metric in places},
+        {f"{metric} of {name}": measured[name].units[metric] * len(measured) + k for k, name, metric in places},
+    )
 
 
 @dataclass(frozen=True)
@@ -182,10 +194,13 @@ class OpenModel:
         template = data.templates[0] if data.templates else None
         options = DiffusionClassifierConfig(num_images=plan.num_images, stages=plan.stages, template=template)
         sets = [named_data(name, data, self.root)]
-        records = evaluate_diffusion_classifier(
-            self.pipeline, self.folder.name, sets, [0], self.folder / RECORDS, options
+        records = list(
+            evaluate_diffusion_classifier(self.pipeline, self.folder.name, sets, [0], self.folder / RECORDS, options)
         )
-        return Measurement([row for record in records for row in _record_rows(record)], {})
+        rows = [row for record in records for row in _record_rows(record)]
+        num_classes = len(sets[0].classes(sets[0].open()).class_names)
+        published = classifier_tflop(self.pipeline, num_classes)
+        return Measurement([*rows, {"metric": PUBLISHED_COST, "value": published, "n": rows[0]["n"]}], {})
 
     def controls(self, name: str, data: DataPlan) -> list[Row]:
         """Measure the controls of a data set, and what the noisy query changes.

@@ -34,6 +34,7 @@ from palindiff.training.trainer import TRAINERS, recipe_classes, train_recipe
 from palindiff.training.training_cost import tflop_of_step
 
 FACTS_FILE = "reproduction.json"  # in the run's folder: what trained it
+FAILURE_FILE = "failure.txt"  # there if its last training diverged: why
 LOCK_FILE = "reproduction.lock"  # held by the process that trains or measures the run
 
 
@@ -110,6 +111,11 @@ class ModelRun:
         return self.result.is_dir()
 
     @property
+    def has_failed(self) -> bool:
+        """Whether its last training diverged."""
+        return (self.folder / FAILURE_FILE).exists()
+
+    @property
     def result(self) -> Path:
         """The folder of the trained model."""
         return self.folder / TRAINERS[self.own_recipe.objective_name].result_name
@@ -147,7 +153,13 @@ class ModelRun:
         else:
             written = {"commit": commit, "is_dirty": is_dirty, "origin": self.origin}
             atomic_text(facts, json.dumps(written, indent=2) + "\n")
-        train_recipe(self.recipe, self.folder, show_progress=False)
+        failure = self.folder / FAILURE_FILE
+        try:
+            train_recipe(self.recipe, self.folder, show_progress=False)
+        except FloatingPointError as error:
+            atomic_text(failure, f"{error}\n")
+            raise
+        failure.unlink(missing_ok=True)
 
     @cached_property
     def origin(self) -> dict[str, str]:

@@ -18,6 +18,7 @@ from palindiff.experiments.reproduction.plan_sections import (
     ColumnPlan,
     DataPlan,
     GenerationPlan,
+    InterpolationPlan,
     NamingTask,
     RowPlan,
     TablePlan,
@@ -89,15 +90,19 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
                 yield f"`tables.{name}`", "column", column_name
             for row in table.rows:
                 yield f"`tables.{name}`", "variant", row.variant
-                if row.interpolation is not None:
+                if row.interpolation is not None and row.interpolation.data is not None:
                     yield f"`tables.{name}`", "naming", row.interpolation.data
+                if row.interpolation is not None and row.interpolation.generation is not None:
+                    yield f"`tables.{name}`", "generation", row.interpolation.generation
+                if row.diffusion_classifier is not None:
+                    yield from ((f"`tables.{name}`", "naming", data) for data in row.diffusion_classifier.data)
             if table.generation is not None:
                 yield f"`tables.{name}`", "generation", table.generation
         for name, claim in self.claims.items():
             for other in _sides(claim):
                 yield f"`claims.{name}`", "variant", other
-            if claim.data is not None:
-                yield f"`claims.{name}`", "naming", claim.data
+            for data in claim.data:
+                yield f"`claims.{name}`", "naming", data
             if claim.generation is not None:
                 yield f"`claims.{name}`", "generation", claim.generation
 
@@ -120,11 +125,11 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
                 )
             for row in table.rows:
                 if row.interpolation is not None:
-                    yield from self._unchosen(f"tables.{name}", row.interpolation.data)
+                    yield from self._unchosen(f"tables.{name}", row.interpolation)
         if both := sorted(set(self.families) & {*self.tables, CONTROLS}):
             yield f"`{both[0]}` is a family of claims and a table, or the controls. Expected two names. Rename one."
         for name, claim in self.claims.items():
-            if (claim.data if claim.metric == "kd" else claim.generation) is not None:
+            if claim.data if claim.metric == "kd" else claim.generation:
                 key = "data" if claim.metric == "kd" else "generation"
                 yield f"`claims.{name}` has `{key}`, and {claim.metric} does not use it. Expected none. Remove it."
             if claim.metric == "kd" and self.generation_of(claim) is None:
@@ -133,19 +138,22 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
                     "claim. Name a set of `generation`."
                 )
             task = TASK_OF.get(claim.metric)
-            if task is not None and task not in self.naming[self.naming_of(claim)].tasks:
-                yield (
-                    f"`claims.{name}` compares {claim.metric} on `naming.{self.naming_of(claim)}`. Expected the task "
-                    f"{task}. Add it to the tasks of `naming.{self.naming_of(claim)}`."
-                )
+            for data in self.naming_of(claim):
+                if task is not None and task not in self.naming[data].tasks:
+                    yield (
+                        f"`claims.{name}` compares {claim.metric} on `naming.{data}`. Expected the task {task}. "
+                        f"Add it to the tasks of `naming.{data}`."
+                    )
+            if claim.metric == "cosine" and len(claim.data) > 1:
+                yield f"`claims.{name}` compares the cosine on {len(claim.data)} sets. Expected one. Name one."
 
-    def _unchosen(self, place: str, name: str) -> Iterator[str]:
-        """Say why a share of weights cannot be chosen on a data set."""
-        data = self.naming[name]
-        if "retrieval" not in data.tasks:
+    def _unchosen(self, place: str, plan: InterpolationPlan) -> Iterator[str]:
+        """Say why a share of weights cannot be chosen."""
+        kind, name = ("naming", plan.data) if plan.data is not None else ("generation", plan.generation or "")
+        if plan.data is not None and "retrieval" not in self.naming[name].tasks:
             yield f"`{place}` chooses by recall on `naming.{name}`. Expected the task retrieval there. Add it."
-        if data.split == "test":
-            yield f"`{place}` chooses on `naming.{name}`, a test split. Expected a validation split. Use another one."
+        if (self.naming if kind == "naming" else self.generation)[name].split == "test":
+            yield f"`{place}` chooses on `{kind}.{name}`, a test split. Expected a validation split. Use another one."
 
     def _repeated(self) -> Iterator[str]:
         """Say which seeds and labels are there twice."""
@@ -173,9 +181,9 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
         """The claims of a family, which Holm's correction takes together."""
         return {name: claim for name, claim in self.claims.items() if claim.family == family}
 
-    def naming_of(self, claim: ClaimPlan) -> str:
-        """The data set of a claim about naming."""
-        return claim.data or self.primary
+    def naming_of(self, claim: ClaimPlan) -> tuple[str, ...]:
+        """The data sets of a claim about naming."""
+        return claim.data or (self.primary,)
 
     def generation_of(self, claim: ClaimPlan) -> str | None:
         """The `generation` of a claim about it."""

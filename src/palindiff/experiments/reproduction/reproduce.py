@@ -6,7 +6,7 @@ Here: the order, and result files. Not here: plans (`plan.py`), training (`model
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -15,32 +15,17 @@ from PIL import Image
 from palindiff.atomic import atomic_file
 from palindiff.evaluation.class_sets import true_classes
 from palindiff.evaluation.generation import Instruments, chosen_rows
-from palindiff.evaluation.intervals import Comparison
 from palindiff.evaluation.results import Row, write_results
 from palindiff.evaluation.sheets import contact_sheet
 from palindiff.evaluation.tasks import NEEDS_CLASSES
+from palindiff.experiments.reproduction.claims import PairedClaims
 from palindiff.experiments.reproduction.columns import column_row
 from palindiff.experiments.reproduction.measured_runs import MeasuredRuns
-from palindiff.experiments.reproduction.measurement import (
-    IMAGE_EMBEDDINGS,
-    Measurement,
-    generation_options,
-    named_data,
-)
+from palindiff.experiments.reproduction.measurement import Measurement, generation_options, named_data
 from palindiff.experiments.reproduction.model_runs import IsBusyError, ModelRun
 from palindiff.experiments.reproduction.plan import Plan, Target, load_plan, paper_row
 from palindiff.experiments.reproduction.plan_sections import ClaimPlan, RowPlan, TablePlan
-from palindiff.experiments.reproduction.verdicts import (
-    ACCURACY,
-    BUDGETS,
-    JudgedClaim,
-    Sides,
-    compare_cosine,
-    compare_kd,
-    compare_points,
-    judge,
-    same_cost,
-)
+from palindiff.experiments.reproduction.verdicts import judge
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 
 
@@ -65,7 +50,6 @@ class Reproduction:
 
     options: ReproduceOptions
     report: Callable[[str], None] = lambda sentence: None
-    _failed: list[str] = field(default_factory=list, init=False)  # names of runs that diverged
 
     @cached_property
     def plan(self) -> Plan:
@@ -116,10 +100,11 @@ class Reproduction:
                 _ = run.origin
         root, table = self.options.data, self.table
         names = [self.plan.primary] if table is None else self.plan.data_of(table)
-        names += [row.interpolation.data for row in (table.rows if table else ()) if row.interpolation]
-        generations = [table.generation if table is not None else None]
+        chosen_by = [row.interpolation for row in (table.rows if table else ()) if row.interpolation is not None]
+        names += [each.data for each in chosen_by if each.data is not None]
+        generations = [table.generation if table is not None else None, *(each.generation for each in chosen_by)]
         for claim in self.claims.values():
-            names.append(self.plan.naming_of(claim))
+            names += self.plan.naming_of(claim) if claim.metric != "kd" else ()
             generations.append(self.plan.generation_of(claim) if claim.metric == "kd" else None)
         for name in dict.fromkeys(names):
             source = named_data(name, data := self.plan.naming[name], root)
@@ -144,28 +129,35 @@ class Reproduction:
         began = time.perf_counter()
         self.check()
         self.measured.waits = False
-        for run in self.model_runs():
-            was_finished = run.is_finished
-            if not was_finished and self.options.finished_only:
-                self.report(f"{run.name}: not trained")
-                continue
-            if self._train(run) and not was_finished and self.table is not None:
-                self._write(self.rows(), command, time.perf_counter() - began)
+        later = [run for run in self.model_runs() if not self._turn(run, command, began)]
+        for run in later:  # what they start from is trained by another process, or was just now
+            for start in run.trained_before:
+                self._train(start, waits=True)
+            if not self._turn(run, command, began):
+                self.report(f"{run.name}: not run, as it starts from a run that is not finished")
         if self.table is not None:
             self.rows()  # measures what no other process does
         self.measured.waits = True
-        rows = self.rows()
-        self._write(rows, command, time.perf_counter() - began)
+        rows = self._write_rows(command, began)
         self._write_sheet()
         return rows
 
-    def _train(self, run: ModelRun) -> bool:
-        """Train a run, unless it is finished -> whether it is now; one that diverges does not stop the others."""
+    def _turn(self, run: ModelRun, command: str, began: float) -> bool:
+        """Train a run unless it is finished, and write a table's rows -> False if what it starts from is not ready."""
+        was_finished = run.is_finished
+        if not was_finished and self.options.finished_only:
+            self.report(f"{run.name}: not trained")
+            return True
         if not all(each.is_finished for each in run.trained_before):
-            self.report(f"{run.name}: not run, as it starts from a run that is not finished")
             return False
+        if self._train(run) and not was_finished and self.table is not None:
+            self._write_rows(command, began)
+        return True
+
+    def _train(self, run: ModelRun, waits: bool = False) -> bool:
+        """Train a run, unless it is finished -> whether it is now; one that diverges does not stop the others."""
         try:
-            with run.locked():
+            with run.locked(waits=waits):
                 if not run.is_finished:
                     self.report(f"{run.name}: training {run.recipe.loop.num_steps:,} steps")
                 run.train()
@@ -174,7 +166,6 @@ class Reproduction:
             return False
         except FloatingPointError as error:
             self.report(f"{run.name}: failed. {error}")
-            self._failed.append(run.name)
             return False
         return True
 
@@ -184,7 +175,8 @@ class Reproduction:
         Of a table without those that another process has, unless `measured.waits`.
         """
         if self.claims:
-            return judge(list(self._judged()), self._num_planned())
+            paired = PairedClaims(self.plan, self.claims, self.measured, self.model_run, self.report)
+            return judge(list(paired.judged()), paired.num_planned())
         if self.table is None:
             return list(self._control_rows())
         return [row for plan in self.table.rows for row in self._table_rows(self.table, plan)]
@@ -216,7 +208,10 @@ class Reproduction:
     def _measure(self, run: ModelRun, table: TablePlan, plan: RowPlan, share: float) -> dict[str, Measurement]:
         """Measure what a table's columns show of a run, by data set."""
         if plan.diffusion_classifier is not None:
-            names = [name for name in self.plan.data_of(table) if "classification" in self.plan.naming[name].tasks]
+            classified = [
+                name for name in self.plan.data_of(table) if "classification" in self.plan.naming[name].tasks
+            ]
+            names = plan.diffusion_classifier.data or classified
             return {name: self.measured.classifier(run, plan, name) for name in names}
         names = self.plan.data_of(table) if run.is_trained_to_name else []
         settings = [row.naming for row in table.rows if row.variant == plan.variant]
@@ -235,71 +230,6 @@ class Reproduction:
                     found = self.measured.model(run).controls(name, self.plan.naming[name])
                 facts: Row = {"variant": variant, "seed": run.seed, **run.facts(), "data": name}
                 yield from ({**facts, **row} for row in found)
-
-    def _num_planned(self) -> dict[str, int]:
-        """How many claims each budget has, run or not."""
-        return {
-            budget: sum(claim.has_budgets or budget == BUDGETS[0] for claim in self.claims.values())
-            for budget in BUDGETS
-        }
-
-    def _judged(self) -> Iterator[JudgedClaim]:
-        for name, claim in self.claims.items():
-            for budget in BUDGETS if claim.has_budgets else BUDGETS[:1]:
-                a = (claim.a_flop if budget == "flop" else None) or claim.a
-                b = (claim.b_flop if budget == "flop" else None) or claim.b
-                sides = self._sides(claim, a, b)
-                if sides is None:
-                    self.report(f"{name}, equal {budget}: not run")
-                    continue
-                tflop = {each: self._mean_tflop(each) for each in (a, b)}
-                if budget == "flop" and claim.has_budgets and not same_cost(tflop, a, b):
-                    self.report(
-                        f"{name}, equal {budget}: training costs differ, {tflop[a]:.0f} and {tflop[b]:.0f} TFLOP"
-                    )
-                    continue
-                found, n = self._compare(claim, sides)
-                commits = tuple(sorted({run.commit for run in self._shared_runs(a, b)}))
-                yield JudgedClaim(name, claim, budget, a, b, (tflop[a], tflop[b]), found, n, commits)
-
-    def _compare(self, claim: ClaimPlan, sides: Sides) -> tuple[Comparison, int]:
-        """Compare both sides of a claim -> the comparison, and the number of items of a seed."""
-        items = sides[0][0].items
-        if claim.metric == "kd":
-            return compare_kd(sides), len(items["generated"])
-        if claim.metric == "cosine":
-            return compare_cosine(sides), len(items[IMAGE_EMBEDDINGS])
-        recall = self.plan.naming[self.plan.naming_of(claim)].recall_metrics
-        metrics = recall if claim.metric == "recall" else (ACCURACY,)
-        return compare_points(sides, metrics), len(items[metrics[0]])
-
-    def _sides(self, claim: ClaimPlan, a: str, b: str) -> Sides | None:
-        """Measure both sides with the seeds that both have; None if a run is not finished."""
-        shared = self._shared_runs(a, b)
-        if not shared or not all(run.is_finished for run in shared):
-            return None
-        runs = [[run for run in shared if run.variant == each] for each in (a, b)]
-        if claim.metric == "kd":
-            generation = self.plan.generation_of(claim)
-            assert generation is not None, "the plan has checked it"
-            found = [[self.measured.generation(run, generation) for run in side] for side in runs]
-        else:
-            naming = [claim.a_naming, claim.b_naming]
-            settings = naming if a == b else []
-            found = [
-                [self.measured.naming(run, setting, self.plan.naming_of(claim), settings) for run in side]
-                for side, setting in zip(runs, naming, strict=True)
-            ]
-        return found[0], found[1]
-
-    def _shared_runs(self, a: str, b: str) -> list[ModelRun]:
-        """The runs of two variants, or of one, with the seeds that both have."""
-        shared = sorted(set(self.plan.seeds_of(a)) & set(self.plan.seeds_of(b)))
-        return [self.model_run(each, seed) for each in dict.fromkeys((a, b)) for seed in shared]
-
-    def _mean_tflop(self, variant: str) -> float:
-        costs = [self.model_run(variant, seed).train_tflop for seed in self.plan.seeds_of(variant)]
-        return sum(costs) / len(costs)
 
     def _write_sheet(self) -> None:
         """Write a figure beside its result file: real images, and those of each row's first seed."""
@@ -321,11 +251,18 @@ class Reproduction:
             sheet.save(temporary, "PNG")
         self.report(f"written: {file}")
 
-    def _write(self, rows: list[Row], command: str, elapsed_s: float) -> None:
+    def _write_rows(self, command: str, began: float) -> list[Row]:
+        """Measure and write, again where other processes have finished runs meanwhile."""
+        while True:
+            unfinished = [run.name for run in self.model_runs() if not run.is_finished]
+            rows = self.rows()
+            if unfinished == [run.name for run in self.model_runs() if not run.is_finished]:
+                break
         if rows:
             settings = {
                 "target": self.options.target, "scale": Path(self.options.scale).stem, "about": self.plan.about,
-                "unfinished": [run.name for run in self.model_runs() if not run.is_finished],
-                "failed": list(self._failed),
+                "unfinished": unfinished, "failed": [run.name for run in self.model_runs() if run.has_failed],
             }  # fmt: skip
+            elapsed_s = time.perf_counter() - began
             write_results(self.options.results, rows, command, settings, self.plan.seeds[0], elapsed_s)
+        return rows

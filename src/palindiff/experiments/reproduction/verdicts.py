@@ -23,6 +23,7 @@ from palindiff.evaluation.intervals import (
     verdict,
 )
 from palindiff.evaluation.results import Row
+from palindiff.experiments.reproduction.kernel_distance import KernelDistance
 from palindiff.experiments.reproduction.measurement import IMAGE_EMBEDDINGS, Measurement
 from palindiff.experiments.reproduction.plan_sections import ClaimPlan
 
@@ -99,8 +100,14 @@ def compare_kd(sides: Sides, num_resamples: int = NUM_RESAMPLES) -> Comparison:
             an image that was drawn twice too.
     Shapes: items `generated` (n, d) of each seed, `real` (m, d).
     """
-    distances = [[_KernelDistance.of(each.items) for each in side] for side in sides]
+    distances = [[KernelDistance.of(each.items) for each in side] for side in sides]
     return _compare_counted(distances, sides[0][0].units["generated"], num_resamples)
+
+
+def mean_kd(side: Sequence[Measurement], num_resamples: int = NUM_RESAMPLES) -> Comparison:
+    """Mean kernel distance over seeds, as its difference from 0; source and shapes as `compare_kd`."""
+    distances = [KernelDistance.of(each.items) for each in side]
+    return _compare_counted([distances, [_zero] * len(side)], side[0].units["generated"], num_resamples)
 
 
 def compare_cosine(sides: Sides, num_resamples: int = NUM_RESAMPLES) -> Comparison:
@@ -114,6 +121,10 @@ def compare_cosine(sides: Sides, num_resamples: int = NUM_RESAMPLES) -> Comparis
         [[partial(counted_mean_cosine, each.items[IMAGE_EMBEDDINGS]) for each in side] for side in sides],
         sides[0][0].units[IMAGE_EMBEDDINGS], num_resamples,
     )  # fmt: skip
+
+
+def _zero(counts: Tensor) -> Tensor:
+    return counts.new_zeros(len(counts))
 
 
 def _compare_counted(statistics: Statistics, units: Tensor, num_resamples: int) -> Comparison:
@@ -141,33 +152,6 @@ def _difference(statistics: Statistics, seeds: Floats, draw: np.random.Generator
         of_seeds = np.stack([each(counts).numpy() for each in of_side], axis=1)  # (r, s), or (r, 1)
         sides.append((of_seeds * seeds).sum(axis=1) if len(of_side) > 1 else of_seeds[:, 0])
     return np.asarray(sides[0] - sides[1])
-
-
-@dataclass(frozen=True)
-class _KernelDistance:
-    """The squared MMD of generated images to real ones, each generated image counted so often."""
-
-    of_generated: Tensor  # (n, n), of generated images with each other
-    of_both: Tensor  # (n,), mean over the real images
-    of_real: Tensor  # (), of real images with each other
-
-    @classmethod
-    def of(cls, items: Mapping[str, Tensor]) -> "_KernelDistance":
-        """Shapes: generated (n, d), real (m, d)."""
-        x, y = items["generated"].double(), items["real"].double()
-        of_real, m = _kernel(y, y), len(y)
-        return cls(_kernel(x, x), _kernel(x, y).mean(dim=1), (of_real.sum() - of_real.trace()) / (m * (m - 1)))
-
-    def __call__(self, counts: Tensor) -> Tensor:
-        """Shapes: counts (r, n) -> (r,)."""
-        n, square = counts.sum(dim=1), counts.square()
-        of_pairs = ((counts @ self.of_generated) * counts).sum(dim=1) - square @ self.of_generated.diagonal()
-        within = of_pairs / (n * n - square.sum(dim=1))
-        return within - 2 * (counts @ self.of_both) / n + self.of_real
-
-
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.T / x.shape[1] + 1) ** 3
 
 
 def same_cost(tflop: Mapping[str, float], a: str, b: str) -> bool:
