@@ -10,6 +10,9 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel
 
 from palindiff.experiments.adaptation_preset import choose_preset
+from palindiff.inference.clip_model import ClipModel
+from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
+from palindiff.training.recipes.yaml_files import load_recipe
 from toys.page import assert_self_contained
 from toys.recipe import COLOURS, write_split
 
@@ -67,6 +70,22 @@ def test_a_catalogue_becomes_two_stock_folders_and_a_report(palindiff, adapt, ca
     compile(shlex.split(generate)[2], "generate", "exec")
     code, out, err = adapt(catalogue, *QUICK, "--retain", tmp_path / "others", "--set", "trained=lora")
     assert code == 0, err  # a finished run is reported again
+    longer = [each.replace("num_steps=4", "num_steps=6") for each in QUICK]
+    code, out, err = adapt(catalogue, *longer, "--retain", tmp_path / "others", "--set", "trained=lora")
+    assert code == 0, err  # and prolonged
+    assert len(list((adapted / "run").glob("generated-before-*"))) == 1
+
+
+def test_images_are_measured_in_the_squares_that_training_sees(adapt, catalogue, monkeypatch):
+    fits = []
+    encode = ClipModel.encode_image
+    monkeypatch.setattr(
+        ClipModel, "encode_image", lambda *given, **named: fits.append(named.get("fit")) or encode(*given, **named)
+    )
+    code, _, err = adapt(catalogue, *QUICK, "--set", "data.fit=pad", "--set", "loop.evaluate_every=0")
+    assert code == 0, err
+    assert set(fits) == {"pad"}
+    assert len(fits) == 2
 
 
 def test_without_other_images_the_report_says_what_it_did_not_measure(adapt, catalogue, tmp_path):
@@ -116,12 +135,28 @@ def test_a_catalogue_that_teaches_nothing_is_refused_in_a_sentence(adapt, catalo
     assert not (tmp_path / "adapted").exists()
 
 
+def test_what_is_asked_for_has_its_own_rate_and_reason(adapt, catalogue):
+    code, out, err = adapt(catalogue, "--dry-run", "--set", "trained=all")
+    assert code == 0, err
+    assert "learning_rate: 1.0e-05" in out
+    assert "Trained: all, which was asked for." in out
+
+
 def settings(*given):
     return dict(each.split("=") for each in choose_preset(*given).settings)
 
 
+@pytest.mark.parametrize("num_images", [16, 100, 500, 5_000, 100_000])
+def test_training_never_stops_within_its_warm_up(num_images):
+    found = settings(num_images, 24 * GIB, 1_290_000_000, 520_000_000, False)
+    every, warm_up = int(found["loop.evaluate_every"]), int(found["optimizer.warmup_steps"])
+    assert every >= 10
+    assert load_recipe(UniDiffRecipe, "adapt").evaluation.patience * every > warm_up > 0
+    assert int(found["loop.num_steps"]) > 4 * every
+
+
 def test_what_is_trained_follows_the_number_of_images_and_the_memory():
-    full = (980_000_000, 540_000_000)  # CLIP ViT-L/14 and the U-Net of Stable Diffusion 1.x; its attention
+    full = (1_290_000_000, 520_000_000)  # CLIP ViT-L/14 and the U-Net of Stable Diffusion 1.x; its attention
     assert settings(5_000, 80 * GIB, *full, False)["trained"] == "all"
     assert settings(5_000, 24 * GIB, *full, False)["trained"] == "attention"
     assert settings(5_000, 12 * GIB, *full, False)["trained"] == "lora"

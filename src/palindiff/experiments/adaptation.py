@@ -18,10 +18,12 @@ from PIL import Image
 
 from palindiff.atomic import atomic_folder, atomic_text
 from palindiff.data.conditions import evenly_spread
+from palindiff.data.images import Fit
 from palindiff.data.rows import CaptionedImage, ImageSet
 from palindiff.data.sources import DataConfig
 from palindiff.evaluation.collapse import effective_rank, mean_pairwise_cosine
 from palindiff.evaluation.efficientnet import NETWORK_PACKAGE, WEIGHTS_PACKAGE
+from palindiff.evaluation.generated_set import pipeline_fingerprint
 from palindiff.evaluation.generation import GenerationConfig, GenerationData, generation
 from palindiff.evaluation.named_data import NamedData
 from palindiff.evaluation.naming_tasks import RETRIEVAL_KS, caption_retrieval
@@ -111,10 +113,11 @@ class Adaptation:
         models = [parts.clip.image_encoder, parts.clip.text_encoder, parts.unet]
         num_weights, num_clip = (sum(w.numel() for m in some for w in m.parameters()) for some in (models, models[:2]))
         num_attention = sum(w.numel() for name, w in parts.unet.named_parameters() if ".attn" in name)
-        num_images = len(self.sets[0])
+        asks = any(each.partition("=")[0].strip() == "trained" for each in self.options.overrides)
         return choose_preset(
-            num_images, device_memory(), num_weights, num_clip + num_attention, num_weights < SMALL_MODEL
-        )
+            len(self.sets[0]), device_memory(), num_weights, num_clip + num_attention, num_weights < SMALL_MODEL,
+            self._load(self.options.overrides).trained if asks else None,
+        )  # fmt: skip
 
     def run(self) -> Path:
         """Check, measure, train or resume, measure again, and write both folders and the report.
@@ -130,8 +133,7 @@ class Adaptation:
             self.report(reason)
         before = self._measure_start(validation)
         self.report("training")
-        trainer = make_trainer(recipe, options.run)
-        trainer.train()
+        make_trainer(recipe, options.run).train()
         chosen = options.run / UniDiffTrainer.result_name
         for part in sorted(path.name for path in chosen.iterdir()):
             with atomic_folder(options.output / part, replace=True) as folder:
@@ -167,8 +169,9 @@ class Adaptation:
     def _measure(
         self, validation: ImageSet, clip: ClipModel, pipeline: StableDiffusionPipeline, when: str
     ) -> "Measured":
-        rows = list(validation)
-        numbers = recall_and_collapse(clip, rows)
+        rows, device = list(validation), "cuda" if torch.cuda.is_available() else "cpu"
+        clip, pipeline = clip.to(device), pipeline.to(device)
+        numbers = recall_and_collapse(clip, rows, self.recipe.data.fit)
         numbers |= self._generation_quality(validation, pipeline, when)
         numbers |= self._retained(clip, when)
         chosen = [rows[i] for i in evenly_spread(len(rows), NUM_SAMPLES)]
@@ -180,9 +183,11 @@ class Adaptation:
         number = min(NUM_GENERATED, len(validation))
         try:
             options = GenerationConfig(
-                num_images=number, num_inference_steps=20, kid_subset_size=min(KD_SUBSET, number)
-            )
-            data = GenerationData(validation, self.options.run / f"generated-{when}")
+                num_images=number, num_inference_steps=20, kid_subset_size=min(KD_SUBSET, number),
+                fit=self.recipe.data.fit,
+            )  # fmt: skip
+            weights = pipeline_fingerprint(pipeline)[:12]  # a longer training has others
+            data = GenerationData(validation, self.options.run / f"generated-{when}-{weights}")
             measured = generation(pipeline, data, options)
         except ModuleNotFoundError:
             return {}
@@ -253,9 +258,9 @@ def check_catalogue(training: ImageSet, validation: ImageSet) -> None:
         )
 
 
-def recall_and_collapse(clip: ClipModel, rows: list[CaptionedImage]) -> Numbers:
+def recall_and_collapse(clip: ClipModel, rows: list[CaptionedImage], fit: Fit = "crop") -> Numbers:
     """Measure recall both ways among the images' first captions, and how spread out their embeddings are."""
-    v = clip.encode_image([row.source for row in rows]).cpu()
+    v = clip.encode_image([row.source for row in rows], fit=fit).cpu()
     captions = [[row.captions[0]] for row in rows]
     num_answers = min(len(rows), len({of_one[0] for of_one in captions}))
     ks = [k for k in RETRIEVAL_KS if k <= num_answers]
