@@ -108,24 +108,6 @@ def test_encoding_ignores_padding(encoder):
     assert torch.allclose(long.c[:, :num_real], short.c[:, :num_real], atol=1e-5)
 
 
-@torch.no_grad()
-def test_padding_of_every_caption_is_cut_and_changes_no_e(encoder):
-    ids, mask = encoder.tokenize(["fire", "", "red"])
-    cut, marks = encoder.without_padding(ids, mask)
-    assert cut.shape == marks.shape == (3, int(mask.sum(dim=1).max()))
-    assert cut.shape[1] < LENGTH
-    assert torch.equal(marks.sum(dim=1), mask.sum(dim=1))
-    assert torch.allclose(encoder(cut, marks).e, encoder(ids, mask).e, atol=1e-6)  # attention sums over fewer zeros
-
-
-@torch.no_grad()
-def test_padding_before_captions_stays(encoder_folder):
-    encoder = load_text_encoder(str(encoder_folder / "sentence"))
-    encoder.tokenizer.padding_side = "left"
-    ids, mask = encoder.tokenize(CAPTIONS)
-    assert torch.equal(encoder.without_padding(ids, mask)[0], ids)
-
-
 def test_a_long_caption_is_cut_with_one_warning(encoder, caplog):
     endless, fitting = "b " * 5_000, " ".join("b" * (LENGTH - 2))
     assert len(endless) == 10_000

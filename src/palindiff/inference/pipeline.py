@@ -154,10 +154,8 @@ class PalindiffPipeline(HubMixin):
         """
         encoder = self.caption_encoder
         bring(self, "text_encoder", *(["query_stream"] if encoder.has_missing_layers else []))
-        shortest_first = mask.sum(dim=1).argsort(stable=True)
-        parts = [encoder.without_padding(ids[rows], mask[rows]) for rows in shortest_first.split(CAPTIONS_AT_ONCE)]
-        e = torch.cat([encoder(of_part, is_real).e for of_part, is_real in parts])
-        return e[shortest_first.argsort().to(e.device)]
+        parts = zip(ids.split(CAPTIONS_AT_ONCE), mask.split(CAPTIONS_AT_ONCE), strict=True)
+        return torch.cat([encoder(of_part, is_real).e for of_part, is_real in parts])
 
     @torch.no_grad()
     def encode_image(

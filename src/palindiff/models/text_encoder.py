@@ -160,16 +160,6 @@ class TextEncoder(nn.Module):
         self.check_tokens(ids, mask)
         return torch.tensor(ids), torch.tensor(mask, dtype=torch.bool)
 
-    def without_padding(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Cut what is padding at the end of every caption; only rounding changes e.
-
-        CLIP's text encoder is causal, and sentence encoders do not attend to masked tokens (`check`).
-
-        Shapes: ids (b, l) int64, mask (b, l) bool, on the CPU -> the same with the longest caption's length.
-        """
-        length = int(mask.any(dim=0).nonzero().max()) + 1
-        return ids[:, :length], mask[:, :length]
-
     def check(self) -> None:
         """Refuse parts that do not fit one another; "clip" without a projection above all (decisions row 22).
 
