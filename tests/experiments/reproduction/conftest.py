@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from palindiff.experiments.reproduction.reproduce import ReproduceOptions, Reproduction
 from toys.plan import toy_plan, write_plan_parts
 from toys.run import one_thread
 
@@ -36,3 +37,18 @@ def write_plan(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def reproduction(parts, plan_tree, write_plan, tmp_path):
+    """Make a reproduction of a target, with changes of the plan."""
+
+    def make(target, change=lambda tree: None, **options):
+        change(plan_tree)
+        given = {"data": parts, "runs": tmp_path / "runs", "results": tmp_path / f"{target}.json", **options}
+        said = []
+        made = Reproduction(ReproduceOptions(target, write_plan(plan_tree), **given), said.append)
+        made.said = said
+        return made
+
+    return make

@@ -11,22 +11,6 @@ from PIL import Image
 from palindiff.evaluation.results import read_results
 from palindiff.experiments.reproduction import model_runs, verdicts
 from palindiff.experiments.reproduction.plan_sections import NamingPlan
-from palindiff.experiments.reproduction.reproduce import ReproduceOptions, Reproduction
-
-
-@pytest.fixture
-def reproduction(parts, plan_tree, write_plan, tmp_path):
-    """Make a reproduction of a target, with changes of the plan."""
-
-    def make(target, change=lambda tree: None, **options):
-        change(plan_tree)
-        given = {"data": parts, "runs": tmp_path / "runs", "results": tmp_path / f"{target}.json", **options}
-        said = []
-        made = Reproduction(ReproduceOptions(target, write_plan(plan_tree), **given), said.append)
-        made.said = said
-        return made
-
-    return make
 
 
 def one_seed(tree):

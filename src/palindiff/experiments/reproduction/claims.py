@@ -5,14 +5,16 @@ Here: from claims of a plan to comparisons. Not here: the statistics and verdict
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from palindiff.evaluation.intervals import Comparison
+from palindiff.experiments.reproduction.kept_rows import KeptRows
 from palindiff.experiments.reproduction.measured_runs import MeasuredRuns
 from palindiff.experiments.reproduction.measurement import IMAGE_EMBEDDINGS, Measurement, joined
 from palindiff.experiments.reproduction.model_runs import ModelRun
 from palindiff.experiments.reproduction.plan import Plan
 from palindiff.experiments.reproduction.plan_sections import ClaimPlan, NamingPlan
+from palindiff.experiments.reproduction.planned import Planned
 from palindiff.experiments.reproduction.verdicts import (
     ACCURACY,
     BUDGETS,
@@ -34,6 +36,7 @@ class PairedClaims:
     measured: MeasuredRuns
     model_run: Callable[[str, int], ModelRun]  # of a variant and a seed
     report: Callable[[str], None]
+    kept: KeptRows = field(default_factory=KeptRows)  # of claims whose models are not here
 
     def num_planned(self) -> dict[str, int]:
         """How many claims each budget has, run or not."""
@@ -48,9 +51,15 @@ class PairedClaims:
             for budget in BUDGETS if claim.has_budgets else BUDGETS[:1]:
                 a = (claim.a_flop if budget == "flop" else None) or claim.a
                 b = (claim.b_flop if budget == "flop" else None) or claim.b
+                shared = self.shared_runs(a, b)
+                plan_hash = self._planned.claim(claim, budget, shared)
                 sides = self._sides(claim, a, b)
                 if sides is None:
-                    self.report(f"{name}, equal {budget}: not run")
+                    kept = self.kept.of_claim(name, claim, budget, plan_hash, self.num_planned()[budget])
+                    if kept is None:
+                        self.report(f"{name}, equal {budget}: not run")
+                    else:
+                        yield kept
                     continue
                 tflop = {each: self._mean_tflop(each) for each in (a, b)}
                 if budget == "flop" and claim.has_budgets and not same_cost(tflop, a, b):
@@ -59,9 +68,13 @@ class PairedClaims:
                     )
                     continue
                 found, n = self._compare(claim, sides)
-                runs = [*(shared := self._shared_runs(a, b)), *(each for run in shared for each in run.trained_before)]
+                runs = [*shared, *(each for run in shared for each in run.trained_before)]
                 commits = tuple(sorted({run.commit for run in runs}))
-                yield JudgedClaim(name, claim, budget, a, b, (tflop[a], tflop[b]), found, n, commits)
+                yield JudgedClaim(name, claim, budget, a, b, (tflop[a], tflop[b]), found, n, commits, plan_hash)
+
+    @property
+    def _planned(self) -> Planned:
+        return Planned(self.plan, self.measured.data)
 
     def _compare(self, claim: ClaimPlan, sides: Sides) -> tuple[Comparison, int]:
         """Compare both sides of a claim -> the comparison, and the number of items of a seed."""
@@ -77,7 +90,7 @@ class PairedClaims:
 
     def _sides(self, claim: ClaimPlan, a: str, b: str) -> Sides | None:
         """Measure both sides with the seeds that both have; None if a run is not finished."""
-        shared = self._shared_runs(a, b)
+        shared = self.shared_runs(a, b)
         if not shared or not all(run.is_finished for run in shared):
             return None
         runs = [[run for run in shared if run.variant == each] for each in (a, b)]
@@ -102,7 +115,7 @@ class PairedClaims:
             return by_data[names[0]]
         return joined(by_data, {name: self._metrics(claim, name) for name in names})
 
-    def _shared_runs(self, a: str, b: str) -> list[ModelRun]:
+    def shared_runs(self, a: str, b: str) -> list[ModelRun]:
         """The runs of two variants, or of one, with the seeds that both have."""
         shared = sorted(set(self.plan.seeds_of(a)) & set(self.plan.seeds_of(b)))
         return [self.model_run(each, seed) for each in dict.fromkeys((a, b)) for seed in shared]

@@ -7,12 +7,11 @@ Here: from measurements to the rows that the page shows. Not here: measuring (`m
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from palindiff.evaluation.intervals import bootstrap_interval
 from palindiff.evaluation.results import Row
 from palindiff.experiments.reproduction.kernel_distance import KernelDistance
-from palindiff.experiments.reproduction.measurement import Measurement
+from palindiff.experiments.reproduction.measurement import Measurement, joined
 from palindiff.experiments.reproduction.plan_sections import ColumnPlan
 from palindiff.experiments.reproduction.verdicts import mean_kd
 
@@ -53,19 +52,20 @@ def column_row(
 def _interval(
     places: Sequence[tuple[str, str]], measured: Mapping[str, Sequence[Measurement]]
 ) -> tuple[float | None, float | None]:
-    """Interval of the mean over places, each a data set and a metric; data sets share no unit."""
+    """Interval of the mean over places, each a data set and a metric."""
+    num_seeds = len(measured[places[0][0]])
     if len(places) == 1 and all(_is_distance(each, places[0][1]) for each in measured[places[0][0]]):
         return mean_kd(measured[places[0][0]], DISTANCE_RESAMPLES).interval()
     if any(metric not in each.items for name, metric in places for each in measured[name]):
         return None, None
-    parts, groups, units = list[Tensor](), list[Tensor](), list[Tensor]()
-    names = list(dict.fromkeys(name for name, _ in places))
-    for place, (name, metric) in enumerate(places):
-        own = measured[name][0].units[metric]
-        parts.append(torch.stack([each.items[metric] for each in measured[name]]))  # (s, n)
-        groups.append(torch.full((len(own),), place))
-        units.append(own * len(names) + names.index(name))
-    return bootstrap_interval(torch.cat(parts, dim=1), groups=torch.cat(groups), units=torch.cat(units))
+    metrics: dict[str, list[str]] = {}
+    for name, metric in places:
+        metrics.setdefault(name, []).append(metric)
+    seeds = [joined({name: measured[name][seed] for name in metrics}, metrics) for seed in range(num_seeds)]
+    units = list(seeds[0].units.values())
+    items = torch.stack([torch.cat(list(each.items.values())) for each in seeds])  # (s, n)
+    groups = torch.cat([torch.full_like(each, place) for place, each in enumerate(units)])
+    return bootstrap_interval(items, groups=groups, units=torch.cat(units))
 
 
 def _value(measured: Measurement, metric: str) -> float | None:

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from palindiff.atomic import atomic_text
 from palindiff.evaluation.clip_score import files_sha256
 from palindiff.evaluation.provenance import git_state
+from palindiff.evaluation.records import hash_settings
 from palindiff.experiments.reproduction.interpolation import interpolate
 from palindiff.experiments.reproduction.plan import ROOT, RUNS, Plan
 from palindiff.inference.clip_model import ClipModel
@@ -162,16 +163,33 @@ class ModelRun:
         failure.unlink(missing_ok=True)
 
     @cached_property
+    def plan_hash(self) -> str:
+        """Hash of what is trained, wherever it is: recipe, images, and the runs it starts from or costs as much as.
+
+        Raises: as `origin`.
+        """
+        same_flop_as = self.plan.variants[self.variant].same_flop_as
+        facts: dict[str, Any] = {
+            "recipe": config_hash(self.own_recipe), "images": self._images(),
+            "before": [each.plan_hash for each in self.trained_before],
+            "same FLOP as": same_flop_as and self._of(same_flop_as, self.seed).plan_hash,
+        }  # fmt: skip
+        return hash_settings(facts)
+
+    @cached_property
     def origin(self) -> dict[str, str]:
         """What the run learns from, by name: images, and the weights that it starts from or needs.
 
         Raises: FileNotFoundError or ValueError if the images cannot be opened.
         """
+        return self._images() | {each.name: files_sha256(each.result) for each in self.trained_before}
+
+    def _images(self) -> dict[str, str]:
         training, validation = open_sets(self.own_recipe)
         found = {"training images": training.fingerprint}
         if self._stops_early and validation is not None:  # they choose its result
             found["validation images"] = validation.fingerprint
-        return found | {each.name: files_sha256(each.result) for each in self.trained_before}
+        return found
 
     def open(self, device: str = "cpu", share: float = 1.0) -> tuple[Embedder, StableDiffusionPipeline | None]:
         """Load the finished model onto a device -> what names, and what generates if that is another model.

@@ -1,12 +1,12 @@
 """A table of the paper at a scale: train what it needs, measure, judge, and write the result file row by row.
 
 Here: the order, and result files. Not here: plans (`plan.py`), training (`model_runs.py`), measuring
-(`measurement.py`), the columns of a table (`columns.py`), claims (`verdicts.py`).
+(`measurement.py`), the columns of a table (`columns.py`), claims (`verdicts.py`), rows that stay (`kept_rows.py`).
 """
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -20,11 +20,13 @@ from palindiff.evaluation.sheets import contact_sheet
 from palindiff.evaluation.tasks import NEEDS_CLASSES
 from palindiff.experiments.reproduction.claims import PairedClaims
 from palindiff.experiments.reproduction.columns import column_row
+from palindiff.experiments.reproduction.kept_rows import KEPT, KeptComparison, KeptRows
 from palindiff.experiments.reproduction.measured_runs import MeasuredRuns
 from palindiff.experiments.reproduction.measurement import Measurement, generation_options, named_data
 from palindiff.experiments.reproduction.model_runs import IsBusyError, ModelRun
 from palindiff.experiments.reproduction.plan import Plan, Target, load_plan, paper_row
 from palindiff.experiments.reproduction.plan_sections import ClaimPlan, RowPlan, TablePlan
+from palindiff.experiments.reproduction.planned import Planned
 from palindiff.experiments.reproduction.verdicts import judge
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 
@@ -50,6 +52,8 @@ class Reproduction:
 
     options: ReproduceOptions
     report: Callable[[str], None] = lambda sentence: None
+    _model_runs: dict[tuple[str, int], ModelRun] = field(default_factory=dict, init=False)
+    _stayed: dict[str, list[ModelRun]] = field(default_factory=dict, init=False)  # runs of kept rows, by label
 
     @cached_property
     def plan(self) -> Plan:
@@ -71,10 +75,23 @@ class Reproduction:
         """What is measured of the runs."""
         return MeasuredRuns(self.plan, self.options.data, self.options.device, self.options.num_workers)
 
+    @cached_property
+    def kept(self) -> KeptRows:
+        """Rows of the result file as it was; they stay where the models are not here, if none is to be trained."""
+        return KeptRows.of_file(self.options.results) if self.options.finished_only else KeptRows()
+
+    @property
+    def planned(self) -> Planned:
+        """Hashes of what rows are of."""
+        return Planned(self.plan, self.options.data)
+
     def model_run(self, variant: str, seed: int) -> ModelRun:
         """The run of a variant and seed."""
-        runs = self.options.runs / Path(self.options.scale).stem
-        return ModelRun(self.plan, variant, seed, self.options.data, runs, self.options.overrides)
+        if (variant, seed) not in self._model_runs:
+            runs = self.options.runs / Path(self.options.scale).stem
+            run = ModelRun(self.plan, variant, seed, self.options.data, runs, self.options.overrides)
+            self._model_runs[variant, seed] = run
+        return self._model_runs[variant, seed]
 
     def model_runs(self) -> list[ModelRun]:
         """The runs that the target needs, those first that others start from.
@@ -174,19 +191,31 @@ class Reproduction:
 
         Of a table without those that another process has, unless `measured.waits`.
         """
+        self._stayed.clear()
         if self.claims:
-            paired = PairedClaims(self.plan, self.claims, self.measured, self.model_run, self.report)
-            return judge(list(paired.judged()), paired.num_planned())
+            paired = PairedClaims(self.plan, self.claims, self.measured, self.model_run, self.report, self.kept)
+            judged = list(paired.judged())
+            self._stayed |= {
+                each.label: paired.shared_runs(each.a, each.b)
+                for each in judged
+                if isinstance(each.comparison, KeptComparison)
+            }
+            return judge(judged, paired.num_planned())
         if self.table is None:
             return list(self._control_rows())
         return [row for plan in self.table.rows for row in self._table_rows(self.table, plan)]
 
     def _table_rows(self, table: TablePlan, plan: RowPlan) -> Iterator[Row]:
         """Yield the rows of each seed, then the columns over all seeds."""
+        runs = self._runs_of(plan)
+        plan_hash = self.planned.row(table, plan, runs)
+        if kept := self._kept_rows(plan, plan_hash):
+            self._stayed[plan.label] = runs
+            yield from ({**row, **paper_row(plan)} for row in kept)
+            return
         by_data: dict[str, list[Measurement]] = {}
-        labels: Row = {"row": plan.label, "variant": plan.variant}
-        for seed in plan.seeds or self.plan.seeds_of(plan.variant):
-            run = self.model_run(plan.variant, seed)
+        labels: Row = {"row": plan.label, "variant": plan.variant, "plan_hash": plan_hash}
+        for run in runs:
             if not run.is_finished:
                 continue
             try:
@@ -197,13 +226,24 @@ class Reproduction:
                 continue
             for name, measured in found.items():
                 by_data.setdefault(name, []).append(measured)
-                facts = {**labels, "seed": seed, **run.facts(), **paper_row(plan), "data": name}
+                facts = {**labels, "seed": run.seed, **run.facts(), **paper_row(plan), "data": name}
                 facts |= {"share": share} if plan.interpolation is not None else {}
                 yield from ({**facts, **row} for row in measured.rows)
         for column in table.columns:
             row = column_row(self.plan.columns[column], by_data, table.generation)
             if row is not None:
                 yield {**labels, "seed": None, **paper_row(plan), **row}
+
+    def _runs_of(self, plan: RowPlan) -> list[ModelRun]:
+        seeds = plan.seeds or self.plan.seeds_of(plan.variant)
+        return [self.model_run(plan.variant, seed) for seed in seeds]
+
+    def _kept_rows(self, plan: RowPlan, plan_hash: str) -> list[Row]:
+        """The earlier rows of a label, if a model of it is not here and all of its seeds are there."""
+        runs = self._runs_of(plan)
+        found = self.kept.of_row(plan_hash, row=plan.label)
+        has_all = {run.seed for run in runs} <= {row["seed"] for row in found}
+        return found if has_all and not all(run.is_finished for run in runs) else []
 
     def _measure(self, run: ModelRun, table: TablePlan, plan: RowPlan, share: float) -> dict[str, Measurement]:
         """Measure what a table's columns show of a run, by data set."""
@@ -225,11 +265,16 @@ class Reproduction:
         name = self.plan.primary
         for variant in self.plan.controls:
             run = self.model_run(variant, self.plan.seeds_of(variant)[0])
-            if run.is_finished:
-                with run.locked(waits=True):
-                    found = self.measured.model(run).controls(name, self.plan.naming[name])
-                facts: Row = {"variant": variant, "seed": run.seed, **run.facts(), "data": name}
-                yield from ({**facts, **row} for row in found)
+            plan_hash = self.planned.control(run)
+            if not run.is_finished:
+                if kept := self.kept.of_row(plan_hash, variant=variant):
+                    self._stayed[variant] = [run]
+                    yield from kept
+                continue
+            with run.locked(waits=True):
+                found = self.measured.model(run).controls(name, self.plan.naming[name])
+            facts: Row = {"variant": variant, "plan_hash": plan_hash, "seed": run.seed, **run.facts(), "data": name}
+            yield from ({**facts, **row} for row in found)
 
     def _write_sheet(self) -> None:
         """Write a figure beside its result file: real images, and those of each row's first seed."""
@@ -259,10 +304,23 @@ class Reproduction:
             if unfinished == [run.name for run in self.model_runs() if not run.is_finished]:
                 break
         if rows:
-            settings = {
-                "target": self.options.target, "scale": Path(self.options.scale).stem, "about": self.plan.about,
-                "unfinished": unfinished, "failed": [run.name for run in self.model_runs() if run.has_failed],
-            }  # fmt: skip
             elapsed_s = time.perf_counter() - began
-            write_results(self.options.results, rows, command, settings, self.plan.seeds[0], elapsed_s)
+            write_results(self.options.results, rows, command, self._settings(), self.plan.seeds[0], elapsed_s)
         return rows
+
+    def _settings(self) -> dict[str, object]:
+        """What the result file says of its runs, and of rows that stayed."""
+        kept = {run.name for runs in self._stayed.values() for run in _with_those_before(runs)}
+        runs = self.model_runs()
+        settings: dict[str, object] = {
+            "target": self.options.target, "scale": Path(self.options.scale).stem, "about": self.plan.about,
+            "unfinished": [run.name for run in runs if not run.is_finished and run.name not in kept],
+            "failed": [run.name for run in runs if run.has_failed],
+        }  # fmt: skip
+        return settings | ({KEPT: {label: self.kept.facts_of(label) for label in self._stayed}} if kept else {})
+
+
+def _with_those_before(runs: Sequence[ModelRun]) -> Iterator[ModelRun]:
+    for run in runs:
+        yield run
+        yield from _with_those_before(run.trained_before)

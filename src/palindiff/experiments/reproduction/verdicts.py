@@ -7,6 +7,7 @@ statistics (`evaluation/intervals.py`), what is measured (`measurement.py`).
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from palindiff.evaluation.collapse import counted_mean_cosine
 from palindiff.evaluation.intervals import (
+    LEVEL,
     NUM_RESAMPLES,
     Comparison,
     Floats,
@@ -32,9 +34,28 @@ PERCENT = 100.0
 POINTS = ("recall", "accuracy")  # metrics in percentage points, higher is better; of the others lower is better
 ACCURACY = "acc1"
 RESAMPLED_AT_ONCE = 1_000
+LEVEL_TOLERANCE = 1e-9
 SAME_FLOP = 0.02  # training costs that differ by a smaller share count as equal
 Sides = tuple[Sequence[Measurement], Sequence[Measurement]]  # A and B, a measurement for each seed
 Statistics = Sequence[Sequence[Callable[[Tensor], Tensor]]]  # of A and B, for each seed: how often each item -> value
+
+
+class Compared(Protocol):
+    """A difference A - B with its intervals, as `Comparison`."""
+
+    @property
+    def difference(self) -> float:
+        """A - B."""
+
+    @property
+    def num_seeds(self) -> int:
+        """Seeds that both sides have."""
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
+        """Interval of the difference."""
+
+    def p_value(self, margin: float | None = None) -> float:
+        """Two-sided p-value."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +68,26 @@ class JudgedClaim:
     a: str
     b: str
     train_tflop: tuple[float, float]  # of A and of B, mean over seeds
-    comparison: Comparison
+    comparison: Compared
     n: int  # items of a seed
     commits: tuple[str, ...] = ()  # of the code that trained both sides
+    plan_hash: str = ""  # of what is compared
+
+    @property
+    def label(self) -> str:
+        """Name and budget, as users read them."""
+        return f"{self.name}, equal {self.budget}"
+
+
+def level_keys(level: float, num_planned: int) -> tuple[str, str]:
+    """Keys of a row for the ends of an interval at a level of Holm's correction, 1 - 0.05 / k with k up to the claims.
+
+    Raises: ValueError if it is no such level.
+    """
+    for k in range(1, num_planned + 1):
+        if abs((1 - level) * k - (1 - LEVEL)) < LEVEL_TOLERANCE:
+            return ("ci_low", "ci_high") if k == 1 else (f"low_by_{k}", f"high_by_{k}")
+    raise ValueError(f"The level is {level}. Expected 1 - 0.05 / k, with k from 1 to {num_planned}. Use such a level.")
 
 
 def judge(claims: Sequence[JudgedClaim], planned: Mapping[str, int]) -> list[Row]:
@@ -65,19 +103,28 @@ def judge(claims: Sequence[JudgedClaim], planned: Mapping[str, int]) -> list[Row
         p_values = [each.comparison.p_value(each.claim.margin) for each in of_budget]
         not_run = [1.0] * (planned.get(budget, 0) - len(of_budget))
         levels = holm_levels([*p_values, *not_run])[: len(of_budget)] if of_budget else []
+        num_planned = len(of_budget) + len(not_run)
         for each, p_value, level in zip(of_budget, p_values, levels, strict=True):
             low, high = each.comparison.interval(level)
-            plain_low, plain_high = each.comparison.interval()
             rows.append({
                 "claim": each.name, "text": each.claim.text, "budget": budget, "a": each.a, "b": each.b,
                 "metric": each.claim.metric, "difference": each.comparison.difference,
-                "ci_low": plain_low, "ci_high": plain_high, "level": level, "judged_low": low, "judged_high": high,
+                **_intervals(each.comparison, num_planned), "level": level, "judged_low": low, "judged_high": high,
                 "p_value": p_value, "margin": each.claim.margin, "num_seeds": each.comparison.num_seeds, "n": each.n,
                 "a_train_tflop": each.train_tflop[0], "b_train_tflop": each.train_tflop[1],
-                "commits": " ".join(each.commits),
+                "commits": " ".join(each.commits), "plan_hash": each.plan_hash,
                 "verdict": verdict(low, high, each.claim.margin, 1 if each.claim.metric in POINTS else -1),
             })  # fmt: skip
     return rows
+
+
+def _intervals(comparison: Compared, num_planned: int) -> Row:
+    """The interval at each level at which a claim may be judged, so that the row does without the models."""
+    row: Row = {}
+    for k in range(1, num_planned + 1):
+        level = 1 - (1 - LEVEL) / k
+        row |= dict(zip(level_keys(level, num_planned), comparison.interval(level), strict=True))
+    return row
 
 
 def compare_points(sides: Sides, metrics: Sequence[str]) -> Comparison:
