@@ -1,20 +1,27 @@
 """`palindiff adapt`: from a catalogue and two stock folders to two stock folders and a report, and bad input."""
 
+import contextlib
 import html
+import importlib.util
 import json
 import shlex
 import shutil
 
 import pytest
+import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 from transformers import CLIPModel
 
 from palindiff.experiments.adaptation_preset import choose_preset
 from palindiff.inference.clip_model import ClipModel
+from palindiff.training.loop.run_log import RunLog
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 from palindiff.training.recipes.yaml_files import load_recipe
+from palindiff.training.train_unidiff import UniDiffTrainer
 from toys.page import assert_self_contained
 from toys.recipe import COLOURS, write_split
+from toys.text_encoders import write_clip
 
 QUICK = ("--set", "loop.num_steps=4", "--set", "loop.evaluate_every=2", "--set", "loop.save_every=2",
          "--set", "loop.batch_size=4")  # fmt: skip
@@ -142,8 +149,96 @@ def test_what_is_asked_for_has_its_own_rate_and_reason(adapt, catalogue):
     assert "Trained: all, which was asked for." in out
 
 
-def settings(*given):
-    return dict(each.split("=") for each in choose_preset(*given).settings)
+def clip_weights(folder):
+    return load_file(folder / "clip" / "model.safetensors")
+
+
+def test_an_interrupted_adaptation_goes_on_and_ends_in_the_same_weights(adapt, catalogue, tmp_path, monkeypatch):
+    code, _, err = adapt(catalogue, *QUICK)
+    assert code == 0, err
+    (tmp_path / "adapted").rename(tmp_path / "whole")
+    steps, log = [], RunLog.step
+
+    def interrupted(self, step, numbers):
+        if step == 3 and not steps:
+            steps.append(step)
+            raise KeyboardInterrupt
+        log(self, step, numbers)
+
+    monkeypatch.setattr(RunLog, "step", interrupted)
+    with contextlib.suppress(KeyboardInterrupt):
+        adapt(catalogue, *QUICK)
+    assert steps == [3]
+    assert [path.name for path in (tmp_path / "adapted").iterdir()] == ["run"]
+    code, _, err = adapt(catalogue, *QUICK)
+    assert code == 0, err
+    whole, again = clip_weights(tmp_path / "whole"), clip_weights(tmp_path / "adapted")
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(again[name], weight) for name, weight in whole.items())
+
+
+def test_models_that_training_makes_worse_stay_as_they_were(adapt, catalogue, stable_diffusion, tmp_path, monkeypatch):
+    losses = iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr(UniDiffTrainer, "validation_losses", lambda self: {"validation_generation": next(losses)})
+    code, _, err = adapt(catalogue, *QUICK, "--set", "evaluation.keep_best=generation", "--set", "trained=all")
+    assert code == 0, err
+    assert json.loads((tmp_path / "adapted" / "run" / "best.json").read_text())["step"] == 0
+    assert "so both folders hold the models as they were" in (tmp_path / "adapted" / "report.html").read_text()
+    name = "unet/diffusion_pytorch_model.safetensors"
+    before, after = (load_file(folder / name) for folder in (stable_diffusion / "sd1",
+                                                             tmp_path / "adapted" / "stable_diffusion"))  # fmt: skip
+    assert all(torch.equal(after[key], weight.float()) for key, weight in before.items())
+
+
+def no_peft(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else find(name, *rest))
+
+
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("given", "change", "sentence"),
+    [
+        (("--retain", "nowhere"), None, "nowhere"),
+        (("--set", "trained=lora", "--set", 'lora.unet_layers=["to_z"]'), None, "the layer `to_z` of the U-Net"),
+        (
+            ("--set", "trained=lora", "--set", 'lora.clip_layers=["to_z"]'),
+            None,
+            "the layer `to_z` of the image encoder",
+        ),
+        (("--set", "trained=lora"), no_peft, "the package peft is not installed. Expected the extra `lora`"),
+    ],
+)
+def test_what_would_fail_later_is_found_before_anything_is_written(
+    adapt, catalogue, given, change, sentence, dry_run, tmp_path, monkeypatch
+):
+    if change is not None:
+        change(monkeypatch)
+    code, _, err = adapt(catalogue, *given, *dry_run)
+    assert code == 2
+    assert sentence in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "adapted").exists()
+
+
+def test_a_clip_whose_text_encoder_does_not_fit_the_unet_is_refused(adapt, catalogue, tmp_path):
+    code, _, err = adapt(catalogue, clip=write_clip(tmp_path / "narrow", hidden_size=16))
+    assert code == 2
+    assert "Expected one width. Use the CLIP that the Stable Diffusion was made with" in err
+    assert not (tmp_path / "adapted").exists()
+
+
+def test_images_of_retain_need_classes(adapt, catalogue, tmp_path):
+    bare = [{name: row[name] for name in ("file_name", "caption")} for row in rows(6)]
+    write_split(tmp_path / "others" / "test", bare, drawn_from=30)
+    code, _, err = adapt(catalogue, "--retain", tmp_path / "others")
+    assert code == 2
+    assert "label" in err
+    assert not (tmp_path / "adapted").exists()
+
+
+def settings(*given, **named):
+    return dict(each.split("=") for each in choose_preset(*given, **named).settings)
 
 
 @pytest.mark.parametrize("num_images", [16, 100, 500, 5_000, 100_000])
@@ -162,5 +257,7 @@ def test_what_is_trained_follows_the_number_of_images_and_the_memory():
     assert settings(5_000, 12 * GIB, *full, False)["trained"] == "lora"
     assert settings(500, 80 * GIB, *full, False)["trained"] == "lora"
     assert settings(5_000, 12 * GIB, *full, False)["loop.batch_size"] == "64"
+    assert settings(5_000, 12 * GIB, *full, False)["machine.precision"] == "fp32"
+    assert settings(5_000, 12 * GIB, *full, False, computes_bf16=True)["machine.precision"] == "bf16"
     assert 0 < int(settings(5_000, 12 * GIB, *full, False)["loop.grad_cache_size"]) < 64
     assert settings(5_000, 12 * GIB, 1_000_000, 500_000, True)["loop.grad_cache_size"] == "0"

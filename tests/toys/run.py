@@ -36,6 +36,7 @@ class ToyRun:
     run_log: RunLog
     output: Path
     evaluate: Callable = lambda step: {}
+    evaluates_start: bool = False
     stops_early: Callable = lambda step: False
     fingerprints: dict = field(default_factory=dict)
 

@@ -163,12 +163,12 @@ def test_a_gradient_cache_trains_the_same_weights(finished, toy_parts, stable_di
 def test_training_stops_after_evaluations_without_a_better_one(toy_parts, stable_diffusion, tmp_path):
     recipe = unidiff_recipe(
         toy_parts, stable_diffusion, evaluation={"patience": 2}, loop={"num_steps": 40, "evaluate_every": 1},
-        optimizer={"learning_rate": 1e-12, "new_learning_rate": 1e-12},  # nothing is learned: the first stays the best
+        optimizer={"learning_rate": 1e-12, "new_learning_rate": 1e-12},  # nothing is learned: the start stays the best
     )  # fmt: skip
     train_unidiff(recipe, tmp_path)
     steps = [line["step"] for line in read_log(tmp_path / "log.jsonl") if "validation_loss" in line]
-    assert steps == [1, 2, 3]
-    assert json.loads((tmp_path / "best.json").read_text())["step"] == 1
+    assert steps == [0, 1, 2]
+    assert json.loads((tmp_path / "best.json").read_text())["step"] == 0
     train_unidiff(recipe, tmp_path)  # it stays finished
     assert [line["step"] for line in read_log(tmp_path / "log.jsonl") if "validation_loss" in line] == steps
 

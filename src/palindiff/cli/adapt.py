@@ -52,7 +52,7 @@ def adapt(
     options = AdaptOptions(clip, stable_diffusion, data, output, retain, tuple(overrides or ()), seed, variant)
     adaptation = Adaptation(options, lambda sentence: typer.echo(sentence))
     if dry_run:
-        _ = adaptation.sets
+        adaptation.check()
         typer.echo(dump_recipe(adaptation.recipe, f"adapt to {data}"))
         typer.echo("\n".join(adaptation.preset.reasons))
         return

@@ -287,6 +287,7 @@ def reconstruction(
 def score(numbers: Mapping[str, float], best_by: BestBy) -> tuple[str, float] | None:
     """Name and compute what the best checkpoint is chosen by, higher is better; None if it was not measured.
 
+    Recall is the mean over k, both ways: among few images, that at the largest k is soon the same at each evaluation.
     Never the alignment loss: where the noisy query identifies its caption, that can fall without reading the image.
     """
     if best_by == "generation":
@@ -295,9 +296,6 @@ def score(numbers: Mapping[str, float], best_by: BestBy) -> tuple[str, float] | 
     if best_by == "classification":
         accuracy = numbers.get("zero_shot_top_1")
         return None if accuracy is None else ("zero_shot_top_1", accuracy)
-    for k in reversed(naming_tasks.RETRIEVAL_KS):
-        both = [numbers.get(f"{direction}_recall_{k}") for direction in (IMAGE_TO_TEXT, TEXT_TO_IMAGE)]
-        found = [recall for recall in both if recall is not None]
-        if len(found) == len(both):
-            return f"mean_recall_{k}", sum(found) / len(found)
-    return None
+    names = [f"{way}_recall_{k}" for k in naming_tasks.RETRIEVAL_KS for way in (IMAGE_TO_TEXT, TEXT_TO_IMAGE)]
+    found = [recall for name in names if (recall := numbers.get(name)) is not None]
+    return ("mean_recall", sum(found) / len(found)) if found else None

@@ -21,6 +21,7 @@ from palindiff.data.conditions import evenly_spread
 from palindiff.data.images import Fit
 from palindiff.data.rows import CaptionedImage, ImageSet
 from palindiff.data.sources import DataConfig
+from palindiff.evaluation.class_sets import true_classes
 from palindiff.evaluation.collapse import effective_rank, mean_pairwise_cosine
 from palindiff.evaluation.efficientnet import NETWORK_PACKAGE, WEIGHTS_PACKAGE
 from palindiff.evaluation.generated_set import pipeline_fingerprint
@@ -37,7 +38,7 @@ from palindiff.inference.generation import generate_images
 from palindiff.pretrained.unidiff_folders import load_unidiff, stock_pipeline
 from palindiff.training.base_trainer import BEST_FILE, open_sets
 from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
-from palindiff.training.recipes.build_unidiff import UniDiffParts, load_start
+from palindiff.training.recipes.build_unidiff import UniDiffParts, check_lora_layers, load_start
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 from palindiff.training.recipes.yaml_files import load_recipe, prepare_run_dir
 from palindiff.training.train_unidiff import UniDiffTrainer
@@ -117,7 +118,26 @@ class Adaptation:
         return choose_preset(
             len(self.sets[0]), device_memory(), num_weights, num_clip + num_attention, num_weights < SMALL_MODEL,
             self._load(self.options.overrides).trained if asks else None,
+            torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False),
         )  # fmt: skip
+
+    def check(self) -> None:
+        """Find what would fail later, before anything is measured, trained or written.
+
+        Raises: FileNotFoundError, ModuleNotFoundError or ValueError, in a sentence.
+        """
+        _ = self.sets
+        if self.recipe.trained == "lora":
+            check_lora_layers(self.recipe, self.start)
+        if self.retained is not None:
+            rows = self.retained.open()
+            true_classes(rows, self.retained.classes(rows))
+
+    @property
+    def retained(self) -> NamedData | None:
+        """The data set of --retain."""
+        path = self.options.retain
+        return None if path is None else NamedData("retain", DataConfig(path=path, split="test"))
 
     def run(self) -> Path:
         """Check, measure, train or resume, measure again, and write both folders and the report.
@@ -125,6 +145,7 @@ class Adaptation:
         Returns: the report's path.
         """
         began, options = time.perf_counter(), self.options
+        self.check()
         training, validation = self.sets
         recipe = self.recipe
         prepare_run_dir(recipe, options.run, f"adapt to {options.data}")
@@ -195,12 +216,15 @@ class Adaptation:
         return {str(row["metric"]): float(str(row["value"])) for row in measured.rows if row["value"] is not None}
 
     def _retained(self, clip: ClipModel, when: str) -> Numbers:
-        if self.options.retain is None:
+        if self.retained is None:
             return {}
-        data = NamedData("retain", DataConfig(path=self.options.retain, split="test"))
         folder = self.options.run / f"retained-{when}"
-        (record,) = Evaluation(clip, when, [data], ["classification"], [Setting()], folder).run()
+        (record,) = Evaluation(clip, when, [self.retained], ["classification"], [Setting()], folder).run()
         return {"retained": record.metrics["acc1"]}
+
+    def _best_step(self) -> int | None:
+        best = self.options.run / BEST_FILE
+        return int(json.loads(best.read_text(encoding="utf-8"))["step"]) if best.exists() else None
 
     def _page(self, before: "Measured", after: "Measured", elapsed_s: float) -> str:
         steps, seconds = training_cost(read_log(self.options.run / LOG_FILE))
@@ -217,7 +241,7 @@ class Adaptation:
                 clip=self.options.clip, stable_diffusion=self.options.stable_diffusion, data=self.options.data,
                 num_training=len(training), num_validation=len(validation), reasons=self.preset.reasons,
                 before=before.numbers, after=after.numbers, samples=samples, steps=steps, training_s=seconds,
-                elapsed_s=elapsed_s, missing=tuple(missing), has_best=(self.options.run / BEST_FILE).exists(),
+                elapsed_s=elapsed_s, missing=tuple(missing), best_step=self._best_step(),
                 folders=tuple(sorted(p.name for p in self.options.output.iterdir() if p.is_dir() and p.name != "run")),
                 output=self.options.output,
             )

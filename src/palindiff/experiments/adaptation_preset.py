@@ -34,12 +34,13 @@ def choose_preset(
     num_attention: int,
     is_small: bool,
     asked_for: Trained | None = None,
+    computes_bf16: bool = False,
 ) -> Preset:
     """Choose what is trained, the batch, the rows in memory at once, and the number of steps.
 
     num_images: to train on. memory_bytes: of the device. num_weights: of CLIP and the U-Net together; num_attention:
     of CLIP and the U-Net's attention. is_small: models so small that activations need no care. asked_for: what the
-    user has trained in any case.
+    user has trained in any case. computes_bf16: whether the device is a GPU that computes in bfloat16.
     """
     gib = memory_bytes / 2**30
     room = SHARE_FOR_WEIGHTS * memory_bytes
@@ -64,6 +65,7 @@ def choose_preset(
         f"optimizer.warmup_steps={max(1, round(SHARE_OF_WARM_UP * steps))}",
         f"loop.evaluate_every={every}", f"loop.save_every={every}",
         f"machine.gradient_checkpointing={'false' if is_small else 'true'}",
+        f"machine.precision={'bf16' if computes_bf16 else 'fp32'}",
     )  # fmt: skip
     cached = f", the activations of {rows} in memory at once" if 0 < rows < batch_size else ""
     reasons = (

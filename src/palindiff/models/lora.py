@@ -39,14 +39,28 @@ def add_lora(model: nn.Module, layers: tuple[str, ...], config: LoraConfig, name
             generator.
     Raises: ValueError if the model has no layer of one of the names; ModuleNotFoundError without peft.
     """
+    check_lora(model, layers, name)
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
+    model.requires_grad_(False)
+    alpha = config.rank if config.alpha is None else config.alpha
+    settings = PeftConfig(r=config.rank, lora_alpha=alpha, target_modules=list(layers), init_lora_weights=True)  # type: ignore[arg-type]
+    with unset_fake_temporarily():  # peft converts its weights, which tensors without numbers cannot be
+        inject_adapter_in_model(settings, model, adapter_name=ADAPTER)
+    model.peft_config = {ADAPTER: settings}  # type: ignore[assignment]  # where diffusers and transformers look for it
+
+
+def check_lora(model: nn.Module, layers: tuple[str, ...], name: str) -> None:
+    """Find out, without a change, whether `add_lora` can add updates.
+
+    Raises: as `add_lora`.
+    """
     if importlib.util.find_spec("peft") is None:
         raise ModuleNotFoundError(
             "LoRA was asked for, and the package peft is not installed. Expected the extra `lora`. Run "
             "`pip install 'palindiff[lora]'`, or train all weights (`trained: all`)."
         )
-    from peft import LoraConfig as PeftConfig
-    from peft import inject_adapter_in_model
-
     known = {module for module, part in model.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
     for layer in layers:
         if not any(module == layer or module.endswith(f".{layer}") for module in known):
@@ -56,12 +70,6 @@ def add_lora(model: nn.Module, layers: tuple[str, ...], config: LoraConfig, name
                 f"LoRA was asked for on the layer `{layer}` of the {name}, which has none of that name. Expected some "
                 f"of {', '.join(ends)}. Change `lora`."
             )
-    model.requires_grad_(False)
-    alpha = config.rank if config.alpha is None else config.alpha
-    settings = PeftConfig(r=config.rank, lora_alpha=alpha, target_modules=list(layers), init_lora_weights=True)  # type: ignore[arg-type]
-    with unset_fake_temporarily():  # peft converts its weights, which tensors without numbers cannot be
-        inject_adapter_in_model(settings, model, adapter_name=ADAPTER)
-    model.peft_config = {ADAPTER: settings}  # type: ignore[assignment]  # where diffusers and transformers look for it
 
 
 def add_text_lora(text: TextEncoder, config: LoraConfig) -> None:
@@ -69,8 +77,12 @@ def add_text_lora(text: TextEncoder, config: LoraConfig) -> None:
 
     Raises: as `add_lora`.
     """
-    layers = config.clip_layers if text.pooling == "clip" else config.text_layers
-    add_lora(text.requires_grad_(False).model, layers, config, "text encoder")
+    add_lora(text.requires_grad_(False).model, text_layers(text, config), config, "text encoder")
+
+
+def text_layers(text: TextEncoder, config: LoraConfig) -> tuple[str, ...]:
+    """Names of the layers of a text encoder that get updates, a CLIP's or another's."""
+    return config.clip_layers if text.pooling == "clip" else config.text_layers
 
 
 def has_lora(model: nn.Module) -> bool:

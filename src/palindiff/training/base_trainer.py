@@ -130,6 +130,11 @@ class Trainer(ABC, Generic[R]):
         """Evaluations without a better score, after which training stops with the best as its result; 0: never."""
         return 0
 
+    @property
+    def evaluates_start(self) -> bool:
+        """Whether the weights before the first step may be the best, as where training starts from a good model."""
+        return self.patience > 0
+
     def stops_early(self, step: int) -> bool:
         """Whether `patience` evaluations have passed since the best one."""
         wait, path = self.patience * self.loop.evaluate_every, self.output / BEST_FILE

@@ -80,6 +80,11 @@ class Run(Protocol):
         """Compute named numbers of the EMA weights, which the objective then holds."""
         ...
 
+    @property
+    def evaluates_start(self) -> bool:
+        """Whether to evaluate before the first step too."""
+        ...
+
     def stops_early(self, step: int) -> bool:
         """Whether the last evaluations were no better than one before; asked on the main process, after each."""
         ...
@@ -103,6 +108,8 @@ def train(run: Run, accelerator: Accelerator) -> TrainState:
     state.resume(accelerator)
     run.run_log.start(state.step, run.loop, accelerator)
     batches = None
+    if state.step == 0 and run.evaluates_start:
+        evaluate(run, state, accelerator)
     is_over = stops_early(run, state.step, accelerator)
     try:
         while state.step < run.loop.num_steps and not is_over:

@@ -13,7 +13,7 @@ from diffusers.models.attention_processor import Attention
 
 from palindiff.models.clip_projection import TrainedClipProjection
 from palindiff.models.image_encoder import ImageEncoder
-from palindiff.models.lora import add_lora, add_text_lora
+from palindiff.models.lora import add_lora, add_text_lora, check_lora, text_layers
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.objectives.contrastive import ContrastiveConfig, ContrastiveObjective
 from palindiff.objectives.unidiff import UniDiffObjective
@@ -60,6 +60,17 @@ def load_start(recipe: UniDiffRecipe) -> UniDiffParts:
             "the Stable Diffusion was made with: for 1.x that is openai/clip-vit-large-patch14."
         )
     return UniDiffParts(clip, unet, vae.requires_grad_(False).eval(), scheduler)
+
+
+def check_lora_layers(recipe: UniDiffRecipe, parts: UniDiffParts) -> None:
+    """Find out, without a change, whether the recipe's LoRA fits the models.
+
+    Raises: as `check_lora`.
+    """
+    lora, text = recipe.lora, parts.clip.text_encoder
+    check_lora(parts.unet, lora.unet_layers, "U-Net")
+    check_lora(parts.clip.image_encoder.model, lora.clip_layers, "image encoder")
+    check_lora(text.model, text_layers(text, lora), "text encoder")
 
 
 def build_unidiff_objective(recipe: UniDiffRecipe, parts: UniDiffParts) -> UniDiffObjective:
