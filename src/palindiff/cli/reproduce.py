@@ -25,8 +25,7 @@ def reproduce(
     ] = None,
     overrides: SetOption = None,
     finished_only: Annotated[
-        bool,
-        typer.Option("--finished-only", help="Measure the models that are trained; train none. Rows of others stay."),
+        bool, typer.Option("--finished-only", help="Measure the models that are trained; train none.")
     ] = False,
     device: DeviceOption = "auto",
     num_workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images.")] = 0,
@@ -35,8 +34,8 @@ def reproduce(
     """Train and evaluate what a table of the paper shows.
 
     Rerun the same command to resume: finished models are not trained again, and nothing is measured twice. Several
-    calls may run at once: each trains what no other one is training. --device is that of the evaluation. With
-    --finished-only, rows whose runs are not there stay as the result file has them, if the plan is still the same.
+    calls may run at once: each trains what no other one is training. --device is that of the evaluation. Rows whose
+    runs are not there stay as the result file has them, if the plan is still the same.
 
     \b
     Examples:

@@ -30,7 +30,7 @@ from palindiff.seeds import seeded_generator
 
 CHAIN_STEPS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the text diffusion, as shares of its training steps
 BestBy = Literal["recall", "classification", "generation"]
-"""Mean recall@10 both ways; zero-shot top-1 accuracy; the generation loss on validation images"""
+"""Mean of recall@1, 5 and 10 both ways; zero-shot top-1 accuracy; the generation loss on validation images"""
 Name = Literal["retrieval", "classification", "chain_use", "samples"]
 _WAYS = {"text": IMAGE_TO_TEXT, "image": TEXT_TO_IMAGE}  # name in `naming_tasks` -> name in a log
 _ACCURACIES = {

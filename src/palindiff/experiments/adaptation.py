@@ -40,7 +40,7 @@ from palindiff.training.base_trainer import BEST_FILE, open_sets
 from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
 from palindiff.training.recipes.build_unidiff import UniDiffParts, check_lora_layers, load_start
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
-from palindiff.training.recipes.yaml_files import load_recipe, prepare_run_dir
+from palindiff.training.recipes.yaml_files import RECIPE_FILE, load_recipe, prepare_run_dir
 from palindiff.training.train_unidiff import UniDiffTrainer
 from palindiff.training.trainer import make_trainer
 
@@ -85,7 +85,7 @@ class Adaptation:
 
         Raises: as `load_recipe`; ValueError or FileNotFoundError if the catalogue cannot be used.
         """
-        return self._load((*self.preset.settings, *self.options.overrides))
+        return self._load((*self.preset.settings, *self._precision_before(), *self.options.overrides))
 
     @cached_property
     def sets(self) -> tuple[ImageSet, ImageSet]:
@@ -179,6 +179,11 @@ class Adaptation:
             fixed.append("data.validation_fraction=0")
         return load_recipe(UniDiffRecipe, RECIPE, [*fixed, *changes])
 
+    def _precision_before(self) -> tuple[str, ...]:
+        """The precision of a run that is resumed, perhaps on another device."""
+        before = self.options.run / RECIPE_FILE
+        return (f"machine.precision={load_recipe(UniDiffRecipe, str(before)).machine.precision}",) * before.exists()
+
     def _measure_start(self, validation: ImageSet) -> "Measured":
         self.report("measuring the models as they are")
         parts = self.start
@@ -224,6 +229,8 @@ class Adaptation:
 
     def _best_step(self) -> int | None:
         best = self.options.run / BEST_FILE
+        if not self.recipe.evaluation.patience:
+            return None  # the last weights are the result
         return int(json.loads(best.read_text(encoding="utf-8"))["step"]) if best.exists() else None
 
     def _page(self, before: "Measured", after: "Measured", elapsed_s: float) -> str:
@@ -241,7 +248,7 @@ class Adaptation:
                 clip=self.options.clip, stable_diffusion=self.options.stable_diffusion, data=self.options.data,
                 num_training=len(training), num_validation=len(validation), reasons=self.preset.reasons,
                 before=before.numbers, after=after.numbers, samples=samples, steps=steps, training_s=seconds,
-                elapsed_s=elapsed_s, missing=tuple(missing), best_step=self._best_step(),
+                elapsed_s=elapsed_s, missing=tuple(missing), best_by=self.recipe.best_by, best_step=self._best_step(),
                 folders=tuple(sorted(p.name for p in self.options.output.iterdir() if p.is_dir() and p.name != "run")),
                 output=self.options.output,
             )

@@ -62,6 +62,7 @@ class AdaptationReport(NamedTuple):
     training_s: float
     elapsed_s: float
     missing: Sequence[str]  # what was not measured, and what to do
+    best_by: str | None
     best_step: int | None  # whose weights were kept; 0: those before training; None: the last ones
     folders: Sequence[str]
     output: Path

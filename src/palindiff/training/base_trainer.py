@@ -122,7 +122,7 @@ class Trainer(ABC, Generic[R]):
         if self.writes_latest:
             self._write(self.output / "latest")
         if (found := self.score(numbers)) is not None:
-            self._keep_best(step, *found)
+            self._keep_best(step, *found, self.tie_break(numbers))
         return numbers
 
     @property
@@ -147,14 +147,19 @@ class Trainer(ABC, Generic[R]):
         """Name and compute what `best/` is chosen by, higher is better, of an evaluation's numbers; None: no best."""
         return None
 
-    def _keep_best(self, step: int, metric: str, value: float) -> None:
+    def tie_break(self, numbers: Mapping[str, float]) -> float:
+        """What decides between evaluations of equal score, higher is better; of equal ones the first is the best."""
+        return 0.0
+
+    def _keep_best(self, step: int, metric: str, value: float, tie_break: float) -> None:
         """Write the current weights as `best/` if no evaluation before was as good; `best.json` says which it is."""
         path = self.output / BEST_FILE
         before = json.loads(path.read_text()) if path.exists() else {}
-        if before.get("metric") == metric and before["value"] >= value:
+        if before.get("metric") == metric and (before["value"], before.get("tie_break", 0.0)) >= (value, tie_break):
             return
         self._write(self.output / "best")
-        atomic_text(path, json.dumps({"step": step, "metric": metric, "value": value}) + "\n")
+        found = {"step": step, "metric": metric, "value": value} | ({"tie_break": tie_break} if tie_break else {})
+        atomic_text(path, json.dumps(found) + "\n")
 
     def warn_of_few_negatives(self) -> None:
         """Warn, on the main process, of micro-batches so small that a caption has few negatives."""

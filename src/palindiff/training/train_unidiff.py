@@ -125,6 +125,10 @@ class UniDiffTrainer(Trainer[UniDiffRecipe]):
         best_by = self.recipe.best_by
         return None if best_by is None else evaluators.score(numbers, best_by)
 
+    def tie_break(self, numbers: Mapping[str, float]) -> float:
+        """The generation loss on validation images, lower is better, where it is trained."""
+        return -numbers.get("validation_generation", 0.0) if self.recipe.objective.generation_weight else 0.0
+
     def save(self, folder: Path) -> None:
         """Write both models."""
         save_unidiff(folder, self.clip_parts, self.parts.unet, self.parts.vae, self.parts.scheduler)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from palindiff.evaluation.intervals import Comparison
-from palindiff.experiments.reproduction.kept_rows import KeptRows
+from palindiff.experiments.reproduction.kept_rows import KeptRows, PlannedClaim
 from palindiff.experiments.reproduction.measured_runs import MeasuredRuns
 from palindiff.experiments.reproduction.measurement import IMAGE_EMBEDDINGS, Measurement, joined
 from palindiff.experiments.reproduction.model_runs import ModelRun
@@ -47,34 +47,35 @@ class PairedClaims:
 
     def judged(self) -> Iterator[JudgedClaim]:
         """Compare the sides of each claim at each of its budgets; what was not run is reported and left out."""
+        for each in self.planned():
+            claim, a, b, shared = each.claim, each.a, each.b, self.shared_runs(each)
+            sides = self._sides(claim, a, b, shared)
+            if sides is None:
+                kept = self.kept.of_claim(each, self.num_planned()[each.budget])
+                if kept is None:
+                    self.report(f"{each.label}: not run")
+                else:
+                    yield kept
+                continue
+            tflop = {name: self._mean_tflop(name) for name in (a, b)}
+            if each.budget == "flop" and claim.has_budgets and not same_cost(tflop, a, b):
+                self.report(f"{each.label}: training costs differ, {tflop[a]:.0f} and {tflop[b]:.0f} TFLOP")
+                continue
+            found, n = self._compare(claim, sides)
+            runs = [*shared, *(start for run in shared for start in run.trained_before)]
+            commits = tuple(sorted({run.commit for run in runs}))
+            costs = tflop[a], tflop[b]
+            yield JudgedClaim(each.name, claim, each.budget, a, b, costs, found, n, commits, each.plan_hash)
+
+    def planned(self) -> Iterator[PlannedClaim]:
+        """Each claim at each of its budgets, run or not."""
+        hashes = Planned(self.plan, self.measured.data)
         for name, claim in self.claims.items():
             for budget in BUDGETS if claim.has_budgets else BUDGETS[:1]:
                 a = (claim.a_flop if budget == "flop" else None) or claim.a
                 b = (claim.b_flop if budget == "flop" else None) or claim.b
-                shared = self.shared_runs(a, b)
-                plan_hash = self._planned.claim(claim, budget, shared)
-                sides = self._sides(claim, a, b)
-                if sides is None:
-                    kept = self.kept.of_claim(name, claim, budget, plan_hash, self.num_planned()[budget])
-                    if kept is None:
-                        self.report(f"{name}, equal {budget}: not run")
-                    else:
-                        yield kept
-                    continue
-                tflop = {each: self._mean_tflop(each) for each in (a, b)}
-                if budget == "flop" and claim.has_budgets and not same_cost(tflop, a, b):
-                    self.report(
-                        f"{name}, equal {budget}: training costs differ, {tflop[a]:.0f} and {tflop[b]:.0f} TFLOP"
-                    )
-                    continue
-                found, n = self._compare(claim, sides)
-                runs = [*shared, *(each for run in shared for each in run.trained_before)]
-                commits = tuple(sorted({run.commit for run in runs}))
-                yield JudgedClaim(name, claim, budget, a, b, (tflop[a], tflop[b]), found, n, commits, plan_hash)
-
-    @property
-    def _planned(self) -> Planned:
-        return Planned(self.plan, self.measured.data)
+                each = PlannedClaim(name, claim, budget, a, b, "")
+                yield each._replace(plan_hash=hashes.claim(claim, budget, self.shared_runs(each)))
 
     def _compare(self, claim: ClaimPlan, sides: Sides) -> tuple[Comparison, int]:
         """Compare both sides of a claim -> the comparison, and the number of items of a seed."""
@@ -88,10 +89,9 @@ class PairedClaims:
     def _metrics(self, claim: ClaimPlan, name: str) -> tuple[str, ...]:
         return self.plan.naming[name].recall_metrics if claim.metric == "recall" else (ACCURACY,)
 
-    def _sides(self, claim: ClaimPlan, a: str, b: str) -> Sides | None:
-        """Measure both sides with the seeds that both have; None if a run is not finished."""
-        shared = self.shared_runs(a, b)
-        if not shared or not all(run.is_finished for run in shared):
+    def _sides(self, claim: ClaimPlan, a: str, b: str, shared: list[ModelRun]) -> Sides | None:
+        """Measure both sides with the seeds that both have; None if a run is not here."""
+        if not shared or not all(run.is_complete for run in shared):
             return None
         runs = [[run for run in shared if run.variant == each] for each in (a, b)]
         if claim.metric == "kd":
@@ -115,8 +115,9 @@ class PairedClaims:
             return by_data[names[0]]
         return joined(by_data, {name: self._metrics(claim, name) for name in names})
 
-    def shared_runs(self, a: str, b: str) -> list[ModelRun]:
-        """The runs of two variants, or of one, with the seeds that both have."""
+    def shared_runs(self, of_claim: PlannedClaim) -> list[ModelRun]:
+        """The runs of a claim's two variants, or of its one, with the seeds that both have."""
+        a, b = of_claim.a, of_claim.b
         shared = sorted(set(self.plan.seeds_of(a)) & set(self.plan.seeds_of(b)))
         return [self.model_run(each, seed) for each in dict.fromkeys((a, b)) for seed in shared]
 

@@ -7,7 +7,7 @@ Here: the recipe of a run, its cost in FLOP, training, and opening the result. N
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
 from palindiff.training.recipes.build_unidiff import load_start
 from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe, Recipe, VaeRecipe
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
-from palindiff.training.recipes.yaml_files import RECIPE_FILE, config_hash, load_recipe, prepare_run_dir
+from palindiff.training.recipes.yaml_files import RECIPE_FILE, config_hash, load_recipe, named_paths, prepare_run_dir
 from palindiff.training.trainer import TRAINERS, recipe_classes, train_recipe
 from palindiff.training.training_cost import tflop_of_step
 
@@ -53,6 +53,7 @@ class ModelRun:
     data: Path  # folder of --data
     runs: Path  # folder of all runs of the scale
     overrides: tuple[str, ...] = ()  # KEY=VALUE of every run, such as the number of threads
+    hashes: dict[tuple[str, int], str] = field(default_factory=dict, compare=False)  # known ones of `plan_hash`
 
     @property
     def name(self) -> str:
@@ -112,6 +113,11 @@ class ModelRun:
         return self.result.is_dir()
 
     @property
+    def is_complete(self) -> bool:
+        """Whether it is finished, and so are the runs that it starts from or costs as much as."""
+        return self.is_finished and self.is_countable
+
+    @property
     def has_failed(self) -> bool:
         """Whether its last training diverged."""
         return (self.folder / FAILURE_FILE).exists()
@@ -162,19 +168,25 @@ class ModelRun:
             raise
         failure.unlink(missing_ok=True)
 
-    @cached_property
+    @property
     def plan_hash(self) -> str:
         """Hash of what is trained, wherever it is: recipe, images, and the runs it starts from or costs as much as.
 
+        Sources of weights are taken as the plan names them, with the folders of data and runs left open.
+
         Raises: as `origin`.
         """
-        same_flop_as = self.plan.variants[self.variant].same_flop_as
-        facts: dict[str, Any] = {
-            "recipe": config_hash(self.own_recipe), "images": self._images(),
-            "before": [each.plan_hash for each in self.trained_before],
-            "same FLOP as": same_flop_as and self._of(same_flop_as, self.seed).plan_hash,
-        }  # fmt: skip
-        return hash_settings(facts)
+        key = self.variant, self.seed
+        if key not in self.hashes:
+            same_flop_as = self.plan.variants[self.variant].same_flop_as
+            anywhere = replace(self, data=Path("DATA"), runs=Path("RUNS")).own_recipe  # braces would be YAML
+            facts: dict[str, Any] = {
+                "recipe": config_hash(anywhere), "sources": named_paths(anywhere), "images": self._images(),
+                "before": [each.plan_hash for each in self.trained_before],
+                "same FLOP as": same_flop_as and self._of(same_flop_as, self.seed).plan_hash,
+            }  # fmt: skip
+            self.hashes[key] = hash_settings(facts)
+        return self.hashes[key]
 
     @cached_property
     def origin(self) -> dict[str, str]:
@@ -254,7 +266,7 @@ class ModelRun:
         return needed if self._start is None else [*needed, self._start]
 
     def _of(self, variant: str, seed: int) -> "ModelRun":
-        return ModelRun(self.plan, variant, seed, self.data, self.runs, self.overrides)
+        return replace(self, variant=variant, seed=seed)
 
     def _load(self, further: tuple[str, ...]) -> Recipe:
         variant, start = self.plan.variants[self.variant], self._start

@@ -1,7 +1,7 @@
 """Hashes of what a result row is of: all that the plan says of it, and the images, wherever it is run.
 
 A hash changes with a recipe, with the images of training or evaluation, with settings of naming and generation, and
-with the version of palindiff. It does not change with labels, folders, or the paper's numbers.
+with the version of palindiff. It does not change with names, folders, or the paper's numbers.
 """
 
 from collections.abc import Iterable
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import palindiff
+from palindiff.evaluation.efficientnet import read_weights
 from palindiff.evaluation.records import hash_settings
-from palindiff.experiments.reproduction.measurement import named_data
+from palindiff.evaluation.tasks import NEEDS_CLASSES
+from palindiff.experiments.reproduction.measurement import generation_options, named_data
 from palindiff.experiments.reproduction.model_runs import ModelRun
 from palindiff.experiments.reproduction.plan import Plan
 from palindiff.experiments.reproduction.plan_sections import ClaimPlan, DataPlan, GenerationPlan, RowPlan, TablePlan
@@ -29,7 +31,8 @@ class Planned:
         """Of a table's row: its models, and what the table's columns show of them."""
         of_row = row.model_dump(mode="json", include={"naming", "generates", "diffusion_classifier", "interpolation"})
         chosen_by = row.interpolation
-        naming = [*self.plan.data_of(table), *filter(None, [chosen_by.data if chosen_by else None])]
+        classified = row.diffusion_classifier.data if row.diffusion_classifier else ()
+        naming = [*self.plan.data_of(table), *classified, *filter(None, [chosen_by.data if chosen_by else None])]
         generations = [table.generation if row.generates else None, chosen_by.generation if chosen_by else None]
         columns = [self.plan.columns[name].model_dump(mode="json") for name in table.columns]
         return self._hash(runs, {"row": of_row, "columns": columns}, naming, generations)
@@ -52,13 +55,19 @@ class Planned:
         data |= {f"generation {name}": self.plan.generation[name] for name in generations if name is not None}
         facts: dict[str, Any] = {
             "runs": [run.plan_hash for run in runs],
-            "data": {name: [each.model_dump(mode="json"), _images(each, self.data)] for name, each in data.items()},
+            "data": {name: [each.model_dump(mode="json"), *_facts(each, self.data)] for name, each in data.items()},
             "palindiff": palindiff.__version__,
         }
         return hash_settings(own | facts)[:16]
 
 
 @cache
-def _images(plan: DataPlan | GenerationPlan, root: Path) -> str:
-    """Fingerprint of a data set, opened once by a process."""
-    return named_data("", plan, root).open().fingerprint
+def _facts(plan: DataPlan | GenerationPlan, root: Path) -> tuple[str, str | None]:
+    """Fingerprint of a data set, and hash of its classes or of the network that measures it; found once a process."""
+    source = named_data("", plan, root)
+    rows = source.open()
+    if isinstance(plan, DataPlan):
+        needs_classes = NEEDS_CLASSES.intersection(plan.tasks)
+        return rows.fingerprint, hash_settings(source.classes(rows).deciding) if needs_classes else None
+    weights = generation_options(plan, root).inception_weights
+    return rows.fingerprint, None if weights is None else read_weights(weights)[1]

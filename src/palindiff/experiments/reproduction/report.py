@@ -46,9 +46,10 @@ palindiff reproduce table4 --scale emoji --data reproduction --device cpu --set 
 ```
 
 These options are those of the runs below; other threads or devices round differently, and a training then ends in
-other weights. Several such commands at once share the runs. With `--finished-only`, which trains nothing, rows and
-claims whose runs are not in `--runs` stay as the result file has them, if the plan and the images are still the same;
-`kept` in the file says where they were measured. So the runs of a grid need not be in one place at one time.
+other weights. Several such commands at once share the runs. Rows and claims whose runs are not in `--runs` stay as
+the result file has them, if plan and images are still the same; `kept` in the file says where they were measured. So
+a grid need not be in one place at one time: only all seeds of a row, or of both sides of a claim. `--finished-only`
+trains nothing. A claim that is added to a family changes the levels of all, which are then to be judged anew.
 
 The paper's numbers are of its own data and models, so only the direction of a difference compares. Ours are means
 over seeds, with 95 % bootstrap intervals over seeds and items where they are means of items, and the lowest and

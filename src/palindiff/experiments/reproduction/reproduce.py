@@ -5,8 +5,8 @@ Here: the order, and result files. Not here: plans (`plan.py`), training (`model
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -53,7 +53,10 @@ class Reproduction:
     options: ReproduceOptions
     report: Callable[[str], None] = lambda sentence: None
     _model_runs: dict[tuple[str, int], ModelRun] = field(default_factory=dict, init=False)
-    _stayed: dict[str, list[ModelRun]] = field(default_factory=dict, init=False)  # runs of kept rows, by label
+    _hashes: dict[tuple[str, int], str] = field(default_factory=dict, init=False)  # of runs
+    _kept: KeptRows = field(default_factory=KeptRows, init=False)  # rows of the result file as it is
+    _stayed: list[str] = field(default_factory=list, init=False)  # labels of rows whose models are not here
+    _missing: set[str] = field(default_factory=set, init=False)  # names of runs whose rows are not there
 
     @cached_property
     def plan(self) -> Plan:
@@ -75,11 +78,6 @@ class Reproduction:
         """What is measured of the runs."""
         return MeasuredRuns(self.plan, self.options.data, self.options.device, self.options.num_workers)
 
-    @cached_property
-    def kept(self) -> KeptRows:
-        """Rows of the result file as it was; they stay where the models are not here, if none is to be trained."""
-        return KeptRows.of_file(self.options.results) if self.options.finished_only else KeptRows()
-
     @property
     def planned(self) -> Planned:
         """Hashes of what rows are of."""
@@ -90,7 +88,7 @@ class Reproduction:
         if (variant, seed) not in self._model_runs:
             runs = self.options.runs / Path(self.options.scale).stem
             run = ModelRun(self.plan, variant, seed, self.options.data, runs, self.options.overrides)
-            self._model_runs[variant, seed] = run
+            self._model_runs[variant, seed] = replace(run, hashes=self._hashes)
         return self._model_runs[variant, seed]
 
     def model_runs(self) -> list[ModelRun]:
@@ -113,6 +111,7 @@ class Reproduction:
                     "UniDiff. Remove `interpolation` from the row."
                 )
             _ = run.own_recipe
+            _ = run.plan_hash
             if not run.trained_before:  # the others' images are opened once what they start from is trained
                 _ = run.origin
         root, table = self.options.data, self.table
@@ -162,8 +161,9 @@ class Reproduction:
     def _turn(self, run: ModelRun, command: str, began: float) -> bool:
         """Train a run unless it is finished, and write a table's rows -> False if what it starts from is not ready."""
         was_finished = run.is_finished
-        if not was_finished and self.options.finished_only:
-            self.report(f"{run.name}: not trained")
+        if self.options.finished_only:
+            if not was_finished:
+                self.report(f"{run.name}: not trained")
             return True
         if not all(each.is_finished for each in run.trained_before):
             return False
@@ -191,32 +191,46 @@ class Reproduction:
 
         Of a table without those that another process has, unless `measured.waits`.
         """
+        self._kept = KeptRows.of_file(self.options.results)
         self._stayed.clear()
+        self._missing.clear()
         if self.claims:
-            paired = PairedClaims(self.plan, self.claims, self.measured, self.model_run, self.report, self.kept)
-            judged = list(paired.judged())
-            self._stayed |= {
-                each.label: paired.shared_runs(each.a, each.b)
-                for each in judged
-                if isinstance(each.comparison, KeptComparison)
-            }
-            return judge(judged, paired.num_planned())
+            return self._claim_rows()
         if self.table is None:
             return list(self._control_rows())
         return [row for plan in self.table.rows for row in self._table_rows(self.table, plan)]
+
+    def _claim_rows(self) -> list[Row]:
+        """Judge the claims, and note which stayed, and which runs are missing for others."""
+        paired = PairedClaims(self.plan, self.claims, self.measured, self.model_run, self.report, self._kept)
+        judged = {(each.name, each.budget): each for each in paired.judged()}
+        for each in paired.planned():
+            found = judged.get((each.name, each.budget))
+            if found is None:
+                self._miss(paired.shared_runs(each))
+            elif isinstance(found.comparison, KeptComparison):
+                self._stayed.append(each.label)
+        return judge(list(judged.values()), paired.num_planned())
+
+    def _miss(self, runs: Iterable[ModelRun]) -> None:
+        """Note which of some runs, and of those that they start from, are not here, and their rows did not stay."""
+        for run in runs:
+            self._missing |= set() if run.is_complete else {run.name}
+            self._miss(run.trained_before)
 
     def _table_rows(self, table: TablePlan, plan: RowPlan) -> Iterator[Row]:
         """Yield the rows of each seed, then the columns over all seeds."""
         runs = self._runs_of(plan)
         plan_hash = self.planned.row(table, plan, runs)
         if kept := self._kept_rows(plan, plan_hash):
-            self._stayed[plan.label] = runs
-            yield from ({**row, **paper_row(plan)} for row in kept)
+            self._stayed.append(plan.label)
+            yield from kept
             return
+        self._miss(runs)
         by_data: dict[str, list[Measurement]] = {}
         labels: Row = {"row": plan.label, "variant": plan.variant, "plan_hash": plan_hash}
         for run in runs:
-            if not run.is_finished:
+            if not run.is_complete:
                 continue
             try:
                 share = 1.0 if plan.interpolation is None else self.measured.chosen_share(run, plan.interpolation)
@@ -239,11 +253,10 @@ class Reproduction:
         return [self.model_run(plan.variant, seed) for seed in seeds]
 
     def _kept_rows(self, plan: RowPlan, plan_hash: str) -> list[Row]:
-        """The earlier rows of a label, if a model of it is not here and all of its seeds are there."""
-        runs = self._runs_of(plan)
-        found = self.kept.of_row(plan_hash, row=plan.label)
-        has_all = {run.seed for run in runs} <= {row["seed"] for row in found}
-        return found if has_all and not all(run.is_finished for run in runs) else []
+        """The earlier rows of a label, if they are of more seeds than there are models here."""
+        here = {run.seed for run in self._runs_of(plan) if run.is_complete}
+        found = self._kept.of_row(plan_hash, {"row": plan.label, "variant": plan.variant}, paper_row(plan))
+        return found if here < {row["seed"] for row in found} - {None} else []
 
     def _measure(self, run: ModelRun, table: TablePlan, plan: RowPlan, share: float) -> dict[str, Measurement]:
         """Measure what a table's columns show of a run, by data set."""
@@ -266,10 +279,12 @@ class Reproduction:
         for variant in self.plan.controls:
             run = self.model_run(variant, self.plan.seeds_of(variant)[0])
             plan_hash = self.planned.control(run)
-            if not run.is_finished:
-                if kept := self.kept.of_row(plan_hash, variant=variant):
-                    self._stayed[variant] = [run]
+            if not run.is_complete:
+                if kept := self._kept.of_row(plan_hash, {"variant": variant}):
+                    self._stayed.append(variant)
                     yield from kept
+                else:
+                    self._miss([run])
                 continue
             with run.locked(waits=True):
                 found = self.measured.model(run).controls(name, self.plan.naming[name])
@@ -310,17 +325,12 @@ class Reproduction:
 
     def _settings(self) -> dict[str, object]:
         """What the result file says of its runs, and of rows that stayed."""
-        kept = {run.name for runs in self._stayed.values() for run in _with_those_before(runs)}
         runs = self.model_runs()
+        elsewhere = [run.name for run in runs if run.name in self._kept.failed and not run.folder.exists()]
         settings: dict[str, object] = {
             "target": self.options.target, "scale": Path(self.options.scale).stem, "about": self.plan.about,
-            "unfinished": [run.name for run in runs if not run.is_finished and run.name not in kept],
-            "failed": [run.name for run in runs if run.has_failed],
+            "unfinished": [run.name for run in runs if run.name in self._missing],
+            "failed": [*(run.name for run in runs if run.has_failed), *elsewhere],
         }  # fmt: skip
-        return settings | ({KEPT: {label: self.kept.facts_of(label) for label in self._stayed}} if kept else {})
-
-
-def _with_those_before(runs: Sequence[ModelRun]) -> Iterator[ModelRun]:
-    for run in runs:
-        yield run
-        yield from _with_those_before(run.trained_before)
+        kept = {label: self._kept.facts_of(label) for label in self._stayed}
+        return settings | ({KEPT: kept} if kept else {})

@@ -73,11 +73,6 @@ class JudgedClaim:
     commits: tuple[str, ...] = ()  # of the code that trained both sides
     plan_hash: str = ""  # of what is compared
 
-    @property
-    def label(self) -> str:
-        """Name and budget, as users read them."""
-        return f"{self.name}, equal {self.budget}"
-
 
 def level_keys(level: float, num_planned: int) -> tuple[str, str]:
     """Keys of a row for the ends of an interval at a level of Holm's correction, 1 - 0.05 / k with k up to the claims.

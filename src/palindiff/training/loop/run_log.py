@@ -37,7 +37,7 @@ class RunLog:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
         path = self.run_dir / LOG_FILE
-        kept = [line for line in read_log(path) if line["step"] <= step]
+        kept = [line for line in read_log(path) if 0 < line["step"] <= step or 0 == line["step"] < step]
         self._elapsed_s = max((line.get("elapsed_s", 0.0) for line in kept), default=0.0)
         atomic_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._log = path.open("a", buffering=1)

@@ -116,6 +116,11 @@ def config_hash(recipe: BaseModel) -> str:
     return hashlib.sha256(json.dumps(_numbers(recipe), sort_keys=True).encode()).hexdigest()
 
 
+def named_paths(recipe: BaseModel) -> dict[str, Any]:
+    """Return the paths and Hub names of a recipe, which are not part of its hash, by dotted key."""
+    return {key: value for key, value in _flatten(recipe.model_dump(mode="json")).items() if key in PATHS}
+
+
 def prepare_run_dir(recipe: BaseModel, output: Path, origin: str) -> None:
     """Save the recipe as `output/recipe.yaml`, in a new folder or in that of a run of the same recipe.
 
