@@ -44,6 +44,14 @@ class IsBusyError(Exception):
 
 
 @dataclass(frozen=True)
+class KnownHashes:
+    """Hashes that many runs share, found once for all."""
+
+    plans: dict[tuple[str, int], str] = field(default_factory=dict)  # by variant and seed
+    images: dict[str, dict[str, str]] = field(default_factory=dict)  # fingerprints, by a recipe's settings of data
+
+
+@dataclass(frozen=True)
 class ModelRun:
     """A variant with a seed: its recipe, and the folder of its run."""
 
@@ -53,7 +61,7 @@ class ModelRun:
     data: Path  # folder of --data
     runs: Path  # folder of all runs of the scale
     overrides: tuple[str, ...] = ()  # KEY=VALUE of every run, such as the number of threads
-    hashes: dict[tuple[str, int], str] = field(default_factory=dict, compare=False)  # known ones of `plan_hash`
+    known: KnownHashes = field(default_factory=KnownHashes, compare=False)  # shared by runs of a call
 
     @property
     def name(self) -> str:
@@ -177,7 +185,7 @@ class ModelRun:
         Raises: as `origin`.
         """
         key = self.variant, self.seed
-        if key not in self.hashes:
+        if key not in self.known.plans:
             same_flop_as = self.plan.variants[self.variant].same_flop_as
             anywhere = replace(self, data=Path("DATA"), runs=Path("RUNS")).own_recipe  # braces would be YAML
             facts: dict[str, Any] = {
@@ -185,8 +193,8 @@ class ModelRun:
                 "before": [each.plan_hash for each in self.trained_before],
                 "same FLOP as": same_flop_as and self._of(same_flop_as, self.seed).plan_hash,
             }  # fmt: skip
-            self.hashes[key] = hash_settings(facts)
-        return self.hashes[key]
+            self.known.plans[key] = hash_settings(facts)
+        return self.known.plans[key]
 
     @cached_property
     def origin(self) -> dict[str, str]:
@@ -197,11 +205,15 @@ class ModelRun:
         return self._images() | {each.name: files_sha256(each.result) for each in self.trained_before}
 
     def _images(self) -> dict[str, str]:
-        training, validation = open_sets(self.own_recipe)
-        found = {"training images": training.fingerprint}
-        if self._stops_early and validation is not None:  # they choose its result
-            found["validation images"] = validation.fingerprint
-        return found
+        recipe = self.own_recipe
+        key = f"{recipe.data.model_dump_json()} {recipe.evaluation.validation_split} {self._stops_early}"
+        if key not in self.known.images:
+            training, validation = open_sets(recipe)
+            found = {"training images": training.fingerprint}
+            if self._stops_early and validation is not None:  # they choose its result
+                found["validation images"] = validation.fingerprint
+            self.known.images[key] = found
+        return self.known.images[key]
 
     def open(self, device: str = "cpu", share: float = 1.0) -> tuple[Embedder, StableDiffusionPipeline | None]:
         """Load the finished model onto a device -> what names, and what generates if that is another model.

@@ -23,7 +23,7 @@ from palindiff.experiments.reproduction.columns import column_row
 from palindiff.experiments.reproduction.kept_rows import KEPT, KeptComparison, KeptRows
 from palindiff.experiments.reproduction.measured_runs import MeasuredRuns
 from palindiff.experiments.reproduction.measurement import Measurement, generation_options, named_data
-from palindiff.experiments.reproduction.model_runs import IsBusyError, ModelRun
+from palindiff.experiments.reproduction.model_runs import IsBusyError, KnownHashes, ModelRun
 from palindiff.experiments.reproduction.plan import Plan, Target, load_plan, paper_row
 from palindiff.experiments.reproduction.plan_sections import ClaimPlan, RowPlan, TablePlan
 from palindiff.experiments.reproduction.planned import Planned
@@ -53,7 +53,7 @@ class Reproduction:
     options: ReproduceOptions
     report: Callable[[str], None] = lambda sentence: None
     _model_runs: dict[tuple[str, int], ModelRun] = field(default_factory=dict, init=False)
-    _hashes: dict[tuple[str, int], str] = field(default_factory=dict, init=False)  # of runs
+    _known: KnownHashes = field(default_factory=KnownHashes, init=False)
     _kept: KeptRows = field(default_factory=KeptRows, init=False)  # rows of the result file as it is
     _stayed: list[str] = field(default_factory=list, init=False)  # labels of rows whose models are not here
     _missing: set[str] = field(default_factory=set, init=False)  # names of runs whose rows are not there
@@ -88,7 +88,7 @@ class Reproduction:
         if (variant, seed) not in self._model_runs:
             runs = self.options.runs / Path(self.options.scale).stem
             run = ModelRun(self.plan, variant, seed, self.options.data, runs, self.options.overrides)
-            self._model_runs[variant, seed] = replace(run, hashes=self._hashes)
+            self._model_runs[variant, seed] = replace(run, known=self._known)
         return self._model_runs[variant, seed]
 
     def model_runs(self) -> list[ModelRun]:
