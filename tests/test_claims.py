@@ -18,6 +18,7 @@ from palindiff.experiments.adaptation_preset import (
     choose_preset,
 )
 from palindiff.experiments.emoji_protocol import METRIC_STEPS, NUM_GENERATED, NUM_GENERATION_CONCEPTS
+from palindiff.experiments.reproduction.plan import load_plan
 from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.pretrained.bundled import CHECKPOINTS
 from palindiff.training.recipes.yaml_files import load_recipe
@@ -73,11 +74,15 @@ def test_every_quantity_in_prose_is_compared_below():
     shares = {page: re.findall(r"[\d.]+ ?%", prose(page)) for page in PAGES}
     # README.md and results.md: sentences of scripts/bundled_card.py; stable_diffusion.md: test_full_size.py
     assert {page for page, texts in shares.items() if texts} == {
-        "README.md", "chain_search.md", "protocol.md", "results.md", "stable_diffusion.md", "tables.md"
+        "README.md", "chain_search.md", "is_diffusing_better.md", "protocol.md", "results.md", "stable_diffusion.md",
+        "tables.md",
     }  # fmt: skip
-    of_intervals = shares["protocol.md"] + shares["tables.md"] + shares["chain_search.md"]
-    assert set(of_intervals) == {"95 %"}  # the level of intervals
+    of_claims = [row for file in (ROOT / "results").glob("*claims-*.json") for row in read_results(file).rows]
+    of_holm = {f"{100 * row['level']:.1f} %" for row in of_claims}
+    assert set(shares["protocol.md"] + shares["chain_search.md"]) == {"95 %"}  # the level of intervals
+    assert set(shares["tables.md"]) == {"95 %"} | of_holm
     assert shares["stable_diffusion.md"] == ["15 %"]
+    assert set(shares["is_diffusing_better.md"]) == {"95 %", "14.85 %", "23.14 %"}  # the paper's: compared below
 
 
 @pytest.mark.parametrize("page", ["README.md", "results.md"])
@@ -122,6 +127,28 @@ def test_what_results_md_says_of_the_best_of_four_is_in_its_result_file():
     assert "the interval of the model's own choice reaches 0" in prose("results.md")
     assert lows["own"] <= 0 < lows["judge"]
     assert lows["more_steps"] <= 0
+
+
+def test_what_is_said_of_diffusing_is_in_the_result_files():
+    text, claims = prose("is_diffusing_better.md"), results("claims-emoji").rows
+    compared = [row for row in claims if row["claim"] == "P8"]
+    assert {row["verdict"] for row in compared} == {"cannot be decided"}
+    assert "the verdict is that it **cannot be decided** with five seeds" in text
+    assert {row["num_seeds"] for row in compared} == {5}
+    assert all(-1.75 < row["difference"] < -1.25 for row in compared)
+    assert "by about a point and a half" in text
+    assert all(abs(row["a_train_tflop"] / row["b_train_tflop"] - 1) < 0.002 for row in compared)
+    of_kd = [row for row in results("diffusing-emoji").rows if row.get("column") == "KD-EffLite0"]
+    assert max(row["ci_low"] for row in of_kd) < min(row["ci_high"] for row in of_kd)
+    paper = {row.label: row.paper for row in load_plan("emoji").tables["table8"].rows}
+    one, four = paper["1"]["ImageNet"], paper["4"]["ImageNet"]
+    assert f"a single step reaches {one} % there and four steps {four} %" in text
+    again, before = (
+        {(row["seed"], row["data"], row["metric"]): row["value"] for row in results(name).rows
+         if row["variant"] == "both" and row["seed"] in (0, 1, 2) and "mrr" not in str(row["metric"])}
+        for name in ("diffusing-emoji", "table4-emoji")
+    )  # fmt: skip
+    assert again == before  # "bit for bit"
 
 
 def test_the_size_of_the_vae_is_that_of_its_result_file():
