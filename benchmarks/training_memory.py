@@ -90,6 +90,7 @@ def train_on_random_numbers(recipe, num_steps: int) -> None:
             output=Path(folder),
             fingerprints={},
             evaluate=lambda step: {},
+            evaluates_start=False,
             stops_early=lambda step: False,
         )
         train(run, accelerator)

@@ -182,7 +182,9 @@ class Adaptation:
     def _precision_before(self) -> tuple[str, ...]:
         """The precision of a run that is resumed, perhaps on another device."""
         before = self.options.run / RECIPE_FILE
-        return (f"machine.precision={load_recipe(UniDiffRecipe, str(before)).machine.precision}",) * before.exists()
+        if not before.exists():
+            return ()
+        return (f"machine.precision={load_recipe(UniDiffRecipe, str(before)).machine.precision}",)
 
     def _measure_start(self, validation: ImageSet) -> "Measured":
         self.report("measuring the models as they are")
