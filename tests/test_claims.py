@@ -140,6 +140,20 @@ def test_what_is_said_of_diffusing_is_in_the_result_files():
     assert all(abs(row["a_train_tflop"] / row["b_train_tflop"] - 1) < 0.002 for row in compared)
     of_kd = [row for row in results("diffusing-emoji").rows if row.get("column") == "KD-EffLite0"]
     assert max(row["ci_low"] for row in of_kd) < min(row["ci_high"] for row in of_kd)
+    recall = {row["row"]: row["value"] for row in results("diffusing-emoji").rows if row.get("column") == "recall@10"}
+    used, unit, regression = recall.values()
+    assert abs(used - unit) < 0.005 < regression - used
+    steps = {row["row"]: row["value"] for row in results("table8-emoji").rows if row.get("column") == "recall@10"}
+    of_used = [value for row, value in steps.items() if row.endswith("text diffusion that is used")]
+    assert len(of_used) == 6
+    assert max(of_used) - min(of_used) < 0.01
+    assert steps["8, text diffusion that is used"] <= steps["1, text diffusion that is used"]
+    longest = {
+        name: sum(row["value"] for row in results("chain_search").rows if row["name"] == name and row["setting"] in
+                  ("8 steps", None) and row["metric"] in ("text_retrieval_recall@10", "image_retrieval_recall@10")) / 2
+        for name in ("twice", "none-twice")
+    }  # fmt: skip
+    assert abs(longest["twice"] - longest["none-twice"]) < 0.005
     paper = {row.label: row.paper for row in load_plan("emoji").tables["table8"].rows}
     one, four = paper["1"]["ImageNet"], paper["4"]["ImageNet"]
     assert f"a single step reaches {one} % there and four steps {four} %" in text

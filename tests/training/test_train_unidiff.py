@@ -1,6 +1,7 @@
 """The trainer of UniDiff: stock folders, LoRA that stock libraries load, exact resume, early stopping, bad input."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -99,6 +100,18 @@ def test_attention_alone_is_trained_of_the_unet(toy_parts, stable_diffusion, tmp
     of_unet = {name for name in names if name.startswith("unet.")}
     assert of_unet
     assert all(".attn1." in name or ".attn2." in name for name in of_unet)
+
+
+@pytest.mark.filterwarnings("ignore:This CPU has no instructions for bf16")
+def test_training_in_bf16_learns_in_float32_weights(toy_parts, stable_diffusion, tmp_path):
+    recipe = unidiff_recipe(toy_parts, stable_diffusion, machine={"precision": "bf16"}, loop={"grad_cache_size": 2})
+    train_unidiff(recipe, tmp_path)
+    losses = [line["loss"] for line in read_log(tmp_path / "log.jsonl") if "loss" in line]
+    assert len(losses) == 4
+    assert all(map(math.isfinite, losses))
+    result = weights(tmp_path / "unidiff")
+    assert {weight.dtype for weight in result.values() if weight.is_floating_point()} == {torch.float32}
+    assert changed(tmp_path / "unidiff" / "clip", stable_diffusion / "clip_1")
 
 
 def test_a_stopped_run_ends_with_the_weights_of_an_unstopped_one(

@@ -36,7 +36,7 @@ from palindiff.experiments.adaptation_preset import Preset, choose_preset
 from palindiff.inference.clip_model import ClipModel
 from palindiff.inference.generation import generate_images
 from palindiff.pretrained.unidiff_folders import load_unidiff, stock_pipeline
-from palindiff.training.base_trainer import BEST_FILE, open_sets
+from palindiff.training.base_trainer import best_step, open_sets
 from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
 from palindiff.training.recipes.build_unidiff import UniDiffParts, check_lora_layers, load_start
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
@@ -229,15 +229,10 @@ class Adaptation:
         (record,) = Evaluation(clip, when, [self.retained], ["classification"], [Setting()], folder).run()
         return {"retained": record.metrics["acc1"]}
 
-    def _best_step(self) -> int | None:
-        best = self.options.run / BEST_FILE
-        if not self.recipe.evaluation.patience:
-            return None  # the last weights are the result
-        return int(json.loads(best.read_text(encoding="utf-8"))["step"]) if best.exists() else None
-
     def _page(self, before: "Measured", after: "Measured", elapsed_s: float) -> str:
         steps, seconds = training_cost(read_log(self.options.run / LOG_FILE))
         training, validation = self.sets
+        best = best_step(self.options.run) if self.recipe.evaluation.patience else None  # else the last one
         samples = [Sample(*each) for each in zip(before.captions, before.images, after.images, strict=True)]
         missing = [] if "kd_efflite0" in after.numbers else [
             f"Quality of generation: not measured. Run `pip install --no-deps torch-fidelity "
@@ -250,7 +245,7 @@ class Adaptation:
                 clip=self.options.clip, stable_diffusion=self.options.stable_diffusion, data=self.options.data,
                 num_training=len(training), num_validation=len(validation), reasons=self.preset.reasons,
                 before=before.numbers, after=after.numbers, samples=samples, steps=steps, training_s=seconds,
-                elapsed_s=elapsed_s, missing=tuple(missing), best_by=self.recipe.best_by, best_step=self._best_step(),
+                elapsed_s=elapsed_s, missing=tuple(missing), best_by=self.recipe.best_by, best_step=best,
                 folders=tuple(sorted(p.name for p in self.options.output.iterdir() if p.is_dir() and p.name != "run")),
                 output=self.options.output,
             )

@@ -137,11 +137,8 @@ class Trainer(ABC, Generic[R]):
 
     def stops_early(self, step: int) -> bool:
         """Whether `patience` evaluations have passed since the best one."""
-        wait, path = self.patience * self.loop.evaluate_every, self.output / BEST_FILE
-        if not wait or not path.exists():
-            return False
-        best: int = json.loads(path.read_text())["step"]
-        return step - best >= wait
+        wait, best = self.patience * self.loop.evaluate_every, best_step(self.output)
+        return best is not None and 0 < wait <= step - best
 
     def score(self, numbers: Mapping[str, float]) -> tuple[str, float] | None:
         """Name and compute what `best/` is chosen by, higher is better, of an evaluation's numbers; None: no best."""
@@ -207,6 +204,12 @@ class Trainer(ABC, Generic[R]):
     def _write(self, folder: Path) -> None:
         with atomic_folder(folder, replace=True) as unfinished:
             self.save(unfinished)
+
+
+def best_step(output: Path) -> int | None:
+    """The step of a run's best evaluation; None if none was kept."""
+    path = output / BEST_FILE
+    return int(json.loads(path.read_text(encoding="utf-8"))["step"]) if path.exists() else None
 
 
 def open_sets(recipe: Recipe) -> tuple[ImageSet, ImageSet | None]:

@@ -75,20 +75,20 @@ def test_an_image_that_is_drawn_twice_is_not_compared_with_itself():
     )
 
 
-def judged(name, values, budget="steps", **claim):
+def compared(name, values, budget="steps", num_planned=3, **claim):
     resampled = torch.tensor(values, dtype=torch.float64).numpy()
     comparison = Comparison(float(resampled.mean()), resampled, 3)
     plan = ClaimPlan(text="t", a="a", b="b", **claim)
-    return verdicts.JudgedClaim(name, plan, budget, "a", "b", (1.0, 1.0), comparison, 10)
+    return verdicts.ComparedClaim(name, plan, budget, "a", "b", (1.0, 1.0), comparison, 10).row(num_planned)
 
 
 def test_claims_of_a_budget_share_holm_s_correction_and_lower_kd_is_better():
     clear, none = [1.0 + 0.001 * i for i in range(1000)], [float(i % 2 * 2 - 1) for i in range(1000)]
     rows = verdicts.judge([
-        judged("P1", clear), judged("P2", [-each for each in clear], metric="kd"), judged("P3", none),
-        judged("P1", none, budget="flop"),
+        compared("P1", clear), compared("P2", [-each for each in clear], metric="kd"), compared("P3", none),
+        compared("P1", none, budget="flop"),
     ], {"steps": 3, "flop": 1})  # fmt: skip
-    (accuracy,) = verdicts.judge([judged("E1", clear, metric="accuracy")], {"steps": 1})
+    (accuracy,) = verdicts.judge([compared("E1", clear, metric="accuracy")], {"steps": 1})
     assert accuracy["verdict"] == "holds here"
     found = {(row["claim"], row["budget"]): row for row in rows}
     assert [row["verdict"] for row in rows] == ["holds here", "holds here", "cannot be decided", "cannot be decided"]
@@ -100,12 +100,12 @@ def test_claims_of_a_budget_share_holm_s_correction_and_lower_kd_is_better():
 
 
 def test_a_claim_with_a_margin_is_one_of_equality():
-    (row,) = verdicts.judge([judged("P7", [0.1 * (i % 5 - 2) for i in range(1000)], margin=1.0)], {"steps": 1})
+    (row,) = verdicts.judge([compared("P7", [0.1 * (i % 5 - 2) for i in range(1000)], margin=1.0)], {"steps": 1})
     assert row["verdict"] == "holds here"
 
 
 def test_a_claim_that_was_not_run_counts_in_holm_s_correction():
-    (row,) = verdicts.judge([judged("P1", [1.0 + 0.001 * i for i in range(1000)])], {"steps": 8})
+    (row,) = verdicts.judge([compared("P1", [1.0 + 0.001 * i for i in range(1000)], num_planned=8)], {"steps": 8})
     assert row["level"] == pytest.approx(1 - 0.05 / 8)
 
 

@@ -5,10 +5,11 @@ Here: from claims of a plan to comparisons. Not here: the statistics and verdict
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from palindiff.evaluation.intervals import Comparison
-from palindiff.experiments.reproduction.kept_rows import KeptRows, PlannedClaim
+from palindiff.evaluation.results import Row
 from palindiff.experiments.reproduction.measured_runs import MeasuredRuns
 from palindiff.experiments.reproduction.measurement import IMAGE_EMBEDDINGS, Measurement, joined
 from palindiff.experiments.reproduction.model_runs import ModelRun
@@ -18,13 +19,29 @@ from palindiff.experiments.reproduction.planned import Planned
 from palindiff.experiments.reproduction.verdicts import (
     ACCURACY,
     BUDGETS,
-    JudgedClaim,
+    ComparedClaim,
     Sides,
     compare_cosine,
     compare_kd,
     compare_points,
     same_cost,
 )
+
+
+class PlannedClaim(NamedTuple):
+    """A claim at one of its budgets."""
+
+    name: str
+    claim: ClaimPlan
+    budget: str
+    a: str  # variants
+    b: str
+    plan_hash: str
+
+    @property
+    def label(self) -> str:
+        """Name and budget, as users read them."""
+        return f"{self.name}, equal {self.budget}"
 
 
 @dataclass(frozen=True)
@@ -36,7 +53,6 @@ class PairedClaims:
     measured: MeasuredRuns
     model_run: Callable[[str, int], ModelRun]  # of a variant and a seed
     report: Callable[[str], None]
-    kept: KeptRows = field(default_factory=KeptRows)  # of claims whose models are not here
 
     def num_planned(self) -> dict[str, int]:
         """How many claims each budget has, run or not."""
@@ -45,27 +61,24 @@ class PairedClaims:
             for budget in BUDGETS
         }
 
-    def judged(self) -> Iterator[JudgedClaim]:
-        """Compare the sides of each claim at each of its budgets; what was not run is reported and left out."""
-        for each in self.planned():
-            claim, a, b, shared = each.claim, each.a, each.b, self.shared_runs(each)
-            sides = self._sides(claim, a, b, shared)
-            if sides is None:
-                kept = self.kept.of_claim(each, self.num_planned()[each.budget])
-                if kept is None:
-                    self.report(f"{each.label}: not run")
-                else:
-                    yield kept
-                continue
-            tflop = {name: self._mean_tflop(name) for name in (a, b)}
-            if each.budget == "flop" and claim.has_budgets and not same_cost(tflop, a, b):
-                self.report(f"{each.label}: training costs differ, {tflop[a]:.0f} and {tflop[b]:.0f} TFLOP")
-                continue
-            found, n = self._compare(claim, sides)
-            runs = [*shared, *(start for run in shared for start in run.trained_before)]
-            commits = tuple(sorted({run.commit for run in runs}))
-            costs = tflop[a], tflop[b]
-            yield JudgedClaim(each.name, claim, each.budget, a, b, costs, found, n, commits, each.plan_hash)
+    def is_here(self, of_claim: PlannedClaim) -> bool:
+        """Whether all runs of a claim are here."""
+        shared = self.shared_runs(of_claim)
+        return bool(shared) and all(run.is_complete for run in shared)
+
+    def row(self, of_claim: PlannedClaim) -> Row | None:
+        """Compare both sides of a claim whose runs are here; None, and a report, if its costs are not equal."""
+        name, claim, budget, a, b, plan_hash = of_claim
+        shared = self.shared_runs(of_claim)
+        tflop = {each: self._mean_tflop(each) for each in (a, b)}
+        if budget == "flop" and claim.has_budgets and not same_cost(tflop, a, b):
+            self.report(f"{of_claim.label}: training costs differ, {tflop[a]:.0f} and {tflop[b]:.0f} TFLOP")
+            return None
+        found, n = self._compare(claim, self._sides(claim, a, b, shared))
+        runs = [*shared, *(start for run in shared for start in run.trained_before)]
+        commits = tuple(sorted({run.commit for run in runs}))
+        compared = ComparedClaim(name, claim, budget, a, b, (tflop[a], tflop[b]), found, n, commits, plan_hash)
+        return compared.row(self.num_planned()[budget])
 
     def planned(self) -> Iterator[PlannedClaim]:
         """Each claim at each of its budgets, run or not."""
@@ -89,10 +102,8 @@ class PairedClaims:
     def _metrics(self, claim: ClaimPlan, name: str) -> tuple[str, ...]:
         return self.plan.naming[name].recall_metrics if claim.metric == "recall" else (ACCURACY,)
 
-    def _sides(self, claim: ClaimPlan, a: str, b: str, shared: list[ModelRun]) -> Sides | None:
-        """Measure both sides with the seeds that both have; None if a run is not here."""
-        if not shared or not all(run.is_complete for run in shared):
-            return None
+    def _sides(self, claim: ClaimPlan, a: str, b: str, shared: list[ModelRun]) -> Sides:
+        """Measure both sides with the seeds that both have."""
         runs = [[run for run in shared if run.variant == each] for each in (a, b)]
         if claim.metric == "kd":
             generation = self.plan.generation_of(claim)

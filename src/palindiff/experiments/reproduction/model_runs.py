@@ -25,7 +25,7 @@ from palindiff.inference.clip_model import ClipModel
 from palindiff.inference.embedder import Embedder, PipelineEmbedder
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.pretrained.unidiff_folders import load_unidiff
-from palindiff.training.base_trainer import BEST_FILE, open_sets
+from palindiff.training.base_trainer import best_step, open_sets
 from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
 from palindiff.training.recipes.build_unidiff import load_start
 from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe, Recipe, VaeRecipe
@@ -251,10 +251,8 @@ class ModelRun:
 
     def _best_step(self) -> dict[str, int]:
         """The step whose weights are the result, of a training that stops early."""
-        best = self.folder / BEST_FILE
-        if not (self._stops_early and best.is_file()):
-            return {}
-        return {"best_step": json.loads(best.read_text(encoding="utf-8"))["step"]}
+        best = best_step(self.folder) if self._stops_early else None
+        return {} if best is None else {"best_step": best}
 
     @property
     def _stops_early(self) -> bool:

@@ -20,14 +20,14 @@ from palindiff.evaluation.sheets import contact_sheet
 from palindiff.evaluation.tasks import NEEDS_CLASSES
 from palindiff.experiments.reproduction.claims import PairedClaims
 from palindiff.experiments.reproduction.columns import column_row
-from palindiff.experiments.reproduction.kept_rows import KEPT, KeptComparison, KeptRows
+from palindiff.experiments.reproduction.kept_rows import KEPT, KeptRows
 from palindiff.experiments.reproduction.measured_runs import MeasuredRuns
 from palindiff.experiments.reproduction.measurement import Measurement, generation_options, named_data
 from palindiff.experiments.reproduction.model_runs import IsBusyError, KnownHashes, ModelRun
 from palindiff.experiments.reproduction.plan import Plan, Target, load_plan, paper_row
 from palindiff.experiments.reproduction.plan_sections import ClaimPlan, RowPlan, TablePlan
 from palindiff.experiments.reproduction.planned import Planned
-from palindiff.experiments.reproduction.verdicts import judge
+from palindiff.experiments.reproduction.verdicts import judge, level_keys
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 
 
@@ -201,16 +201,21 @@ class Reproduction:
         return [row for plan in self.table.rows for row in self._table_rows(self.table, plan)]
 
     def _claim_rows(self) -> list[Row]:
-        """Judge the claims, and note which stayed, and which runs are missing for others."""
-        paired = PairedClaims(self.plan, self.claims, self.measured, self.model_run, self.report, self._kept)
-        judged = {(each.name, each.budget): each for each in paired.judged()}
+        """Judge the claims, those that stayed too."""
+        paired = PairedClaims(self.plan, self.claims, self.measured, self.model_run, self.report)
+        rows, planned = list[Row | None](), paired.num_planned()
         for each in paired.planned():
-            found = judged.get((each.name, each.budget))
-            if found is None:
-                self._miss(paired.shared_runs(each))
-            elif isinstance(found.comparison, KeptComparison):
+            if paired.is_here(each):
+                rows.append(paired.row(each))
+                continue
+            kept = self._kept.of(each.plan_hash, claim=each.name, budget=each.budget)
+            if kept and level_keys(planned[each.budget])[0] in kept[0]:
                 self._stayed.append(each.label)
-        return judge(list(judged.values()), paired.num_planned())
+                rows.append({**kept[0], "text": each.claim.text, "a": each.a, "b": each.b})
+            else:
+                self._miss(paired.shared_runs(each))
+                self.report(f"{each.label}: not run")
+        return judge([row for row in rows if row is not None], planned)
 
     def _miss(self, runs: Iterable[ModelRun]) -> None:
         """Note which of some runs, and of those that they start from, are not here, and their rows did not stay."""
@@ -255,8 +260,10 @@ class Reproduction:
     def _kept_rows(self, plan: RowPlan, plan_hash: str) -> list[Row]:
         """The earlier rows of a label, if they are of more seeds than there are models here."""
         here = {run.seed for run in self._runs_of(plan) if run.is_complete}
-        found = self._kept.of_row(plan_hash, {"row": plan.label, "variant": plan.variant}, paper_row(plan))
-        return found if here < {row["seed"] for row in found} - {None} else []
+        found = self._kept.of(plan_hash, row=plan.label)
+        if not here < {row["seed"] for row in found} - {None}:
+            return []
+        return [{**row, "variant": plan.variant, **paper_row(plan)} for row in found]
 
     def _measure(self, run: ModelRun, table: TablePlan, plan: RowPlan, share: float) -> dict[str, Measurement]:
         """Measure what a table's columns show of a run, by data set."""
@@ -280,7 +287,7 @@ class Reproduction:
             run = self.model_run(variant, self.plan.seeds_of(variant)[0])
             plan_hash = self.planned.control(run)
             if not run.is_complete:
-                if kept := self._kept.of_row(plan_hash, {"variant": variant}):
+                if kept := self._kept.of(plan_hash, variant=variant):
                     self._stayed.append(variant)
                     yield from kept
                 else:

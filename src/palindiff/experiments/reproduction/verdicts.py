@@ -7,7 +7,6 @@ statistics (`evaluation/intervals.py`), what is measured (`measurement.py`).
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,32 +33,13 @@ PERCENT = 100.0
 POINTS = ("recall", "accuracy")  # metrics in percentage points, higher is better; of the others lower is better
 ACCURACY = "acc1"
 RESAMPLED_AT_ONCE = 1_000
-LEVEL_TOLERANCE = 1e-9
 SAME_FLOP = 0.02  # training costs that differ by a smaller share count as equal
 Sides = tuple[Sequence[Measurement], Sequence[Measurement]]  # A and B, a measurement for each seed
 Statistics = Sequence[Sequence[Callable[[Tensor], Tensor]]]  # of A and B, for each seed: how often each item -> value
 
 
-class Compared(Protocol):
-    """A difference A - B with its intervals, as `Comparison`."""
-
-    @property
-    def difference(self) -> float:
-        """A - B."""
-
-    @property
-    def num_seeds(self) -> int:
-        """Seeds that both sides have."""
-
-    def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """Interval of the difference."""
-
-    def p_value(self, margin: float | None = None) -> float:
-        """Two-sided p-value."""
-
-
 @dataclass(frozen=True)
-class JudgedClaim:
+class ComparedClaim:
     """A claim, its comparison, and where both stand."""
 
     name: str
@@ -68,58 +48,50 @@ class JudgedClaim:
     a: str
     b: str
     train_tflop: tuple[float, float]  # of A and of B, mean over seeds
-    comparison: Compared
+    comparison: Comparison
     n: int  # items of a seed
     commits: tuple[str, ...] = ()  # of the code that trained both sides
     plan_hash: str = ""  # of what is compared
 
+    def row(self, num_planned: int) -> Row:
+        """All but the verdict, with the interval of each level at which it may be judged among so many claims."""
+        found, intervals = self.comparison, dict[str, float]()
+        for k in range(1, num_planned + 1):
+            intervals |= dict(zip(level_keys(k), found.interval(1 - (1 - LEVEL) / k), strict=True))
+        return {
+            "claim": self.name, "text": self.claim.text, "budget": self.budget, "a": self.a, "b": self.b,
+            "metric": self.claim.metric, "difference": found.difference, **intervals,
+            "p_value": found.p_value(self.claim.margin), "margin": self.claim.margin,
+            "num_seeds": found.num_seeds, "n": self.n, "a_train_tflop": self.train_tflop[0],
+            "b_train_tflop": self.train_tflop[1], "commits": " ".join(self.commits), "plan_hash": self.plan_hash,
+        }  # fmt: skip
 
-def level_keys(level: float, num_planned: int) -> tuple[str, str]:
-    """Keys of a row for the ends of an interval at a level of Holm's correction, 1 - 0.05 / k with k up to the claims.
 
-    Raises: ValueError if it is no such level.
-    """
-    for k in range(1, num_planned + 1):
-        if abs((1 - level) * k - (1 - LEVEL)) < LEVEL_TOLERANCE:
-            return ("ci_low", "ci_high") if k == 1 else (f"low_by_{k}", f"high_by_{k}")
-    raise ValueError(f"The level is {level}. Expected 1 - 0.05 / k, with k from 1 to {num_planned}. Use such a level.")
+def level_keys(k: int) -> tuple[str, str]:
+    """Keys of a row for the ends of its interval of level 1 - 0.05 / k, as Holm's correction asks for."""
+    return ("ci_low", "ci_high") if k == 1 else (f"low_by_{k}", f"high_by_{k}")
 
 
-def judge(claims: Sequence[JudgedClaim], planned: Mapping[str, int]) -> list[Row]:
+def judge(claims: Sequence[Row], planned: Mapping[str, int]) -> list[Row]:
     """Give the verdict on each claim, with Holm's correction over all claims planned for its budget.
 
-    planned: how many claims a budget has; one that was not run counts as undecided.
+    claims: as `ComparedClaim.row` writes them. planned: how many claims a budget has; one that was not run counts as
+    undecided.
 
     Source: docs/protocol.md, rules 2 to 6.
     """
     rows: list[Row] = []
     for budget in BUDGETS:
-        of_budget = [each for each in claims if each.budget == budget]
-        p_values = [each.comparison.p_value(each.claim.margin) for each in of_budget]
+        of_budget = [row for row in claims if row["budget"] == budget]
+        p_values = [float(str(row["p_value"])) for row in of_budget]
         not_run = [1.0] * (planned.get(budget, 0) - len(of_budget))
         levels = holm_levels([*p_values, *not_run])[: len(of_budget)] if of_budget else []
-        num_planned = len(of_budget) + len(not_run)
-        for each, p_value, level in zip(of_budget, p_values, levels, strict=True):
-            low, high = each.comparison.interval(level)
-            rows.append({
-                "claim": each.name, "text": each.claim.text, "budget": budget, "a": each.a, "b": each.b,
-                "metric": each.claim.metric, "difference": each.comparison.difference,
-                **_intervals(each.comparison, num_planned), "level": level, "judged_low": low, "judged_high": high,
-                "p_value": p_value, "margin": each.claim.margin, "num_seeds": each.comparison.num_seeds, "n": each.n,
-                "a_train_tflop": each.train_tflop[0], "b_train_tflop": each.train_tflop[1],
-                "commits": " ".join(each.commits), "plan_hash": each.plan_hash,
-                "verdict": verdict(low, high, each.claim.margin, 1 if each.claim.metric in POINTS else -1),
-            })  # fmt: skip
+        for row, level in zip(of_budget, levels, strict=True):
+            low, high = (float(str(row[key])) for key in level_keys(round((1 - LEVEL) / (1 - level))))
+            margin = None if row["margin"] is None else float(str(row["margin"]))
+            of_claim = verdict(low, high, margin, 1 if row["metric"] in POINTS else -1)
+            rows.append({**row, "level": level, "judged_low": low, "judged_high": high, "verdict": of_claim})
     return rows
-
-
-def _intervals(comparison: Compared, num_planned: int) -> Row:
-    """The interval at each level at which a claim may be judged, so that the row does without the models."""
-    row: Row = {}
-    for k in range(1, num_planned + 1):
-        level = 1 - (1 - LEVEL) / k
-        row |= dict(zip(level_keys(level, num_planned), comparison.interval(level), strict=True))
-    return row
 
 
 def compare_points(sides: Sides, metrics: Sequence[str]) -> Comparison:

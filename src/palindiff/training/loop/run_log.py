@@ -37,11 +37,11 @@ class RunLog:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
         path = self.run_dir / LOG_FILE
-        kept = [line for line in read_log(path) if 0 < line["step"] <= step or 0 == line["step"] < step]
+        kept = [line for line in read_log(path) if line["step"] <= step] if step else []  # 0: all begins anew
         self._elapsed_s = max((line.get("elapsed_s", 0.0) for line in kept), default=0.0)
         atomic_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._log = path.open("a", buffering=1)
-        tensorboard = {"purge_step": step + 1}  # drops the same steps as the log does
+        tensorboard = {"purge_step": step + 1 if step else 0}  # drops the same steps as the log does
         wandb = {"name": self.run_dir.absolute().name, "dir": str(self.run_dir)}
         accelerator.init_trackers(PROJECT, init_kwargs={"tensorboard": tensorboard, "wandb": wandb})
 
