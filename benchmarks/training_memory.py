@@ -38,10 +38,7 @@ def measure(recipe_name: str, overrides: list[str], num_steps: int) -> dict[str,
     """Train in this process and measure the peak of memory, in bytes."""
     import torch
 
-    from palindiff.training.recipes.schema import DiffDisRecipe
-    from palindiff.training.recipes.yaml_files import load_recipe
-
-    recipe = load_recipe(DiffDisRecipe, recipe_name, overrides)
+    recipe = read(recipe_name, overrides)
     train_on_random_numbers(warm_up_of(recipe), num_steps)  # imports, thread pools, kernels' caches
     gc.collect()
     has_cuda = torch.cuda.is_available()
@@ -53,12 +50,26 @@ def measure(recipe_name: str, overrides: list[str], num_steps: int) -> dict[str,
     return {"device": "gpu" if has_cuda else "cpu", "bytes": most - before}
 
 
+def read(recipe_name: str, overrides: list[str]):
+    """Read a recipe of DiffDis or UniDiff."""
+    from palindiff.training.recipes.yaml_files import load_recipe
+    from palindiff.training.trainer import recipe_classes
+
+    return load_recipe({name: recipe_classes()[name] for name in ("diffdis", "unidiff")}, recipe_name, overrides)
+
+
+def is_unidiff(recipe) -> bool:
+    """Whether it is of UniDiff, which always starts from models."""
+    return recipe.objective_name == "unidiff"
+
+
 def warm_up_of(recipe):
     """Shrink a recipe: its models, or its batch if a base model determines the models."""
     from palindiff.training.recipes.build_models import UNetConfig
 
-    if recipe.base is not None:
-        few = recipe.loop.accumulation * int(os.environ.get("WORLD_SIZE", "1"))
+    if is_unidiff(recipe) or recipe.base is not None:
+        rows = 4 if is_unidiff(recipe) else 1  # relations of images need three
+        few = rows * recipe.loop.accumulation * int(os.environ.get("WORLD_SIZE", "1"))
         return recipe.model_copy(update={"loop": recipe.loop.model_copy(update={"batch_size": few})})
     stream = recipe.query_stream
     stream = stream.model_copy(update={"num_head_layers": 1, "head_width": stream.head_dim})
@@ -69,15 +80,15 @@ def train_on_random_numbers(recipe, num_steps: int) -> None:
     """Run the training loop of a recipe with random weights and features, without evaluation."""
     import torch
 
-    from palindiff.training.cost.weight_free import weight_free_run
+    from palindiff.training.cost.weight_free import weight_free_run, weight_free_unidiff
     from palindiff.training.loop.device import make_accelerator
     from palindiff.training.loop.loop import train
     from palindiff.training.loop.run_log import RunLog
 
     accelerator = make_accelerator(recipe.machine)
     torch.manual_seed(recipe.loop.seed)
-    models = weight_free_run(recipe)
-    frozen = models.pipeline.vae.to(accelerator.device), models.pipeline.text_encoder.to(accelerator.device)
+    models = weight_free_unidiff(recipe) if is_unidiff(recipe) else weight_free_run(recipe)
+    frozen = [part.to(accelerator.device) for part in models.parts.values()]
     with tempfile.TemporaryDirectory() as folder:
         run = SimpleNamespace(
             objective=models.objective,
@@ -117,11 +128,9 @@ def measure_apart(recipe: str, overrides: list[str], num_steps: int, environment
 def compare(recipe_name: str, overrides: list[str], num_steps: int) -> dict[str, object]:
     """Return one row: the estimate and the measurement."""
     from palindiff.training.cost.estimate import Hardware, estimate
-    from palindiff.training.recipes.schema import DiffDisRecipe
-    from palindiff.training.recipes.yaml_files import load_recipe
 
     measured = measure_apart(recipe_name, overrides, num_steps, HAND_BACK)
-    recipe = load_recipe(DiffDisRecipe, recipe_name, overrides)
+    recipe = read(recipe_name, overrides)
     estimated = estimate(recipe, Hardware(device=measured["device"])).memory_bytes
     row = {
         "setting": " ".join(overrides) or "as it is",

@@ -14,7 +14,8 @@ from palindiff.experiments.adaptation_preset import (
     FEW_IMAGES,
     MAX_STEPS,
     MIN_STEPS,
-    SHARE_FOR_WEIGHTS,
+    SHARE_OF_MEMORY,
+    Taken,
     choose_preset,
 )
 from palindiff.experiments.emoji_protocol import METRIC_STEPS, NUM_GENERATED, NUM_GENERATION_CONCEPTS
@@ -75,8 +76,9 @@ def test_every_quantity_in_prose_is_compared_below():
     # README.md and results.md: sentences of scripts/bundled_card.py; stable_diffusion.md: test_full_size.py
     assert {page for page, texts in shares.items() if texts} == {
         "README.md", "chain_search.md", "is_diffusing_better.md", "protocol.md", "results.md", "stable_diffusion.md",
-        "tables.md",
+        "tables.md", "unidiff.md",
     }  # fmt: skip
+    assert shares["unidiff.md"] == [f"{SHARE_OF_MEMORY * 100:.0f} %"]
     of_claims = [row for file in (ROOT / "results").glob("*claims-*.json") for row in read_results(file).rows]
     of_holm = {f"{100 * row['level']:.1f} %" for row in of_claims}
     assert set(shares["protocol.md"] + shares["chain_search.md"]) == {"95 %"}  # the level of intervals
@@ -186,10 +188,9 @@ def test_what_unidiff_md_says_of_the_choice_is_the_code_s():
     text = prose("unidiff.md")
     recipe = load_recipe(recipe_classes(), "adapt")
     assert f"fewer than {FEW_IMAGES:,} training images: LoRA" in text
-    assert SHARE_FOR_WEIGHTS == 0.6
-    assert "six tenths of the memory" in text
+    assert f"{SHARE_OF_MEMORY * 100:.0f} % of the memory" in text
     assert f"at most {EPOCHS} passes over the images and {MIN_STEPS} to {MAX_STEPS:,} steps of up to 64 images" in text
-    assert "=64" in " ".join(choose_preset(10_000, 2**36, 1, 1, False).settings)
+    assert "=64" in " ".join(choose_preset(10_000, 2**36, lambda trial: Taken(1, 1)).settings)
     assert f"stops after {recipe.evaluation.patience} evaluations" in text
     assert recipe.data.validation_fraction == 0.1
     assert "One image in ten is held out" in text

@@ -9,11 +9,13 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
-from palindiff.experiments.adaptation_preset import choose_preset
+from palindiff.experiments import adaptation
+from palindiff.experiments.adaptation_preset import Taken, Trial, choose_preset
 from palindiff.inference.clip_model import ClipModel
 from palindiff.training.loop.run_log import RunLog
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
@@ -42,12 +44,12 @@ def catalogue(tmp_path):
 
 
 @pytest.fixture
-def adapt(palindiff, stable_diffusion, tmp_path, monkeypatch):
+def adapt(palindiff, shallow, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PALINDIFF_CACHE", str(tmp_path / "cache"))
 
-    def run(data, *given, clip=stable_diffusion / "clip_1"):
-        models = ("--clip", clip, "--stable-diffusion", stable_diffusion / "sd1")
+    def run(data, *given, clip=shallow / "clip_1"):
+        models = ("--clip", clip, "--stable-diffusion", shallow / "sd1")
         return palindiff("adapt", *models, "--data", data, "--output", tmp_path / "adapted", *given)
 
     return run
@@ -177,7 +179,7 @@ def test_an_interrupted_adaptation_goes_on_and_ends_in_the_same_weights(adapt, c
     assert all(torch.equal(again[name], weight) for name, weight in whole.items())
 
 
-def test_models_that_training_makes_worse_stay_as_they_were(adapt, catalogue, stable_diffusion, tmp_path, monkeypatch):
+def test_models_that_training_makes_worse_stay_as_they_were(adapt, catalogue, shallow, tmp_path, monkeypatch):
     losses = iter([1.0, 2.0, 3.0])
     monkeypatch.setattr(UniDiffTrainer, "validation_losses", lambda self: {"validation_generation": next(losses)})
     code, _, err = adapt(catalogue, *QUICK, "--set", "evaluation.keep_best=generation", "--set", "trained=all")
@@ -185,7 +187,7 @@ def test_models_that_training_makes_worse_stay_as_they_were(adapt, catalogue, st
     assert json.loads((tmp_path / "adapted" / "run" / "best.json").read_text())["step"] == 0
     assert "At no evaluation were the trained models better" in (tmp_path / "adapted" / "report.html").read_text()
     name = "unet/diffusion_pytorch_model.safetensors"
-    before, after = (load_file(folder / name) for folder in (stable_diffusion / "sd1",
+    before, after = (load_file(folder / name) for folder in (shallow / "sd1",
                                                              tmp_path / "adapted" / "stable_diffusion"))  # fmt: skip
     assert all(torch.equal(after[key], weight.float()) for key, weight in before.items())
 
@@ -241,23 +243,75 @@ def settings(*given, **named):
     return dict(each.split("=") for each in choose_preset(*given, **named).settings)
 
 
+HELD = {"all": 26 * GIB, "attention": 15 * GIB, "lora": 6 * GIB}  # close to Stable Diffusion 1.x with its CLIP
+GRADIENTS = {"all": 5 * GIB, "attention": 2 * GIB, "lora": 0}
+
+
+def count(trial):
+    """A model of what a step takes: as many bytes for each row, six times fewer with gradient checkpointing."""
+    at_once = HELD[trial.trained] + trial.rows * GIB * (0.25 if trial.checkpoints else 1.5)
+    return Taken(round(at_once), round(at_once + GRADIENTS[trial.trained]))
+
+
 @pytest.mark.parametrize("num_images", [16, 100, 500, 5_000, 100_000])
 def test_training_never_stops_within_its_warm_up(num_images):
-    found = settings(num_images, 24 * GIB, 1_290_000_000, 520_000_000, False)
+    found = settings(num_images, 24 * GIB, count)
     every, warm_up = int(found["loop.evaluate_every"]), int(found["optimizer.warmup_steps"])
     assert every >= 10
     assert load_recipe(UniDiffRecipe, "adapt").evaluation.patience * every > warm_up > 0
     assert int(found["loop.num_steps"]) > 4 * every
 
 
-def test_what_is_trained_follows_the_number_of_images_and_the_memory():
-    full = (1_290_000_000, 520_000_000)  # CLIP ViT-L/14 and the U-Net of Stable Diffusion 1.x; its attention
-    assert settings(5_000, 80 * GIB, *full, False)["trained"] == "all"
-    assert settings(5_000, 24 * GIB, *full, False)["trained"] == "attention"
-    assert settings(5_000, 12 * GIB, *full, False)["trained"] == "lora"
-    assert settings(500, 80 * GIB, *full, False)["trained"] == "lora"
-    assert settings(5_000, 12 * GIB, *full, False)["loop.batch_size"] == "64"
-    assert settings(5_000, 12 * GIB, *full, False)["machine.precision"] == "fp32"
-    assert settings(5_000, 12 * GIB, *full, False, computes_bf16=True)["machine.precision"] == "bf16"
-    assert 0 < int(settings(5_000, 12 * GIB, *full, False)["loop.grad_cache_size"]) < 64
-    assert settings(5_000, 12 * GIB, 1_000_000, 500_000, True)["loop.grad_cache_size"] == "0"
+@pytest.mark.parametrize(
+    ("num_images", "gib", "expected"),
+    [
+        (5_000, 200, ("all", "0", "false")),
+        (5_000, 80, ("all", "0", "true")),
+        (5_000, 45, ("all", "29", "true")),  # 38.25 GiB to use: 26 and 5 held, a quarter for each row
+        (5_000, 24, ("attention", "13", "true")),
+        (5_000, 12, ("lora", "16", "true")),
+        (500, 80, ("lora", "0", "true")),
+        (500, 200, ("lora", "0", "false")),
+    ],
+)
+def test_what_is_trained_and_the_rows_at_once_follow_the_images_and_the_memory(num_images, gib, expected):
+    found = settings(num_images, gib * GIB, count)
+    names = ("trained", "loop.grad_cache_size", "machine.gradient_checkpointing")
+    assert tuple(found[name] for name in names) == expected
+    assert found["loop.batch_size"] == "64"
+
+
+def test_the_rows_at_once_take_what_the_reason_says_and_no_more_than_there_is():
+    for gib in range(8, 100, 3):
+        preset = choose_preset(5_000, gib * GIB, count)
+        found = dict(each.split("=") for each in preset.settings)
+        rows, checkpoints = int(found["loop.grad_cache_size"]), found["machine.gradient_checkpointing"] == "true"
+        taken = count(Trial(found["trained"], rows or 64, checkpoints))
+        bytes_taken = taken.in_chunks if rows else taken.at_once
+        assert bytes_taken <= 0.85 * gib * GIB or gib <= 8
+        assert f"A step takes about {bytes_taken / GIB:,.1f} GiB" in preset.reasons[2] or gib <= 8
+
+
+def test_what_does_not_fit_is_tried_with_a_warning():
+    preset = choose_preset(5_000, 6 * GIB, count)
+    assert "trained=lora" in preset.settings
+    assert "loop.grad_cache_size=1" in preset.settings
+    assert "there are 6 GiB, so training may run out of memory." in preset.reasons[2]
+    assert "may run out" not in choose_preset(5_000, 12 * GIB, count).reasons[2]
+
+
+def test_a_gpu_that_computes_in_bf16_trains_in_it():
+    assert settings(5_000, 12 * GIB, count)["machine.precision"] == "fp32"
+    assert settings(5_000, 12 * GIB, count, computes_bf16=True)["machine.precision"] == "bf16"
+
+
+def test_the_memory_is_counted_on_the_user_s_models(adapt, catalogue, monkeypatch):
+    """Toy models on a machine of 2.35 MB: too little for all rows at once, enough for some."""
+    monkeypatch.setattr(adaptation, "device_memory", lambda: 2_350_000)
+    code, out, err = adapt(catalogue, "--dry-run", "--set", "trained=all", "--set", "loop.batch_size=16")
+    assert code == 0, err
+    recipe = yaml.safe_load("\n".join(line for line in out.splitlines() if not line.endswith(".")))
+    assert recipe["loop"]["batch_size"] == 16
+    assert 0 < recipe["loop"]["grad_cache_size"] < 16
+    assert recipe["machine"]["gradient_checkpointing"]
+    assert f"the activations of {recipe['loop']['grad_cache_size']} in memory at once" in out

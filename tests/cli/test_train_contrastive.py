@@ -65,6 +65,7 @@ def test_estimate_refuses_what_it_does_not_count(palindiff, recipe, name):
     code, out, err = palindiff("estimate", "--recipe", recipe)
     assert (code, out) == (2, "")
     assert err == (
-        f"palindiff: `objective.name` of `{recipe}` is '{name}' in `palindiff estimate`. Expected 'diffdis', whose "
-        f"parts are estimated. Use `palindiff train --recipe {recipe} --dry-run` for parameters and memory.\n"
+        f"palindiff: `objective.name` of `{recipe}` is '{name}' in `palindiff estimate`. Expected 'diffdis' or "
+        f"'unidiff', whose parts are estimated. Use `palindiff train --recipe {recipe} --dry-run` for parameters and "
+        "memory.\n"
     )

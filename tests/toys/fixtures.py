@@ -4,7 +4,7 @@ import pytest
 
 from toys.other_pipelines import OTHER_PIPELINES
 from toys.recipe import write_toy_parts
-from toys.stable_diffusion import write_sd1, write_sd2
+from toys.stable_diffusion import FEW_LAYERS, write_sd1, write_sd2
 from toys.text_encoders import write_text_encoders
 
 
@@ -28,6 +28,14 @@ def stable_diffusion(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stable_diffusion")
     write_sd1(folder, with_safety_checker=True)
     write_sd2(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shallow(tmp_path_factory):
+    """`sd1` and `clip_1` of `stable_diffusion`, with a U-Net of few layers."""
+    folder = tmp_path_factory.mktemp("shallow")
+    write_sd1(folder, unet=FEW_LAYERS)
     return folder
 
 

@@ -16,6 +16,10 @@ IMAGE_PX = 64  # eight latents a side, as four levels of the U-Net need
 UNET_WIDTHS = (4, 8, 16, 16)  # 320, 640, 1280, 1280: the last level widens nothing
 VAE_WIDTHS = (2, 4, 8, 8)  # 128, 256, 512, 512
 NUM_LAYERS_2 = 24  # of OpenCLIP ViT-H/14; Stable Diffusion 2.x keeps all but the last
+FEW_LAYERS = {
+    "block_out_channels": (4, 8), "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}  # of a U-Net in which a test counts, which takes as long as there are layers  # fmt: skip
 SD_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 
@@ -83,9 +87,9 @@ def text_encoder_of(clip, **config):
 
 def toy_unet(seed=0, **settings):
     torch.manual_seed(seed)
-    settings = {"cross_attention_dim": WIDTH, "in_channels": 4, "sample_size": IMAGE_PX // 8, **settings}
-    unet = UNet2DConditionModel(block_out_channels=UNET_WIDTHS, norm_num_groups=2, layers_per_block=2, **settings)
-    return with_drawn_norms(unet, seed)
+    settings = {"cross_attention_dim": WIDTH, "in_channels": 4, "sample_size": IMAGE_PX // 8,
+                "block_out_channels": UNET_WIDTHS, "layers_per_block": 2, **settings}  # fmt: skip
+    return with_drawn_norms(UNet2DConditionModel(norm_num_groups=2, **settings), seed)
 
 
 def toy_vae(seed=1, **settings):

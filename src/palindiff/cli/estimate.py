@@ -18,7 +18,7 @@ BYTE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 WORK_UNITS = ((1.0, "TFLOP"), (1e-3, "GFLOP"), (1e-6, "MFLOP"))
 MEMORY_NOTES = {
     "exchange": "buffers in which processes combine gradients",
-    "frozen": "VAE, text encoder, and what the task does not train",
+    "frozen": "the VAE, and what else is not trained",
     "activations": "their peak, with the batch and the bf16 copies of weights",
     "peak": "less than the sum: activations are freed as gradients are allocated",
 }
@@ -47,7 +47,7 @@ def estimate(
     processes: Annotated[int, typer.Option(min=1, help="Processes, each with its own device.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate what a run of a DiffDis recipe costs.
+    """Estimate what a run of a DiffDis or UniDiff recipe costs.
 
     Prints parameters, memory, work, disk and time. Reads the recipe and configs; no weights, no data. Memory is that
     of one process while it trains, 1 GB = 10^9 bytes, without that of the driver, kernels and the allocator.
@@ -57,21 +57,23 @@ def estimate(
       palindiff estimate --recipe emoji --device cpu
       palindiff estimate --recipe diffdis-cc3m --preset 24gb
       palindiff estimate --recipe FILE.yaml --set loop.batch_size=256 --images 3000000 --json
+      palindiff estimate --recipe adapt --set trained=all --set loop.grad_cache_size=8
       palindiff estimate --recipe FILE.yaml --processes 8 --device-tflops 150
     """
     from palindiff.training.cost.estimate import Hardware
     from palindiff.training.cost.estimate import estimate as estimate_run
     from palindiff.training.recipes.schema import DiffDisRecipe
+    from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
     from palindiff.training.recipes.yaml_files import load_recipe
     from palindiff.training.trainer import recipe_classes
 
     hardware = Hardware(device=device, processes=processes, device_tflops=device_tflops)
     loaded = load_recipe(recipe_classes(), recipe, overrides or [], preset)
-    if not isinstance(loaded, DiffDisRecipe):
+    if not isinstance(loaded, DiffDisRecipe | UniDiffRecipe):
         raise ValueError(
             f"`objective.name` of `{recipe}` is '{loaded.objective_name}' in `palindiff estimate`. Expected "
-            f"'diffdis', whose parts are estimated. Use `palindiff train --recipe {recipe} --dry-run` for parameters "
-            "and memory."
+            f"'diffdis' or 'unidiff', whose parts are estimated. Use `palindiff train --recipe {recipe} --dry-run` "
+            "for parameters and memory."
         )
     found = estimate_run(loaded, hardware, images)
     settings = {"recipe": recipe, "preset": preset, "set": overrides or [], "images": images, **hardware.model_dump()}
@@ -88,7 +90,7 @@ def _sections(found: "Estimate", settings: Mapping[str, object]) -> "Iterator[li
     in_bytes, in_flop = partial(scaled, units=BYTE_UNITS), partial(scaled, units=WORK_UNITS)
     total = {} if disk.total is None else {f"{settings['images']:,} images": disk.total}
     yield _section("parameters", parameters.parts | {"trained": parameters.trained})
-    yield _section("of the query stream", parameters.new)
+    yield _section("of the query stream" if "query_stream" in parameters.parts else "of them new", parameters.new)
     yield _section(f"memory of a process, {settings['device']}", memory, in_bytes, MEMORY_NOTES)
     yield _section("work of a step", {**work.step, "total": work.whole_step}, in_flop)
     yield _section("work of naming an image", {**work.named_image, "total": work.whole_named_image}, in_flop)

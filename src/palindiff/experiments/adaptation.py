@@ -32,13 +32,15 @@ from palindiff.evaluation.provenance import describe_machine
 from palindiff.evaluation.run import Evaluation
 from palindiff.evaluation.tasks import Setting
 from palindiff.experiments.adaptation_page import AdaptationReport, Sample, adaptation_page
-from palindiff.experiments.adaptation_preset import Preset, choose_preset
+from palindiff.experiments.adaptation_preset import Preset, Taken, Trial, choose_preset
 from palindiff.inference.clip_model import ClipModel
 from palindiff.inference.generation import generate_images
 from palindiff.pretrained.unidiff_folders import load_unidiff, stock_pipeline
 from palindiff.training.base_trainer import best_step, open_sets
+from palindiff.training.cost.estimate import Hardware, count_memory
+from palindiff.training.cost.weight_free import fake_unidiff
 from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
-from palindiff.training.recipes.build_unidiff import UniDiffParts, check_lora_layers, load_start
+from palindiff.training.recipes.build_unidiff import UniDiffParts, load_start
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 from palindiff.training.recipes.yaml_files import RECIPE_FILE, load_recipe, prepare_run_dir
 from palindiff.training.train_unidiff import UniDiffTrainer
@@ -49,7 +51,6 @@ MIN_IMAGES = 16  # to train on; fewer teach nothing that validation could tell
 NUM_SAMPLES = 6
 NUM_GENERATED, KD_SUBSET = 100, 50  # for the kernel distance; as many as there are validation images, if fewer
 UNKNOWN_GIB = 8.0  # taken for the memory of a machine that does not say
-SMALL_MODEL = 50_000_000  # weights; below, activations need no care
 Numbers = dict[str, float]
 
 
@@ -110,25 +111,36 @@ class Adaptation:
     @cached_property
     def preset(self) -> Preset:
         """What is trained, chosen by the catalogue and this machine."""
-        parts = self.start
-        models = [parts.clip.image_encoder, parts.clip.text_encoder, parts.unet]
-        num_weights, num_clip = (sum(w.numel() for m in some for w in m.parameters()) for some in (models, models[:2]))
-        num_attention = sum(w.numel() for name, w in parts.unet.named_parameters() if ".attn" in name)
-        asks = any(each.partition("=")[0].strip() == "trained" for each in self.options.overrides)
+        given = self._load(self.options.overrides)
+        asked = {each.partition("=")[0].strip() for each in self.options.overrides}
         return choose_preset(
-            len(self.sets[0]), device_memory(), num_weights, num_clip + num_attention, num_weights < SMALL_MODEL,
-            self._load(self.options.overrides).trained if asks else None,
-            torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False),
-        )  # fmt: skip
+            len(self.sets[0]),
+            device_memory(),
+            self._count,
+            given.trained if "trained" in asked else None,
+            given.loop.batch_size // given.loop.accumulation if "loop.batch_size" in asked else None,
+            gpu_computes_bf16(),
+        )
+
+    def _count(self, trial: Trial) -> Taken:
+        """Count the memory of a step on models without weights."""
+        recipe = self._load((
+            f"machine.precision={'bf16' if gpu_computes_bf16() else 'fp32'}", *self.options.overrides,
+            f"trained={trial.trained}", f"loop.batch_size={trial.rows}", "loop.accumulation=1",
+            "loop.grad_cache_size=0", f"machine.gradient_checkpointing={json.dumps(trial.checkpoints)}",
+        ))  # fmt: skip
+        hardware = Hardware(device="gpu" if torch.cuda.is_available() else "cpu")
+        with fake_unidiff(recipe) as run:
+            found = count_memory(run, recipe, hardware)
+        held = found.weights + found.gradients + found.optimizer + found.ema + found.frozen
+        return Taken(at_once=found.peak, in_chunks=held + found.activations)
 
     def check(self) -> None:
         """Find what would fail later, before anything is measured, trained or written.
 
         Raises: FileNotFoundError, ModuleNotFoundError or ValueError, in a sentence.
         """
-        _ = self.sets
-        if self.recipe.trained == "lora":
-            check_lora_layers(self.recipe, self.start)
+        _ = self.sets, self.recipe, self.start
         if self.retained is not None:
             rows = self.retained.open()
             true_classes(rows, self.retained.classes(rows))
@@ -294,6 +306,11 @@ def recall_and_collapse(clip: ClipModel, rows: list[CaptionedImage], fit: Fit = 
     ks = [k for k in RETRIEVAL_KS if k <= num_answers]
     found = {each.name: each.value for each in caption_retrieval(v, captions, clip.encode_text, ks)}
     return found | {"effective_rank": effective_rank(v), "mean_cosine": mean_pairwise_cosine(v)}
+
+
+def gpu_computes_bf16() -> bool:
+    """Whether there is a GPU that computes in bfloat16 itself."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def device_memory() -> int:

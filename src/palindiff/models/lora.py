@@ -39,7 +39,7 @@ def add_lora(model: nn.Module, layers: tuple[str, ...], config: LoraConfig, name
             generator.
     Raises: ValueError if the model has no layer of one of the names; ModuleNotFoundError without peft.
     """
-    check_lora(model, layers, name)
+    _check_layers(model, layers, name)
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
@@ -51,11 +51,7 @@ def add_lora(model: nn.Module, layers: tuple[str, ...], config: LoraConfig, name
     model.peft_config = {ADAPTER: settings}  # type: ignore[assignment]  # where diffusers and transformers look for it
 
 
-def check_lora(model: nn.Module, layers: tuple[str, ...], name: str) -> None:
-    """Find out, without a change, whether `add_lora` can add updates.
-
-    Raises: as `add_lora`.
-    """
+def _check_layers(model: nn.Module, layers: tuple[str, ...], name: str) -> None:
     if importlib.util.find_spec("peft") is None:
         raise ModuleNotFoundError(
             "LoRA was asked for, and the package peft is not installed. Expected the extra `lora`. Run "
@@ -77,12 +73,8 @@ def add_text_lora(text: TextEncoder, config: LoraConfig) -> None:
 
     Raises: as `add_lora`.
     """
-    add_lora(text.requires_grad_(False).model, text_layers(text, config), config, "text encoder")
-
-
-def text_layers(text: TextEncoder, config: LoraConfig) -> tuple[str, ...]:
-    """Names of the layers of a text encoder that get updates, a CLIP's or another's."""
-    return config.clip_layers if text.pooling == "clip" else config.text_layers
+    layers = config.clip_layers if text.pooling == "clip" else config.text_layers
+    add_lora(text.requires_grad_(False).model, layers, config, "text encoder")
 
 
 def has_lora(model: nn.Module) -> bool:

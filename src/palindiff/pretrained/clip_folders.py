@@ -2,7 +2,7 @@
 
 A CLIP text encoder makes a folder that `CLIPModel.from_pretrained` loads. With any other, the folder holds
 `image_encoder/`, `text_encoder/`, `tokenizer/` and `contrastive.json`. Here: reading and writing both, from
-safetensors alone. Not here: encoding (`inference/clip_model.py`).
+safetensors alone, or building one from configs. Not here: encoding (`inference/clip_model.py`).
 """
 
 import math
@@ -27,10 +27,17 @@ from palindiff.models.image_encoder import ImageEncoder
 from palindiff.models.query_stream import MAX_LOGIT_SCALE
 from palindiff.models.strict_model import check_finite
 from palindiff.models.text_encoder import Pooling, TextEncoder
+from palindiff.pretrained.hub import PAPER_CLIP, STABLE_DIFFUSION_1, TEXT_CONFIGS, no_such
 from palindiff.pretrained.layout import read_json, result_of
 from palindiff.pretrained.model_card import is_hub_name
 from palindiff.pretrained.saving import make_portable
-from palindiff.pretrained.text_encoders import load_text_encoder, load_text_model, load_tokenizer, load_weights
+from palindiff.pretrained.text_encoders import (
+    blank_tokenizer,
+    load_text_encoder,
+    load_text_model,
+    load_tokenizer,
+    load_weights,
+)
 
 CONTRASTIVE_FILE = "contrastive.json"
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -103,23 +110,40 @@ def find_clip(source: str) -> Path:
     return folder
 
 
-def load_clip(folder: Path) -> ClipParts:
-    """Load a contrastive model in float32 and eval mode.
+def find_clip_configs(source: str) -> Path:
+    """Resolve the folder of a contrastive model's configs, as `find_clip` does of weights too.
+
+    Those of OpenAI's ViT-L/14, the CLIP of Stable Diffusion 1.x, are known without a download.
+
+    Raises: FileNotFoundError if there are none.
+    """
+    if source == PAPER_CLIP:
+        return STABLE_DIFFUSION_1 / "clip"
+    if not is_hub_name(source):
+        return Path(result_of(source, "clip", "config.json"))
+    from huggingface_hub import snapshot_download
+
+    with no_such("configs of the CLIP", source, f"a folder, a Hub name, or `{PAPER_CLIP}` (known without a download)"):
+        return Path(snapshot_download(source, allow_patterns=[*TEXT_CONFIGS, PROCESSOR_FILE]))
+
+
+def load_clip(folder: Path, with_weights: bool = True) -> ClipParts:
+    """Load a contrastive model in float32 and eval mode; without weights, build it from configs, at random.
 
     Raises: FileNotFoundError, OSError or ValueError if the folder is of another kind, or a part is missing or damaged.
     """
     if (folder / CONTRASTIVE_FILE).is_file():
-        return _load_parts(folder)
+        return _load_parts(folder, with_weights)
     if not is_clip(folder):
         kind = read_json(folder, "config.json", expected=_EXPECTED).get("model_type")
         raise ValueError(f"`{folder}` holds a `{kind}`. Expected {_EXPECTED}")
-    text_encoder = load_text_encoder(str(folder))
+    text_encoder = load_text_encoder(str(folder), with_weights=with_weights)
     text_encoder.check()
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     vision: CLIPVisionConfig = config.vision_config
     vision.projection_dim = config.projection_dim  # the vision part's own is often missing or stale
-    image_encoder = _load_image_encoder(folder, vision)
-    return ClipParts(image_encoder, text_encoder, _read_scale(folder))
+    image_encoder = _load_image_encoder(folder, vision, with_weights)
+    return ClipParts(image_encoder, text_encoder, _read_scale(folder) if with_weights else torch.zeros(()))
 
 
 def save_clip(parts: ClipParts, folder: Path) -> None:
@@ -143,7 +167,7 @@ def save_clip(parts: ClipParts, folder: Path) -> None:
     make_portable(folder)
 
 
-def _load_parts(folder: Path) -> ClipParts:
+def _load_parts(folder: Path, with_weights: bool) -> ClipParts:
     file = folder / CONTRASTIVE_FILE
     try:
         settings = ContrastiveSettings.model_validate(read_json(folder, CONTRASTIVE_FILE))
@@ -156,20 +180,21 @@ def _load_parts(folder: Path) -> ClipParts:
     for part in ("image_encoder", "text_encoder", "tokenizer"):
         if not (folder / part).is_dir():
             raise FileNotFoundError(f"`{folder}` has no {part}/. Expected {_EXPECTED}")
-    text_model = load_text_model(folder / "text_encoder").requires_grad_(False)
-    tokenizer = load_tokenizer(folder / "tokenizer", text_model)
+    text_model = load_text_model(folder / "text_encoder", with_weights=with_weights).requires_grad_(False)
+    load = load_tokenizer if with_weights else blank_tokenizer
+    tokenizer = load(folder / "tokenizer", text_model)
     text_encoder = TextEncoder(text_model, tokenizer, settings.pooling, name=str(folder))
     text_encoder.check()
     read_json(folder / "image_encoder", "config.json", expected=_EXPECTED)
     vision = CLIPVisionConfig.from_pretrained(folder / "image_encoder")
-    image_encoder = _load_image_encoder(folder / "image_encoder", vision)
+    image_encoder = _load_image_encoder(folder / "image_encoder", vision, with_weights)
     return ClipParts(image_encoder, text_encoder, torch.tensor(settings.log_logit_scale))
 
 
-def _load_image_encoder(folder: Path, config: CLIPVisionConfig) -> ImageEncoder:
+def _load_image_encoder(folder: Path, config: CLIPVisionConfig, with_weights: bool) -> ImageEncoder:
     """Load the image half of a CLIP, with the normalisation that its image processor states, else CLIP's own."""
     model, missing = load_weights(
-        CLIPVisionModelWithProjection, folder, config, None, True, _OTHER_OF_CLIP, part="image encoder"
+        CLIPVisionModelWithProjection, folder, config, None, with_weights, _OTHER_OF_CLIP, part="image encoder"
     )
     assert not missing, "every missing weight of an image encoder has been refused"
     processor = read_json(folder, PROCESSOR_FILE, default={})

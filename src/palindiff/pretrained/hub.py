@@ -22,6 +22,7 @@ PACKAGE_MAX_LENGTH = 32
 PAPER_BASE, PAPER_CLIP = "CompVis/stable-diffusion-v1-1", "openai/clip-vit-large-patch14"
 STABLE_DIFFUSION_1 = Path(str(files("palindiff"))) / "pretrained" / "stable_diffusion_1"
 """Configs of Stable Diffusion 1.x and its CLIP, without weights: the paper's models are built without a download."""
+KNOWN_BASES = (PAPER_BASE, *(f"CompVis/stable-diffusion-v1-{number}" for number in (2, 3, 4)))  # all of these configs
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model")
@@ -51,13 +52,13 @@ def find_text_encoder(source: str, with_weights: bool = True) -> Path:
 
 
 def find_base_configs(source: str) -> Path:
-    """Find the configs of a Stable Diffusion folder or Hub name; those of version 1-1 are known without a download.
+    """Find the configs of a Stable Diffusion folder or Hub name; those of 1-1 to 1-4 are known without a download.
 
     Raises: FileNotFoundError if there are none.
     """
     if Path(source).is_dir():
         return Path(source)
-    if source == PAPER_BASE:
+    if source in KNOWN_BASES:
         return STABLE_DIFFUSION_1
     with no_such("configs of", source, f"a folder, a Hub name, or `{PAPER_BASE}` (known without a download)"):
         return Path(snapshot_download(source, allow_patterns=list(BASE_CONFIGS)))

@@ -110,15 +110,20 @@ def build_base(
 
 
 def load_generator(
-    source: str | Path, variant: str | None = None
+    source: str | Path, variant: str | None = None, with_weights: bool = True
 ) -> tuple[UNet2DConditionModel, AutoencoderKL, SchedulerMixin]:
     """Load the U-Net, VAE and scheduler of a Stable Diffusion or palindiff folder, or Hub name, in float32.
 
+    Without weights, they are built from configs alone, with random weights.
+
     Raises: FileNotFoundError, OSError or ValueError, in a sentence, for all that cannot work.
     """
-    folder = find_base(source, variant)
-    if not is_palindiff(folder):
+    folder = find_base(source, variant) if with_weights else find_base_configs(str(source))
+    if folder != STABLE_DIFFUSION_1 and not is_palindiff(folder):
         check_layout(folder, str(source))
+    if not with_weights:
+        built = parts_from_configs(folder)
+        return built["unet"], built["vae"], built["scheduler"]
     parts: dict[str, Any] = {}
     for name, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
         weights_variant(folder / name, "diffusion_pytorch_model", variant)

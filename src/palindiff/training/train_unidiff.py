@@ -24,6 +24,8 @@ from palindiff.pretrained.clip_folders import ClipParts
 from palindiff.pretrained.unidiff_folders import CLIP_FOLDER, load_unidiff, save_unidiff, stock_pipeline
 from palindiff.training.base_trainer import Trainer, open_sets
 from palindiff.training.clip_evaluation import EVALUATORS, clip_rows
+from palindiff.training.cost.estimate import count_parameters
+from palindiff.training.cost.weight_free import fake_unidiff
 from palindiff.training.features import dataset
 from palindiff.training.features.image_pairs import ImagePairs
 from palindiff.training.features.latent_cache import LatentCache, default_workers
@@ -31,8 +33,6 @@ from palindiff.training.features.pixels import PixelSet
 from palindiff.training.features.views import ViewConfig
 from palindiff.training.recipes.build_unidiff import build_unidiff, build_unidiff_objective
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
-
-WHOLE_FLIPS = {"both": "both", "naming": "none", "none": "none"}  # of latents: generation trains on whole images
 
 
 class UniDiffTrainer(Trainer[UniDiffRecipe]):
@@ -50,13 +50,10 @@ class UniDiffTrainer(Trainer[UniDiffRecipe]):
 
     @staticmethod
     def count_parameters(recipe: UniDiffRecipe) -> dict[str, int]:
-        """Load both models, and count the weights of all parts, and those that are trained."""
-        parts = build_unidiff(recipe)
-        objective = build_unidiff_objective(recipe, parts)
-        models = {"image_encoder": parts.clip.image_encoder, "text_encoder": parts.clip.text_encoder,
-                  "unet": parts.unet, "vae": parts.vae}  # fmt: skip
-        counts = {name: sum(weight.numel() for weight in model.parameters()) for name, model in models.items()}
-        return counts | {"trained": sum(each.numel() for each in objective.parameters() if each.requires_grad)}
+        """Count the weights of all parts, and those that are trained; LoRA's are part of both."""
+        with fake_unidiff(recipe) as run:
+            parameters = count_parameters(run)
+        return parameters.parts | {"trained": parameters.trained}
 
     def build_models(self) -> None:
         """Load both models."""
@@ -75,16 +72,14 @@ class UniDiffTrainer(Trainer[UniDiffRecipe]):
         """Encode latents or map them, and decode both splits."""
         self.cache_dir = self.feature_cache_dir("Features of images")
         training, validation = open_sets(self.recipe)
-        views = self.recipe.views
-        of_latents = views.model_copy(update={"crops": 0, "flip": WHOLE_FLIPS[views.flip]})
-        caches = [self._latent_cache(training, of_latents)]
+        caches = [self._latent_cache(training, self.recipe.latent_views)]
         if validation is not None:
             chosen = validation.select(evenly_spread(len(validation), self.recipe.evaluation.num_images))
             caches.append(self._latent_cache(chosen, ViewConfig(flip="none")))
         for cache in caches:
             cache.encode(self.progress, self.accelerator.process_index, self.accelerator.num_processes)
         self.accelerator.wait_for_everyone()
-        _, self.training_set = self._pairs(caches[0], views)
+        _, self.training_set = self._pairs(caches[0], self.recipe.views)
         for cache in caches[1:]:
             self.validation_images, self.validation_set = self._pairs(cache, ViewConfig(flip="none"))
             self.validation_rows = torch.arange(len(self.validation_set))

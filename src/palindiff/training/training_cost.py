@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from palindiff.training.cost.flops import contrastive_step_tflop, step_tflop, unidiff_step_tflop
-from palindiff.training.cost.weight_free import fake_run
+from palindiff.training.cost.weight_free import fake_run, fake_unidiff
 from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
 from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe, Recipe
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
@@ -47,7 +47,8 @@ def tflop_of_step(recipe: Recipe) -> float | None:
     if isinstance(recipe, ContrastiveRecipe):
         return sum(contrastive_step_tflop(recipe).values())
     if isinstance(recipe, UniDiffRecipe):
-        return unidiff_step_tflop(recipe)
+        with fake_unidiff(recipe) as unidiff:
+            return unidiff_step_tflop(unidiff, recipe)
     if not isinstance(recipe, DiffDisRecipe):
         return None
     with fake_run(recipe) as run:

@@ -15,7 +15,7 @@ from palindiff.training.cost.flops import (
     step_tflop,
     unidiff_step_tflop,
 )
-from palindiff.training.cost.weight_free import fake_run
+from palindiff.training.cost.weight_free import fake_run, fake_unidiff
 from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe
 from palindiff.training.recipes.yaml_files import load_recipe
 from toys.contrastive import contrastive_recipe
@@ -170,7 +170,8 @@ def test_the_work_of_unidiff_is_that_of_its_losses(toy_parts, stable_diffusion):
     def work(loop=None, **objective):
         off = {"contrastive_weight": 0, "generation_weight": 0, "consistency_weight": 0}
         recipe = unidiff_recipe(toy_parts, stable_diffusion, objective=off | objective, loop=loop or {})
-        return unidiff_step_tflop(recipe)
+        with fake_unidiff(recipe) as run:
+            return unidiff_step_tflop(run, recipe)
 
     contrastive, generation = work(contrastive_weight=1), work(generation_weight=1)
     both = work(contrastive_weight=1, generation_weight=1)

@@ -8,15 +8,17 @@ import torch
 from pydantic import BaseModel, Field
 from torch import nn
 
-from palindiff.training.cost.flops import Work, naming_tflop, step_tflop
+from palindiff.training.cost.flops import Work, clip_tflop, naming_tflop, step_tflop, unidiff_step_tflop
 from palindiff.training.cost.memory import FP32, DeviceKind, bytes_per_weight, count_step
-from palindiff.training.cost.weight_free import WeightFreeRun, fake_run
+from palindiff.training.cost.weight_free import WeightFreeRun, WeightFreeUniDiff, fake_run, fake_unidiff
 from palindiff.training.loop.distributed import UNITS, is_sharded
 from palindiff.training.loop.loop_config import check_shares
 from palindiff.training.recipes.schema import DiffDisRecipe
+from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 
 MOST_CHUNKS = 3  # of a gradient cache, that are run
-PARTS = ("unet", "query_stream", "vae", "text_encoder")
+Run = WeightFreeRun | WeightFreeUniDiff
+Estimated = DiffDisRecipe | UniDiffRecipe
 
 
 class Parameters(BaseModel, frozen=True):
@@ -24,7 +26,7 @@ class Parameters(BaseModel, frozen=True):
 
     parts: dict[str, int]  # by the name of the part
     trained: int
-    new: dict[str, int]  # the query stream's, in the order in which a query meets them
+    new: dict[str, int]  # the query stream's, in the order in which a query meets them; of UniDiff what it adds
 
 
 class Memory(BaseModel, frozen=True):
@@ -35,7 +37,7 @@ class Memory(BaseModel, frozen=True):
     optimizer: int
     ema: int
     exchange: int  # what several processes collect gradients in
-    frozen: int  # VAE, text encoder, and what of the trained parts a task leaves out
+    frozen: int  # the VAE, and what of the other parts is not trained
     activations: int  # the most there is at once, with the batch, and with the weights' copies in bf16
     peak: int  # the worst moment; less than the sum, since gradients come as activations go
 
@@ -75,43 +77,63 @@ class Hardware(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     device_tflops: float | None = Field(None, gt=0)  # sustained by one device, TFLOP a second
 
 
-def estimate(recipe: DiffDisRecipe, hardware: Hardware, num_images: int | None = None) -> Estimate:
+def estimate(recipe: Estimated, hardware: Hardware, num_images: int | None = None) -> Estimate:
     """Estimate a run of a recipe, and naming with what it trains.
 
     Raises: FileNotFoundError, ModuleNotFoundError, ValueError if a config of a frozen part cannot be had, or the batch
         does not divide evenly over processes and accumulation.
     """
-    check_shares(recipe.loop, hardware.processes)
+    processes = hardware.processes
+    check_shares(recipe.loop, processes)
+    if isinstance(recipe, UniDiffRecipe):
+        with fake_unidiff(recipe) as unidiff:
+            step = {"all losses": unidiff_step_tflop(unidiff, recipe, processes)}
+            work = Work(step=step, named_image={"image encoder": clip_tflop(unidiff)})
+            return _estimate(unidiff, recipe, hardware, num_images, work)
     with fake_run(recipe) as run:
-        work = Work(step=step_tflop(run, recipe, hardware.processes), named_image=naming_tflop(run, recipe.evaluation))
-        return Estimate(
-            parameters=count_parameters(run),
-            memory_bytes=count_memory(run, recipe, hardware),
-            tflop=work,
-            disk_bytes=count_disk(run, recipe, num_images),
-            time=count_time(work, recipe, hardware),
-        )
+        work = Work(step=step_tflop(run, recipe, processes), named_image=naming_tflop(run, recipe.evaluation))
+        return _estimate(run, recipe, hardware, num_images, work)
 
 
-def count_parameters(run: WeightFreeRun) -> Parameters:
+def _estimate(run: Run, recipe: Estimated, hardware: Hardware, num_images: int | None, work: Work) -> Estimate:
+    return Estimate(
+        parameters=count_parameters(run),
+        memory_bytes=count_memory(run, recipe, hardware),
+        tflop=work,
+        disk_bytes=count_disk(run, recipe, num_images),
+        time=count_time(work, recipe, hardware),
+    )
+
+
+def count_parameters(run: Run) -> Parameters:
     """Count weights by part, and the new ones by place."""
-    stream = run.objective.query_stream
-    new = {f"site {i}, {site.into.out_features} wide": _count(site) for i, site in enumerate(stream.layers.sites, 1)}
-    new |= {name: _count(child) for name, child in stream.named_children() if name not in ("sites", "clip_projection")}
-    new["logit_scale"] = stream.log_logit_scale.numel()
+    new = _new_of_unidiff(run) if isinstance(run, WeightFreeUniDiff) else _new_of_diffdis(run)
     return Parameters(
-        parts={name: _count(getattr(run.pipeline, name)) for name in PARTS},
+        parts={name: _count(part) for name, part in run.parts.items()},
         trained=sum(weight.numel() for weight in run.objective.parameters() if weight.requires_grad),
         new={name: count for name, count in new.items() if count},
     )
+
+
+def _new_of_diffdis(run: WeightFreeRun) -> dict[str, int]:
+    stream = run.objective.query_stream
+    new = {f"site {i}, {site.into.out_features} wide": _count(site) for i, site in enumerate(stream.layers.sites, 1)}
+    new |= {name: _count(child) for name, child in stream.named_children() if name not in ("sites", "clip_projection")}
+    return new | {"logit_scale": stream.log_logit_scale.numel()}
+
+
+def _new_of_unidiff(run: WeightFreeUniDiff) -> dict[str, int]:
+    lora = sum(weight.numel() for name, weight in run.objective.named_parameters() if ".lora_" in name)
+    projection = run.objective.projection
+    return {"projection of consistency": 0 if projection is None else _count(projection), "LoRA": lora}
 
 
 def _count(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def count_memory(run: WeightFreeRun, recipe: DiffDisRecipe, hardware: Hardware) -> Memory:
-    """Count what one process holds, on `fake_run`, one step of which is run."""
+def count_memory(run: Run, recipe: Estimated, hardware: Hardware) -> Memory:
+    """Count what one process holds, on `fake_run` or `fake_unidiff`, one step of which is run."""
     held, loop = count_held(run, recipe, hardware), recipe.loop
     num_rows = loop.batch_size // (loop.accumulation * hardware.processes)
     activations, peak = _step_bytes(run, recipe, hardware.device, num_rows)
@@ -121,7 +143,7 @@ def count_memory(run: WeightFreeRun, recipe: DiffDisRecipe, hardware: Hardware) 
     return Memory(**held, activations=activations, peak=sum(held.values()) + beside)
 
 
-def _step_bytes(run: WeightFreeRun, recipe: DiffDisRecipe, device: DeviceKind, num_rows: int) -> tuple[int, int]:
+def _step_bytes(run: Run, recipe: Estimated, device: DeviceKind, num_rows: int) -> tuple[int, int]:
     """Run a step. With many chunks of a gradient cache, run two and three, and extrapolate linearly.
 
     Units: -> bytes of the most activations at once, and of the most that a step makes, gradients included.
@@ -140,16 +162,18 @@ def _step_bytes(run: WeightFreeRun, recipe: DiffDisRecipe, device: DeviceKind, n
     return live.peak - live.gradients if is_cached else live.activations_peak, live.peak
 
 
-def count_held(run: WeightFreeRun, recipe: DiffDisRecipe, hardware: Hardware) -> dict[str, int]:
+def count_held(run: Run, recipe: Estimated, hardware: Hardware) -> dict[str, int]:
     """Bytes by the name that `Memory` gives them, of what one process holds from step to step."""
-    parameters, is_shared = count_parameters(run), is_sharded(recipe.machine, hardware.processes)
+    trained, is_shared = count_parameters(run).trained, is_sharded(recipe.machine, hardware.processes)
     shares = hardware.processes if is_shared else 1
     per_weight = bytes_per_weight(recipe, hardware.device)
-    held = {name: round(parameters.trained * each) // shares for name, each in per_weight.items()}
+    held = {name: round(trained * each) // shares for name, each in per_weight.items()}
     held["exchange"] = _whole_units_bytes(run.objective) if is_shared else 0
     if hardware.processes > 1 and not is_shared:
         held["exchange"] = held["gradients"]
-    held["frozen"] = (sum(parameters.parts.values()) - parameters.trained) * FP32
+    models = (run.objective, *run.parts.values())
+    every = {id(weight): weight.numel() for model in models for weight in model.parameters()}
+    held["frozen"] = (sum(every.values()) - trained) * FP32
     return held
 
 
@@ -159,9 +183,9 @@ def _whole_units_bytes(objective: nn.Module) -> int:
     return (_count(objective) - sum(units) + max(units, default=0)) * FP32
 
 
-def count_disk(run: WeightFreeRun, recipe: DiffDisRecipe, num_images: int | None) -> Disk:
+def count_disk(run: Run, recipe: Estimated, num_images: int | None) -> Disk:
     """Sizes of what is cached: mean and deviation of each view, mirrored too if asked for; c and e unless live."""
-    row, views = run.features.row, recipe.views
+    row, views = run.features.row, recipe.latent_views if isinstance(recipe, UniDiffRecipe) else recipe.views
     num_views = (1 + views.crops) * (1 if views.flip == "none" else 2)
     image = num_views * (row["z_mean"].nbytes + row["z_std"].nbytes)
     caption = sum(row[name].nbytes for name in ("c", "e_0") if name in row)
@@ -169,7 +193,7 @@ def count_disk(run: WeightFreeRun, recipe: DiffDisRecipe, num_images: int | None
     return Disk(image=image, caption=caption, total=total)
 
 
-def count_time(work: Work, recipe: DiffDisRecipe, hardware: Hardware) -> Time | None:
+def count_time(work: Work, recipe: Estimated, hardware: Hardware) -> Time | None:
     """Divide the work by the throughput, if there is one."""
     if hardware.device_tflops is None:
         return None

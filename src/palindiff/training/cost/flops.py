@@ -11,11 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from palindiff.evaluation.cost import count_tflop
 from palindiff.evaluation.evaluators import EvaluationConfig
-from palindiff.objectives.unidiff import UniDiffObjective
-from palindiff.training.cost.weight_free import WeightFreeRun, without_numbers
+from palindiff.training.cost.weight_free import WeightFreeRun, WeightFreeUniDiff
 from palindiff.training.loop.loop_config import LoopConfig
 from palindiff.training.recipes.build_models import build_encoders
-from palindiff.training.recipes.build_unidiff import build_unidiff, build_unidiff_objective
 from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 
@@ -26,9 +24,11 @@ class Work(BaseModel, frozen=True):
     """TFLOP: 10^12 multiplications and additions of matrix products, convolutions and attention."""
 
     step: dict[str, float]
-    """generation, alignment, captions encoded at each step: all rows and processes of a step, forward and backward"""
+    """generation, alignment, captions encoded at each step: all rows and processes of a step, forward and backward;
+    of UniDiff all losses together"""
     named_image: dict[str, float]
-    """VAE, reading, denoising: one image, with the steps and the guidance of the recipe's evaluation"""
+    """VAE, reading, denoising: one image, with the steps and the guidance of the recipe's evaluation; with UniDiff
+    the image encoder of CLIP"""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -96,31 +96,31 @@ def contrastive_step_tflop(recipe: ContrastiveRecipe) -> dict[str, float]:
     return {name: recipe.loop.batch_size * work for name, work in works.items()}
 
 
-def unidiff_step_tflop(recipe: UniDiffRecipe) -> float:
-    """Work of a step of UniDiff, all losses together; both models are loaded, and similarities are left out.
+def unidiff_step_tflop(run: WeightFreeUniDiff, recipe: UniDiffRecipe, num_processes: int = 1) -> float:
+    """Work of a step of UniDiff, all losses together, on `fake_unidiff`; similarities are left out.
 
     Units: TFLOP.
-    Raises: as `build_unidiff`.
     """
-    objective, loop = build_unidiff_objective(recipe, build_unidiff(recipe)).train(), recipe.loop
-    objective.grad_cache_size = objective.contrastive.grad_cache_size = 1 if _is_cached(loop, 1) else 0
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        without_numbers(objective, mode)
-        # the empty caption is encoded once in either
-        few, more = _unidiff_tflop(objective, FEW_ROWS), _unidiff_tflop(objective, 2 * FEW_ROWS)
+    objective, loop = run.objective.train(), recipe.loop
+    whole = objective.grad_cache_size
+    objective.grad_cache_size = objective.contrastive.grad_cache_size = 1 if _is_cached(loop, num_processes) else 0
+    # the empty caption is encoded once in either
+    few, more = _unidiff_tflop(run, FEW_ROWS), _unidiff_tflop(run, 2 * FEW_ROWS)
+    objective.grad_cache_size = objective.contrastive.grad_cache_size = whole
     return few + (loop.batch_size / FEW_ROWS - 1) * (more - few)
 
 
-def _unidiff_tflop(objective: UniDiffObjective, b: int) -> float:
+def _unidiff_tflop(run: WeightFreeUniDiff, b: int) -> float:
     """Work of forward and backward of b rows."""
-    size_px, draws = objective.contrastive.image_encoder.image_size_px, objective.draw(b, torch.Generator())
-    z = torch.ones_like(draws["eps_z"])
-    ids = torch.ones(b, objective.text_encoder.max_length, dtype=torch.int64)
-    batch = {
-        "x": torch.zeros(b, 3, size_px, size_px, dtype=torch.uint8), "z_mean": z, "z_std": z, "ids": ids,
-        "mask": ids.bool(), "caption_id": torch.arange(b),
-    }  # fmt: skip
-    return count_tflop(lambda: objective(batch, draws)["loss"].backward())
+    batch, draws = run.features.read(torch.arange(b), torch.rand(b, 2)), run.objective.draw(b, torch.Generator())
+    return count_tflop(lambda: run.objective(batch, draws)["loss"].backward())
+
+
+@torch.no_grad()
+def clip_tflop(run: WeightFreeUniDiff) -> float:
+    """Work of one pass of CLIP's image encoder, which is what it costs to name an image."""
+    contrastive, x = run.objective.contrastive.eval(), run.features.row["x"][None]
+    return count_tflop(lambda: contrastive.embed_images(x))
 
 
 def _is_cached(loop: LoopConfig, num_processes: int) -> bool:

@@ -7,6 +7,7 @@ here: what is counted on them (`estimate.py`).
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.models.unet_encoder import square_side
 from palindiff.objectives.diffdis import DiffDisObjective
+from palindiff.objectives.unidiff import UniDiffObjective
 from palindiff.training.recipes.build_models import build_models, build_objective
+from palindiff.training.recipes.build_unidiff import build_unidiff, build_unidiff_objective
 from palindiff.training.recipes.schema import DiffDisRecipe
+from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 
+PARTS = ("unet", "query_stream", "vae", "text_encoder")
 NUM_ROWS = 10_000  # of a training set; none is stored
 
 
@@ -44,6 +49,20 @@ class WeightFreeRun:
     pipeline: PalindiffPipeline
     features: RepeatedRow
 
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """All models by name, the frozen ones too."""
+        return {name: getattr(self.pipeline, name) for name in PARTS}
+
+
+@dataclass(frozen=True)
+class WeightFreeUniDiff:
+    """The same of a run of UniDiff."""
+
+    objective: UniDiffObjective
+    parts: dict[str, nn.Module]
+    features: RepeatedRow
+
 
 @contextmanager
 def fake_run(recipe: DiffDisRecipe) -> Iterator[WeightFreeRun]:
@@ -53,6 +72,18 @@ def fake_run(recipe: DiffDisRecipe) -> Iterator[WeightFreeRun]:
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:  # schedulers hold real numbers
         run = weight_free_run(recipe)
+        without_numbers(run.objective, mode)
+        yield run
+
+
+@contextmanager
+def fake_unidiff(recipe: UniDiffRecipe) -> Iterator[WeightFreeUniDiff]:
+    """`fake_run` of a recipe of UniDiff.
+
+    Raises: as `weight_free_unidiff`.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        run = weight_free_unidiff(recipe)
         without_numbers(run.objective, mode)
         yield run
 
@@ -74,8 +105,7 @@ def weight_free_run(recipe: DiffDisRecipe) -> WeightFreeRun:
     encoder, config, is_live = pipeline.caption_encoder, pipeline.unet.config, recipe.text.is_live
     c_empty = None if is_live else torch.zeros(1, encoder.max_length, encoder.d_c)
     objective = build_objective(recipe, pipeline, encoder, c_empty)
-    side = square_side(config.sample_size)
-    latent = torch.ones(config.in_channels, side, side).half()
+    latent = _latent(config)
     row = {"z_mean": latent, "z_std": latent}
     if recipe.views.crops or recipe.views.flip == "naming":
         row |= {"z_named_mean": latent, "z_named_std": latent}
@@ -86,3 +116,24 @@ def weight_free_run(recipe: DiffDisRecipe) -> WeightFreeRun:
         row |= {"c": torch.ones(encoder.max_length, encoder.d_c).half(), "e_0": torch.ones(encoder.d_e)}
         row |= {"e_query": row["e_0"]} if recipe.objective.query_caption == "any" else {}
     return WeightFreeRun(objective, pipeline, RepeatedRow(row))
+
+
+def weight_free_unidiff(recipe: UniDiffRecipe) -> WeightFreeUniDiff:
+    """`weight_free_run` of a recipe of UniDiff.
+
+    Raises: as `load_start`; ValueError if LoRA is asked for on a layer that is missing.
+    """
+    models = build_unidiff(recipe, with_weights=False)
+    image, text = models.clip.image_encoder, models.clip.text_encoder
+    objective = build_unidiff_objective(recipe, models)
+    x = torch.zeros(3, image.image_size_px, image.image_size_px, dtype=torch.uint8)
+    latent, ids = _latent(models.unet.config), torch.ones(text.max_length, dtype=torch.int64)
+    row = {"x": x, "z_mean": latent, "z_std": latent, "ids": ids, "mask": ids.bool()}
+    parts = {"image_encoder": image, "text_encoder": text, "unet": models.unet, "vae": models.vae}
+    return WeightFreeUniDiff(objective, parts, RepeatedRow(row))
+
+
+def _latent(config: Any) -> Tensor:
+    """Shapes: of a U-Net's config -> (ch, h, w) float16."""
+    side = square_side(config.sample_size)
+    return torch.ones(config.in_channels, side, side).half()

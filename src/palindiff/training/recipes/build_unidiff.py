@@ -13,11 +13,11 @@ from diffusers.models.attention_processor import Attention
 
 from palindiff.models.clip_projection import TrainedClipProjection
 from palindiff.models.image_encoder import ImageEncoder
-from palindiff.models.lora import add_lora, add_text_lora, check_lora, text_layers
+from palindiff.models.lora import add_lora, add_text_lora
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.objectives.contrastive import ContrastiveConfig, ContrastiveObjective
 from palindiff.objectives.unidiff import UniDiffObjective
-from palindiff.pretrained.clip_folders import ClipParts, find_clip, load_clip
+from palindiff.pretrained.clip_folders import ClipParts, find_clip, find_clip_configs, load_clip
 from palindiff.pretrained.layout import result_of
 from palindiff.pretrained.stable_diffusion import load_generator
 from palindiff.training.recipes.build_models import check_can_be_learned, training_scheduler
@@ -34,23 +34,25 @@ class UniDiffParts:
     scheduler: SchedulerMixin  # of generation
 
 
-def build_unidiff(recipe: UniDiffRecipe) -> UniDiffParts:
-    """Load both models in float32, and set which weights are trained; LoRA's start from torch's global generator.
+def build_unidiff(recipe: UniDiffRecipe, with_weights: bool = True) -> UniDiffParts:
+    """Load both models as `load_start` does, and set which weights are trained.
+
+    Those of LoRA start from torch's global generator.
 
     Raises: as `load_start`; ValueError if LoRA is asked for on a layer that is missing.
     """
-    return _choose_trained(recipe, load_start(recipe))
+    return _choose_trained(recipe, load_start(recipe, with_weights))
 
 
-def load_start(recipe: UniDiffRecipe) -> UniDiffParts:
-    """Load the models that training starts from, in float32.
+def load_start(recipe: UniDiffRecipe, with_weights: bool = True) -> UniDiffParts:
+    """Load the models that training starts from, in float32; without weights, build them from configs, at random.
 
     Raises: FileNotFoundError, OSError or ValueError, in a sentence, if one cannot be loaded, or they do not fit.
     """
-    clip = load_clip(find_clip(recipe.clip.source))
-    unet, vae, scheduler = load_generator(
-        str(result_of(recipe.stable_diffusion.source, "checkpoint")), recipe.stable_diffusion.variant
-    )
+    find = find_clip if with_weights else find_clip_configs
+    clip = load_clip(find(recipe.clip.source), with_weights)
+    source, variant = result_of(recipe.stable_diffusion.source, "checkpoint"), recipe.stable_diffusion.variant
+    unet, vae, scheduler = load_generator(str(source), variant, with_weights)
     check_can_be_learned(scheduler, recipe.stable_diffusion.source)
     width = unet.config.cross_attention_dim
     if clip.text_encoder.d_c != width:
@@ -60,17 +62,6 @@ def load_start(recipe: UniDiffRecipe) -> UniDiffParts:
             "the Stable Diffusion was made with: for 1.x that is openai/clip-vit-large-patch14."
         )
     return UniDiffParts(clip, unet, vae.requires_grad_(False).eval(), scheduler)
-
-
-def check_lora_layers(recipe: UniDiffRecipe, parts: UniDiffParts) -> None:
-    """Find out, without a change, whether the recipe's LoRA fits the models.
-
-    Raises: as `check_lora`.
-    """
-    lora, text = recipe.lora, parts.clip.text_encoder
-    check_lora(parts.unet, lora.unet_layers, "U-Net")
-    check_lora(parts.clip.image_encoder.model, lora.clip_layers, "image encoder")
-    check_lora(text.model, text_layers(text, lora), "text encoder")
 
 
 def build_unidiff_objective(recipe: UniDiffRecipe, parts: UniDiffParts) -> UniDiffObjective:

@@ -51,6 +51,12 @@ class UniDiffRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False):
     evaluation: UniDiffEvaluationConfig = UniDiffEvaluationConfig()
 
     @property
+    def latent_views(self) -> ViewConfig:
+        """Views of the cached latents: generation trains on whole images, mirrored only where `flip` says so of it."""
+        flip: Literal["both", "none"] = "both" if self.views.flip == "both" else "none"
+        return self.views.model_copy(update={"crops": 0, "flip": flip})
+
+    @property
     def best_by(self) -> BestBy | None:
         """What the best evaluation is chosen by; None: there is no best one.
 
