@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import threading
+import time
 
 import datasets
 import numpy as np
@@ -147,16 +149,24 @@ def test_processes_share_the_parts(num_processes, rows, tmp_path):
     assert np.array_equal(content(store.read()), expected)
 
 
-def test_two_runs_may_encode_the_same_parts_at_once(rows, tmp_path):
-    """The second keeps every part while the first is within its second one: what was decoded ahead is not mixed up."""
-    others = []
+def test_of_two_runs_one_waits_for_the_part_that_the_other_encodes(rows, tmp_path):
+    """Each part is encoded once, by either; what was decoded ahead is not mixed up."""
+    expected = content(encoded(store_of(rows, tmp_path / "alone")))
+    others, calls, vae = [], [], toy_vae()
+    vae.encoder.register_forward_hook(lambda *_: calls.append(1))
+    second = threading.Thread(target=lambda: others.append(content(encoded(store_of(rows, tmp_path / "cache", vae)))))
 
     def tell(what, done, total):
-        if done == 6:
-            others.append(content(encoded(store_of(rows, tmp_path / "cache"))))
+        if done == 6:  # within the second part
+            second.start()
+            time.sleep(0.2)
+            assert not others
 
-    first = encoded(store_of(rows, tmp_path / "cache"), tell)
-    assert np.array_equal(content(first), others[0])
+    first = encoded(store_of(rows, tmp_path / "cache", vae), tell)
+    second.join(timeout=60)
+    assert np.array_equal(content(first), expected)
+    assert np.array_equal(others[0], expected)
+    assert len(calls) == 7, "batches of two of fourteen images"
     assert len(part_names(store_of(rows, tmp_path / "cache"))) == 4
 
 

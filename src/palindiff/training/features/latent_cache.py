@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -38,7 +39,8 @@ MOMENTS_FILE, UNREADABLE = "moments.npy", "unreadable"
 class LatentCache:
     """Cached latents of one set of images, encoded in parts: a killed run resumes with the next part.
 
-    A set of at most PART_ROWS is one part. Parts are divided among processes that share `cache_dir`.
+    A set of at most PART_ROWS is one part. Parts are divided among the processes of a launch that share `cache_dir`;
+    other runs wait for the part that one is encoding.
     """
 
     rows: ImageSet
@@ -83,6 +85,7 @@ class LatentCache:
         missing = [(folder, part) for folder, part in own if not folder.exists()]
         total = sum(len(part) for _, part in own)
         before = total - sum(len(part) for _, part in missing)
+        (locks := self.cache_dir / "locks").mkdir(parents=True, exist_ok=True)
         what = "encoding images" + (f", process {process + 1} of {num_processes}" if num_processes > 1 else "")
         for folder, part in missing:
             unreadable: dict[int, str] = {}
@@ -90,7 +93,9 @@ class LatentCache:
             def report(done: int, before: int = before) -> None:
                 progress(what, before + done, total)
 
-            write_arrays(folder, len(part), self._encoded(part, unreadable), report, {UNREADABLE: unreadable})
+            with FileLock(locks / f"{self.path.name}-{part.start:09d}.lock"):
+                if not folder.exists():  # else another run has encoded it meanwhile
+                    write_arrays(folder, len(part), self._encoded(part, unreadable), report, {UNREADABLE: unreadable})
             before += len(part)
 
     def open(self, progress: Progress) -> tuple[ImageSet, ImageFeatures]:
