@@ -9,13 +9,14 @@ from safetensors import safe_open
 
 from palindiff.evaluation.results import read_results
 from palindiff.evaluation.thumbnails import THUMBNAIL_SIDE
+from palindiff.experiments.adaptation import CPU_SHARE, GPU_SHARE
 from palindiff.experiments.adaptation_preset import (
     EPOCHS,
     FEW_IMAGES,
     MAX_STEPS,
+    MIN_ROWS,
     MIN_STEPS,
-    SHARE_OF_MEMORY,
-    Taken,
+    Device,
     choose_preset,
 )
 from palindiff.experiments.emoji_protocol import METRIC_STEPS, NUM_GENERATED, NUM_GENERATION_CONCEPTS
@@ -78,7 +79,7 @@ def test_every_quantity_in_prose_is_compared_below():
         "README.md", "chain_search.md", "is_diffusing_better.md", "protocol.md", "results.md", "stable_diffusion.md",
         "tables.md", "unidiff.md",
     }  # fmt: skip
-    assert shares["unidiff.md"] == [f"{SHARE_OF_MEMORY * 100:.0f} %"]
+    assert shares["unidiff.md"] == [f"{100 * share:.0f} %" for share in (GPU_SHARE, CPU_SHARE)]
     of_claims = [row for file in (ROOT / "results").glob("*claims-*.json") for row in read_results(file).rows]
     of_holm = {f"{100 * row['level']:.1f} %" for row in of_claims}
     assert set(shares["protocol.md"] + shares["chain_search.md"]) == {"95 %"}  # the level of intervals
@@ -188,9 +189,10 @@ def test_what_unidiff_md_says_of_the_choice_is_the_code_s():
     text = prose("unidiff.md")
     recipe = load_recipe(recipe_classes(), "adapt")
     assert f"fewer than {FEW_IMAGES:,} training images: LoRA" in text
-    assert f"{SHARE_OF_MEMORY * 100:.0f} % of the memory" in text
+    assert f"{100 * GPU_SHARE:.0f} % of the GPU's memory, or {100 * CPU_SHARE:.0f} % of the machine's" in text
+    assert f"as many rows at once as fit, at least {MIN_ROWS}" in text
     assert f"at most {EPOCHS} passes over the images and {MIN_STEPS} to {MAX_STEPS:,} steps of up to 64 images" in text
-    assert "=64" in " ".join(choose_preset(10_000, 2**36, lambda trial: Taken(1, 1)).settings)
+    assert "=64" in " ".join(choose_preset(10_000, Device(2**36, 1), lambda trial: 1).settings)
     assert f"stops after {recipe.evaluation.patience} evaluations" in text
     assert recipe.data.validation_fraction == 0.1
     assert "One image in ten is held out" in text

@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from transformers import CLIPModel
 
 from palindiff.experiments import adaptation
-from palindiff.experiments.adaptation_preset import Taken, Trial, choose_preset
+from palindiff.experiments.adaptation_preset import Device, Trial, Wishes, choose_preset
 from palindiff.inference.clip_model import ClipModel
+from palindiff.training.cost.estimate import Hardware, count_memory
+from palindiff.training.cost.weight_free import fake_unidiff
 from palindiff.training.loop.run_log import RunLog
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 from palindiff.training.recipes.yaml_files import load_recipe
@@ -171,7 +173,7 @@ def test_an_interrupted_adaptation_goes_on_and_ends_in_the_same_weights(adapt, c
     with contextlib.suppress(KeyboardInterrupt):
         adapt(catalogue, *QUICK)
     assert steps == [3]
-    assert [path.name for path in (tmp_path / "adapted").iterdir()] == ["run"]
+    assert sorted(path.name for path in (tmp_path / "adapted").iterdir()) == ["preset.json", "run"]
     code, _, err = adapt(catalogue, *QUICK)
     assert code == 0, err
     whole, again = clip_weights(tmp_path / "whole"), clip_weights(tmp_path / "adapted")
@@ -239,8 +241,8 @@ def test_images_of_retain_need_classes(adapt, catalogue, tmp_path):
     assert not (tmp_path / "adapted").exists()
 
 
-def settings(*given, **named):
-    return dict(each.split("=") for each in choose_preset(*given, **named).settings)
+def settings(preset):
+    return dict(each.split("=") for each in preset.settings)
 
 
 HELD = {"all": 26 * GIB, "attention": 15 * GIB, "lora": 6 * GIB}  # close to Stable Diffusion 1.x with its CLIP
@@ -249,13 +251,17 @@ GRADIENTS = {"all": 5 * GIB, "attention": 2 * GIB, "lora": 0}
 
 def count(trial):
     """A model of what a step takes: as many bytes for each row, six times fewer with gradient checkpointing."""
-    at_once = HELD[trial.trained] + trial.rows * GIB * (0.25 if trial.checkpoints else 1.5)
-    return Taken(round(at_once), round(at_once + GRADIENTS[trial.trained]))
+    rows = trial.rows * GIB * (0.25 if trial.checkpoints else 1.5)
+    return round(HELD[trial.trained] + rows + (GRADIENTS[trial.trained] if trial.is_chunk else 0))
+
+
+def chosen(num_images, gib, share=0.85, **wishes):
+    return choose_preset(num_images, Device(round(gib * GIB), share), count, Wishes(**wishes))
 
 
 @pytest.mark.parametrize("num_images", [16, 100, 500, 5_000, 100_000])
 def test_training_never_stops_within_its_warm_up(num_images):
-    found = settings(num_images, 24 * GIB, count)
+    found = settings(chosen(num_images, 24))
     every, warm_up = int(found["loop.evaluate_every"]), int(found["optimizer.warmup_steps"])
     assert every >= 10
     assert load_recipe(UniDiffRecipe, "adapt").evaluation.patience * every > warm_up > 0
@@ -270,48 +276,108 @@ def test_training_never_stops_within_its_warm_up(num_images):
         (5_000, 45, ("all", "29", "true")),  # 38.25 GiB to use: 26 and 5 held, a quarter for each row
         (5_000, 24, ("attention", "13", "true")),
         (5_000, 12, ("lora", "16", "true")),
+        (5_000, 7.8, ("lora", "2", "true")),  # 6.63 GiB to use
         (500, 80, ("lora", "0", "true")),
         (500, 200, ("lora", "0", "false")),
     ],
 )
 def test_what_is_trained_and_the_rows_at_once_follow_the_images_and_the_memory(num_images, gib, expected):
-    found = settings(num_images, gib * GIB, count)
+    preset = chosen(num_images, gib)
+    found = settings(preset)
     names = ("trained", "loop.grad_cache_size", "machine.gradient_checkpointing")
     assert tuple(found[name] for name in names) == expected
     assert found["loop.batch_size"] == "64"
+    assert "may run out" not in preset.reasons[2]
 
 
 def test_the_rows_at_once_take_what_the_reason_says_and_no_more_than_there_is():
     for gib in range(8, 100, 3):
-        preset = choose_preset(5_000, gib * GIB, count)
-        found = dict(each.split("=") for each in preset.settings)
+        preset = chosen(5_000, gib)
+        found = settings(preset)
         rows, checkpoints = int(found["loop.grad_cache_size"]), found["machine.gradient_checkpointing"] == "true"
-        taken = count(Trial(found["trained"], rows or 64, checkpoints))
-        bytes_taken = taken.in_chunks if rows else taken.at_once
-        assert bytes_taken <= 0.85 * gib * GIB or gib <= 8
-        assert f"A step takes about {bytes_taken / GIB:,.1f} GiB" in preset.reasons[2] or gib <= 8
+        taken = count(Trial(found["trained"], rows or 64, checkpoints, is_chunk=rows > 0))
+        assert taken <= 0.85 * gib * GIB
+        assert f"A step takes about {taken / GIB:,.1f} of {gib:.1f} GiB" in preset.reasons[2]
+        assert not rows or count(Trial(found["trained"], rows + 1, checkpoints, is_chunk=True)) > 0.85 * gib * GIB
 
 
 def test_what_does_not_fit_is_tried_with_a_warning():
-    preset = choose_preset(5_000, 6 * GIB, count)
-    assert "trained=lora" in preset.settings
-    assert "loop.grad_cache_size=1" in preset.settings
-    assert "there are 6 GiB, so training may run out of memory." in preset.reasons[2]
-    assert "may run out" not in choose_preset(5_000, 12 * GIB, count).reasons[2]
+    preset = chosen(5_000, 6)
+    assert {"trained=lora", "loop.grad_cache_size=1"} < set(preset.settings)
+    assert preset.reasons[0] == "Trained: lora, as it takes the least."
+    assert preset.reasons[2] == (
+        "A step takes about 6.2 of 6.0 GiB, as counted beforehand: training may run out of memory."
+    )
+    assert chosen(5_000, 6, trained="all").reasons[0] == "Trained: all, which was asked for."
+
+
+@pytest.mark.parametrize(
+    ("gib", "wishes", "expected", "may_run_out"),
+    [
+        (24, {"checkpoints": False, "trained": "lora"}, ("9", "false"), False),
+        (24, {"grad_cache_size": 8, "trained": "lora"}, ("8", "true"), False),
+        (24, {"grad_cache_size": 0, "trained": "lora"}, ("0", "true"), True),
+        (24, {"grad_cache_size": 64, "trained": "attention"}, ("0", "true"), True),
+        (45, {"batch_size": 8}, ("0", "false"), False),
+    ],
+)
+def test_what_the_user_sets_is_what_is_counted(gib, wishes, expected, may_run_out):
+    preset = chosen(5_000, gib, **wishes)
+    found = settings(preset)
+    assert (found["loop.grad_cache_size"], found["machine.gradient_checkpointing"]) == expected
+    assert ("may run out" in preset.reasons[2]) == may_run_out
+
+
+def test_with_accumulation_the_micro_batch_is_in_memory_and_the_whole_batch_makes_a_step():
+    whole, parts = chosen(5_000, 80), chosen(5_000, 80, batch_size=64, accumulation=4)
+    assert settings(whole)["loop.num_steps"] == settings(parts)["loop.num_steps"] == "3125"
+    assert "Batches of 64 images, each 16 of which are each other's negatives." in parts.reasons
+    assert "A step takes about 50.0 of 80.0 GiB, as counted beforehand." in parts.reasons  # 26 and 16 times 1.5
 
 
 def test_a_gpu_that_computes_in_bf16_trains_in_it():
-    assert settings(5_000, 12 * GIB, count)["machine.precision"] == "fp32"
-    assert settings(5_000, 12 * GIB, count, computes_bf16=True)["machine.precision"] == "bf16"
+    assert settings(chosen(5_000, 12))["machine.precision"] == "fp32"
+    preset = choose_preset(5_000, Device(12 * GIB, 0.85, computes_bf16=True), count)
+    assert settings(preset)["machine.precision"] == "bf16"
 
 
-def test_the_memory_is_counted_on_the_user_s_models(adapt, catalogue, monkeypatch):
-    """Toy models on a machine of 2.35 MB: too little for all rows at once, enough for some."""
-    monkeypatch.setattr(adaptation, "device_memory", lambda: 2_350_000)
-    code, out, err = adapt(catalogue, "--dry-run", "--set", "trained=all", "--set", "loop.batch_size=16")
+@pytest.mark.parametrize("more", [(), ("--set", "loop.accumulation=2")])
+def test_the_memory_is_counted_on_the_user_s_models(adapt, catalogue, more, monkeypatch):
+    """Toy models with too little memory for all rows at once: what is chosen fits, and two rows more do not."""
+    monkeypatch.setattr(adaptation, "device", lambda: Device(2_100_000, 1.0))
+    asked = ("--set", "trained=all", "--set", "loop.batch_size=32")
+    code, out, err = adapt(catalogue, "--dry-run", *asked, *more)
     assert code == 0, err
-    recipe = yaml.safe_load("\n".join(line for line in out.splitlines() if not line.endswith(".")))
-    assert recipe["loop"]["batch_size"] == 16
-    assert 0 < recipe["loop"]["grad_cache_size"] < 16
-    assert recipe["machine"]["gradient_checkpointing"]
-    assert f"the activations of {recipe['loop']['grad_cache_size']} in memory at once" in out
+    assert "may run out" not in out
+    recipe = UniDiffRecipe.model_validate(
+        yaml.safe_load("\n".join(each for each in out.splitlines() if each[-1:] != "."))
+    )
+    rows = recipe.loop.grad_cache_size
+    assert f"the activations of {rows} in memory at once" in out
+
+    def taken(rows):
+        loop = recipe.loop.model_copy(update={"grad_cache_size": rows})
+        changed = recipe.model_copy(update={"loop": loop})
+        with fake_unidiff(changed) as run:
+            return count_memory(run, changed, Hardware(device="cpu")).peak
+
+    assert rows >= 4
+    assert taken(rows) <= 1.05 * 2_100_000  # of the batch and of embeddings, which are small, all rows are there
+    assert taken(rows + 2) > 2_100_000
+
+
+def test_a_run_keeps_what_was_chosen_when_it_began(adapt, catalogue, tmp_path, monkeypatch):
+    asked = ("--set", "evaluation.patience=0", "--set", "loop.num_steps=2", "--set", "loop.evaluate_every=0",
+             "--set", "loop.batch_size=4")  # fmt: skip
+    code, first, err = adapt(catalogue, *asked)
+    assert code == 0, err
+    assert "counting the memory of a step" in first
+    monkeypatch.setattr(adaptation, "device", lambda: Device(1, 1.0, computes_bf16=True))
+    code, again, err = adapt(catalogue, *asked)
+    assert code == 0, err
+    assert "counting" not in again
+    (tmp_path / "adapted" / "preset.json").write_text('{"settings": 3}')
+    code, _, err = adapt(catalogue, *asked)
+    assert code == 2
+    assert "is not what `palindiff adapt` wrote when the run began" in err
+    assert "Traceback" not in err

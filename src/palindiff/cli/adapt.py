@@ -50,7 +50,7 @@ def adapt(
     from palindiff.training.recipes.yaml_files import dump_recipe
 
     options = AdaptOptions(clip, stable_diffusion, data, output, retain, tuple(overrides or ()), seed, variant)
-    adaptation = Adaptation(options, lambda sentence: typer.echo(sentence))
+    adaptation = Adaptation(options, lambda sentence: typer.echo(sentence, err=dry_run))
     if dry_run:
         adaptation.check()
         typer.echo(dump_recipe(adaptation.recipe, f"adapt to {data}"))

@@ -90,7 +90,8 @@ def _sections(found: "Estimate", settings: Mapping[str, object]) -> "Iterator[li
     in_bytes, in_flop = partial(scaled, units=BYTE_UNITS), partial(scaled, units=WORK_UNITS)
     total = {} if disk.total is None else {f"{settings['images']:,} images": disk.total}
     yield _section("parameters", parameters.parts | {"trained": parameters.trained})
-    yield _section("of the query stream" if "query_stream" in parameters.parts else "of them new", parameters.new)
+    if parameters.new:
+        yield _section("of the query stream" if "query_stream" in parameters.parts else "of them new", parameters.new)
     yield _section(f"memory of a process, {settings['device']}", memory, in_bytes, MEMORY_NOTES)
     yield _section("work of a step", {**work.step, "total": work.whole_step}, in_flop)
     yield _section("work of naming an image", {**work.named_image, "total": work.whole_named_image}, in_flop)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from pydantic import ValidationError
 
 from palindiff.atomic import atomic_folder, atomic_text
 from palindiff.data.conditions import evenly_spread
@@ -32,7 +33,7 @@ from palindiff.evaluation.provenance import describe_machine
 from palindiff.evaluation.run import Evaluation
 from palindiff.evaluation.tasks import Setting
 from palindiff.experiments.adaptation_page import AdaptationReport, Sample, adaptation_page
-from palindiff.experiments.adaptation_preset import Preset, Taken, Trial, choose_preset
+from palindiff.experiments.adaptation_preset import Device, Preset, Trial, Wishes, choose_preset
 from palindiff.inference.clip_model import ClipModel
 from palindiff.inference.generation import generate_images
 from palindiff.pretrained.unidiff_folders import load_unidiff, stock_pipeline
@@ -47,10 +48,13 @@ from palindiff.training.train_unidiff import UniDiffTrainer
 from palindiff.training.trainer import make_trainer
 
 RECIPE = "adapt"
+MIN_RELATED = 3  # rows in a micro-batch, of which relational consistency compares pairs
 MIN_IMAGES = 16  # to train on; fewer teach nothing that validation could tell
 NUM_SAMPLES = 6
 NUM_GENERATED, KD_SUBSET = 100, 50  # for the kernel distance; as many as there are validation images, if fewer
 UNKNOWN_GIB = 8.0  # taken for the memory of a machine that does not say
+GPU_SHARE, CPU_SHARE = 0.85, 0.6  # of the memory for a step; the system, and the data, need more of a machine's
+PRESET_FILE = "preset.json"  # what was chosen, which holds when the command is run again
 Numbers = dict[str, float]
 
 
@@ -86,7 +90,7 @@ class Adaptation:
 
         Raises: as `load_recipe`; ValueError or FileNotFoundError if the catalogue cannot be used.
         """
-        return self._load((*self.preset.settings, *self._precision_before(), *self.options.overrides))
+        return self._load((*self.preset.settings, *self.options.overrides))
 
     @cached_property
     def sets(self) -> tuple[ImageSet, ImageSet]:
@@ -110,37 +114,44 @@ class Adaptation:
 
     @cached_property
     def preset(self) -> Preset:
-        """What is trained, chosen by the catalogue and this machine."""
+        """What is trained, chosen by the catalogue and this machine, or as it was when the run began.
+
+        Raises: ValueError if what was written then was changed.
+        """
+        file = self.options.output / PRESET_FILE
+        if file.is_file() and (self.options.run / RECIPE_FILE).is_file():
+            return _read_preset(file)
         given = self._load(self.options.overrides)
         asked = {each.partition("=")[0].strip() for each in self.options.overrides}
-        return choose_preset(
-            len(self.sets[0]),
-            device_memory(),
-            self._count,
+        wishes = Wishes(
             given.trained if "trained" in asked else None,
-            given.loop.batch_size // given.loop.accumulation if "loop.batch_size" in asked else None,
-            gpu_computes_bf16(),
+            given.loop.batch_size if "loop.batch_size" in asked else None,
+            given.loop.accumulation,
+            given.loop.grad_cache_size if "loop.grad_cache_size" in asked else None,
+            given.machine.gradient_checkpointing if "machine.gradient_checkpointing" in asked else None,
         )
+        self.report("counting the memory of a step")
+        return choose_preset(len(self.sets[0]), device(), self._count, wishes)
 
-    def _count(self, trial: Trial) -> Taken:
-        """Count the memory of a step on models without weights."""
+    def _count(self, trial: Trial) -> int:
+        """Count the memory of a step, on models without weights; of several chunks, of two."""
+        accumulation = self._load(self.options.overrides).loop.accumulation
+        chunks = max(2, -(-MIN_RELATED // trial.rows)) if trial.is_chunk else 1
         recipe = self._load((
             f"machine.precision={'bf16' if gpu_computes_bf16() else 'fp32'}", *self.options.overrides,
-            f"trained={trial.trained}", f"loop.batch_size={trial.rows}", "loop.accumulation=1",
-            "loop.grad_cache_size=0", f"machine.gradient_checkpointing={json.dumps(trial.checkpoints)}",
+            f"trained={trial.trained}", f"machine.gradient_checkpointing={json.dumps(trial.checkpoints)}",
+            f"loop.batch_size={accumulation * chunks * trial.rows}",
+            f"loop.grad_cache_size={trial.rows if trial.is_chunk else 0}",
         ))  # fmt: skip
-        hardware = Hardware(device="gpu" if torch.cuda.is_available() else "cpu")
         with fake_unidiff(recipe) as run:
-            found = count_memory(run, recipe, hardware)
-        held = found.weights + found.gradients + found.optimizer + found.ema + found.frozen
-        return Taken(at_once=found.peak, in_chunks=held + found.activations)
+            return count_memory(run, recipe, Hardware(device="gpu" if torch.cuda.is_available() else "cpu")).peak
 
     def check(self) -> None:
         """Find what would fail later, before anything is measured, trained or written.
 
         Raises: FileNotFoundError, ModuleNotFoundError or ValueError, in a sentence.
         """
-        _ = self.sets, self.recipe, self.start
+        _ = self.sets, self.start, self.recipe
         if self.retained is not None:
             rows = self.retained.open()
             true_classes(rows, self.retained.classes(rows))
@@ -161,6 +172,7 @@ class Adaptation:
         training, validation = self.sets
         recipe = self.recipe
         prepare_run_dir(recipe, options.run, f"adapt to {options.data}")
+        atomic_text(options.output / PRESET_FILE, self.preset.model_dump_json(indent=2) + "\n")
         self.report(f"{len(training):,} images to train on, {len(validation):,} to validate on")
         for reason in self.preset.reasons:
             self.report(reason)
@@ -190,13 +202,6 @@ class Adaptation:
         if _has_validation(options.data):
             fixed.append("data.validation_fraction=0")
         return load_recipe(UniDiffRecipe, RECIPE, [*fixed, *changes])
-
-    def _precision_before(self) -> tuple[str, ...]:
-        """The precision of a run that is resumed, perhaps on another device."""
-        before = self.options.run / RECIPE_FILE
-        if not before.exists():
-            return ()
-        return (f"machine.precision={load_recipe(UniDiffRecipe, str(before)).machine.precision}",)
 
     def _measure_start(self, validation: ImageSet) -> "Measured":
         self.report("measuring the models as they are")
@@ -313,12 +318,21 @@ def gpu_computes_bf16() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def device_memory() -> int:
-    """Bytes of the first GPU, or of the machine where there is none."""
+def device() -> Device:
+    """The first GPU, or the machine where there is none."""
     if torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    memory_gib = describe_machine().memory_gib
-    return int((memory_gib or UNKNOWN_GIB) * 2**30)
+        return Device(int(torch.cuda.get_device_properties(0).total_memory), GPU_SHARE, gpu_computes_bf16())
+    return Device(int((describe_machine().memory_gib or UNKNOWN_GIB) * 2**30), CPU_SHARE)
+
+
+def _read_preset(file: Path) -> Preset:
+    try:
+        return Preset.model_validate_json(file.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise ValueError(
+            f"`{file}` is not what `palindiff adapt` wrote when the run began: {error.errors()[0]['msg']}. Expected "
+            "the settings that were chosen. Use another --output."
+        ) from error
 
 
 def _has_validation(path: str) -> bool:

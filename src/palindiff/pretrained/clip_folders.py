@@ -117,10 +117,10 @@ def find_clip_configs(source: str) -> Path:
 
     Raises: FileNotFoundError if there are none.
     """
-    if source == PAPER_CLIP:
-        return STABLE_DIFFUSION_1 / "clip"
     if not is_hub_name(source):
         return Path(result_of(source, "clip", "config.json"))
+    if source == PAPER_CLIP:
+        return STABLE_DIFFUSION_1 / "clip"
     from huggingface_hub import snapshot_download
 
     with no_such("configs of the CLIP", source, f"a folder, a Hub name, or `{PAPER_CLIP}` (known without a download)"):

@@ -42,10 +42,10 @@ def find_text_encoder(source: str, with_weights: bool = True) -> Path:
     """
     if source == PACKAGE_SOURCE:
         return package_folder(with_weights)
-    if source == PAPER_CLIP and not with_weights:
-        return STABLE_DIFFUSION_1 / "text_encoder"
     if Path(source).is_dir():
         return Path(source)
+    if source == PAPER_CLIP and not with_weights:
+        return STABLE_DIFFUSION_1 / "text_encoder"
     files = (*TEXT_CONFIGS, *TEXT_WEIGHTS) if with_weights else TEXT_CONFIGS
     with no_such("text encoder", source, f"a folder, a Hub name, or `{PACKAGE_SOURCE}`"):
         return Path(snapshot_download(source, allow_patterns=list(files)))
