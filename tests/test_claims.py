@@ -210,3 +210,21 @@ def test_the_plain_attention_kernel_is_the_faster_one_where_the_code_chooses_it(
     found = results("attention_backend")
     assert found.settings["device"] == "cpu"
     assert all(row["torch_over_plain"] > 1 for row in found.rows)
+
+
+def test_what_is_said_of_verdicts_is_in_the_result_files():
+    """In docs/paper_map.md and CHANGELOG.md; docs/tables.md is written from the files."""
+    found = {
+        (row["claim"], row["budget"]): row["verdict"]
+        for name in ("claims-emoji", "exploratory-claims-emoji") for row in results(name).rows
+    }  # fmt: skip
+    for claim in ("P1", "P2", "P3"):
+        assert found[claim, "flop"] == "does not hold here"
+        assert found[claim, "steps"] == "cannot be decided"
+    assert found["E3", "steps"] == "does not hold here"
+    text = prose("paper_map.md")
+    assert "P3 judged: at equal FLOP the contrastive model is better here, at equal steps it cannot be decided" in text
+    assert "P1 and P2 judged: at equal FLOP one task alone is better here, at equal steps it cannot be decided" in text
+    assert "E3 was judged: guidance lowers recall here" in text
+    changes = " ".join((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split())
+    assert "does not hold here at equal FLOP, and cannot be decided at equal steps" in changes

@@ -138,7 +138,7 @@ class Adaptation:
         accumulation = self._load(self.options.overrides).loop.accumulation
         chunks = max(2, -(-MIN_RELATED // trial.rows)) if trial.is_chunk else 1
         recipe = self._load((
-            f"machine.precision={'bf16' if gpu_computes_bf16() else 'fp32'}", *self.options.overrides,
+            f"machine.precision={'bf16' if device().computes_bf16 else 'fp32'}", *self.options.overrides,
             f"trained={trial.trained}", f"machine.gradient_checkpointing={json.dumps(trial.checkpoints)}",
             f"loop.batch_size={accumulation * chunks * trial.rows}",
             f"loop.grad_cache_size={trial.rows if trial.is_chunk else 0}",
@@ -313,15 +313,11 @@ def recall_and_collapse(clip: ClipModel, rows: list[CaptionedImage], fit: Fit = 
     return found | {"effective_rank": effective_rank(v), "mean_cosine": mean_pairwise_cosine(v)}
 
 
-def gpu_computes_bf16() -> bool:
-    """Whether there is a GPU that computes in bfloat16 itself."""
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
 def device() -> Device:
     """The first GPU, or the machine where there is none."""
     if torch.cuda.is_available():
-        return Device(int(torch.cuda.get_device_properties(0).total_memory), GPU_SHARE, gpu_computes_bf16())
+        computes_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Device(int(torch.cuda.get_device_properties(0).total_memory), GPU_SHARE, computes_bf16)
     return Device(int((describe_machine().memory_gib or UNKNOWN_GIB) * 2**30), CPU_SHARE)
 
 

@@ -1,11 +1,7 @@
 """estimate.py: against a measured run, against counts by hand, and what must not change it or must change it so."""
 
 import functools
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -18,11 +14,12 @@ from palindiff.training.cost.flops import Work
 from palindiff.training.cost.weight_free import fake_run
 from palindiff.training.loop.device import computes_bf16
 from palindiff.training.recipes.schema import DiffDisRecipe
+from palindiff.training.recipes.yaml_files import load_recipe
 from palindiff.training.trainer import describe
+from toys.measured_memory import measured_bytes
 from toys.recipe import prepare_toy, recipe_tree, toy_recipe
 from toys.text_encoders import write_clip
 
-BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "training_memory.py"
 CPU = Hardware(device="cpu")
 # Without such instructions bf16 is emulated, over ten times slower; test_memory.py counts bf16 on every processor.
 BF16 = "bf16" if computes_bf16() else "fp32"
@@ -67,29 +64,17 @@ def test_the_memory_of_many_chunks_follows_from_that_of_a_few(precision, toy_par
 @pytest.mark.parametrize(
     "changes",
     [
-        {"machine.precision": "fp32"},
-        {"machine.precision": BF16, "machine.gradient_checkpointing": True, "query_stream.fusion": "joint"},
+        ["machine.precision=fp32"],
+        [f"machine.precision={BF16}", "machine.gradient_checkpointing=true", "query_stream.fusion=joint"],
     ],
     ids=["fp32", f"{BF16}, checkpointing, joint"],
 )
 def test_memory_is_that_of_a_measured_run(changes, middling):
-    """The whole loop in a process of its own, glibc told to hand freed memory back; 15 % is what is promised."""
-    tree, file = middling
-    told = [part for key, value in changes.items() for part in ("--set", f"{key}={json.dumps(value)}")]
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARK), "--here", "--recipe", str(file), *told],
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
-    measured = json.loads(done.stdout.splitlines()[-1])["bytes"]
-    tree = json.loads(json.dumps(tree))
-    for key, value in changes.items():
-        section, _, name = key.partition(".")
-        tree[section][name] = value
-    assert measured > 150e6
-    recipe = DiffDisRecipe.model_validate(tree)
+    """15 % is what is promised."""
+    _, file = middling
+    recipe = load_recipe(DiffDisRecipe, str(file), changes)
     with fake_run(recipe) as run:
-        assert count_memory(run, recipe, CPU).peak == pytest.approx(measured, rel=0.15)
+        assert count_memory(run, recipe, CPU).peak == pytest.approx(measured_bytes(file, changes), rel=0.15)
 
 
 @pytest.mark.parametrize("task", ["both", "generation", "alignment"])
