@@ -114,7 +114,7 @@ def test_a_long_caption_is_cut_with_one_warning(encoder, caplog):
     with caplog.at_level(logging.WARNING):
         cut = encode(encoder, [endless, "b", endless])
     num_cut = 2 * (5_000 + 2 - LENGTH)
-    sentence = f"2 of 3 captions are longer than the text encoder's {LENGTH} tokens; {num_cut} tokens were cut."
+    sentence = f"2 of 3 captions are longer than the text encoder's {LENGTH} tokens; {num_cut:,} tokens were cut."
     assert [record.getMessage() for record in caplog.records] == [sentence]
     caplog.clear()
     fits = encode(encoder, [fitting, "b", fitting])

@@ -24,6 +24,7 @@ Pooling = Literal["clip", "mean"]  # "clip": end token, then the text projection
 
 CLIP_TEXT_TYPE = "clip_text_model"  # transformers' name for the text encoder of CLIP, OpenAI's and OpenCLIP's alike
 _HIGHEST_ID = 2  # a CLIP config with this `eos_token_id` (SD 2.x, older CLIP files) pools at the highest token id
+_TOKENIZED_AT_ONCE = 10_000  # captions, of which only lengths are kept
 _NOT_IDENTITY = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
 
 _logger = logging.getLogger(__name__)
@@ -140,23 +141,22 @@ class TextEncoder(nn.Module):
             e = F.normalize(pooled.float(), dim=-1)
         return EncodedCaptions(c.to(self.model.dtype), mask, e)
 
-    def encode(self, captions: Sequence[str]) -> EncodedCaptions:
+    def encode(self, captions: Sequence[str], warn_of_cuts: bool = True) -> EncodedCaptions:
         """Tokenize and encode captions; the empty caption is the unconditional one. Gradients are the caller's choice.
 
         Shapes: b captions -> c (b, l, d_c), mask (b, l), e (b, d_e).
         Raises: as `tokenize`.
         """
-        ids, mask = self.tokenize(captions)
-        return self(ids, mask)
+        return self(*self.tokenize(captions, warn_of_cuts))
 
-    def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def tokenize(self, captions: Sequence[str], warn_of_cuts: bool = True) -> tuple[Tensor, Tensor]:
         """Tokenize captions, padded to the maximal length; longer ones are cut, with one warning for the batch.
 
         Shapes: b captions -> ids (b, l) int64, mask (b, l) bool, on the CPU.
         Raises: TypeError, ValueError if `captions` is not a list of strings, or as `check` and `check_tokens`.
         """
         self.check()
-        ids, mask = tokenize_captions(captions, self.tokenizer)
+        ids, mask = tokenize_captions(captions, self.tokenizer, warn_of_cuts)
         self.check_tokens(ids, mask)
         return torch.tensor(ids), torch.tensor(mask, dtype=torch.bool)
 
@@ -217,17 +217,28 @@ class TextEncoder(nn.Module):
 
 
 def tokenize_captions(
-    captions: Sequence[str], tokenizer: PreTrainedTokenizerBase
+    captions: Sequence[str], tokenizer: PreTrainedTokenizerBase, warn: bool = True
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Tokenize captions without a model: b rows of l ids, and of l marks that are 1 for real tokens.
+
+    warn: report captions that are cut.
 
     Raises: TypeError, ValueError if `captions` is not a list of strings.
     """
     _check_captions(captions)
     texts, longest = _with_every_vector(list(captions), tokenizer), tokenizer.model_max_length
     tokens = tokenizer(texts, padding="max_length", max_length=longest, truncation=True)
-    _warn_of_cuts(texts, tokens.attention_mask, tokenizer)
+    if warn:
+        # only captions without padding can be too long
+        _report_cuts(
+            [text for text, row in zip(texts, tokens.attention_mask, strict=True) if all(row)], len(texts), tokenizer
+        )
     return tokens.input_ids, tokens.attention_mask
+
+
+def warn_of_cuts(captions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Report captions that are longer than the text encoder reads, of a whole data set with one warning."""
+    _report_cuts(_with_every_vector(list(captions), tokenizer), len(captions), tokenizer)
 
 
 def num_positions(model: PreTrainedModel) -> int:
@@ -263,16 +274,17 @@ def _with_every_vector(captions: list[str], tokenizer: PreTrainedTokenizerBase) 
     return converted
 
 
-def _warn_of_cuts(texts: list[str], mask: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Tokenize again, without truncation, only the captions that have no padding."""
-    full, longest = [text for text, row in zip(texts, mask, strict=True) if all(row)], len(mask[0])
-    lengths = [len(ids) for ids in tokenizer(full, verbose=False).input_ids] if full else []
-    cuts = [length - longest for length in lengths if length > longest]
+def _report_cuts(texts: list[str], num_captions: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tokenize without truncation, and count."""
+    longest, cuts = tokenizer.model_max_length, []
+    for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
+        ids = tokenizer(texts[start : start + _TOKENIZED_AT_ONCE], verbose=False).input_ids
+        cuts += [len(of_one) - longest for of_one in ids if len(of_one) > longest]
     if cuts:
         _logger.warning(
-            "%d of %d captions are longer than the text encoder's %d tokens; %d tokens were cut.",
-            len(cuts), len(texts), longest, sum(cuts),
-        )  # fmt: skip
+            f"{len(cuts):,} of {num_captions:,} captions are longer than the text encoder's {longest} tokens; "
+            f"{sum(cuts):,} tokens were cut."
+        )
 
 
 def _tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[object]:

@@ -17,9 +17,11 @@ from palindiff.pretrained.text_encoders import load_text_encoder
 from palindiff.seeds import hash_63_bits as caption_id
 from palindiff.training.features import latent_cache, views
 from palindiff.training.features.dataset import (
+    ENCODE_BATCH,
     CaptionFeatures,
     FeatureSet,
     ImageFeatures,
+    LiveCaptions,
     caption_features,
     default_cache_dir,
 )
@@ -125,6 +127,21 @@ def test_text_features_are_those_of_each_caption_alone(encoder, tmp_path):
         c, e = torch.from_numpy(found.c[row].astype(np.float32)), torch.from_numpy(found.e[row].copy())
         torch.testing.assert_close(c, encoded.c[0], rtol=1e-3, atol=1e-3)  # float16
         torch.testing.assert_close(e, encoded.e[0], rtol=0, atol=1e-6)  # float32, another batch
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_captions_of_a_training_set_that_are_cut_are_one_warning(encoder, tmp_path, caplog, is_cached):
+    captions = [f"{'b ' * 20}{'a ' * place}" for place in range(2 * ENCODE_BATCH)] + ["b"]
+    if is_cached:
+        caption_features(captions, encoder, tmp_path, silent)
+    else:
+        live = LiveCaptions(captions, encoder)
+        for row in range(len(captions)):
+            assert live.read(np.array([row]))["ids"].shape == (1, 12)
+    num_cut = sum(20 + place + 2 - 12 for place in range(2 * ENCODE_BATCH))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"128 of 129 captions are longer than the text encoder's 12 tokens; {num_cut:,} tokens were cut."
+    ]
 
 
 def test_what_makes_latents_is_in_their_key(rows, toy_parts, tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from palindiff.models.text_encoder import TextEncoder
+from palindiff.models.text_encoder import TextEncoder, warn_of_cuts
 from palindiff.seeds import hash_63_bits
 from palindiff.training.features.memmap import StackedArrays, write_arrays
 from palindiff.training.features.views import Flip, draw_views
@@ -71,10 +71,11 @@ class LiveCaptions:
     def __init__(self, captions: Sequence[str], encoder: TextEncoder) -> None:
         self.captions, self.encoder = list(dict.fromkeys(captions)), encoder
         self.row = {caption: row for row, caption in enumerate(self.captions)}  # caption -> its row
+        warn_of_cuts(self.captions, encoder.tokenizer)
 
     def read(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Shapes: rows (b,) -> ids (b, l) int64; mask (b, l) bool."""
-        ids, mask = self.encoder.tokenize([self.captions[row] for row in rows])
+        ids, mask = self.encoder.tokenize([self.captions[row] for row in rows], warn_of_cuts=False)
         return {"ids": ids, "mask": mask}
 
 
@@ -170,6 +171,7 @@ def caption_features(
     digest = hashlib.sha256(json.dumps(different).encode()).hexdigest()
     path = cache_dir / f"captions-{key_of('captions', digest, text_encoder.fingerprint)}"
     if not path.exists():
+        warn_of_cuts(different, text_encoder.tokenizer)
         starts = range(0, len(different), ENCODE_BATCH)
         batches = (encode_texts(different[start : start + ENCODE_BATCH], text_encoder) for start in starts)
         write_arrays(path, len(different), batches, lambda done: progress("encoding captions", done, len(different)))
@@ -180,7 +182,7 @@ def caption_features(
 @torch.no_grad()
 def encode_texts(captions: Sequence[str], text_encoder: TextEncoder) -> dict[str, np.ndarray]:
     """Shapes: b captions -> c (b, l, d_c) float16, e (b, d_e) float32."""
-    encoded = text_encoder.encode(captions)
+    encoded = text_encoder.encode(captions, warn_of_cuts=False)
     return {"c": encoded.c.half().cpu().numpy(), "e": encoded.e.float().cpu().numpy()}
 
 
