@@ -14,6 +14,7 @@ import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 from safetensors import safe_open
@@ -27,6 +28,7 @@ from palindiff.training.loop.run_log import read_log, training_cost
 RESULTS = Path(__file__).parents[1] / "results"
 TEMPLATE = Path(__file__).with_suffix(".md")  # with fields in braces
 WIDTH = 119
+RECALLS = ("image_to_text_recall_10", "text_to_image_recall_10")
 ATTRIBUTION_FILE = "ATTRIBUTION.txt"  # of a checkpoint's folder: the lines of the styles that it was trained on
 NUMBER_WORDS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
 UNSEEN = {"direction": "image_to_text", "split": "unseen"}  # rows of naming concepts that training never sees
@@ -218,7 +220,7 @@ def is_same_evaluation(demo: Sequence[Row], evaluated: Sequence[Row]) -> bool:
 def text_diffusion_sentence(rows: Sequence[Row]) -> str:
     """Say how much an answer depends on the query, with the figures of `chain_use.json`."""
     cosines = [row["value"] for row in rows if row["metric"].startswith("chain_cosine_")]
-    recalls = [row["value"] for row in _where(rows, metric="image_to_text_recall_10")]
+    recalls = [row["value"] for row in rows if row["metric"] in RECALLS]
     return (
         f"Text diffusion: {text_diffusion_conclusion(rows)}. "
         "The prediction from an image's own noisy query has a mean "
@@ -229,7 +231,7 @@ def text_diffusion_sentence(rows: Sequence[Row]) -> str:
 
 def text_diffusion_conclusion(rows: Sequence[Row]) -> str:
     """Conclude whether steps and guidance of text diffusion matter."""
-    found = _where(rows, metric="image_to_text_recall_10", seed=0)
+    found = [row for row in _where(rows, seed=0) if row["metric"] in RECALLS]
     steps = [row["naming_steps"] for row in found]
     few, many = min(steps), max(steps)
     if ignores_query(rows):
@@ -242,7 +244,8 @@ def text_diffusion_conclusion(rows: Sequence[Row]) -> str:
     plain, guided = sorted({row["naming_guidance_scale"] for row in found})
     return (
         f"an answer depends on the query; recall@10 is {recall(few, plain)} with {few} step and {recall(many, plain)} "
-        f"with {many}, {recall(few, guided)} and {recall(many, guided)} with guidance (mean of the styles)"
+        f"with {many}, {recall(few, guided)} and {recall(many, guided)} with guidance (mean of both directions and "
+        "styles)"
     )
 
 
@@ -250,8 +253,8 @@ def ignores_query(rows: Sequence[Row]) -> bool:
     """Whether predictions are the same from any query, and recall@10 differs by less than its standard error."""
     cosines = [row["value"] for row in rows if row["metric"].startswith("chain_cosine_")]
     spreads = []
-    for style in {row["style"] for row in rows}:
-        of_style = _where(rows, metric="image_to_text_recall_10", style=style)
+    for style, metric in product({row["style"] for row in rows}, RECALLS):
+        of_style = _where(rows, metric=metric, style=style)
         recalls = [row["value"] for row in of_style]
         error = (recalls[0] * (1 - recalls[0]) / of_style[0]["n"]) ** 0.5
         spreads.append((max(recalls) - min(recalls)) / error)

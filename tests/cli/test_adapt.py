@@ -232,6 +232,63 @@ def test_a_clip_whose_text_encoder_does_not_fit_the_unet_is_refused(adapt, catal
     assert not (tmp_path / "adapted").exists()
 
 
+def test_a_stable_diffusion_2_is_refused(palindiff, stable_diffusion, catalogue, tmp_path):
+    """Its U-Net takes features of the last layer but one of its CLIP, and a CLIP gives those of the last."""
+    models = ("--clip", stable_diffusion / "clip_2", "--stable-diffusion", stable_diffusion / "sd2")
+    code, _, err = palindiff("adapt", *models, "--data", catalogue, "--output", tmp_path / "adapted")
+    assert code == 2
+    assert "Expected one number: the U-Net was trained with the features of its own last layer." in err
+    assert not (tmp_path / "adapted").exists()
+
+
+def test_a_single_file_is_refused_with_what_makes_a_folder_of_it(palindiff, shallow, catalogue, tmp_path):
+    file = tmp_path / "sd.safetensors"
+    file.touch()
+    models = ("--clip", shallow / "clip_1", "--stable-diffusion", file)
+    code, _, err = palindiff("adapt", *models, "--data", catalogue, "--output", tmp_path / "adapted")
+    assert code == 2
+    assert "is a single file. Expected a folder in diffusers' layout, or a Hub name." in err
+
+
+def test_one_process_of_several_is_refused(adapt, catalogue, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = adapt(catalogue)
+    assert code == 2
+    assert "`palindiff adapt` was launched as 2 processes (WORLD_SIZE). Expected one" in err
+
+
+def test_a_damaged_image_is_found_at_once_or_left_out_and_counted(adapt, catalogue, tmp_path):
+    image = catalogue / "train" / "7.png"
+    image.write_bytes(image.read_bytes()[:60])
+    code, _, err = adapt(catalogue, "--dry-run")
+    assert code == 2
+    assert "7.png" in err
+    assert not (tmp_path / "adapted").exists()
+    code, out, err = adapt(catalogue, *QUICK, "--set", "data.on_bad=skip")
+    assert code == 0, err
+    assert "1 of 20 rows of" in out
+    assert "1 of 20 rows of" in (tmp_path / "adapted" / "report.html").read_text(encoding="utf-8")
+
+
+def test_few_different_captions_are_reported_beside_what_chance_reaches(adapt, catalogue, tmp_path):
+    captions = [{"caption": f"a {COLOURS[i % 3]} thing"} for i in range(6)]
+    write_split(catalogue / "validation", [row | captions[i] for i, row in enumerate(rows(6, start=40))], 40)
+    code, out, err = adapt(catalogue, *QUICK)
+    assert code == 0, err
+    assert "The 6 held-out images have 3 different captions, so recall among them says little." in out
+    page = (tmp_path / "adapted" / "report.html").read_text(encoding="utf-8")
+    assert "The 6 held-out images have 3 different captions" in page
+    line = page.partition("image to text: recall@1")[2].partition("</tr>")[0]
+    assert '<td class="number">33.3 %</td>\n<td>higher</td>' in line  # one caption of three
+
+
+def test_paths_may_hold_any_character(adapt, catalogue):
+    moved = catalogue.rename(catalogue.with_name("🛍 Größen, neu"))
+    code, out, err = adapt(moved, "--dry-run")
+    assert code == 0, err
+    assert yaml.safe_load(out.partition("\nTrained: ")[0])["data"]["path"] == str(moved)
+
+
 def test_images_of_retain_need_classes(adapt, catalogue, tmp_path):
     bare = [{name: row[name] for name in ("file_name", "caption")} for row in rows(6)]
     write_split(tmp_path / "others" / "test", bare, drawn_from=30)

@@ -47,7 +47,8 @@ def test_the_folder_generates_as_the_base_and_export_gives_it_back(palindiff, in
     code, out, err = init()
     assert (code, err) == (0, "")
     start = tmp_path / "start"
-    assert out.splitlines()[-2] == f"written: {start}. It generates images; train it before it names them."
+    sentence = "It generates images; train it before using it for classification or retrieval."
+    assert out.splitlines()[-2] == f"written: {start}. {sentence}"
     assert out.splitlines()[-1].startswith("next: palindiff train --recipe ")
     assert out.splitlines()[-1].endswith(f"--set base.source={start} --set data.path=DIR")
     pipeline, base = (

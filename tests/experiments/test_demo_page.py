@@ -131,7 +131,7 @@ def test_heads_of_tables_are_column_heads():
 
 
 def test_a_page_without_plots_names_the_extra():
-    assert "pip install 'palindiff[plots]'" in Page(page(**content(plots=[]))).of("code")
+    assert "pip install -e '.[plots]'" in Page(page(**content(plots=[]))).of("code")
 
 
 def test_a_group_says_what_to_expect_of_what_it_shows():

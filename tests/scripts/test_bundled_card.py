@@ -176,11 +176,13 @@ def test_the_errors_of_the_probabilities_are_those_of_the_row():
     [
         (0.9, {"metric": "chain_cosine_noise_t50", "style": "flat"}),
         (0.45, {"metric": "image_to_text_recall_10", "style": "flat", "naming_steps": 50}),
-        (0.25, {"metric": "image_to_text_recall_10", "style": "outlined", "naming_guidance_scale": 4.0}),
+        (0.25, {"metric": "text_to_image_recall_10", "style": "outlined", "naming_guidance_scale": 4.0}),
     ],
 )
 def test_text_diffusion_matters_if_a_prediction_or_a_recall_depends_on_it(value, where):
-    ignoring = changed(CHAIN, "value", 0.35, metric="image_to_text_recall_10")
+    ignoring = CHAIN
+    for metric in cards.RECALLS:
+        ignoring = changed(ignoring, "value", 0.35, metric=metric)
     ignoring = [row | {"value": 0.999} if row["metric"].startswith("chain_cosine_") else row for row in ignoring]
     assert cards.ignores_query(ignoring)
     assert "so 1 step is as good as 50, guided or not." in cards.text_diffusion_sentence(ignoring)
@@ -196,10 +198,15 @@ def test_the_recall_by_steps_and_guidance_is_said_where_the_query_matters():
     settings = {(1, 1.0): 0.1, (8, 1.0): 0.2, (50, 1.0): 0.3, (1, 4.0): 0.4, (8, 4.0): 0.5, (50, 4.0): 0.6}
     rows = CHAIN
     for (steps, scale), recall in settings.items():
-        where = {"metric": "image_to_text_recall_10", "naming_steps": steps, "naming_guidance_scale": scale, "seed": 0}
-        rows = changed(rows, "value", recall, **where)
-    rows = changed(rows, "value", 0.2, metric="image_to_text_recall_10", naming_steps=1, style="flat", seed=0)
-    expected = "recall@10 is 15.0% with 1 step and 30.0% with 50, 30.0% and 60.0% with guidance (mean of the styles)"
+        where = {"naming_steps": steps, "naming_guidance_scale": scale, "seed": 0}
+        for metric in cards.RECALLS:
+            rows = changed(rows, "value", recall, metric=metric, **where)
+    rows = changed(rows, "value", 0.3, metric="image_to_text_recall_10", naming_steps=1, style="flat", seed=0)
+    rows = changed(rows, "value", 0.2, metric="text_to_image_recall_10", naming_steps=50, style="flat", seed=0)
+    expected = (
+        "recall@10 is 15.0% with 1 step and 27.5% with 50, 37.5% and 50.0% with guidance (mean of both directions and "
+        "styles)"
+    )
     assert cards.text_diffusion_conclusion(rows) == f"an answer depends on the query; {expected}"
 
 

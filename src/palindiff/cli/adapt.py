@@ -1,14 +1,13 @@
 """`palindiff adapt`: adapt a CLIP and a Stable Diffusion to a catalogue of captioned images."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from palindiff.cli.model_option import hide_progress_bars
+from palindiff.cli.model_option import check_is_alone, hide_progress_bars
 from palindiff.cli.output_option import DryRunOption, next_line
-from palindiff.cli.recipe_option import SetOption
+from palindiff.cli.recipe_option import Progress, SetOption
 
 
 def adapt(
@@ -45,17 +44,18 @@ def adapt(
       palindiff adapt --clip CLIP --stable-diffusion SD --data catalogue --retain data/cifar10 --output adapted
       palindiff adapt --clip CLIP --stable-diffusion SD --data catalogue --output adapted --set trained=all
     """
+    check_is_alone("adapt", "`palindiff train --recipe adapt` trains on several.")
     hide_progress_bars()
     from palindiff.experiments.adaptation import Adaptation, AdaptOptions
+    from palindiff.experiments.adaptation_page import embed_command
     from palindiff.training.recipes.yaml_files import dump_recipe
 
     options = AdaptOptions(clip, stable_diffusion, data, output, retain, tuple(overrides or ()), seed, variant)
-    adaptation = Adaptation(options, lambda sentence: typer.echo(sentence, err=dry_run))
+    adaptation = Adaptation(options, lambda sentence: typer.echo(sentence, err=dry_run), Progress())
     if dry_run:
         adaptation.check()
         typer.echo(dump_recipe(adaptation.recipe, f"adapt to {data}"))
         typer.echo("\n".join(adaptation.preset.reasons))
         return
     typer.echo(f"written: {adaptation.run()}")
-    clip_folder, images = shlex.quote(str(output / "clip")), shlex.quote(data)
-    typer.echo(next_line(f"palindiff embed {images} --model {clip_folder} --output embeddings"))
+    typer.echo(next_line(embed_command(data, output, adaptation.recipe.data.fit)))

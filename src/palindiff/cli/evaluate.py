@@ -60,10 +60,13 @@ WhereOption = Annotated[
     ),
 ]
 StepsOption = Annotated[
-    str, typer.Option("--steps", metavar="N,N,...", help="Denoising steps of naming, separated by commas.")
+    str, typer.Option("--steps", metavar="N,N,...", help="Denoising steps to embed an image, separated by commas.")
 ]
 GuidanceOption = Annotated[
-    str, typer.Option("--guidance-scale", metavar="X,X,...", help="Guidance of naming, the paper's w + 1; 1: off.")
+    str,
+    typer.Option(
+        "--guidance-scale", metavar="X,X,...", help="Guidance scale to embed an image, the paper's w + 1; 1: off."
+    ),
 ]
 SeedsOption = Annotated[
     str, typer.Option("--seeds", metavar="N,N-N,...", help="Seeds of the noise, also of generation, such as 0-9.")

@@ -24,7 +24,7 @@ def export(
     ] = None,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Write a model as a stock Stable Diffusion folder. It generates the same images; it cannot name images.
+    """Write a model as a stock Stable Diffusion folder. It generates the same images; it cannot classify or retrieve.
 
     The folder is written whole or not at all, with the model card if the model has one.
 

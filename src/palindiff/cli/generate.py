@@ -47,8 +47,7 @@ def generate(
 ) -> None:
     """Generate images from prompts, each from its own seed.
 
-    With --best-of N the model reads the N images it has generated, and keeps the one it would name most like the
-    prompt.
+    With --best-of N the model embeds the N images it has generated, and keeps the one closest to the prompt.
 
     The metadata of every PNG holds prompt, seed, guidance scale, steps, model and version.
 

@@ -43,7 +43,7 @@ def init(
     """Make a checkpoint from Stable Diffusion.
 
     It generates as that Stable Diffusion does, whose folder it is with two more sub-folders: the recipe's query
-    stream, untrained, and its scheduler. Train it before it names images.
+    stream, untrained, and its scheduler. Train it before using it for classification or retrieval.
 
     \b
     Examples:
@@ -75,7 +75,7 @@ def init(
         return
     for name, count in counts.items():
         typer.echo(f"{name}: {count:,} parameters{', new' if name == 'query_stream' else ''}")
-    typer.echo(f"written: {output}. It generates images; train it before it names them.")
+    typer.echo(f"written: {output}. It generates images; train it before using it for classification or retrieval.")
     given = "".join(f" --set {shlex.quote(each)}" for each in overrides or ())
     base = shlex.quote(f"base.source={output}")
     typer.echo(next_line(f"palindiff train --recipe {shlex.quote(recipe)}{given} --set {base} --set data.path=DIR"))

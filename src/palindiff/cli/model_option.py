@@ -102,6 +102,19 @@ def launched_process() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def check_is_alone(verb: str, remedy: str) -> None:
+    """Refuse to run as one of several processes of a launch.
+
+    Raises: ValueError.
+    """
+    _, num_processes = launched_process()
+    if num_processes > 1:
+        raise ValueError(
+            f"`palindiff {verb}` was launched as {num_processes} processes (WORLD_SIZE). Expected one, without "
+            f"torchrun or accelerate: it measures and writes as one process. {remedy}"
+        )
+
+
 def hide_progress_bars() -> None:
     """Keep the libraries' progress bars of loading off the terminal."""
     from diffusers.utils import logging as diffusers_logging

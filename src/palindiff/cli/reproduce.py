@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from palindiff.cli.model_option import DeviceOption, find_device
+from palindiff.cli.model_option import DeviceOption, check_is_alone, find_device
 from palindiff.cli.output_option import DryRunOption, command_line, next_line, print_table
 from palindiff.cli.recipe_option import SetOption
 
@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from palindiff.experiments.reproduction.model_runs import ModelRun
 
 
+TARGETS = (
+    "table1 to table9, figure4, diffusing, fusion, rates, unidiff, unidiff-rates, controls, claims, "
+    "exploratory-claims, unidiff-claims; which of them exist depends on the scale."
+)
+
+
 def reproduce(
-    target: Annotated[
-        str, typer.Argument(metavar="TABLE", help="table4, ..., unidiff, controls, claims or unidiff-claims.")
-    ],
+    target: Annotated[str, typer.Argument(metavar="TABLE", help=TARGETS)],
     scale: Annotated[str, typer.Option(metavar="NAME|FILE.yaml", help="Scale: emoji, photos or paper.")] = "emoji",
     data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with the data sets of the scale.")] = Path("data"),
     runs: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs, one folder each.")] = Path("runs"),
@@ -44,6 +48,7 @@ def reproduce(
       palindiff reproduce claims --scale emoji --data data --finished-only
       palindiff reproduce unidiff --scale emoji --data data
     """
+    check_is_alone("reproduce", "Start the command several times to train several runs at once.")
     from palindiff.experiments.reproduction.plan import load_plan
     from palindiff.experiments.reproduction.reproduce import ReproduceOptions, Reproduction
 

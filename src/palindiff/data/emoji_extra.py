@@ -17,5 +17,5 @@ def import_package(name: str) -> ModuleType:
     except ModuleNotFoundError as missing:
         raise ModuleNotFoundError(
             f"Package `{name}` is not installed; images of emoji and icons are drawn with it. "
-            "Expected the extra `emoji`. Install it with `pip install 'palindiff[emoji]'`."
+            "Expected the extra `emoji`. Install it with `pip install -e '.[emoji]'`."
         ) from missing

@@ -50,9 +50,12 @@ class ImageSet(Sequence[CaptionedImage]):
         fingerprint: str,
         reasons: Mapping[str, int],
         first_faults: Sequence[str] = (),
+        num_opened: int | None = None,
     ) -> None:
+        """num_opened: rows of the source; None: those of `index` and those left out."""
         self._index, self._images, self.source, self.fingerprint = index, images, source, fingerprint
         self.reasons = Counter(reasons)  # of rows left out: kind of fault -> number of rows
+        self.num_opened = len(index) + self.reasons.total() if num_opened is None else num_opened
         self.first_faults = tuple(first_faults)  # the first rows left out when the source was opened, and why
 
     @cached_property
@@ -74,8 +77,7 @@ class ImageSet(Sequence[CaptionedImage]):
         if not self.reasons:
             return ""
         reasons = ", ".join(f"{kind} ({number:,})" for kind, number in self.reasons.most_common())
-        num_rows = len(self) + self.num_left_out
-        return f"{self.num_left_out:,} of {num_rows:,} rows of `{self.source}` were left out: {reasons}."
+        return f"{self.num_left_out:,} of {self.num_opened:,} rows of `{self.source}` were left out: {reasons}."
 
     def texts(self) -> Iterator[tuple[tuple[str, ...], str | None]]:
         """Yield the captions and the class of each row, read in batches and without the images."""
@@ -113,12 +115,13 @@ class ImageSet(Sequence[CaptionedImage]):
         kept = self._index.select([row for row in range(len(self)) if row not in gone])
         digest = hashlib.sha256(json.dumps([self.fingerprint, sorted(gone)]).encode()).hexdigest()
         reasons = self.reasons + Counter({DAMAGED: len(unreadable)})
-        return ImageSet(kept, self._images, self.source, digest, reasons)
+        return ImageSet(kept, self._images, self.source, digest, reasons, num_opened=self.num_opened)
 
     def select(self, rows: Sequence[int]) -> "ImageSet":
         """Keep some rows, in the given order."""
         digest = hashlib.sha256(json.dumps([self.fingerprint, "rows", list(rows)]).encode()).hexdigest()
-        return ImageSet(self._index.select(rows), self._images, self.source, digest, self.reasons)
+        kept = self._index.select(rows)
+        return ImageSet(kept, self._images, self.source, digest, self.reasons, num_opened=self.num_opened)
 
     def held_out(self, fraction: float) -> tuple["ImageSet", "ImageSet"]:
         """Hold out about a fraction of the rows -> the others, and those held out, in their order.

@@ -201,7 +201,12 @@ def _check_clip_folder(folder: Path) -> None:
 
 
 def files_sha256(folder: Path) -> str:
-    """Hash weights, configs and tokenizer of a model's folder: all that decides what it computes."""
+    """Hash weights, configs and tokenizer of a model's folder: all that decides what it computes.
+
+    Raises: FileNotFoundError if there is no such folder.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"`{folder}` does not exist. Expected a model's folder. Train or copy it first.")
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".json", ".txt", ".safetensors"):

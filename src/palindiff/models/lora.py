@@ -55,7 +55,7 @@ def _check_layers(model: nn.Module, layers: tuple[str, ...], name: str) -> None:
     if importlib.util.find_spec("peft") is None:
         raise ModuleNotFoundError(
             "LoRA was asked for, and the package peft is not installed. Expected the extra `lora`. Run "
-            "`pip install 'palindiff[lora]'`, or train all weights (`trained: all`)."
+            "`pip install -e '.[lora]'`, or train all weights (`trained: all`)."
         )
     known = {module for module, part in model.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
     for layer in layers:
@@ -105,6 +105,8 @@ def lora_settings(model: nn.Module) -> dict[str, Any]:
 def merged(model: M) -> M:
     """Copy a model with its updates added to the weights, so that it needs no peft; without LoRA, the model itself.
 
+    The copy is on the CPU, where it takes no memory of a GPU that trains.
+
     Source: LoRA, §4.1: W + (alpha / rank) B A.
     """
     if not has_lora(model):
@@ -112,7 +114,11 @@ def merged(model: M) -> M:
     from diffusers.utils.peft_utils import recurse_remove_peft_layers
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    whole = copy.deepcopy(model)
+    copies: dict[int, Any] = {
+        id(each): nn.Parameter(each.detach().to("cpu", copy=True), each.requires_grad) for each in model.parameters()
+    }
+    copies |= {id(each): each.to("cpu", copy=True) for each in model.buffers()}
+    whole = copy.deepcopy(model, copies)
     for layer in whole.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.merge()

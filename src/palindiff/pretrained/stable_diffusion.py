@@ -118,9 +118,7 @@ def load_generator(
 
     Raises: FileNotFoundError, OSError or ValueError, in a sentence, for all that cannot work.
     """
-    folder = find_base(source, variant) if with_weights else find_base_configs(str(source))
-    if folder != STABLE_DIFFUSION_1 and not is_palindiff(folder):
-        check_layout(folder, str(source))
+    folder = find_generator(source, variant, with_weights)
     if not with_weights:
         built = parts_from_configs(folder)
         return built["unet"], built["vae"], built["scheduler"]
@@ -132,6 +130,29 @@ def load_generator(
         ).eval()
     check_finite(parts, GET_ANOTHER)
     return parts["unet"], parts["vae"], scheduler_of(folder)
+
+
+def find_generator(source: str | Path, variant: str | None = None, with_weights: bool = True) -> Path:
+    """Find a Stable Diffusion or palindiff folder; another kind of model is refused before weights are downloaded.
+
+    Raises: FileNotFoundError or ValueError, in a sentence.
+    """
+    if Path(source).is_file():
+        raise ValueError(
+            f"`{source}` is a single file. Expected a folder in diffusers' layout, or a Hub name. Convert it with "
+            "`StableDiffusionPipeline.from_single_file` and `save_pretrained` of diffusers."
+        )
+    for find in (find_base_configs, *([lambda name: find_base(name, variant)] if with_weights else [])):
+        folder = find(str(source))
+        if folder != STABLE_DIFFUSION_1 and not is_palindiff(folder):
+            check_layout(folder, str(source))
+    return folder
+
+
+def num_text_layers(source: str | Path) -> int | None:
+    """The number of layers of a Stable Diffusion's own text encoder; None if its config does not say."""
+    config: dict[str, Any] = read_json(find_base_configs(str(source)), "text_encoder/config.json", default={})
+    return config.get("num_hidden_layers")
 
 
 def start_card(source: str | Path, text: str | Path) -> str:

@@ -19,6 +19,7 @@ from palindiff.pretrained.saving import make_portable, save_lora
 CLIP_FOLDER, STABLE_DIFFUSION_FOLDER = "clip", "stable_diffusion"
 PLAIN = (str, int, float, bool, list)  # peft's other settings are off
 CLIP_LORA_FOLDER, STABLE_DIFFUSION_LORA_FOLDER = "clip_lora", "stable_diffusion_lora"
+RESULT_FOLDERS = (CLIP_FOLDER, STABLE_DIFFUSION_FOLDER, CLIP_LORA_FOLDER, STABLE_DIFFUSION_LORA_FOLDER)
 
 
 def stock_pipeline(

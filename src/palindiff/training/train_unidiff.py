@@ -84,6 +84,8 @@ class UniDiffTrainer(Trainer[UniDiffRecipe]):
             self.validation_images, self.validation_set = self._pairs(cache, ViewConfig(flip="none"))
             self.validation_rows = torch.arange(len(self.validation_set))
         self.fingerprints = {**self.fingerprints, "training set": training.fingerprint}
+        if validation is not None and self.patience:  # it chooses the result
+            self.fingerprints["validation set"] = validation.fingerprint
 
     def make_objective(self) -> UniDiffObjective:
         """Put both models under their losses; those that are evaluated and saved share them."""

@@ -56,17 +56,31 @@ def test_a_table_shows_the_paper_s_numbers_and_ours_with_intervals(results):
     assert "99.0" not in text
 
 
+JUDGED = {
+    "claim": "P1", "text": "alignment gains from generation", "budget": "steps", "a": "both", "b": "alignment",
+    "metric": "recall", "margin": None, "difference": 1.234, "judged_low": 0.5, "judged_high": 2.0, "low_by_8": 0.5,
+    "level": 0.99375, "num_seeds": 3, "n": 1609, "verdict": "holds here", "commits": "1234567 89abcde",
+}  # fmt: skip
+
+
 def test_a_claim_that_was_not_judged_is_listed_as_not_run(results):
-    judged = {
-        "claim": "P1", "budget": "steps", "metric": "recall", "difference": 1.234, "judged_low": 0.5,
-        "judged_high": 2.0, "level": 0.99375, "num_seeds": 3, "n": 1609, "verdict": "holds here",
-        "commits": "1234567 89abcde",
-    }  # fmt: skip
-    text = report.page(results("claims", [judged]))
+    text = report.page(results("claims", [JUDGED]))
     first, second = lines(text, "P1")
     assert first.endswith("| equal steps | 1.23 points | 0.50 to 2.00 | 99.4 % | 3 | 1,609 | holds here |")
     assert "Commits that trained the runs: `1234567`, `89abcde`." in text
     assert second.endswith("| not run |")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"text": "another claim"}, {"b": "alignment-long"}, {"metric": "kd"}, {"margin": 1.0}, {"low_by_8": None}],
+)
+def test_a_verdict_on_what_the_plan_no_longer_says_is_not_shown(results, change):
+    """`low_by_8`: there are eight claims, for as many of which an interval must be known."""
+    row = {key: value for key, value in (JUDGED | change).items() if key != "low_by_8" or value is not None}
+    first, _ = lines(report.page(results("claims", [row])), "P1")
+    assert "holds here" not in first
+    assert first.endswith("| to be judged again: the claim or its family was changed |")
 
 
 def test_without_results_every_target_of_a_scale_is_named_as_not_run(tmp_path):

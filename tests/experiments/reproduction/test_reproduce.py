@@ -128,14 +128,15 @@ def test_an_unfinished_run_of_another_commit_is_refused(reproduction):
         made.run("a command")
 
 
-def test_a_run_folder_of_another_recipe_is_refused(reproduction):
+@pytest.mark.parametrize("finished_only", [False, True])
+def test_a_run_folder_of_another_recipe_is_refused(reproduction, finished_only):
     reproduction("table8", one_seed).run("a command")
 
     def faster(tree):
         tree["settings"]["common"].append("optimizer.learning_rate=0.5")
 
     with pytest.raises(ValueError, match=r"holds a finished run of another recipe"):
-        reproduction("table8", faster).run("a command")
+        reproduction("table8", faster, finished_only=finished_only).run("a command")
 
 
 def test_a_finished_run_on_other_images_is_refused(reproduction, parts, tmp_path):

@@ -62,8 +62,12 @@ class MeasuredRuns:
         return self._measured[key]
 
     def model(self, run: ModelRun, share: float = 1.0) -> OpenModel:
-        """Open a run's model, and keep it until another one is opened."""
+        """Open a run's model, and keep it until another one is opened.
+
+        Raises: ValueError if the run is not of the plan as it is now.
+        """
         if self._open is None or self._open[0] != (run.name, share):
+            run.check_finished()
             model, generator = run.open(self.device, share)
             opened = OpenModel(model, run.folder, self.data, self.num_workers, generator, self._known)
             self._open = (run.name, share), opened

@@ -156,7 +156,7 @@ class ModelRun:
         """
         facts = self.folder / FACTS_FILE
         if self.is_finished:
-            self._check_finished(facts)
+            self.check_finished()
             return
         commit, is_dirty = _own_code()
         recipe_name = self.plan.variants[self.variant].recipe or self.plan.recipe
@@ -165,6 +165,8 @@ class ModelRun:
             found = json.loads(facts.read_text(encoding="utf-8"))
             self._check_commit(found["commit"], commit)
             self._check_origin(found)
+            if is_dirty and not found["is_dirty"]:
+                atomic_text(facts, json.dumps(found | {"is_dirty": True}, indent=2) + "\n")
         else:
             written = {"commit": commit, "is_dirty": is_dirty, "origin": self.origin}
             atomic_text(facts, json.dumps(written, indent=2) + "\n")
@@ -286,7 +288,12 @@ class ModelRun:
         own = [each.replace(ROOT, str(self.data)).replace(RUNS, str(self.runs)) for each in given]
         return load_recipe(recipe_classes(), variant.recipe or self.plan.recipe, own)
 
-    def _check_finished(self, facts: Path) -> None:
+    def check_finished(self) -> None:
+        """Check that the finished run is of the plan as it is now.
+
+        Raises: ValueError if it is of another recipe, data or start, or no run of `reproduce`.
+        """
+        facts = self.folder / FACTS_FILE
         there = load_recipe(recipe_classes(), str(self.folder / RECIPE_FILE))
         if config_hash(there) != config_hash(self.recipe) or not facts.exists():
             found = "a finished run of another recipe" if facts.exists() else "a run that `reproduce` did not train"
@@ -318,12 +325,13 @@ def _own_code() -> tuple[str | None, bool | None]:
     return git_state(Path(__file__).parent)
 
 
-_STEP_TFLOP: dict[str, float] = {}  # of recipes already counted, by config hash
+_STEP_TFLOP: dict[str, float] = {}  # of recipes already counted, by config hash and the paths of weights
 
 
 def step_tflop(recipe: Recipe) -> float:
     """TFLOP of one step, counted once for all seeds and lengths of a recipe; a VAE's counts nothing."""
-    key = config_hash(recipe.model_copy(update={"loop": recipe.loop.model_copy(update={"seed": 0, "num_steps": 1})}))
+    one_step = recipe.model_copy(update={"loop": recipe.loop.model_copy(update={"seed": 0, "num_steps": 1})})
+    key = f"{config_hash(one_step)} {named_paths(recipe)}"
     if key not in _STEP_TFLOP:
         _STEP_TFLOP[key] = tflop_of_step(recipe) or 0.0
     return _STEP_TFLOP[key]

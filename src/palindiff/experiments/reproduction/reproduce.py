@@ -103,6 +103,7 @@ class Reproduction:
 
         Raises: FileNotFoundError, ModuleNotFoundError or ValueError, in a sentence.
         """
+        KeptRows.of_file(self.options.results)
         interpolated = {row.variant for row in (self.table.rows if self.table else ()) if row.interpolation}
         for run in self.model_runs():
             if run.variant in interpolated and not isinstance(run.own_recipe, UniDiffRecipe):
@@ -148,7 +149,8 @@ class Reproduction:
         later = [run for run in self.model_runs() if not self._turn(run, command, began)]
         for run in later:  # what they start from is trained by another process, or was just now
             for start in run.trained_before:
-                self._train(start, waits=True)
+                if all(each.is_finished for each in start.trained_before):
+                    self._train(start, waits=True)
             if not self._turn(run, command, began):
                 self.report(f"{run.name}: not run, as it starts from a run that is not finished")
         if self.table is not None:
@@ -302,7 +304,7 @@ class Reproduction:
         """Write a figure beside its result file: real images, and those of each row's first seed."""
         table = self.table
         rows = [row for row in table.rows if row.generates] if table is not None else []
-        runs = [self.model_run(row.variant, self.plan.seeds_of(row.variant)[0]) for row in rows]
+        runs = [self._runs_of(row)[0] for row in rows]
         if table is None or table.generation is None or not table.sheet_captions or not runs:
             return
         if not all(run.is_finished for run in runs):

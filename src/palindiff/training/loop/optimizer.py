@@ -72,5 +72,5 @@ def check_optimizer(config: OptimizerConfig, is_sharded: bool) -> None:
     if importlib.util.find_spec(EIGHT_BIT_PACKAGE) is None:
         raise ModuleNotFoundError(
             f"`optimizer.kind` is 'adamw_8bit' and the package {EIGHT_BIT_PACKAGE} is not installed. Expected the "
-            "extra `memory`. Run `pip install 'palindiff[memory]'`, or set `optimizer.kind: adamw`."
+            "extra `memory`. Run `pip install -e '.[memory]'`, or set `optimizer.kind: adamw`."
         )

@@ -12,14 +12,13 @@ from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
 from palindiff.models.clip_projection import TrainedClipProjection
-from palindiff.models.image_encoder import ImageEncoder
 from palindiff.models.lora import add_lora, add_text_lora
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.objectives.contrastive import ContrastiveConfig, ContrastiveObjective
 from palindiff.objectives.unidiff import UniDiffObjective
 from palindiff.pretrained.clip_folders import ClipParts, find_clip, find_clip_configs, load_clip
 from palindiff.pretrained.layout import result_of
-from palindiff.pretrained.stable_diffusion import load_generator
+from palindiff.pretrained.stable_diffusion import load_generator, num_text_layers
 from palindiff.training.recipes.build_models import check_can_be_learned, training_scheduler
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 
@@ -61,6 +60,13 @@ def load_start(recipe: UniDiffRecipe, with_weights: bool = True) -> UniDiffParts
             f"U-Net of `{recipe.stable_diffusion.source}` takes width {width}. Expected one width. Use the CLIP that "
             "the Stable Diffusion was made with: for 1.x that is openai/clip-vit-large-patch14."
         )
+    own, given = num_text_layers(source), clip.text_encoder.model.config.num_hidden_layers
+    if own is not None and own != given:  # 2.x conditions on the last layer but one of its CLIP
+        raise ValueError(
+            f"The text encoder of `{recipe.clip.source}` has {given} layers, and that of "
+            f"`{recipe.stable_diffusion.source}` has {own}. Expected one number: the U-Net was trained with the "
+            "features of its own last layer. Use a Stable Diffusion 1.x and the CLIP that it was made with."
+        )
     return UniDiffParts(clip, unet, vae.requires_grad_(False).eval(), scheduler)
 
 
@@ -94,13 +100,9 @@ def _choose_trained(recipe: UniDiffRecipe, parts: UniDiffParts) -> UniDiffParts:
         for module in unet.modules():
             if isinstance(module, Attention):
                 module.requires_grad_(True)
-    trained = ClipParts(_trained_image(image), _trained_text(text), parts.clip.log_logit_scale)
-    return UniDiffParts(trained, unet, parts.vae, parts.scheduler)
-
-
-def _trained_image(image: ImageEncoder) -> ImageEncoder:
     image.model.requires_grad_(True)
-    return image
+    trained = ClipParts(image, _trained_text(text), parts.clip.log_logit_scale)
+    return UniDiffParts(trained, unet, parts.vae, parts.scheduler)
 
 
 def _trained_text(text: TextEncoder) -> TextEncoder:

@@ -26,7 +26,7 @@ class ClipSource(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 class StableDiffusionSource(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The Stable Diffusion to start from; CLIP's text encoder takes the place of its own."""
 
-    source: str  # folder or Hub name of a Stable Diffusion 1.x or 2.x, or a palindiff checkpoint
+    source: str  # folder or Hub name of a Stable Diffusion 1.x, or a palindiff checkpoint
     variant: str | None = None  # weights besides the usual ones, such as fp16
 
 
