@@ -22,6 +22,7 @@ from palindiff.experiments.adaptation_preset import (
 from palindiff.experiments.emoji_protocol import METRIC_STEPS, NUM_GENERATED, NUM_GENERATION_CONCEPTS
 from palindiff.experiments.reproduction.plan import load_plan
 from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
+from palindiff.models.text_diffusion import leak, text_diffusion_scheduler
 from palindiff.pretrained.bundled import CHECKPOINTS
 from palindiff.training.recipes.yaml_files import load_recipe
 from palindiff.training.trainer import recipe_classes
@@ -160,6 +161,10 @@ def test_what_is_said_of_diffusing_is_in_the_result_files():
     paper = {row.label: row.paper for row in load_plan("emoji").tables["table8"].rows}
     one, four = paper["1"]["ImageNet"], paper["4"]["ImageNet"]
     assert f"a single step reaches {one} % there and four steps {four} %" in text
+    share = (leak(text_diffusion_scheduler(), 1) > 1).float().mean().item()
+    assert abs(share - 1 / 3) < 0.03
+    assert "with γ = 1 it is above 1 at a third of the training steps, with the paper's γ = 0.01 at none" in text
+    assert leak(text_diffusion_scheduler(), 0.01).max() < 1
     again, before = (
         {(row["seed"], row["data"], row["metric"]): row["value"] for row in results(name).rows
          if row["variant"] == "both" and row["seed"] in (0, 1, 2) and "mrr" not in str(row["metric"])}
