@@ -1,6 +1,7 @@
 """base_trainer.py: evaluation under fixed draws, chosen by recipe and task, without effect on training."""
 
 import json
+from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 from typing import ClassVar
 
 import pytest
@@ -150,6 +151,18 @@ class Scripted(DiffDisTrainer):
     def evaluation_rows(self, step):
         value = self.recalls[step]
         return [{"metric": f"{way}_recall_10", "value": value} for way in ("image_to_text", "text_to_image")]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_model(parts):
+    limits = getrlimit(RLIMIT_FSIZE)
+    setrlimit(RLIMIT_FSIZE, (4_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"could not be written to `.*/best` \(.*Expected a disk with room for it\."):
+            parts._write(parts.output / "best")
+    finally:
+        setrlimit(RLIMIT_FSIZE, limits)
+    assert not (parts.output / "best").exists()
+    assert not list(parts.output.glob(".best*"))
 
 
 def weights_in(folder):

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from palindiff.atomic import atomic_folder, atomic_text, check_writable
@@ -202,8 +203,14 @@ class Trainer(ABC, Generic[R]):
             shutil.copytree(best, unfinished, dirs_exist_ok=True)
 
     def _write(self, folder: Path) -> None:
-        with atomic_folder(folder, replace=True) as unfinished:
-            self.save(unfinished)
+        try:
+            with atomic_folder(folder, replace=True) as unfinished:
+                self.save(unfinished)
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"The trained model could not be written to `{folder}` ({error}). Expected a disk with room for it. "
+                "Free some space; the same command then resumes from the state saved before."
+            ) from error
 
 
 def best_step(output: Path) -> int | None:
