@@ -392,6 +392,22 @@ def test_with_accumulation_the_micro_batch_is_in_memory_and_the_whole_batch_make
     assert "A step takes about 50.0 of 80.0 GiB, as counted beforehand." in parts.reasons  # 26 and 16 times 1.5
 
 
+def test_steps_that_the_user_sets_are_those_of_the_reasons():
+    preset = chosen(5_000, 80, num_steps=157, evaluate_every=20)
+    assert preset.reasons[-1] == "At most 157 steps, 2 times over the images; recall is measured every 20 steps."
+    assert {"loop.num_steps=157", "loop.evaluate_every=20", "loop.save_every=20"} < set(preset.settings)
+    assert (
+        chosen(5_000, 80, evaluate_every=0)
+        .reasons[-1]
+        .endswith("40 times over the images; recall is measured at the end.")
+    )
+
+
+def test_a_micro_batch_of_the_default_batch_is_whole():
+    assert settings(chosen(5_000, 80, accumulation=3))["loop.batch_size"] == "63"
+    assert settings(chosen(50, 80, accumulation=4))["loop.batch_size"] == "48"
+
+
 def test_a_gpu_that_computes_in_bf16_trains_in_it():
     assert settings(chosen(5_000, 12))["machine.precision"] == "fp32"
     preset = choose_preset(5_000, Device(12 * GIB, 0.85, computes_bf16=True), count)

@@ -134,6 +134,8 @@ class Adaptation:
             given.loop.accumulation,
             given.loop.grad_cache_size if "loop.grad_cache_size" in asked else None,
             given.machine.gradient_checkpointing if "machine.gradient_checkpointing" in asked else None,
+            given.loop.num_steps if "loop.num_steps" in asked else None,
+            given.loop.evaluate_every if "loop.evaluate_every" in asked else None,
         )
         self.report("counting the memory of a step")
         return choose_preset(len(self.sets[0]), device(), self._count, wishes)

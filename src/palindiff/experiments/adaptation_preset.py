@@ -46,6 +46,8 @@ class Wishes(NamedTuple):
     accumulation: int = 1
     grad_cache_size: int | None = None
     checkpoints: bool | None = None
+    num_steps: int | None = None
+    evaluate_every: int | None = None  # steps
 
 
 class Device(NamedTuple):
@@ -79,25 +81,27 @@ def choose_preset(num_images: int, device: Device, count: Count, wishes: Wishes 
             break
     else:
         why = why if len(candidates) == 1 else "as it takes the least"
-    steps = max(MIN_STEPS, min(MAX_STEPS, EPOCHS * num_images // batch_size))
-    every = max(MIN_STEPS_BETWEEN, steps // NUM_EVALUATIONS)
+    steps = wishes.num_steps or max(MIN_STEPS, min(MAX_STEPS, EPOCHS * num_images // batch_size))
+    usual = max(MIN_STEPS_BETWEEN, steps // NUM_EVALUATIONS)
+    every = usual if wishes.evaluate_every is None else wishes.evaluate_every
     settings = (
         f"trained={trained}", f"optimizer.learning_rate={LEARNING_RATE[trained]:g}", f"loop.batch_size={batch_size}",
         f"loop.grad_cache_size={trial.rows if trial.is_chunk else 0}", f"loop.num_steps={steps}",
         f"optimizer.warmup_steps={max(1, round(SHARE_OF_WARM_UP * steps))}",
-        f"loop.evaluate_every={every}", f"loop.save_every={every}",
+        f"loop.evaluate_every={every}", f"loop.save_every={every or usual}",
         f"machine.gradient_checkpointing={'true' if trial.checkpoints else 'false'}",
         f"machine.precision={'bf16' if device.computes_bf16 else 'fp32'}",
     )  # fmt: skip
     negatives = "all of which are" if micro_batch == batch_size else f"each {micro_batch} of which are each other's"
     cached = f", the activations of {trial.rows} in memory at once" if trial.is_chunk else ""
-    passes = steps * batch_size / num_images
+    passes, when = steps * batch_size / num_images, f"recall is measured every {every} steps"
+    when = when if every else "recall is measured at the end"
     size = f"A step takes about {taken / GIB:,.1f} of {device.memory_bytes / GIB:,.1f} GiB, as counted beforehand"
     reasons = (
         f"Trained: {trained}, {why}.",
         f"Batches of {batch_size} images, {negatives} negatives{cached}.",
         f"{size}." if taken <= room else f"{size}: training may run out of memory.",
-        f"At most {steps:,} steps, {passes:,.0f} times over the images; recall is measured every {every} steps.",
+        f"At most {steps:,} steps, {passes:,.0f} times over the images; {when}.",
     )
     return Preset(settings=settings, reasons=reasons)
 
