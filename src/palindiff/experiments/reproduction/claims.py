@@ -6,6 +6,7 @@ Here: from claims of a plan to comparisons. Not here: the statistics and verdict
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import NamedTuple
 
 from palindiff.evaluation.intervals import Comparison
@@ -70,7 +71,7 @@ class PairedClaims:
         """Compare both sides of a claim whose runs are here; None, and a report, if its costs are not equal."""
         name, claim, budget, a, b, plan_hash = of_claim
         shared = self.shared_runs(of_claim)
-        tflop = {each: self._mean_tflop(each) for each in (a, b)}
+        tflop = {each: fmean(run.train_tflop for run in shared if run.variant == each) for each in (a, b)}
         if budget == "flop" and claim.has_budgets and not same_cost(tflop, a, b):
             self.report(f"{of_claim.label}: training costs differ, {tflop[a]:.0f} and {tflop[b]:.0f} TFLOP")
             return None
@@ -131,7 +132,3 @@ class PairedClaims:
         a, b = of_claim.a, of_claim.b
         shared = sorted(set(self.plan.seeds_of(a)) & set(self.plan.seeds_of(b)))
         return [self.model_run(each, seed) for each in dict.fromkeys((a, b)) for seed in shared]
-
-    def _mean_tflop(self, variant: str) -> float:
-        costs = [self.model_run(variant, seed).train_tflop for seed in self.plan.seeds_of(variant)]
-        return sum(costs) / len(costs)
