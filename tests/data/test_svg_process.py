@@ -75,7 +75,7 @@ def test_no_process_is_left_behind():
 
 def test_a_missing_renderer_is_named_with_its_remedy(renderer, monkeypatch):
     monkeypatch.setitem(sys.modules, "resvg_py", None)
-    with pytest.raises(ModuleNotFoundError, match=r"`resvg_py` is not installed.*pip install 'palindiff\[emoji\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"`resvg_py` is not installed.*pip install -e '\.\[emoji\]'"):
         renderer.draw(HALF, 8)
 
 

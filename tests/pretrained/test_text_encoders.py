@@ -167,7 +167,7 @@ def test_a_hub_name_is_read_from_the_cache_when_offline(encoder_folder, tmp_path
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, PACKAGE, None)
-    with pytest.raises(ModuleNotFoundError, match=r"not installed.*pip install 'palindiff\[emoji\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"not installed.*pip install -e '\.\[emoji\]'"):
         load_text_encoder(PACKAGE_SOURCE)
 
 
