@@ -162,6 +162,9 @@ def test_what_is_said_of_diffusing_is_in_the_result_files():
     paper = {row.label: row.paper for row in load_plan("emoji").tables["table8"].rows}
     one, four = paper["1"]["ImageNet"], paper["4"]["ImageNet"]
     assert f"a single step reaches {one} % there and four steps {four} %" in text
+    used_by = {(row["variant"], row["metric"]): row["value"] for row in results("controls-emoji").rows}
+    assert min(used_by["both", f"chain_cosine_{of}_t50"] for of in ("noise", "other")) < 0.95
+    assert min(value for (variant, name), value in used_by.items() if variant == "unit" and "_cosine_" in name) > 0.99
     share = (leak(text_diffusion_scheduler(), 1) > 1).float().mean().item()
     assert abs(share - 1 / 3) < 0.03
     assert "with γ = 1 it is above 1 at a third of the training steps, with the paper's γ = 0.01 at none" in text

@@ -97,9 +97,7 @@ def test_without_its_package_a_run_stops_before_any_feature_is_computed(toy_part
     monkeypatch.setattr(optimizer_module, "EIGHT_BIT_PACKAGE", "a_package_that_nobody_has")
     cache = tmp_path / "cache"
     recipe = toy_recipe(toy_parts, optimizer={"kind": "adamw_8bit"}, machine={"cache_dir": str(cache)})
-    with pytest.raises(
-        ModuleNotFoundError, match=r"`optimizer\.kind` is 'adamw_8bit'.*pip install -e '\.\[memory\]'"
-    ):
+    with pytest.raises(ModuleNotFoundError, match=r"`optimizer\.kind` is 'adamw_8bit'.*pip install -e '\.\[memory\]'"):
         train_toy_recipe(recipe, tmp_path / "run")
     assert not cache.exists()
 
