@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 from safetensors import safe_open
@@ -231,6 +232,15 @@ def test_what_is_said_of_verdicts_is_in_the_result_files():
         assert found[claim, "flop"] == "does not hold here"
         assert found[claim, "steps"] == "cannot be decided"
     assert found["E3", "steps"] == "does not hold here"
+    accuracy = {(row["variant"], row["seed"]): 100 * row["value"] for row in results("table4-emoji").rows
+                if row.get("metric") == "acc1" and row["data"] == "unseen"}  # fmt: skip
+    differences = [accuracy["both", seed] - accuracy["alignment-long", seed] for seed in range(3)]
+    (level,) = (row["level"] for row in results("exploratory-claims-emoji").rows
+                if (row["claim"], row["budget"]) == ("E1", "flop"))  # fmt: skip
+    share = (1 + level) / 2
+    quantile = (2 * share - 1) / (2 * share * (1 - share)) ** 0.5  # of Student's t with two degrees of freedom
+    assert "Student's interval of its three seeds at the level that decides contains 0" in prose("protocol.md")
+    assert abs(fmean(differences)) < quantile * stdev(differences) / 3**0.5
     text = prose("paper_map.md")
     steps = {row["variant"]: row["steps"] for name in ("table2-emoji", "table4-emoji") for row in results(name).rows
              if "steps" in row}  # fmt: skip

@@ -53,7 +53,7 @@ from palindiff.training.trainer import make_trainer
 RECIPE = "adapt"
 MIN_RELATED = 3  # rows in a micro-batch, of which relational consistency compares pairs
 NUM_SAMPLES = 6
-GENERATED_AT_ONCE = 2  # images, which must take no more memory than a step of training
+GENERATED_AT_ONCE = 2  # images: as few as take little memory
 FEW_CAPTIONS = 10  # of the held-out images: with fewer, recall says little
 NUM_GENERATED, KD_SUBSET = 100, 50  # for the kernel distance; as many as there are validation images, if fewer
 UNKNOWN_GIB = 8.0  # taken for the memory of a machine that does not say
@@ -267,7 +267,7 @@ class Adaptation:
     def _warnings(self) -> list[str]:
         """What the numbers leave out or cannot say, in sentences."""
         training, validation = self.sets
-        found = [training.left_out]
+        found = list(dict.fromkeys([training.left_out, validation.left_out]))
         if (number := len({of_one[0] for of_one, _ in validation.texts()})) < FEW_CAPTIONS:
             found.append(
                 f"The {len(validation):,} held-out images have {number} different captions, so recall among them says "

@@ -142,16 +142,23 @@ def find_generator(source: str | Path, variant: str | None = None, with_weights:
             f"`{source}` is a single file. Expected a folder in diffusers' layout, or a Hub name. Convert it with "
             "`StableDiffusionPipeline.from_single_file` and `save_pretrained` of diffusers."
         )
-    for find in (find_base_configs, *([lambda name: find_base(name, variant)] if with_weights else [])):
-        folder = find(str(source))
-        if folder != STABLE_DIFFUSION_1 and not is_palindiff(folder):
-            check_layout(folder, str(source))
+    configs = find_base_configs(str(source))
+    _check_generator(configs, str(source))
+    if not with_weights:
+        return configs
+    folder = find_base(source, variant)
+    _check_generator(folder, str(source))
     return folder
 
 
-def num_text_layers(source: str | Path) -> int | None:
+def _check_generator(folder: Path, name: str) -> None:
+    if folder != STABLE_DIFFUSION_1 and not is_palindiff(folder):
+        check_layout(folder, name)
+
+
+def num_text_layers(folder: Path) -> int | None:
     """The number of layers of a Stable Diffusion's own text encoder; None if its config does not say."""
-    config: dict[str, Any] = read_json(find_base_configs(str(source)), "text_encoder/config.json", default={})
+    config: dict[str, Any] = read_json(folder, "text_encoder/config.json", default={})
     return config.get("num_hidden_layers")
 
 

@@ -19,12 +19,12 @@ from palindiff.experiments.reproduction.plan_sections import ClaimPlan, NamingPl
 from palindiff.experiments.reproduction.planned import Planned
 from palindiff.experiments.reproduction.verdicts import (
     ACCURACY,
-    BUDGETS,
     ComparedClaim,
     Sides,
     compare_cosine,
     compare_kd,
     compare_points,
+    num_planned,
     same_cost,
 )
 
@@ -55,13 +55,6 @@ class PairedClaims:
     model_run: Callable[[str, int], ModelRun]  # of a variant and a seed
     report: Callable[[str], None]
 
-    def num_planned(self) -> dict[str, int]:
-        """How many claims each budget has, run or not."""
-        return {
-            budget: sum(claim.has_budgets or budget == BUDGETS[0] for claim in self.claims.values())
-            for budget in BUDGETS
-        }
-
     def is_here(self, of_claim: PlannedClaim) -> bool:
         """Whether all runs of a claim are here."""
         shared = self.shared_runs(of_claim)
@@ -79,16 +72,14 @@ class PairedClaims:
         runs = [*shared, *(start for run in shared for start in run.trained_before)]
         commits = tuple(sorted({run.commit for run in runs}))
         compared = ComparedClaim(name, claim, budget, a, b, (tflop[a], tflop[b]), found, n, commits, plan_hash)
-        return compared.row(self.num_planned()[budget])
+        return compared.row(num_planned(self.claims.values())[budget])
 
     def planned(self) -> Iterator[PlannedClaim]:
         """Each claim at each of its budgets, run or not."""
         hashes = Planned(self.plan, self.measured.data)
         for name, claim in self.claims.items():
-            for budget in BUDGETS if claim.has_budgets else BUDGETS[:1]:
-                a = (claim.a_flop if budget == "flop" else None) or claim.a
-                b = (claim.b_flop if budget == "flop" else None) or claim.b
-                each = PlannedClaim(name, claim, budget, a, b, "")
+            for budget in claim.budgets:
+                each = PlannedClaim(name, claim, budget, *claim.sides(budget), "")
                 yield each._replace(plan_hash=hashes.claim(claim, budget, self.shared_runs(each)))
 
     def _compare(self, claim: ClaimPlan, sides: Sides) -> tuple[Comparison, int]:

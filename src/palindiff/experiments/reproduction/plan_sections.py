@@ -18,6 +18,8 @@ Unit = Literal["image", "label"]
 WAYS = ("text", "image")  # retrieval of captions and of images
 COLLAPSE = ("effective_rank", "mean_pairwise_cosine", "uniformity")  # of image and of text embeddings
 
+BUDGETS = ("steps", "flop")  # at which trainings are compared: equal numbers of them
+
 
 class VariantPlan(BaseModel, frozen=True, extra="forbid"):
     """One model of a comparison: a recipe, what it changes, and what it starts from."""
@@ -171,3 +173,13 @@ class ClaimPlan(BaseModel, frozen=True, extra="forbid"):
     b_naming: NamingPlan = NamingPlan()
     margin: float | None = Field(None, gt=0)  # percentage points; None: A is better than B
     has_budgets: bool = True  # False: of two settings of one model, or of trainings that stop early
+
+    @property
+    def budgets(self) -> tuple[str, ...]:
+        """The budgets at which it is judged."""
+        return BUDGETS if self.has_budgets else BUDGETS[:1]
+
+    def sides(self, budget: str) -> tuple[str, str]:
+        """The variants A and B at a budget."""
+        at_flop = budget == "flop"
+        return (self.a_flop if at_flop else None) or self.a, (self.b_flop if at_flop else None) or self.b

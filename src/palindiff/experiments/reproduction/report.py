@@ -7,7 +7,6 @@ Run: python -m palindiff.experiments.reproduction.report [docs/tables.md]
 
 import argparse
 import textwrap
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, variance
@@ -18,7 +17,7 @@ from palindiff.evaluation.results import Results, Row, read_results
 from palindiff.experiments.reproduction.figures import chain_plot, table_plot, write_figures
 from palindiff.experiments.reproduction.plan import CONTROLS, Plan, Target, load_plan, plan_names
 from palindiff.experiments.reproduction.plan_sections import ClaimPlan, ColumnPlan
-from palindiff.experiments.reproduction.verdicts import BUDGETS, POINTS, level_keys
+from palindiff.experiments.reproduction.verdicts import POINTS, level_keys, num_planned
 
 PAGE = Path("docs/tables.md")
 WIDTH = 119
@@ -125,21 +124,15 @@ def _claims(plan: Plan, family: Target, found: Results) -> str:
     by_claim: dict[str, dict[str, Row]] = {}
     for row in found.rows:
         by_claim.setdefault(str(row["claim"]), {})[str(row["budget"])] = row
-    rows, num_planned = (
-        [],
-        Counter(
-            budget for claim in plan.claims_of(family).values() for budget in BUDGETS[: 2 if claim.has_budgets else 1]
-        ),
-    )
+    rows, planned = [], num_planned(plan.claims_of(family).values())
     for name, claim in plan.claims_of(family).items():
         of_claim = by_claim.get(name, {})
-        budgets = BUDGETS if claim.has_budgets else BUDGETS[:1]
         rows += [
             [
                 name, claim.text, f"equal {BUDGET_NAMES[budget]}",
-                *_verdict(of_claim.get(budget), _is_of(of_claim.get(budget), claim, num_planned[budget])),
+                *_verdict(of_claim.get(budget), _is_of(of_claim.get(budget), claim, planned[budget])),
             ]
-            for budget in budgets
+            for budget in claim.budgets
         ]  # fmt: skip
     header = ["", "claim", "budget", "A - B", "interval that decides", "level", "seeds", "items", "verdict"]
     commits = sorted({each for row in found.rows for each in str(row["commits"]).split()})
@@ -147,14 +140,13 @@ def _claims(plan: Plan, family: Target, found: Results) -> str:
     return f"### {_heading(family)}\n\n{ABOUT_CLAIMS}\n\n{_markdown(header, rows)}\n\n{trained}\n"
 
 
-def _is_of(row: Row | None, claim: ClaimPlan, num_planned: int) -> bool:
+def _is_of(row: Row | None, claim: ClaimPlan, num_claims: int) -> bool:
     """Whether a row was judged of the claim as the plan has it now, among as many claims."""
     if row is None:
         return False
-    at_flop = row["budget"] == "flop"
-    sides = ((claim.a_flop if at_flop else None) or claim.a, (claim.b_flop if at_flop else None) or claim.b)
-    said = {"text": claim.text, "metric": claim.metric, "margin": claim.margin, "a": sides[0], "b": sides[1]}
-    return all(row.get(key) == value for key, value in said.items()) and level_keys(num_planned)[0] in row
+    a, b = claim.sides(str(row["budget"]))
+    said = {"text": claim.text, "metric": claim.metric, "margin": claim.margin, "a": a, "b": b}
+    return all(row.get(key) == value for key, value in said.items()) and level_keys(num_claims)[0] in row
 
 
 def _verdict(row: Row | None, is_current: bool) -> list[str]:

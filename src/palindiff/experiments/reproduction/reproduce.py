@@ -27,7 +27,7 @@ from palindiff.experiments.reproduction.model_runs import IsBusyError, KnownHash
 from palindiff.experiments.reproduction.plan import Plan, Target, load_plan, paper_row
 from palindiff.experiments.reproduction.plan_sections import ClaimPlan, RowPlan, TablePlan
 from palindiff.experiments.reproduction.planned import Planned
-from palindiff.experiments.reproduction.verdicts import judge, level_keys
+from palindiff.experiments.reproduction.verdicts import judge, level_keys, num_planned
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 
 
@@ -205,7 +205,7 @@ class Reproduction:
     def _claim_rows(self) -> list[Row]:
         """Judge the claims, those that stayed too."""
         paired = PairedClaims(self.plan, self.claims, self.measured, self.model_run, self.report)
-        rows, planned = list[Row | None](), paired.num_planned()
+        rows, planned = list[Row | None](), num_planned(self.claims.values())
         for each in paired.planned():
             if paired.is_here(each):
                 rows.append(paired.row(each))

@@ -4,7 +4,8 @@ Here: pairing two variants by seed and item, Holm's correction over the claims o
 statistics (`evaluation/intervals.py`), what is measured (`measurement.py`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,9 +27,8 @@ from palindiff.evaluation.intervals import (
 from palindiff.evaluation.results import Row
 from palindiff.experiments.reproduction.kernel_distance import KernelDistance
 from palindiff.experiments.reproduction.measurement import IMAGE_EMBEDDINGS, Measurement
-from palindiff.experiments.reproduction.plan_sections import ClaimPlan
+from palindiff.experiments.reproduction.plan_sections import BUDGETS, ClaimPlan
 
-BUDGETS = ("steps", "flop")
 PERCENT = 100.0
 POINTS = ("recall", "accuracy")  # metrics in percentage points, higher is better; of the others lower is better
 ACCURACY = "acc1"
@@ -65,6 +65,12 @@ class ComparedClaim:
             "num_seeds": found.num_seeds, "n": self.n, "a_train_tflop": self.train_tflop[0],
             "b_train_tflop": self.train_tflop[1], "commits": " ".join(self.commits), "plan_hash": self.plan_hash,
         }  # fmt: skip
+
+
+def num_planned(claims: Iterable[ClaimPlan]) -> dict[str, int]:
+    """How many claims of a family each budget has, run or not."""
+    counts = Counter(budget for claim in claims for budget in claim.budgets)
+    return {budget: counts[budget] for budget in BUDGETS}
 
 
 def level_keys(k: int) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from palindiff.objectives.contrastive import ContrastiveConfig, ContrastiveObjec
 from palindiff.objectives.unidiff import UniDiffObjective
 from palindiff.pretrained.clip_folders import ClipParts, find_clip, find_clip_configs, load_clip
 from palindiff.pretrained.layout import result_of
-from palindiff.pretrained.stable_diffusion import load_generator, num_text_layers
+from palindiff.pretrained.stable_diffusion import find_generator, load_generator, num_text_layers
 from palindiff.training.recipes.build_models import check_can_be_learned, training_scheduler
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 
@@ -51,7 +51,8 @@ def load_start(recipe: UniDiffRecipe, with_weights: bool = True) -> UniDiffParts
     find = find_clip if with_weights else find_clip_configs
     clip = load_clip(find(recipe.clip.source), with_weights)
     source, variant = result_of(recipe.stable_diffusion.source, "checkpoint"), recipe.stable_diffusion.variant
-    unet, vae, scheduler = load_generator(str(source), variant, with_weights)
+    folder = find_generator(source, variant, with_weights)
+    unet, vae, scheduler = load_generator(folder, variant, with_weights)
     check_can_be_learned(scheduler, recipe.stable_diffusion.source)
     width = unet.config.cross_attention_dim
     if clip.text_encoder.d_c != width:
@@ -60,7 +61,7 @@ def load_start(recipe: UniDiffRecipe, with_weights: bool = True) -> UniDiffParts
             f"U-Net of `{recipe.stable_diffusion.source}` takes width {width}. Expected one width. Use the CLIP that "
             "the Stable Diffusion was made with: for 1.x that is openai/clip-vit-large-patch14."
         )
-    own, given = num_text_layers(source), clip.text_encoder.model.config.num_hidden_layers
+    own, given = num_text_layers(folder), clip.text_encoder.model.config.num_hidden_layers
     if own is not None and own != given:  # 2.x conditions on the last layer but one of its CLIP
         raise ValueError(
             f"The text encoder of `{recipe.clip.source}` has {given} layers, and that of "
