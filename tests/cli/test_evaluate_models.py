@@ -13,9 +13,12 @@ from PIL import Image
 from transformers import CLIPModel
 
 from palindiff.cli.model_option import open_embedder, open_generator
+from palindiff.data.sources import DataConfig
 from palindiff.evaluation.class_sets import load_class_set
 from palindiff.evaluation.diffusion_classifier import Stage, classify_by_diffusion
+from palindiff.evaluation.named_data import NamedData
 from palindiff.evaluation.naming_tasks import caption_retrieval
+from palindiff.evaluation.run_diffusion_classifier import DiffusionClassifierConfig, open_classified
 from palindiff.inference.clip_model import ClipModel
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.pretrained.clip_folders import find_clip
@@ -204,6 +207,17 @@ def test_the_diffusion_classifier_is_measured_resumed_and_shared(
     assert record["metrics"]["acc1"] == pytest.approx((found.chosen == truth).double().mean().item())
     assert record["cost"]["calls of U-Net"] == 2 * 3 + 2 * 2
     assert record["cost"]["tflop"] > 0
+
+
+def test_a_part_of_the_images_has_each_class_s_share(images):
+    """Twelve images, four of each class in turn, so that every third, evenly spread, would be of one class."""
+    data = NamedData("set", DataConfig(path=str(images.parent), split=images.name))
+    rows = data.open()
+    few = DiffusionClassifierConfig(num_images=6)
+    chosen, classes, truth = open_classified(data, few)
+    assert truth.bincount(minlength=len(classes.class_names)).tolist() == [2, 2, 2]
+    assert [row.label for row in chosen] == [classes.class_names[each] for each in truth]
+    assert len(open_classified(data, DiffusionClassifierConfig())[0]) == len(rows)
 
 
 def test_kept_embeddings_are_evaluated_as_the_images_are(evaluate, images, records, palindiff, model, tmp_path):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from palindiff.inference.pipeline import PalindiffPipeline
 from palindiff.seeds import seeded_generator
+from palindiff.training.base_trainer import open_sets
 from palindiff.training.loop.run_log import read_log
 from palindiff.training.train_diffdis import DiffDisTrainer
 from palindiff.training.trainer import TRAINERS, train_recipe
@@ -54,23 +55,25 @@ def test_other_weights_have_other_losses(parts):
 
 
 def test_validation_losses_are_of_unflipped_images_and_first_captions(parts):
-    """Batches of four out of six: one is full, and the rest is left out."""
-    rows = torch.arange(4)
-    z_mean, z_std = parts.validation_set.images.read(rows, torch.zeros(4, dtype=torch.bool))
-    captions = [parts.validation_images[row].captions[0] for row in rows.tolist()]
-    texts = parts.validation_set.texts
-    numbers = [texts.row[caption] for caption in captions]
-    batch = {
-        "z_mean": z_mean,
-        "z_std": z_std,
-        "c": torch.tensor(texts.c[numbers]),
-        "e_0": torch.tensor(texts.e[numbers]),
-        "caption_id": torch.tensor([captions.index(caption) for caption in captions]),
-    }
+    """Six rows in batches of at most four: two of three."""
+    texts, totals = parts.validation_set.texts, dict[str, float]()
+    for number, rows in enumerate((torch.arange(3), torch.arange(3, 6))):
+        z_mean, z_std = parts.validation_set.images.read(rows, torch.zeros(3, dtype=torch.bool))
+        captions = [parts.validation_images[row].captions[0] for row in rows.tolist()]
+        numbers = [texts.row[caption] for caption in captions]
+        batch = {
+            "z_mean": z_mean,
+            "z_std": z_std,
+            "c": torch.tensor(texts.c[numbers]),
+            "e_0": torch.tensor(texts.e[numbers]),
+            "caption_id": torch.tensor([captions.index(caption) for caption in captions]),
+        }
+        with torch.no_grad():
+            losses = parts.objective(batch, parts.objective.draw(3, seeded_generator(0, "validation", number)))
+        totals = {name: totals.get(name, 0.0) + loss.item() / 2 for name, loss in losses.items()}
     with torch.no_grad():
-        losses = parts.objective(batch, parts.objective.draw(4, seeded_generator(0, "validation", 0)))
         found = parts.validation_losses()
-    assert found == {f"validation_{name}": loss.item() for name, loss in losses.items()}
+    assert found == pytest.approx({f"validation_{name}": total for name, total in totals.items()}, rel=1e-6)
     assert found["validation_loss"] == pytest.approx(found["validation_generation"] + found["validation_alignment"])
 
 
@@ -85,6 +88,32 @@ def test_validation_losses_are_the_mean_over_batches(toy_parts, tmp_path):
             draws = whole.objective.draw(2, seeded_generator(0, "validation", number))
             batches.append(whole.objective(batch, draws)["generation"].item())
     assert found == pytest.approx(sum(batches) / 3, rel=1e-6)
+
+
+def test_no_validation_row_is_left_out_but_what_does_not_divide(toy_parts, tmp_path):
+    parts = prepare_toy(toy_recipe(toy_parts, loop={"batch_size": 4}), tmp_path)
+    parts.validation_rows, read = torch.arange(5), parts.validation_set.read
+    seen: list[int] = []
+    parts.validation_set.read = lambda rows, uniform: seen.extend(rows.tolist()) or read(rows, uniform)
+    with torch.no_grad():
+        parts.validation_losses()
+    assert seen == [0, 1, 2, 3]  # two batches of two
+
+
+def test_validation_images_meet_conditions_of_their_own(toy_parts, tmp_path):
+    whole = toy_recipe(toy_parts)
+    training, validation = open_sets(whole)
+    chosen = validation[2].captions[0]
+    some = toy_recipe(toy_parts, evaluation={"where": [f"caption={chosen}"]})
+    same, kept = open_sets(some)
+    assert same.fingerprint == training.fingerprint
+    assert {row.captions[0] for row in kept} == {chosen}
+    assert len(kept) < len(validation)
+    none = toy_recipe(toy_parts, evaluation={"where": ["image_path=nowhere"]})
+    with pytest.raises(ValueError, match=r"No row of .* meets image_path=nowhere\. Expected at least one\."):
+        open_sets(none)
+    with pytest.raises(ValueError, match="The condition `nowhere` has no key"):
+        toy_recipe(toy_parts, evaluation={"where": ["nowhere"]})
 
 
 @pytest.mark.parametrize(

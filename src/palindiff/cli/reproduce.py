@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 TARGETS = (
-    "table1 to table9, figure4, diffusing, fusion, rates, unidiff, unidiff-rates, controls, claims, "
+    "table1 to table9, figure4, diffusing, fusion, rates, unidiff, unidiff-rates, unidiff-weights, controls, claims, "
     "exploratory-claims, unidiff-claims; which of them exist depends on the scale."
 )
 

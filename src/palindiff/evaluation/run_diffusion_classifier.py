@@ -47,7 +47,7 @@ SHARD_IMAGES = 8
 class DiffusionClassifierConfig(BaseModel, frozen=True, extra="forbid"):
     """What is classified, and with how many draws."""
 
-    num_images: int | None = Field(None, gt=0)  # evenly spread over the rows; None: all
+    num_images: int | None = Field(None, gt=0)  # stratified: of each class its share; None: all
     stages: tuple[Stage, ...] = Field(STAGES, min_length=1)
     """Draws of each class up to a stage's end, and how many classes are kept there."""
     template: str | None = None  # prompt with {} for a class name; None: the first of the class set
@@ -139,7 +139,7 @@ def evaluate_diffusion_classifier(
     """
     fingerprint = pipeline_fingerprint(pipeline)
     for each in data:
-        rows, classes, truth = _open(each, options)
+        rows, classes, truth = open_classified(each, options)
         for seed in seeds:
             settings: dict[str, Any] = {
                 "task": TASK, "model_fingerprint": fingerprint, "source_fingerprint": rows.fingerprint,
@@ -169,11 +169,14 @@ def check_classifier_data(data: Sequence[NamedData], options: DiffusionClassifie
     Raises: as `evaluate_diffusion_classifier`.
     """
     for each in data:
-        _open(each, options)
+        open_classified(each, options)
 
 
-def _open(data: NamedData, options: DiffusionClassifierConfig) -> tuple[ImageSet, ClassSet, Tensor]:
-    """Open the chosen images of a set, its classes, and the class of each image."""
+def open_classified(data: NamedData, options: DiffusionClassifierConfig) -> tuple[ImageSet, ClassSet, Tensor]:
+    """Open the chosen images of a set -> them, its classes, and the class of each image, (n,) int64.
+
+    Raises: ValueError if images have no class, or a label is none of the class set.
+    """
     rows = data.open()
     if not has_classes(rows):
         raise ValueError(
@@ -181,9 +184,12 @@ def _open(data: NamedData, options: DiffusionClassifierConfig) -> tuple[ImageSet
             f"and two or more, for `{TASK}`. Use class folders, or leave the task out."
         )
     classes = data.classes(rows)
+    truth = true_classes(rows, classes)
     if options.num_images is not None:
-        rows = rows.select(evenly_spread(len(rows), options.num_images))
-    return rows, classes, true_classes(rows, classes)
+        by_class = truth.argsort(stable=True)  # so that each class has its share
+        rows = rows.select(sorted(by_class[evenly_spread(len(rows), options.num_images)].tolist()))
+        truth = true_classes(rows, classes)
+    return rows, classes, truth
 
 
 def latents(pipeline: StableDiffusionPipeline, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ itself (`loop/`), which trainer a recipe has (`trainer.py`).
 """
 
 import json
+import math
 import shutil
 import warnings
 from abc import ABC, abstractmethod
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from palindiff.atomic import atomic_folder, atomic_text, check_writable
-from palindiff.data.conditions import select_by_hash
+from palindiff.data.conditions import Condition, select_by_hash, select_where
 from palindiff.data.sources import ImageSet, open_images
 from palindiff.evaluation.results import Row
 from palindiff.seeds import seeded_generator
@@ -174,8 +175,8 @@ class Trainer(ABC, Generic[R]):
         totals: dict[str, float] = {}
         if self.validation_set is None:
             return totals
-        batch_size = min(self.recipe.loop.batch_size, len(self.validation_rows))
-        num_batches = len(self.validation_rows) // batch_size  # incomplete batches are left out
+        num_batches = math.ceil(len(self.validation_rows) / self.recipe.loop.batch_size)
+        batch_size = len(self.validation_rows) // num_batches  # all alike: a contrastive loss depends on its size
         for number, rows in enumerate(self.validation_rows.split(batch_size)[:num_batches]):
             batch = self.validation_set.read(rows, NO_AUGMENTATION.expand(batch_size, 2))
             draws = cast("Objective", self.objective).draw(batch_size, seeded_generator(0, "validation", number))
@@ -226,6 +227,8 @@ def open_sets(recipe: Recipe) -> tuple[ImageSet, ImageSet | None]:
     """
     data = recipe.data
     training, validation = _all_images(recipe)
+    if validation is not None:
+        validation = select_where(validation, [Condition.parse(each) for each in recipe.evaluation.where])
     return training if data.num_images is None else select_by_hash(training, data.num_images), validation
 
 

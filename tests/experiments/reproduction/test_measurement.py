@@ -77,6 +77,11 @@ def test_the_diffusion_classifier_and_controls_are_rows_with_their_chance(opened
     assert published["value"] / accuracy["tflop_per_image"] == pytest.approx(calls[0] / calls[1])
     assert accuracy["n"] == 3
     assert accuracy["chance"] > 0
+    column = ColumnPlan(title="accuracy", metrics=("acc1",), data=("images",))
+    measured = opened.diffusion_classifier("images", data, plan)
+    own = column_row(column, {"images": [measured]}, None)
+    assert (own["ci_low"], own["ci_high"]) == (accuracy["ci_low"], accuracy["ci_high"]) != (None, None)
+    assert column_row(column, {"images": [measured] * 2}, None)["ci_low"] is None  # of two seeds nothing is known
     metrics = {row["metric"] for row in opened.controls("images", data)}
     assert metrics >= {f"shuffled_images_{name}" for name in RECALL}
     assert metrics >= {f"nearest_thumbnail_{name}" for name in ("acc1", *RECALL)}

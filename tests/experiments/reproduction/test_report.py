@@ -122,6 +122,18 @@ def test_seeds_of_naming_have_their_mean_and_variance(results):
     assert "Mean, and variance of the share, over the rows: recall@10 20.50 (2.78e-05)." in text
 
 
+def test_the_cost_of_the_diffusion_classifier_is_shown_as_run_and_as_published(results):
+    row = {"row": "Diffusion Classifier, 250 images", "seed": 0, "data": "unseen"}
+    cost = {"metric": "published_tflop_per_image", "value": 1234.4}
+    text = report.page(
+        results("table1", [row | {"metric": "acc1", "value": 0.5, "tflop_per_image": 0.1234}, row | cost])
+    )
+    assert (
+        "TFLOP for an image: Diffusion Classifier, 250 images on unseen: 0.123, with its authors' stages 1,234."
+        in " ".join(text.split())
+    )
+
+
 def test_a_setting_is_plotted_where_a_curve_has_two_points(results):
     rows = [mean(label, "recall@10", 0.1 * number) for number, label in enumerate(["1", "4", "50"], start=1)]
     folder = results("table8", rows)

@@ -518,8 +518,8 @@ class WithMachine(BaseModel, frozen=True, extra="forbid"):
 
 FREE = {  # of the recipe `emoji`: what alters no trained number, and paths, whose content fingerprints stand for
     "loop.log_every=7", "loop.save_every=7", "loop.evaluate_every=0", "evaluation.evaluators=[]", "vae=elsewhere",
-    "evaluation.num_images=3", "evaluation.validation_split=train", "data.path=elsewhere", "text.source=elsewhere",
-    "machine.log_with=[]", "machine.gradient_checkpointing=true",
+    "evaluation.num_images=3", "evaluation.validation_split=train", "evaluation.where=[a=b]",
+    "data.path=elsewhere", "text.source=elsewhere", "machine.log_with=[]", "machine.gradient_checkpointing=true",
 }  # fmt: skip
 BOUND = {"loop.ema_every=2", "loop.seed=1", "data.split=test", "views.crops=9", "objective.text_drop_rate=0.3"}
 
@@ -540,7 +540,8 @@ def test_the_config_hash_is_of_a_trained_number_alone(override, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "override", ["loop.evaluate_every=7", "evaluation.patience=2", "evaluation.keep_best=generation"]
+    "override",
+    ["loop.evaluate_every=7", "evaluation.patience=2", "evaluation.keep_best=generation", "evaluation.where=[a=b]"],
 )
 def test_what_chooses_the_result_of_a_training_that_stops_early_is_part_of_the_config_hash(override):
     def hashed(*overrides):

@@ -57,7 +57,7 @@ def _interval(
     if len(places) == 1 and all(_is_distance(each, places[0][1]) for each in measured[places[0][0]]):
         return mean_kd(measured[places[0][0]], DISTANCE_RESAMPLES).interval()
     if any(metric not in each.items for name, metric in places for each in measured[name]):
-        return None, None
+        return _measured_interval(places, measured)
     metrics: dict[str, list[str]] = {}
     for name, metric in places:
         metrics.setdefault(name, []).append(metric)
@@ -66,6 +66,18 @@ def _interval(
     items = torch.stack([torch.cat(list(each.items.values())) for each in seeds])  # (s, n)
     groups = torch.cat([torch.full_like(each, place) for place, each in enumerate(units)])
     return bootstrap_interval(items, groups=groups, units=torch.cat(units))
+
+
+def _measured_interval(
+    places: Sequence[tuple[str, str]], measured: Mapping[str, Sequence[Measurement]]
+) -> tuple[float | None, float | None]:
+    """The interval that was measured with a single metric of a single seed; of several there is none."""
+    name, metric = places[0]
+    if len(places) > 1 or len(measured[name]) > 1:
+        return None, None
+    row = next(each for each in measured[name][0].rows if each["metric"] == metric)
+    low, high = (None if row.get(end) is None else float(str(row[end])) for end in ("ci_low", "ci_high"))
+    return low, high
 
 
 def _value(measured: Measurement, metric: str) -> float | None:

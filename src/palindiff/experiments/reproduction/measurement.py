@@ -187,7 +187,7 @@ class OpenModel:
         return [real[i].captions[0] for i in places], generated, [decode_image(real[i].source) for i in places]
 
     def diffusion_classifier(self, name: str, data: DataPlan, plan: ClassifierPlan) -> Measurement:
-        """Classify evenly spread images by the U-Net's error.
+        """Classify a stratified part of the images by the U-Net's error.
 
         Source: Diffusion Classifier (Li et al., arXiv 2303.16203).
         """

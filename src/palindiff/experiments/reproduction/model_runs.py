@@ -208,7 +208,8 @@ class ModelRun:
 
     def _images(self) -> dict[str, str]:
         recipe = self.own_recipe
-        key = f"{recipe.data.model_dump_json()} {recipe.evaluation.validation_split} {self._stops_early}"
+        chosen = recipe.evaluation.model_dump(include={"validation_split", "where"})
+        key = f"{recipe.data.model_dump_json()} {chosen} {self._stops_early}"
         if key not in self.known.images:
             training, validation = open_sets(recipe)
             found = {"training images": training.fingerprint}

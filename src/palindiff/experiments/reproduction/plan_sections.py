@@ -97,7 +97,7 @@ class ClassifierPlan(BaseModel, frozen=True, extra="forbid"):
     """Classification by the U-Net's error under each class's prompt, in place of naming (the Diffusion Classifier)."""
 
     data: tuple[str, ...] = ()  # names of `naming`; (): all of the table's that are classified
-    num_images: int = Field(250, gt=0)  # of each data set, evenly spread
+    num_images: int = Field(250, gt=0)  # of each data set, stratified by class
     stages: tuple[Stage, ...] = STAGES
 
 

@@ -15,6 +15,7 @@ from palindiff.atomic import atomic_text
 from palindiff.evaluation.provenance import RESULTS_FOLDER
 from palindiff.evaluation.results import Results, Row, read_results
 from palindiff.experiments.reproduction.figures import chain_plot, table_plot, write_figures
+from palindiff.experiments.reproduction.measurement import PUBLISHED_COST
 from palindiff.experiments.reproduction.plan import CONTROLS, Plan, Target, load_plan, plan_names
 from palindiff.experiments.reproduction.plan_sections import ClaimPlan, ColumnPlan
 from palindiff.experiments.reproduction.verdicts import POINTS, level_keys, num_planned
@@ -31,6 +32,7 @@ BUDGET_NAMES = {"steps": "steps", "flop": "FLOP"}
 TITLES = {
     "unidiff-claims": "Claims of UniDiff", "exploratory-claims": "Exploratory claims",
     "rates": "Learning rates", "unidiff-rates": "Learning rates of UniDiff",
+    "unidiff-weights": "Weights of UniDiff's consistency",
     "unidiff": "UniDiff",
 }  # fmt: skip
 INTRODUCTION = """# The paper's tables, measured again
@@ -213,6 +215,8 @@ def _table(target: str, scale: str, plan: Plan, found: Results) -> str:
     lines.append(f"{_markdown(header, rows)}\n")
     if levels := _chance(columns, shown):
         lines.append(f"{_wrapped(levels)}\n")
+    if costs := _classifier_costs(found):
+        lines.append(f"{_wrapped(costs)}\n")
     if table.shows_spread:
         lines.append(f"{_wrapped(_spread(columns, shown))}\n")
     if table_plot(plan, target, found) is not None:
@@ -247,6 +251,23 @@ def _chance(columns: Sequence[ColumnPlan], shown: Mapping[tuple[str, str], Row])
     levels = {title: row["chance"] for (_, title), row in shown.items() if row["chance"] is not None}
     said = [f"{each.title} {100 * float(str(levels[each.title])):.2f}" for each in columns if each.title in levels]
     return f"Chance: {', '.join(said)}." if said else ""
+
+
+def _classifier_costs(found: Results) -> str:
+    """State what classifying an image by the Diffusion Classifier costs, as it was run and as its authors run it."""
+    published = {(row["row"], row["data"]): row["value"] for row in found.rows if row.get("metric") == PUBLISHED_COST}
+    own = {(row["row"], row["data"]): row["tflop_per_image"] for row in found.rows if row.get("tflop_per_image")}
+    said = [
+        f"{label} on {data}: {_rounded(own[label, data])}, with its authors' stages {_rounded(value)}"
+        for (label, data), value in published.items()
+    ]
+    return f"TFLOP for an image: {'; '.join(said)}." if said else ""
+
+
+def _rounded(number: object) -> str:
+    """Three digits, and of a large number those before the point: 0.123, 1,234."""
+    value = float(str(number))
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _spread(columns: Sequence[ColumnPlan], shown: Mapping[tuple[str, str], Row]) -> str:

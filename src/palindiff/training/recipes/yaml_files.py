@@ -29,7 +29,7 @@ DEFAULT_OBJECTIVE = "diffdis"  # of a recipe without `objective.name`
 ALTER_NO_NUMBERS = ("machine.", "evaluation.", "loop.log_every", "loop.evaluate_every", "loop.save_every")
 CHOOSE_RESULT = {  # where training stops early, its result is that of one of the evaluations
     "loop.evaluate_every", "evaluation.patience", "evaluation.keep_best", "evaluation.evaluators",
-    "evaluation.num_images", "evaluation.validation_split",
+    "evaluation.num_images", "evaluation.validation_split", "evaluation.where",
 }  # fmt: skip
 PATHS = {
     "data.path", "data.captions_file", "base.source", "base.config", "text.source", "vae", "clip.source",
