@@ -30,6 +30,8 @@ from palindiff.experiments.reproduction.planned import Planned
 from palindiff.experiments.reproduction.verdicts import judge, level_keys, num_planned
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 
+SHEET_COLOURS = 128  # of a figure's file, which is kept in the repository
+
 
 @dataclass(frozen=True)
 class ReproduceOptions:
@@ -317,7 +319,7 @@ class Reproduction:
         sheet = contact_sheet(list(zip(*columns, strict=True)), captions, columns=4, title=title)
         file = self.options.results.with_suffix(".png")
         with atomic_file(file) as temporary:
-            sheet.save(temporary, "PNG")
+            sheet.quantize(SHEET_COLOURS).save(temporary, "PNG", optimize=True)
         self.report(f"written: {file}")
 
     def _write_rows(self, command: str, began: float) -> list[Row]:
