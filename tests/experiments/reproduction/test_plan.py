@@ -133,6 +133,19 @@ def test_the_arms_of_a_claim_differ_in_what_it_is_about_and_its_learning_rate_al
         assert BOTH_ARMS[name] <= differing, name
 
 
+def test_an_arm_of_unidiff_with_other_images_differs_in_their_number_alone(tmp_path):
+    plan = load_plan("emoji")
+
+    def settings(name):
+        return keys_of(ModelRun(plan, name, 0, tmp_path, tmp_path / "runs")._load(()).model_dump(mode="json"))
+
+    of_forms = [settings(name) for name in ("uni-projected", "uni-relational")]
+    for number in (500, 2000):
+        for name, same in (("contrastive", [settings("uni-contrastive")]), ("both", [settings("uni-both")]),
+                           ("consistency", of_forms)):  # fmt: skip
+            assert settings(f"uni-{name}-{number}") in [each | {"data.num_images": number} for each in same], name
+
+
 def test_an_arm_of_equal_flop_is_that_of_equal_steps_but_for_its_length(tmp_path):
     plan = load_plan("emoji")
     pairs = [(claim.a, claim.a_flop) for claim in plan.claims.values()]
