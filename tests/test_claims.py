@@ -232,6 +232,10 @@ def test_what_is_said_of_verdicts_is_in_the_result_files():
         assert found[claim, "flop"] == "does not hold here"
         assert found[claim, "steps"] == "cannot be decided"
     assert found["E3", "steps"] == "does not hold here"
+    assert {found["P5", budget] for budget in ("steps", "flop")} == {"holds here"}
+    assert "that a larger learning rate of the new parameters helps holds here" in " ".join(
+        (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split()
+    )
     accuracy = {(row["variant"], row["seed"]): 100 * row["value"] for row in results("table4-emoji").rows
                 if row.get("metric") == "acc1" and row["data"] == "unseen"}  # fmt: skip
     differences = [accuracy["both", seed] - accuracy["alignment-long", seed] for seed in range(3)]

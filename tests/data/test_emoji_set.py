@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from palindiff.data import emoji_set, emoji_styles
-from palindiff.data.conditions import Condition, select_where
+from palindiff.data.conditions import select_where
 from palindiff.data.emoji import STYLES, group_concepts, read_emoji
 from palindiff.data.emoji_set import build_emoji_set
 from palindiff.data.emoji_styles import ATTRIBUTION, find_style_packages, list_styles, read_package_style
@@ -174,7 +174,7 @@ def test_a_row_of_a_package_has_captions_licence_and_split(large_set):
 def test_vendor_rows_tell_seen_from_unseen_concepts(large_set):
     rows = open_images(DataConfig(path=str(large_set[0]), split="vendor"))
     for split in ("train", "validation", "test"):
-        labels = {row.label for row in select_where(rows, [Condition.parse(f"concept_split={split}")])}
+        labels = {row.label for row in select_where(rows, [f"concept_split={split}"])}
         assert labels == {
             name
             for name in CHOSEN

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Annotated
 
 import torch
+from pydantic import AfterValidator
 
 from palindiff.data.rows import ImageSet
 from palindiff.seeds import hash_63_bits
@@ -33,11 +35,20 @@ class Condition:
         return f"{self.key}{'=' if self.is_wanted else '!='}{self.pattern}"
 
 
-def select_where(rows: ImageSet, conditions: Sequence[Condition]) -> ImageSet:
+def _checked(where: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(str(Condition.parse(each)) for each in where)
+
+
+Where = Annotated[tuple[str, ...], AfterValidator(_checked)]
+"""A recipe's conditions, as text"""
+
+
+def select_where(rows: ImageSet, where: Sequence[str]) -> ImageSet:
     """Keep the rows that meet all conditions; a row without the column counts as empty text.
 
-    Raises: ValueError if no row has a column of that name, or none meets the conditions.
+    Raises: ValueError as `Condition.parse`, if no row has a column of that name, or if none meets the conditions.
     """
+    conditions = [Condition.parse(each) for each in where]
     if not conditions:
         return rows
     columns = list(rows.columns())

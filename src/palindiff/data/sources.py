@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from palindiff.data.conditions import Condition, select_where
+from palindiff.data.conditions import Where, select_where
 from palindiff.data.folder import (
     SplitFolder,
     find_metadata,
@@ -57,7 +57,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     caption_template: str = "a photo of a {c}"  # the caption of a row that has only a class {c}
     on_bad: OnBad = "refuse"  # bad rows: "refuse" the source, listing them; or "skip" them, reporting how many and why
     check_images: bool = False  # True: decode each once on opening, so that damaged ones count as bad rows
-    where: tuple[str, ...] = ()  # KEY=PATTERN or KEY!=PATTERN: keep the rows that meet all, such as style=flat
+    where: Where = ()  # KEY=PATTERN or KEY!=PATTERN: keep the rows that meet all, such as style=flat
     num_images: int | None = Field(None, gt=0)  # that training chooses of those rows, by hash; None: all
 
     @field_validator("caption_template")
@@ -68,11 +68,6 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
                 f"`{template}` names no class. Expected {{c}} in place of its name. Use 'a photo of a {{c}}'."
             )
         return template
-
-    @field_validator("where")
-    @classmethod
-    def _are_conditions(cls, where: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(str(Condition.parse(each)) for each in where)
 
     @model_validator(mode="after")
     def _is_a_folder_with_captions(self) -> "DataConfig":
@@ -110,7 +105,7 @@ def open_images(config: DataConfig) -> ImageSet:
         columns = find_columns(table.features, config.image_column, config.caption_column, source)
         index, images = index_table(table, columns, config.caption_template)
     rows = check_rows(index, images, source, config.on_bad, config.check_images)
-    return select_where(rows, [Condition.parse(each) for each in config.where])
+    return select_where(rows, config.where)
 
 
 def open_any_images(config: DataConfig) -> ImageSet:

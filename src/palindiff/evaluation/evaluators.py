@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from pydantic import BaseModel, Field, field_validator
 from torch import Tensor
 
-from palindiff.data.conditions import Condition
+from palindiff.data.conditions import Where
 from palindiff.data.images import ImageInput, to_pixels
 from palindiff.evaluation import naming_tasks
 from palindiff.evaluation.results import Row
@@ -43,12 +43,7 @@ class EvaluationSection(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
     """What the recipe section `evaluation` of every objective has."""
 
     validation_split: str | None = "validation"  # null: nothing is validated, unless `data.validation_fraction` is set
-    where: tuple[str, ...] = ()  # conditions on validation images besides those of `data.where`, such as style=flat
-
-    @field_validator("where")
-    @classmethod
-    def _are_conditions(cls, where: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(str(Condition.parse(each)) for each in where)
+    where: Where = ()  # conditions on validation images besides those of `data.where`, such as style=flat
 
 
 class NamingSection(EvaluationSection, frozen=True, extra="forbid", allow_inf_nan=False):

@@ -187,8 +187,8 @@ def open_classified(data: NamedData, options: DiffusionClassifierConfig) -> tupl
     truth = true_classes(rows, classes)
     if options.num_images is not None:
         by_class = truth.argsort(stable=True)  # so that each class has its share
-        rows = rows.select(sorted(by_class[evenly_spread(len(rows), options.num_images)].tolist()))
-        truth = true_classes(rows, classes)
+        chosen = sorted(by_class[evenly_spread(len(rows), options.num_images)].tolist())
+        rows, truth = rows.select(chosen), truth[chosen]
     return rows, classes, truth
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from palindiff.atomic import atomic_folder, atomic_text, check_writable
-from palindiff.data.conditions import Condition, select_by_hash, select_where
+from palindiff.data.conditions import select_by_hash, select_where
 from palindiff.data.sources import ImageSet, open_images
 from palindiff.evaluation.results import Row
 from palindiff.seeds import seeded_generator
@@ -228,7 +228,7 @@ def open_sets(recipe: Recipe) -> tuple[ImageSet, ImageSet | None]:
     data = recipe.data
     training, validation = _all_images(recipe)
     if validation is not None:
-        validation = select_where(validation, [Condition.parse(each) for each in recipe.evaluation.where])
+        validation = select_where(validation, recipe.evaluation.where)
     return training if data.num_images is None else select_by_hash(training, data.num_images), validation
 
 

@@ -146,6 +146,15 @@ def test_an_arm_of_unidiff_with_other_images_differs_in_their_number_alone(tmp_p
             assert settings(f"uni-{name}-{number}") in [each | {"data.num_images": number} for each in same], name
 
 
+def test_consistency_on_clothing_is_that_of_emoji(tmp_path):
+    of_emoji, of_clothing = (
+        ModelRun(load_plan(scale), arm, 0, tmp_path, tmp_path / "runs")._load(())
+        for scale, arm in (("emoji", "uni-consistency-500"), ("photos", "uni-consistency"))
+    )
+    assert of_clothing.objective == of_emoji.objective
+    assert of_clothing.optimizer.learning_rate == of_emoji.optimizer.learning_rate
+
+
 def test_an_arm_of_equal_flop_is_that_of_equal_steps_but_for_its_length(tmp_path):
     plan = load_plan("emoji")
     pairs = [(claim.a, claim.a_flop) for claim in plan.claims.values()]
