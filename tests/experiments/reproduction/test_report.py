@@ -96,7 +96,7 @@ def test_without_results_every_target_of_a_scale_is_named_as_not_run(tmp_path):
 
 def test_controls_stand_beside_each_other_and_recall_at_one_k_is_shown(results):
     rows = [
-        {"variant": variant, "metric": metric, "value": value}
+        {"variant": variant, "metric": metric, "value": value, "data": "unseen"}
         for variant, metric, value in [
             ("both", "shuffled_images_text_retrieval_recall@10", 0.0123), ("both", "shuffled_images_acc5", 0.2),
             ("both", "shuffled_images_text_retrieval_recall@1", 0.3), ("unit", "chain_cosine_noise", 0.99),
@@ -144,6 +144,32 @@ def test_a_setting_is_plotted_where_a_curve_has_two_points(results):
     assert "γ = 0.01: 30" in texts  # its last value, in percent
     assert "![Denoising steps in naming](table8-emoji.svg)" in report.page(folder)
     assert report.figures(results("table8", rows[:1])) == {}
+
+
+def test_controls_of_several_sets_are_tables_of_their_own(tmp_path, results):
+    rows = [
+        {"variant": "both", "metric": "largest_class_acc1", "value": value, "data": data}
+        for data, value in (("flickr8k", 0.25), ("clothing", 0.5))
+    ]
+    (results("controls", rows) / "controls-emoji.json").rename(tmp_path / "controls-photos.json")
+    text = report.page(tmp_path)
+    assert lines(text, "control and metric") == [
+        f"| control and metric on {name} | both |" for name in ("flickr8k", "clothing")
+    ]
+    assert lines(text, "largest_class_acc1") == ["| largest_class_acc1 | 0.2500 |", "| largest_class_acc1 | 0.5000 |"]
+
+
+@pytest.mark.parametrize(("recall", "is_shown"), [(0.0501, True), (0.0499, False)])
+def test_what_is_kept_is_shown_if_there_was_something_to_lose(tmp_path, results, recall, is_shown):
+    rows = [
+        mean("CLIP before", "recall@10 kept on Flickr8k", recall, chance=0.01),
+        mean("contrastive", "recall@10 kept on Flickr8k", 0.09, chance=0.01),
+        mean("CLIP before", "effective rank", 12.0),
+    ]
+    (results("unidiff", rows) / "unidiff-emoji.json").rename(tmp_path / "unidiff-clothing.json")
+    text = report.page(tmp_path)
+    assert ("| recall@10 kept on Flickr8k |" in text) == is_shown
+    assert "| effective rank |" in text
 
 
 def test_the_use_of_the_noisy_query_is_plotted_along_its_steps(results):

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 from PIL import Image
@@ -15,6 +16,24 @@ from palindiff.experiments.reproduction.plan_sections import NamingPlan
 
 def one_seed(tree):
     tree["seeds"] = [0]
+
+
+@contextmanager
+def while_another_process_trains(run):
+    """Hold a run from the start of the block on, and train it after a while."""
+    entered = threading.Event()
+
+    def hold():
+        with run.locked():
+            entered.set()
+            time.sleep(0.5)
+            run.train()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    entered.wait()
+    yield
+    holder.join()
 
 
 def test_a_table_has_the_paper_s_numbers_beside_ours_for_each_seed(reproduction, tmp_path):
@@ -219,19 +238,8 @@ def test_others_are_measured_before_one_is_waited_for(reproduction):
 def test_a_run_waits_for_the_start_that_another_process_trains(reproduction):
     made = reproduction("table5", one_seed)
     start, tuned = made.model_runs()
-    entered = threading.Event()
-
-    def hold():
-        with start.locked():
-            entered.set()
-            time.sleep(0.5)
-            start.train()
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    entered.wait()
-    rows = made.run("a command")
-    holder.join()
+    with while_another_process_trains(start):
+        rows = made.run("a command")
     assert "both-seed0: another process has it" in made.said
     assert tuned.is_finished
     assert {row["variant"] for row in rows} == {"tuned"}
@@ -273,10 +281,39 @@ def test_a_claim_over_two_data_sets_is_about_their_mean(reproduction):
     assert rows["P1", "steps"]["difference"] == pytest.approx(100 * (values[0] - values[1]))
 
 
-def test_controls_are_rows_of_their_own(reproduction):
-    rows = reproduction("controls", one_seed).run("a command")
+def test_controls_are_rows_of_each_set_that_has_them(reproduction):
+    def on_two_sets(tree):
+        one_seed(tree)
+        tree["naming"]["again"] = tree["naming"]["validation"] | {"tasks": ["classification"]}
+        tree["controlled"] = ["validation", "again"]
+
+    rows = reproduction("controls", on_two_sets).run("a command")
     assert {row["variant"] for row in rows} == {"both"}
-    assert {row["metric"] for row in rows} >= {"zeroed_images_acc1", "nearest_efflite0_text_retrieval_recall@1"}
+    expected = {"zeroed_images_acc1", "largest_class_acc1", "nearest_efflite0_text_retrieval_recall@1"}
+    for name in ("validation", "again"):
+        assert {row["metric"] for row in rows if row["data"] == name} >= expected
+    hashes = {name: {row["plan_hash"] for row in rows if row["data"] == name} for name in ("validation", "again")}
+    assert hashes["validation"].isdisjoint(hashes["again"])
+
+
+def test_a_run_of_equal_flop_waits_for_what_the_other_one_starts_from(reproduction):
+    def as_long_as_tuned(tree):
+        one_seed(tree)
+        tree["variants"]["alignment-long"]["same_flop_as"] = "tuned"
+        tree["tables"]["table5"]["rows"] = [
+            {"label": name, "variant": name} for name in ("alignment-long", "alignment")
+        ]
+
+    made = reproduction("table5", as_long_as_tuned)
+    start, long, other = made.model_runs()
+    assert [run.name for run in (start, long, other)] == ["both-seed0", "alignment-long-seed0", "alignment-seed0"]
+    assert not long.is_countable
+    with while_another_process_trains(start):
+        made.run("a command")
+    assert made.said.index("alignment-seed0: training 2 steps") < made.said.index(
+        f"alignment-long-seed0: training {long.recipe.loop.num_steps} steps"
+    )
+    assert long.is_finished
 
 
 def test_missing_data_and_unknown_tables_are_refused_before_any_training(reproduction, tmp_path):

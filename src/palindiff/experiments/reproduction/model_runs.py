@@ -1,7 +1,7 @@
 """The trained models of a scale: one run folder for each variant and seed, resumed by the same call.
 
-Here: the recipe of a run, its cost in FLOP, training, and opening the result. Not here: which runs a table needs
-(`plan.py`), what is measured of them (`measurement.py`).
+Here: the recipe of a run, training, and opening the result. Not here: which runs a table needs (`plan.py`), the cost
+of a step (`equal_flop.py`), what is measured of them (`measurement.py`).
 """
 
 import json
@@ -19,6 +19,7 @@ from palindiff.atomic import atomic_text
 from palindiff.evaluation.clip_score import files_sha256
 from palindiff.evaluation.provenance import git_state
 from palindiff.evaluation.records import hash_settings
+from palindiff.experiments.reproduction.equal_flop import scaled_schedule, step_tflop
 from palindiff.experiments.reproduction.interpolation import interpolate
 from palindiff.experiments.reproduction.plan import ROOT, RUNS, Plan
 from palindiff.inference.clip_model import ClipModel
@@ -32,7 +33,6 @@ from palindiff.training.recipes.schema import ContrastiveRecipe, DiffDisRecipe, 
 from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 from palindiff.training.recipes.yaml_files import RECIPE_FILE, config_hash, load_recipe, named_paths, prepare_run_dir
 from palindiff.training.trainer import TRAINERS, recipe_classes, train_recipe
-from palindiff.training.training_cost import tflop_of_step
 
 FACTS_FILE = "reproduction.json"  # in the run's folder: what trained it
 FAILURE_FILE = "failure.txt"  # there if its last training diverged: why
@@ -82,12 +82,15 @@ class ModelRun:
         return self._load(())
 
     @property
-    def is_countable(self) -> bool:
-        """Whether its cost can be counted: only once the model that it starts from is trained."""
+    def counted_after(self) -> list["ModelRun"]:
+        """The runs that must be finished first: those it starts from, and those of the run whose cost it has."""
         other = self.plan.variants[self.variant].same_flop_as
-        return all(each.is_finished for each in self.trained_before) and (
-            other is None or self._of(other, self.seed).is_countable
-        )
+        return self.trained_before + ([] if other is None else self._of(other, self.seed).counted_after)
+
+    @property
+    def is_countable(self) -> bool:
+        """Whether its cost can be counted."""
+        return all(each.is_finished for each in self.counted_after)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -100,7 +103,7 @@ class ModelRun:
             return recipe
         other = self._of(variant.same_flop_as, self.seed)
         steps = round(other.recipe.loop.num_steps * step_tflop(other.recipe) / step_tflop(recipe))
-        return self._load((f"loop.num_steps={steps}", *_scaled_schedule(recipe, steps)))
+        return self._load((f"loop.num_steps={steps}", *scaled_schedule(recipe, steps)))
 
     @property
     def train_tflop(self) -> float:
@@ -324,25 +327,3 @@ class ModelRun:
 def _own_code() -> tuple[str | None, bool | None]:
     """Commit of this code and whether files were changed, as they were when this process first asked."""
     return git_state(Path(__file__).parent)
-
-
-_STEP_TFLOP: dict[str, float] = {}  # of recipes already counted, by config hash and the paths of weights
-
-
-def step_tflop(recipe: Recipe) -> float:
-    """TFLOP of one step, counted once for all seeds and lengths of a recipe; a VAE's counts nothing."""
-    one_step = recipe.model_copy(update={"loop": recipe.loop.model_copy(update={"seed": 0, "num_steps": 1})})
-    key = f"{config_hash(one_step)} {named_paths(recipe)}"
-    if key not in _STEP_TFLOP:
-        _STEP_TFLOP[key] = tflop_of_step(recipe) or 0.0
-    return _STEP_TFLOP[key]
-
-
-def _scaled_schedule(recipe: Recipe, steps: int) -> tuple[str, ...]:
-    """Scale warm-up and decay with the number of steps."""
-    share = steps / recipe.loop.num_steps
-    optimizer = recipe.optimizer
-    return (
-        f"optimizer.warmup_steps={round(optimizer.warmup_steps * share)}",
-        f"optimizer.decay_steps={round(optimizer.decay_steps * share)}",
-    )

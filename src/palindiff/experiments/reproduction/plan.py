@@ -47,13 +47,14 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
     hours: dict[str, float] = {}  # measured hours of a variant's run, where it was run; for --dry-run
     variants: dict[str, VariantPlan]
     naming: dict[str, DataPlan]
-    primary: str  # of `naming`: the set of the claims about recall, and of the controls
+    primary: str  # of `naming`: the set of the claims about recall
     generation: dict[str, GenerationPlan] = {}
     columns: dict[str, ColumnPlan]
     tables: dict[Target, TablePlan]
     claims: dict[str, ClaimPlan] = {}
     claimed_generation: str | None = None  # of `generation`: what claims about generation compare
     controls: tuple[str, ...] = ()  # variants whose first seed is measured with controls (rule 8 of the protocol)
+    controlled: tuple[str, ...] = ()  # of `naming`: on which sets; (): the primary one
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -75,8 +76,8 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
         yield "`primary`", "naming", self.primary
         if self.claimed_generation is not None:
             yield "`claimed_generation`", "generation", self.claimed_generation
-        for name in self.controls:
-            yield "`controls`", "variant", name
+        yield from (("`controls`", "variant", name) for name in self.controls)
+        yield from (("`controlled`", "naming", name) for name in self.controlled)
         for name, variant in self.variants.items():
             for used in variant.use:
                 yield f"`variants.{name}.use`", "list", used
@@ -189,6 +190,11 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
         """The `generation` of a claim about it."""
         return claim.generation or self.claimed_generation
 
+    @property
+    def controlled_data(self) -> tuple[str, ...]:
+        """The data sets of the controls."""
+        return self.controlled or (self.primary,)
+
     def result_file(self, target: Target, scale: str) -> str:
         """The name of a target's result file."""
         table = self.tables.get(target)
@@ -203,7 +209,7 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
         return list(dict.fromkeys(data for column in table.columns for data in self.columns[column].data))
 
     def runs_of(self, target: Target) -> list[tuple[str, int]]:
-        """The variants and seeds that a target needs, those first that others start from.
+        """The variants and seeds that a target needs, those first without which the cost of others is not known.
 
         Raises: ValueError for an unknown target.
         """
@@ -227,9 +233,14 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
             yield from ((row.variant, row.seeds or self.seeds_of(row.variant)) for row in rows)
 
     def _add(self, variant: str, seed: int, found: dict[tuple[str, int], None]) -> None:
-        for other in self._before(variant):
+        for other in self._counted_after(variant):
             self._add(other, self.seeds_of(other)[0], found)
         found[variant, seed] = None
+
+    def _counted_after(self, variant: str) -> list[str]:
+        """The variants without which another one cannot be trained, or its cost not be counted."""
+        other = self.variants[variant].same_flop_as
+        return self._before(variant) + ([] if other is None else self._counted_after(other))
 
     def _before(self, variant: str) -> list[str]:
         """The variants that another one needs or starts from."""

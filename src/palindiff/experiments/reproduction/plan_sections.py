@@ -140,6 +140,8 @@ class ColumnPlan(BaseModel, frozen=True, extra="forbid"):
     metrics: tuple[str, ...] = Field(min_length=1)
     data: tuple[str, ...] = ()  # names of `naming`; (): the table's `generation`
     is_share: bool = True  # shown in percent
+    times_chance: float | None = Field(None, gt=0)
+    """Shown only if its first value is at least this many times chance; None: always"""
 
 
 class TablePlan(BaseModel, frozen=True, extra="forbid"):

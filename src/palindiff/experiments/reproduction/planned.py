@@ -34,7 +34,7 @@ class Planned:
         classified = row.diffusion_classifier.data if row.diffusion_classifier else ()
         naming = [*self.plan.data_of(table), *classified, *filter(None, [chosen_by.data if chosen_by else None])]
         generations = [table.generation if row.generates else None, chosen_by.generation if chosen_by else None]
-        columns = [self.plan.columns[name].model_dump(mode="json") for name in table.columns]
+        columns = [self.plan.columns[name].model_dump(mode="json", exclude={"times_chance"}) for name in table.columns]
         return self._hash(runs, {"row": of_row, "columns": columns}, naming, generations)
 
     def claim(self, claim: ClaimPlan, budget: str, runs: Iterable[ModelRun]) -> str:
@@ -44,9 +44,9 @@ class Planned:
         naming, generation = ((), self.plan.generation_of(claim)) if is_kd else (self.plan.naming_of(claim), None)
         return self._hash(runs, {"claim": of_claim, "budget": budget}, naming, [generation])
 
-    def control(self, run: ModelRun) -> str:
-        """Of the controls of a model."""
-        return self._hash([run], {}, [self.plan.primary], [])
+    def control(self, run: ModelRun, data: str) -> str:
+        """Of the controls of a model on a data set."""
+        return self._hash([run], {}, [data], [])
 
     def _hash(
         self, runs: Iterable[ModelRun], own: dict[str, Any], naming: Iterable[str], generations: Iterable[str | None]

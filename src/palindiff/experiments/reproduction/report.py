@@ -168,19 +168,21 @@ def _verdict(row: Row | None, is_current: bool) -> list[str]:
 
 def _controls(plan: Plan, scale: str, found: Results) -> str:
     """What is reached without reading the image, beside what is reached by it, and what the noisy query changes."""
-    lines = ["### Controls\n"]
+    lines = ["### Controls\n", f"{_wrapped(ABOUT_CONTROLS)}\n"]
     variants = list(dict.fromkeys(str(row["variant"]) for row in found.rows))
-    of_metric: dict[str, dict[str, Row]] = {}
-    for row in found.rows:
-        of_metric.setdefault(str(row["metric"]), {})[str(row["variant"])] = row
-    recall = plan.naming[plan.primary].recall_metrics
-    rows = [
-        [metric, *(f"{float(str(of_variant[v]['value'])):.4f}" if v in of_variant else "" for v in variants)]
-        for metric, of_variant in of_metric.items()
-        if metric.endswith(("acc1", *recall)) or not metric.endswith(RECALLS)
-    ]
-    lines.append(f"{_wrapped(ABOUT_CONTROLS)}\n")
-    lines.append(f"{_markdown(['control and metric', *variants], rows)}\n")
+    for name in plan.controlled_data:
+        of_metric: dict[str, dict[str, Row]] = {}
+        for row in found.rows:
+            if row["data"] == name:
+                of_metric.setdefault(str(row["metric"]), {})[str(row["variant"])] = row
+        recall = plan.naming[name].recall_metrics
+        rows = [
+            [metric, *(f"{float(str(of_variant[v]['value'])):.4f}" if v in of_variant else "" for v in variants)]
+            for metric, of_variant in of_metric.items()
+            if metric.endswith(("acc1", *recall)) or not metric.endswith(RECALLS)
+        ]
+        of_data = "" if len(plan.controlled_data) == 1 else f" on {name}"
+        lines.append(f"{_markdown([f'control and metric{of_data}', *variants], rows)}\n")
     if chain_plot(found) is not None:
         lines.append(f"![Use of the noisy query]({_figure(CONTROLS, scale)})\n")
     return "\n".join(lines)
@@ -195,8 +197,7 @@ def _table(target: str, scale: str, plan: Plan, found: Results) -> str:
     shown = {
         (str(row["row"]), str(row["column"])): row for row in found.rows if row["seed"] is None
     }  # row and column of the table
-    columns = [plan.columns[name] for name in table.columns]
-    columns = [each for each in columns if any(title == each.title for _, title in shown)]
+    columns = [each for each in (plan.columns[name] for name in table.columns) if _is_shown(each, shown)]
     of_paper = list(dict.fromkeys(title for row in table.rows for title in row.paper))
     header = ["", *(f"paper: {title}" for title in of_paper), *(each.title for each in columns), "seeds"]
     rows = []
@@ -244,6 +245,14 @@ def _number(row: Mapping[str, object] | None, is_share: bool) -> str:
         f"{100 * float(str(each)):.1f}" if is_share else f"{float(str(each)):.4f}" for each in (row["value"], *ends)
     ]
     return f"{shown[0]} ({shown[1]} to {shown[2]})" if ends else shown[0]
+
+
+def _is_shown(column: ColumnPlan, shown: Mapping[tuple[str, str], Row]) -> bool:
+    """Whether a column was measured, and reaches at first what the plan asks of it."""
+    first = next((row for (_, title), row in shown.items() if title == column.title), None)
+    if first is None or column.times_chance is None:
+        return first is not None
+    return float(str(first["value"])) >= column.times_chance * float(str(first["chance"]))
 
 
 def _chance(columns: Sequence[ColumnPlan], shown: Mapping[tuple[str, str], Row]) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 from PIL import Image
@@ -118,7 +119,7 @@ class Reproduction:
             if not run.trained_before:  # the others' images are opened once what they start from is trained
                 _ = run.origin
         root, table = self.options.data, self.table
-        names = [self.plan.primary] if table is None else self.plan.data_of(table)
+        names = list(self.plan.controlled_data) if table is None else self.plan.data_of(table)
         chosen_by = [row.interpolation for row in (table.rows if table else ()) if row.interpolation is not None]
         names += [each.data for each in chosen_by if each.data is not None]
         generations = [table.generation if table is not None else None, *(each.generation for each in chosen_by)]
@@ -150,11 +151,13 @@ class Reproduction:
         self.measured.waits = False
         later = [run for run in self.model_runs() if not self._turn(run, command, began)]
         for run in later:  # what they start from is trained by another process, or was just now
-            for start in run.trained_before:
-                if all(each.is_finished for each in start.trained_before):
+            for start in run.counted_after:
+                if start.is_countable:
                     self._train(start, waits=True)
             if not self._turn(run, command, began):
-                self.report(f"{run.name}: not run, as it starts from a run that is not finished")
+                self.report(
+                    f"{run.name}: not run, as it starts from a run, or costs as much as one, that is not finished"
+                )
         if self.table is not None:
             self.rows()  # measures what no other process does
         self.measured.waits = True
@@ -163,13 +166,13 @@ class Reproduction:
         return rows
 
     def _turn(self, run: ModelRun, command: str, began: float) -> bool:
-        """Train a run unless it is finished, and write a table's rows -> False if what it starts from is not ready."""
+        """Train a run unless it is finished, and write a table's rows -> False if its cost cannot be counted yet."""
         was_finished = run.is_finished
         if self.options.finished_only:
             if not was_finished:
                 self.report(f"{run.name}: not trained")
             return True
-        if not all(each.is_finished for each in run.trained_before):
+        if not run.is_countable:
             return False
         if self._train(run) and not was_finished and self.table is not None:
             self._write_rows(command, began)
@@ -286,10 +289,9 @@ class Reproduction:
 
     def _control_rows(self) -> Iterator[Row]:
         """Yield what the controls of each chosen variant reach, and what its noisy query changes."""
-        name = self.plan.primary
-        for variant in self.plan.controls:
+        for variant, name in product(self.plan.controls, self.plan.controlled_data):
             run = self.model_run(variant, self.plan.seeds_of(variant)[0])
-            plan_hash = self.planned.control(run)
+            plan_hash = self.planned.control(run, name)
             if not run.is_complete:
                 if kept := self._kept.of(plan_hash, variant=variant):
                     self._stayed.append(variant)
