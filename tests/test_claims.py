@@ -258,5 +258,11 @@ def test_what_is_said_of_verdicts_is_in_the_result_files():
     assert "P1 and P2 judged: at equal steps, as in the recipes of Table 4, they cannot be decided; at equal" in text
     assert "one task alone has up to nearly four times the steps and none has converged, it is better here" in text
     assert "E3 was judged: guidance lowers recall here" in text
+    assert {found[claim, budget] for claim in ("P4", "P6") for budget in ("steps", "flop")} == {"cannot be decided"}
+    assert "of the text diffusion that is used, and P6 judged: it cannot be decided" in text
+    assert {row["row"] for row in results("table6-emoji").rows} == {
+        "γ = 1, text diffusion that is used", "γ = 0.5, text diffusion that is used"
+    }  # fmt: skip
     changes = " ".join((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split())
     assert "does not hold here at equal FLOP, and cannot be decided at equal steps" in changes
+    assert "Whether a frozen text encoder or a smaller γ helps cannot be decided" in changes
