@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -259,6 +260,11 @@ def test_what_is_said_of_verdicts_is_in_the_result_files():
     assert "one task alone has up to nearly four times the steps and none has converged, it is better here" in text
     assert "E3 was judged: guidance lowers recall here" in text
     assert {found[claim, budget] for claim in ("P4", "P6") for budget in ("steps", "flop")} == {"cannot be decided"}
+    seeds = {(row["row"], row["seed"]) for row in results("table1-emoji").rows if row["seed"] is not None}
+    assert Counter(Counter(row for row, _ in seeds).values()) == {1: 3, 3: 1}  # one row has one seed in the plan
+    assert "table1 --scale emoji` was run, two of its rows with one seed of three" in (
+        ROOT / "docs" / "paper_map.md"
+    ).read_text(encoding="utf-8")
     assert "of the text diffusion that is used, and P6 judged: it cannot be decided" in text
     assert {row["row"] for row in results("table6-emoji").rows} == {
         "γ = 1, text diffusion that is used", "γ = 0.5, text diffusion that is used"
