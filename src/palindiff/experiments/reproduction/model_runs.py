@@ -5,7 +5,7 @@ of a step (`equal_flop.py`), what is measured of them (`measurement.py`).
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -84,8 +84,7 @@ class ModelRun:
     @property
     def counted_after(self) -> list["ModelRun"]:
         """The runs that must be finished first: those it starts from, and those of the run whose cost it has."""
-        other = self.plan.variants[self.variant].same_flop_as
-        return self.trained_before + ([] if other is None else self._of(other, self.seed).counted_after)
+        return self._first_seeds(self.plan.counted_after(self.variant))
 
     @property
     def is_countable(self) -> bool:
@@ -278,8 +277,10 @@ class ModelRun:
     @property
     def trained_before(self) -> list["ModelRun"]:
         """The runs whose weights it starts from or needs."""
-        needed = [self._of(each, self.plan.seeds_of(each)[0]) for each in self.plan.variants[self.variant].needs]
-        return needed if self._start is None else [*needed, self._start]
+        return self._first_seeds(self.plan.trained_before(self.variant))
+
+    def _first_seeds(self, variants: Iterable[str]) -> list["ModelRun"]:
+        return [self._of(each, self.plan.seeds_of(each)[0]) for each in variants]
 
     def _of(self, variant: str, seed: int) -> "ModelRun":
         return replace(self, variant=variant, seed=seed)

@@ -233,23 +233,23 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
             yield from ((row.variant, row.seeds or self.seeds_of(row.variant)) for row in rows)
 
     def _add(self, variant: str, seed: int, found: dict[tuple[str, int], None]) -> None:
-        for other in self._counted_after(variant):
+        for other in self.counted_after(variant):
             self._add(other, self.seeds_of(other)[0], found)
         found[variant, seed] = None
 
-    def _counted_after(self, variant: str) -> list[str]:
+    def counted_after(self, variant: str) -> list[str]:
         """The variants without which another one cannot be trained, or its cost not be counted."""
         other = self.variants[variant].same_flop_as
-        return self._before(variant) + ([] if other is None else self._counted_after(other))
+        return self.trained_before(variant) + ([] if other is None else self.counted_after(other))
 
-    def _before(self, variant: str) -> list[str]:
+    def trained_before(self, variant: str) -> list[str]:
         """The variants that another one needs or starts from."""
         plan = self.variants[variant]
         return list(filter(None, (*plan.needs, plan.start)))
 
     def _circles(self) -> Iterator[str]:
         """Say which variants need themselves, or cost as much as themselves."""
-        needs = {name: self._before(name) for name in self.variants}
+        needs = {name: self.trained_before(name) for name in self.variants}
         costs = {name: list(filter(None, [each.same_flop_as])) for name, each in self.variants.items()}
         for name in self.variants:
             if _leads_to(name, name, needs):

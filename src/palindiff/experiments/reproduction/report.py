@@ -24,8 +24,9 @@ PAGE = Path("docs/tables.md")
 WIDTH = 119
 RECALLS = ("@1", "@5", "@10", "_mrr", "acc5", "mean_per_class_recall")  # of these, the page shows recall@10 alone
 ABOUT_CONTROLS = (
-    "One seed. Shuffled images, an image of zeros, and the caption of the nearest training image, by thumbnail and by "
-    "EfficientNet-Lite0, in place of the image; then how much the prediction depends on the noisy query."
+    "One seed. Shuffled images, an image of zeros, the class that most images have, and the caption of the nearest "
+    "training image, by thumbnail and by EfficientNet-Lite0, in place of the image; then how much the prediction "
+    "depends on the noisy query."
 )
 ABOUT_CLAIMS = "Points: higher is better. KD and cosine: lower is better, so a negative A - B speaks for A."
 BUDGET_NAMES = {"steps": "steps", "flop": "FLOP"}

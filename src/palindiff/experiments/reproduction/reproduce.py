@@ -25,7 +25,7 @@ from palindiff.experiments.reproduction.kept_rows import KEPT, KeptRows
 from palindiff.experiments.reproduction.measured_runs import MeasuredRuns
 from palindiff.experiments.reproduction.measurement import Measurement, generation_options, named_data
 from palindiff.experiments.reproduction.model_runs import IsBusyError, KnownHashes, ModelRun
-from palindiff.experiments.reproduction.plan import Plan, Target, load_plan, paper_row
+from palindiff.experiments.reproduction.plan import CONTROLS, Plan, Target, load_plan, paper_row
 from palindiff.experiments.reproduction.plan_sections import ClaimPlan, RowPlan, TablePlan
 from palindiff.experiments.reproduction.planned import Planned
 from palindiff.experiments.reproduction.verdicts import judge, level_keys, num_planned
@@ -119,7 +119,8 @@ class Reproduction:
             if not run.trained_before:  # the others' images are opened once what they start from is trained
                 _ = run.origin
         root, table = self.options.data, self.table
-        names = list(self.plan.controlled_data) if table is None else self.plan.data_of(table)
+        names = self.plan.data_of(table) if table is not None else []
+        names += self.plan.controlled_data if self.options.target == CONTROLS else ()
         chosen_by = [row.interpolation for row in (table.rows if table else ()) if row.interpolation is not None]
         names += [each.data for each in chosen_by if each.data is not None]
         generations = [table.generation if table is not None else None, *(each.generation for each in chosen_by)]
