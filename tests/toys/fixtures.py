@@ -1,11 +1,22 @@
 """Fixtures that tests of several rooms share; `tests/conftest.py` loads them."""
 
 import pytest
+from torch import nn
 
 from toys.other_pipelines import OTHER_PIPELINES
 from toys.recipe import write_toy_parts
 from toys.stable_diffusion import FEW_LAYERS, write_sd1, write_sd2
 from toys.text_encoders import write_text_encoders
+
+REGISTER_PARAMETER = nn.Module.register_parameter
+
+
+@pytest.fixture(autouse=True)
+def models_have_weights():
+    """Fail the test that leaves a patch of `init_empty_weights` behind, not those after it."""
+    yield
+    left, nn.Module.register_parameter = nn.Module.register_parameter, REGISTER_PARAMETER
+    assert left is REGISTER_PARAMETER, "models were loaded in two threads at once"
 
 
 @pytest.fixture(scope="session")

@@ -19,15 +19,23 @@ def one_seed(tree):
 
 
 @contextmanager
-def while_another_process_trains(run):
-    """Hold a run from the start of the block on, and train it after a while."""
+def while_another_process_trains(run, made, until):
+    """Hold a run from the start of the block on; its result appears once `made` has said `until`.
+
+    It is trained beforehand: of two threads that load models at once, diffusers' `init_empty_weights` may leave one's
+    patch of `nn.Module` in place, and every model after it on the device `meta`.
+    """
+    run.train()
+    aside = run.result.rename(run.folder / "aside")
     entered = threading.Event()
 
     def hold():
         with run.locked():
             entered.set()
-            time.sleep(0.5)
-            run.train()
+            ends = time.monotonic() + 60
+            while until not in made.said and time.monotonic() < ends:
+                time.sleep(0.05)
+            aside.rename(run.result)
 
     holder = threading.Thread(target=hold)
     holder.start()
@@ -238,7 +246,7 @@ def test_others_are_measured_before_one_is_waited_for(reproduction):
 def test_a_run_waits_for_the_start_that_another_process_trains(reproduction):
     made = reproduction("table5", one_seed)
     start, tuned = made.model_runs()
-    with while_another_process_trains(start):
+    with while_another_process_trains(start, made, until="both-seed0: another process has it"):
         rows = made.run("a command")
     assert "both-seed0: another process has it" in made.said
     assert tuned.is_finished
@@ -308,7 +316,7 @@ def test_a_run_of_equal_flop_waits_for_what_the_other_one_starts_from(reproducti
     start, long, other = made.model_runs()
     assert [run.name for run in (start, long, other)] == ["both-seed0", "alignment-long-seed0", "alignment-seed0"]
     assert not long.is_countable
-    with while_another_process_trains(start):
+    with while_another_process_trains(start, made, until="alignment-seed0: training 2 steps"):
         made.run("a command")
     assert made.said.index("alignment-seed0: training 2 steps") < made.said.index(
         f"alignment-long-seed0: training {long.recipe.loop.num_steps} steps"
