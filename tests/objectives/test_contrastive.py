@@ -9,7 +9,7 @@ from accelerate import debug_launcher
 
 from palindiff.data.images import to_pixels
 from palindiff.models.clip_projection import TrainedClipProjection
-from palindiff.models.query_stream import MAX_LOGIT_SCALE
+from palindiff.models.logit_scale import MAX_LOGIT_SCALE
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.objectives.contrastive import ContrastiveConfig, ContrastiveObjective
 from palindiff.pretrained.text_encoders import load_text_encoder

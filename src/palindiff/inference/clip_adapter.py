@@ -4,7 +4,6 @@ Here: open_clip's names for the methods of a pipeline, and checks of pixels and 
 checks of their options (`pipeline.py`).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from palindiff.data.images import Fit, read_pixels
 from palindiff.inference.defaults import IMAGES_AT_ONCE
-from palindiff.models.query_stream import MAX_LOGIT_SCALE
+from palindiff.models.logit_scale import bounded
 from palindiff.models.text_encoder import num_positions, tokenize_captions
 
 ROUNDING = 1e-3  # how far fp16 arithmetic may move a pixel out of [-1, 1]
@@ -78,7 +77,7 @@ class ClipAdapter(nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """Log of κ, () float32, as in open_clip: `logit_scale.exp()` is the factor of a cosine."""
-        return self.query_stream.log_logit_scale.detach().float().clamp(max=math.log(MAX_LOGIT_SCALE))
+        return bounded(self.query_stream.log_logit_scale.detach())
 
     @torch.no_grad()
     def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:

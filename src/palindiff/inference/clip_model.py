@@ -7,7 +7,6 @@ interface (`clip_adapter.py`).
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -21,7 +20,7 @@ from palindiff.inference import arguments
 from palindiff.inference.arguments import ManyImages
 from palindiff.inference.defaults import CAPTIONS_AT_ONCE, IMAGES_AT_ONCE
 from palindiff.inference.labels import LABEL_TEMPLATES, embed_labels
-from palindiff.models.query_stream import MAX_LOGIT_SCALE
+from palindiff.models.logit_scale import bounded
 from palindiff.pretrained.clip_folders import ClipParts, load_clip, save_clip
 
 
@@ -68,7 +67,7 @@ class ClipModel:
     @property
     def logit_scale(self) -> Tensor:
         """κ, the factor of a cosine in probabilities, () float32."""
-        return self.parts.log_logit_scale.detach().float().clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
+        return bounded(self.parts.log_logit_scale.detach()).exp()
 
     @property
     def fingerprint(self) -> str:

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from palindiff.models import head, joint, one_way
 from palindiff.models.clip_projection import ClipProjection
 from palindiff.models.image_reading import ImageReading
+from palindiff.models.logit_scale import MAX_LOGIT_SCALE, bounded
 from palindiff.models.query_layers import HeadLayer, QueryLayers, SiteQuery
 from palindiff.models.strict_model import StrictModel
 from palindiff.models.text_diffusion import DenoisingStep, Predict, denoise, guided, input_scale
 from palindiff.models.unet_encoder import attention_sites, check_unet, site_sizes
 
 FUSIONS = {"one_way": one_way, "joint": joint, "head": head}
-MAX_LOGIT_SCALE = 100.0  # CLIP's clamp
 
 
 class QueryStreamConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -136,20 +136,12 @@ class QueryStream(StrictModel):
     @property
     def logit_scale(self) -> Tensor:
         """κ of the alignment loss, () float32, at most MAX_LOGIT_SCALE."""
-        return self.log_logit_scale.float().clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
+        return bounded(self.log_logit_scale).exp()
 
     @property
     def confidence_scale(self) -> Tensor:
         """Factor of a cosine in the probabilities of classification: κ over the fitted temperature, () float32."""
         return self.logit_scale / self.config.temperature
-
-    @torch.no_grad()
-    def clamp_logit_scale(self) -> None:
-        """Clamp the weight behind κ to its bound, where it still has a gradient; training calls this at every use.
-
-        Source: CLIP (Radford et al., 2021, §2.5).
-        """
-        self.log_logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
     @property
     def has_text_diffusion(self) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from palindiff.data.images import to_pixels
 from palindiff.models.image_encoder import ImageEncoder
-from palindiff.models.query_stream import MAX_LOGIT_SCALE
+from palindiff.models.logit_scale import MAX_LOGIT_SCALE, bounded, clamp_
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.objectives.alignment import global_alignment_loss
 from palindiff.objectives.gradient_cache import in_chunks
@@ -50,7 +50,7 @@ class ContrastiveObjective(nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """κ of the loss, () float32, at most MAX_LOGIT_SCALE."""
-        return self.log_logit_scale.float().clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
+        return bounded(self.log_logit_scale).exp()
 
     def draw(self, b: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw nothing: views and captions are all that is random, and the training set chooses them."""
@@ -86,7 +86,7 @@ class ContrastiveObjective(nn.Module):
         Shapes: e_hat, e (b, d) unit; caption_id (b,) int64 -> () float32.
         """
         if self.training:
-            self._clamp_logit_scale()
+            clamp_(self.log_logit_scale)
         return global_alignment_loss(e_hat, e, self.logit_scale, caption_id)
 
     def parameter_groups(self, learning_rate: float, new_learning_rate: float) -> list[dict[str, Any]]:
@@ -103,11 +103,3 @@ class ContrastiveObjective(nn.Module):
             groups.append({"params": [weight for weight in trained if weight.ndim >= 2], "lr": rate})
             groups.append({"params": [weight for weight in trained if weight.ndim < 2], "lr": rate, "weight_decay": 0})
         return [group for group in groups if group["params"]]
-
-    @torch.no_grad()
-    def _clamp_logit_scale(self) -> None:
-        """Clamp the weight behind κ to its bound, where it still has a gradient.
-
-        Source: CLIP (Radford et al., 2021, §2.5).
-        """
-        self.log_logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))

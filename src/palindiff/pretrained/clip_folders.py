@@ -5,7 +5,6 @@ A CLIP text encoder makes a folder that `CLIPModel.from_pretrained` loads. With 
 safetensors alone, or building one from configs. Not here: encoding (`inference/clip_model.py`).
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from transformers import (
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from palindiff.models.image_encoder import ImageEncoder
-from palindiff.models.query_stream import MAX_LOGIT_SCALE
+from palindiff.models.logit_scale import bounded
 from palindiff.models.strict_model import check_finite
 from palindiff.models.text_encoder import Pooling, TextEncoder
 from palindiff.pretrained.hub import PAPER_CLIP, STABLE_DIFFUSION_1, TEXT_CONFIGS, no_such
@@ -212,7 +211,7 @@ def _read_scale(folder: Path) -> Tensor:
         if _SCALE not in weights.keys():  # noqa: SIM118  # it is no dict
             raise ValueError(f"The weights of `{folder}` have no `{_SCALE}`. Expected {_EXPECTED}")
         scale: Tensor = weights.get_tensor(_SCALE)
-    return scale.float().reshape(()).clamp(max=math.log(MAX_LOGIT_SCALE))
+    return bounded(scale.reshape(()))
 
 
 def _stock_clip(parts: ClipParts) -> CLIPModel:
