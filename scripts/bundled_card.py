@@ -197,7 +197,9 @@ def evaluation_sentence(rows: Sequence[Row]) -> str:
         f"{recall('unseen', 'nearest_thumbnail'):.1%} with the caption of the training image of the most similar "
         f"thumbnail, and {copied:.1%} with that of the most similar EfficientNet-Lite0 features"
     )
-    verdict = "names these concepts better than the model does" if copied > own else "is worse than the model"
+    verdict = (
+        "reaches more than the model does, by a difference that was not tested" if copied > own else "reaches less"
+    )
     return (
         f"By `palindiff evaluate`, which ranks an image among all captions of all concepts instead of one of each, "
         f"recall@10 from images to captions, the mean of both styles, is "

@@ -121,8 +121,9 @@ class InterpolationPlan(BaseModel, frozen=True, extra="forbid"):
 class RowPlan(BaseModel, frozen=True, extra="forbid"):
     """A row of a table: a variant under a setting of naming, and the paper's numbers for it."""
 
-    label: str
+    label: str  # by which result files name it
     variant: str
+    shown: str | None = None  # what the page calls it; None: its label
     naming: NamingPlan = NamingPlan()
     generates: bool = False  # measure generation too
     diffusion_classifier: ClassifierPlan | None = None  # classify so, and measure nothing else
@@ -149,6 +150,7 @@ class TablePlan(BaseModel, frozen=True, extra="forbid"):
 
     title: str
     paper_says: str = ""  # what is known of the paper's models: caption and footnotes
+    note: str = ""  # what a reader must know of ours
     rows: tuple[RowPlan, ...] = Field(min_length=1)
     columns: tuple[str, ...] = Field(min_length=1)  # names of the plan's `columns`; what they need is measured
     generation: str | None = None  # name of a `generation` of the plan, for rows that generate

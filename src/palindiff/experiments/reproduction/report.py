@@ -6,7 +6,6 @@ Run: python -m palindiff.experiments.reproduction.report [docs/tables.md]
 """
 
 import argparse
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, variance
@@ -15,27 +14,23 @@ from palindiff.atomic import atomic_text
 from palindiff.evaluation.provenance import RESULTS_FOLDER
 from palindiff.evaluation.results import Results, Row, read_results
 from palindiff.experiments.reproduction.figures import chain_plot, table_plot, write_figures
+from palindiff.experiments.reproduction.markdown import heading, markdown_table, wrapped
 from palindiff.experiments.reproduction.measurement import PUBLISHED_COST
 from palindiff.experiments.reproduction.plan import CONTROLS, Plan, Target, load_plan, plan_names
-from palindiff.experiments.reproduction.plan_sections import ClaimPlan, ColumnPlan
+from palindiff.experiments.reproduction.plan_sections import ClaimPlan, ColumnPlan, TablePlan
+from palindiff.experiments.reproduction.report_controls import controls_section
 from palindiff.experiments.reproduction.verdicts import POINTS, level_keys, num_planned
 
 PAGE = Path("docs/tables.md")
-WIDTH = 119
-RECALLS = ("@1", "@5", "@10", "_mrr", "acc5", "mean_per_class_recall")  # of these, the page shows recall@10 alone
-ABOUT_CONTROLS = (
-    "One seed. Shuffled images, an image of zeros, the class that most images have, and the caption of the nearest "
-    "training image, by thumbnail and by EfficientNet-Lite0, in place of the image; then how much the prediction "
-    "depends on the noisy query."
+ABOUT_CLAIMS = (
+    "Points: higher is better. KD and cosine: lower is better, so a negative A - B speaks for A. A claim of equality "
+    "(`margin`) holds if the interval lies within the margin, all others if it lies on the right side of 0. FLOP A / "
+    "B: training cost of A over that of B; where it is about 1 at equal steps too, both rows are of the same models "
+    "and differ in their level alone. One seed: the interval says nothing about other seeds."
 )
-ABOUT_CLAIMS = "Points: higher is better. KD and cosine: lower is better, so a negative A - B speaks for A."
+NOT_MEASURED = "Not measured for this table, as these runs were not finished or not at hand"
+NO_NUMBERS = ("",) * 6  # of a claim without a verdict
 BUDGET_NAMES = {"steps": "steps", "flop": "FLOP"}
-TITLES = {
-    "unidiff-claims": "Claims of UniDiff", "exploratory-claims": "Exploratory claims",
-    "rates": "Learning rates", "unidiff-rates": "Learning rates of UniDiff",
-    "unidiff-weights": "Weights of UniDiff's consistency",
-    "unidiff": "UniDiff",
-}  # fmt: skip
 INTRODUCTION = """# The paper's tables, measured again
 
 After reading this page you know which tables and claims were run, at which scale, and what came out. The scale `emoji`
@@ -48,17 +43,30 @@ palindiff data emoji --icons node_modules/@iconify-json --output reproduction/em
 palindiff reproduce table4 --scale emoji --data reproduction --device cpu --set machine.num_threads=1
 ```
 
-These options are those of the runs below; other threads or devices round differently, and a training then ends in
-other weights. Several such commands at once share the runs. Rows and claims whose runs are not in `--runs` stay as
-the result file has them, if plan and images are still the same; `kept` in the file says where they were measured. So
-a grid need not be in one place at one time: only all seeds of a row, or of both sides of a claim. `--finished-only`
-trains nothing. A claim that is added to a family changes the levels of all, which are then to be judged anew.
+These options are those of the runs below. Other threads, devices or CPUs round differently, and a training then ends
+in other weights: `machine` of a result file, and of its `kept`, says where rows were measured. Several such commands
+at once share the runs. Rows and claims whose runs are not in `--runs` stay as the result file has them, if plan and
+images are still the same. So a grid may be run in parts, on several machines, as long as all seeds of a row, or of
+both sides of a claim, are at hand at once. `--finished-only` trains nothing. A claim that is added to a family changes
+the levels of all, which are then to be judged anew.
 
-The paper's numbers are of its own data and models, so only the direction of a difference compares. Ours are means
-over seeds, with 95 % bootstrap intervals over seeds and items where they are means of items, and the lowest and
-highest seed elsewhere. KD of a table is over all its images. What counts as a result is fixed in
-[protocol.md](protocol.md): the eight claims of DiffDis, the four of UniDiff, the exploratory ones, and their verdicts.
-All else has none.
+The paper's numbers are of its own data and models, so only the direction of a difference compares. What counts as a
+result is fixed in [protocol.md](protocol.md): the eight claims of DiffDis, the four of UniDiff, the exploratory ones,
+and their verdicts. All else has none. In the tables:
+
+- Ours are means over seeds. In parentheses is the 95 % bootstrap interval: over seeds and images, of KD over seeds and
+  generated images. Of "recall@10 of generated" it is the lowest and the highest seed. A value with † has one seed, and
+  its interval says nothing about other seeds.
+- R@1, recall@10: retrieval among all test images and captions, mean of image-to-text and text-to-image unless the
+  column names one. Accuracy: zero-shot top-1. All in percent, with 8 denoising steps and no guidance unless the row
+  says otherwise. "Without flags": without the flags of countries and regions.
+- KD-EffLite0: kernel distance (as KID) between real and generated images over EfficientNet-Lite0 features; lower is
+  better.
+- Recall@10 of generated: how often the real image of the same caption is among the ten most similar thumbnails, of as
+  many images as the column says, so only columns of one number compare.
+- Fusion: with `joint`, the paper's, image and query attend to each other; with `one_way` only the query attends to the
+  image; with `head` the query meets the image after the U-Net's mid block alone.
+
 `python -m palindiff.experiments.reproduction.report` writes this page from `results/`.
 """
 
@@ -91,10 +99,13 @@ def page(results: Path) -> str:
     parts = [INTRODUCTION]
     for scale in plan_names():
         plan = load_plan(scale)
-        parts.append(f"## Scale `{scale}`\n\n{_wrapped(plan.about)}\n")
+        parts.append(f"## Scale `{scale}`\n\n{wrapped(plan.about)}\n")
         if not plan.families:
             parts.append("No primary comparison is made at this scale.\n")
-        not_run = []
+        not_run, tables = [], {}
+        for target in plan.tables:
+            if (read := _read(results, plan, target, scale)) is not None:
+                tables[target] = read
         for target in [*plan.families, *([CONTROLS] if plan.controls else []), *plan.tables]:
             found = _read(results, plan, target, scale)
             if found is None:
@@ -102,11 +113,12 @@ def page(results: Path) -> str:
             elif target in plan.families:
                 parts.append(_claims(plan, target, found))
             elif target == CONTROLS:
-                parts.append(_controls(plan, scale, found))
+                plot = None if chain_plot(found) is None else _figure(CONTROLS, scale)
+                parts.append(controls_section(plan, found, tables, plot))
             else:
                 parts.append(_table(target, scale, plan, found))
         if not_run:
-            parts.append(_wrapped(f"Not run: {', '.join(not_run)}.") + "\n")
+            parts.append(wrapped(f"Not run: {', '.join(not_run)}.") + "\n")
     return "\n".join(parts)
 
 
@@ -115,7 +127,7 @@ def _not_run(plan: Plan, target: str) -> str:
     names = list(plan.claims_of(target))
     if names:
         return f"claims {names[0]} {'to' if len(names) > 2 else 'and'} {names[-1]}"
-    return target if target == CONTROLS else _heading(target)
+    return target if target == CONTROLS else heading(target)
 
 
 def _read(results: Path, plan: Plan, target: Target, scale: str) -> Results | None:
@@ -132,15 +144,21 @@ def _claims(plan: Plan, family: Target, found: Results) -> str:
         of_claim = by_claim.get(name, {})
         rows += [
             [
-                name, claim.text, f"equal {BUDGET_NAMES[budget]}",
+                name, _claim_text(claim), f"equal {BUDGET_NAMES[budget]}",
                 *_verdict(of_claim.get(budget), _is_of(of_claim.get(budget), claim, planned[budget])),
             ]
             for budget in claim.budgets
         ]  # fmt: skip
-    header = ["", "claim", "budget", "A - B", "interval that decides", "level", "seeds", "items", "verdict"]
+    header = [
+        "", "claim", "budget", "A - B", "interval that decides", "level", "seeds", "images", "FLOP A / B", "verdict"
+    ]  # fmt: skip
     commits = sorted({each for row in found.rows for each in str(row["commits"]).split()})
-    trained = _wrapped(f"Commits that trained the runs: {', '.join(f'`{each}`' for each in commits)}.")
-    return f"### {_heading(family)}\n\n{ABOUT_CLAIMS}\n\n{_markdown(header, rows)}\n\n{trained}\n"
+    trained = wrapped(f"Commits that trained the runs: {', '.join(f'`{each}`' for each in commits)}.")
+    return f"### {heading(family)}\n\n{wrapped(ABOUT_CLAIMS)}\n\n{markdown_table(header, rows)}\n\n{trained}\n"
+
+
+def _claim_text(claim: ClaimPlan) -> str:
+    return claim.text if claim.margin is None else f"{claim.text} (margin {claim.margin:g} point)"
 
 
 def _is_of(row: Row | None, claim: ClaimPlan, num_claims: int) -> bool:
@@ -154,9 +172,9 @@ def _is_of(row: Row | None, claim: ClaimPlan, num_claims: int) -> bool:
 
 def _verdict(row: Row | None, is_current: bool) -> list[str]:
     if row is None:
-        return ["", "", "", "", "", "not run"]
+        return [*NO_NUMBERS, "not run"]
     if not is_current:
-        return ["", "", "", "", "", "to be judged again: the claim or its family was changed"]
+        return [*NO_NUMBERS, "to be judged again: the claim or its family was changed"]
     digits = 2 if row["metric"] in POINTS else 5
     low, high, difference = (
         f"{float(str(row[key])):.{digits}f}" for key in ("judged_low", "judged_high", "difference")
@@ -164,43 +182,30 @@ def _verdict(row: Row | None, is_current: bool) -> list[str]:
     unit = {"recall": "points", "accuracy": "points of accuracy", "kd": "KD", "cosine": "cosine"}[str(row["metric"])]
     level = f"{100 * float(str(row['level'])):.1f} %"
     numbers = [level, *(f"{int(str(row[key])):,}" for key in ("num_seeds", "n"))]
-    return [f"{difference} {unit}", f"{low} to {high}", *numbers, str(row["verdict"])]
-
-
-def _controls(plan: Plan, scale: str, found: Results) -> str:
-    """What is reached without reading the image, beside what is reached by it, and what the noisy query changes."""
-    lines = ["### Controls\n", f"{_wrapped(ABOUT_CONTROLS)}\n"]
-    variants = list(dict.fromkeys(str(row["variant"]) for row in found.rows))
-    for name in plan.controlled_data:
-        of_metric: dict[str, dict[str, Row]] = {}
-        for row in found.rows:
-            if row["data"] == name:
-                of_metric.setdefault(str(row["metric"]), {})[str(row["variant"])] = row
-        recall = plan.naming[name].recall_metrics
-        rows = [
-            [metric, *(f"{float(str(of_variant[v]['value'])):.4f}" if v in of_variant else "" for v in variants)]
-            for metric, of_variant in of_metric.items()
-            if metric.endswith(("acc1", *recall)) or not metric.endswith(RECALLS)
-        ]
-        of_data = "" if len(plan.controlled_data) == 1 else f" on {name}"
-        lines.append(f"{_markdown([f'control and metric{of_data}', *variants], rows)}\n")
-    if chain_plot(found) is not None:
-        lines.append(f"![Use of the noisy query]({_figure(CONTROLS, scale)})\n")
-    return "\n".join(lines)
+    a, b = (row.get(f"{side}_train_tflop") for side in "ab")
+    cost = f"{float(str(a)) / float(str(b)):.2f}" if a and b else ""
+    return [f"{difference} {unit}", f"{low} to {high}", *numbers, cost, str(row["verdict"])]
 
 
 def _table(target: str, scale: str, plan: Plan, found: Results) -> str:
     table = plan.tables[target]
-    heading = _heading(target)
-    lines = [f"### {table.title if table.title.startswith(heading) else f'{heading}: {table.title}'}\n"]
+    name = heading(target)
+    lines = [f"### {table.title if table.title.startswith(name) else f'{name}: {table.title}'}\n"]
     if table.paper_says:
-        lines.append(f"{_wrapped(table.paper_says)}\n")
+        lines.append(f"{wrapped(f'In the paper: {table.paper_says}')}\n")
+    if table.note:
+        lines.append(f"{wrapped(table.note)}\n")
     shown = {
         (str(row["row"]), str(row["column"])): row for row in found.rows if row["seed"] is None
     }  # row and column of the table
     columns = [each for each in (plan.columns[name] for name in table.columns) if _is_shown(each, shown)]
     of_paper = list(dict.fromkeys(title for row in table.rows for title in row.paper))
-    header = ["", *(f"paper: {title}" for title in of_paper), *(each.title for each in columns), "seeds"]
+    header = [
+        "",
+        *(f"paper: {title}" for title in of_paper),
+        *(_title(each, plan, table) for each in columns),
+        "seeds",
+    ]
     rows = []
     for row in table.rows:
         paper = [f"{row.paper[title]:g}" if title in row.paper else "" for title in of_paper]
@@ -209,18 +214,19 @@ def _table(target: str, scale: str, plan: Plan, found: Results) -> str:
         ours = [_number(each, column.is_share) for each, column in zip(own, columns, strict=True)]
         shares = [float(str(each["share"])) for each in found.rows if each["row"] == row.label and "share" in each]
         chosen = ", ".join(f"{each:g}" for each in dict.fromkeys(shares))
-        label = f"{row.label} (α = {chosen})" if shares else row.label
+        name = row.shown or row.label
+        label = f"{name} (α = {chosen})" if shares else name
         rows.append([label, *paper, *ours, str(seeds)])
-    for said, key in (("Not run", "unfinished"), ("Diverged", "failed")):
+    for said, key in ((NOT_MEASURED, "unfinished"), ("Diverged", "failed")):
         if names := found.settings.get(key):
-            lines.append(f"{_wrapped(f'{said}: ' + ', '.join(map(str, names)) + '.')}\n")  # type: ignore[arg-type]
-    lines.append(f"{_markdown(header, rows)}\n")
+            lines.append(f"{wrapped(f'{said}: ' + ', '.join(map(str, names)) + '.')}\n")  # type: ignore[arg-type]
+    lines.append(f"{markdown_table(header, rows)}\n")
     if levels := _chance(columns, shown):
-        lines.append(f"{_wrapped(levels)}\n")
+        lines.append(f"{wrapped(levels)}\n")
     if costs := _classifier_costs(found):
-        lines.append(f"{_wrapped(costs)}\n")
-    if table.shows_spread:
-        lines.append(f"{_wrapped(_spread(columns, shown))}\n")
+        lines.append(f"{wrapped(costs)}\n")
+    if table.shows_spread and (spread := _spread(columns, found.rows)):
+        lines.append(f"{wrapped(spread)}\n")
     if table_plot(plan, target, found) is not None:
         lines.append(f"![{table.title}]({_figure(target, scale)})\n")
     if table.sheet_captions:
@@ -228,11 +234,11 @@ def _table(target: str, scale: str, plan: Plan, found: Results) -> str:
     return "\n".join(lines)
 
 
-def _heading(target: str) -> str:
-    """`table4` -> "Table 4", `unidiff-claims` -> "Claims of UniDiff"."""
-    kind = target.rstrip("0123456789")
-    words = TITLES.get(kind, kind.capitalize())
-    return f"{words} {target.removeprefix(kind)}".strip()
+def _title(column: ColumnPlan, plan: Plan, table: TablePlan) -> str:
+    """The title of a column; of generated images with their number."""
+    if column.data or table.generation is None:
+        return column.title
+    return f"{column.title}, {plan.generation[table.generation].num_images:,} images"
 
 
 def _number(row: Mapping[str, object] | None, is_share: bool) -> str:
@@ -245,7 +251,8 @@ def _number(row: Mapping[str, object] | None, is_share: bool) -> str:
     shown = [
         f"{100 * float(str(each)):.1f}" if is_share else f"{float(str(each)):.4f}" for each in (row["value"], *ends)
     ]
-    return f"{shown[0]} ({shown[1]} to {shown[2]})" if ends else shown[0]
+    mark = "†" if row["num_seeds"] == 1 else ""
+    return f"{shown[0]}{mark} ({shown[1]} to {shown[2]})" if ends else f"{shown[0]}{mark}"
 
 
 def _is_shown(column: ColumnPlan, shown: Mapping[tuple[str, str], Row]) -> bool:
@@ -280,24 +287,23 @@ def _rounded(number: object) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _spread(columns: Sequence[ColumnPlan], shown: Mapping[tuple[str, str], Row]) -> str:
-    """State the mean and the variance of each column over the rows, as the paper's Table 9 does."""
+def _spread(columns: Sequence[ColumnPlan], rows: Sequence[Row]) -> str:
+    """State mean and variance of each column over the rows, as the paper's Table 9 does for its one model.
+
+    The variance is that within a model, mean over the models.
+    """
     said = []
-    for each in columns:
-        values = [float(str(row["value"])) for (_, title), row in shown.items() if title == each.title]
-        if len(values) > 1:
-            of_rows = f"{100 * mean(values):.2f} ({variance(values):.2e})"
-            said.append(f"{each.title} {of_rows}")
-    return f"Mean, and variance of the share, over the rows: {', '.join(said)}."
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(" ".join(text.split()), WIDTH, break_long_words=False, break_on_hyphens=False)
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    for column in columns:
+        of_model: dict[object, dict[object, list[float]]] = {}  # a model's rows, each with the column's metrics
+        for row in rows:
+            if row["seed"] is not None and row["metric"] in column.metrics and row["data"] in column.data:
+                of_row = of_model.setdefault(row["seed"], {}).setdefault(row["row"], [])
+                of_row.append(float(str(row["value"])))
+        values = [[mean(each) for each in of_rows.values()] for of_rows in of_model.values()]
+        if values and all(len(each) > 1 for each in values):
+            whole = 100 * mean(mean(each) for each in values)
+            said.append(f"{column.title} {whole:.2f} ({mean(variance(each) for each in values):.2e})")
+    return f"Mean, and variance of the share over the rows within a model: {', '.join(said)}." if said else ""
 
 
 def main() -> None:
