@@ -16,6 +16,7 @@ from palindiff.evaluation.evaluators import reconstruction
 from palindiff.training.features.images_in_memory import (
     COLOUR_ORDERS,
     MAX_SHIFT_PX,
+    Augmentation,
     ImagesInMemory,
     augment,
     decode_images,
@@ -71,7 +72,7 @@ def test_augmentation_turns_mirrors_recolours_and_shifts_and_nothing_else():
     known = every_change(x)
     assert len(known) == 8 * 6 * NUM_SECOND  # the changes all differ, so each image tells its own
     uniform = torch.rand(500, 2, generator=torch.Generator().manual_seed(0))
-    assert all(augment(x, u).numpy().tobytes() in known for u in uniform)
+    assert all(augment(x, u, Augmentation()).numpy().tobytes() in known for u in uniform)
 
 
 def test_every_orientation_and_colour_order_comes_equally_often():
@@ -80,7 +81,8 @@ def test_every_orientation_and_colour_order_comes_equally_often():
     known = every_change(x)
     unshifted = middle(MAX_SHIFT_PX * SHIFTS + MAX_SHIFT_PX, NUM_SECOND)
     changes = [
-        known[augment(x, torch.tensor([middle(i, NUM_FIRST), unshifted])).numpy().tobytes()] for i in range(NUM_FIRST)
+        known[augment(x, torch.tensor([middle(i, NUM_FIRST), unshifted]), Augmentation()).numpy().tobytes()]
+        for i in range(NUM_FIRST)
     ]
     orientations, orders, shifts = (Counter(each) for each in zip(*changes, strict=True))
     assert len(orientations) == 8
@@ -95,7 +97,8 @@ def test_every_shift_comes_equally_often():
     x = numbered_image()
     known = every_change(x)
     changes = [
-        known[augment(x, torch.tensor([0.0, middle(i, NUM_SECOND)])).numpy().tobytes()] for i in range(NUM_SECOND)
+        known[augment(x, torch.tensor([0.0, middle(i, NUM_SECOND)]), Augmentation()).numpy().tobytes()]
+        for i in range(NUM_SECOND)
     ]
     assert len({shift for _, _, shift in changes}) == NUM_SECOND
     assert {orientation for orientation, _, _ in changes} == {(0, False)}
@@ -104,14 +107,25 @@ def test_every_shift_comes_equally_often():
 def test_an_image_may_stay_as_it_is():
     x = numbered_image()
     stay = torch.tensor([middle(6, NUM_FIRST), middle(MAX_SHIFT_PX * SHIFTS + MAX_SHIFT_PX, NUM_SECOND)])
-    assert torch.equal(augment(x, stay), x)
+    assert torch.equal(augment(x, stay, Augmentation()), x)
 
 
 @pytest.mark.parametrize("edge", [0.0, math.nextafter(1, 0), float(np.nextafter(np.float32(1), np.float32(0)))])
 def test_the_edges_of_the_uniform_numbers_are_changes_like_any_other(edge):
     x = numbered_image()
-    changed = augment(x, torch.tensor([edge, edge], dtype=torch.float64))
+    changed = augment(x, torch.tensor([edge, edge], dtype=torch.float64), Augmentation())
     assert changed.numpy().tobytes() in every_change(x)
+
+
+@pytest.mark.parametrize(("rotate", "recolour"), [(False, False), (True, False), (False, True)])
+def test_photographs_need_not_be_rotated_or_recoloured(rotate, recolour):
+    x = numbered_image()
+    known = every_change(x)
+    uniform = torch.rand(200, 2, generator=torch.Generator().manual_seed(5))
+    changes = [known[augment(x, u, Augmentation(rotate=rotate, recolour=recolour)).numpy().tobytes()] for u in uniform]
+    assert len({turn for (turn, _), _, _ in changes}) == (4 if rotate else 1)
+    assert len({order for _, order, _ in changes}) == (len(COLOUR_ORDERS) if recolour else 1)
+    assert len({mirror for (_, mirror), _, _ in changes}) == 2
 
 
 def test_reading_depends_on_rows_and_uniform_numbers_alone():
@@ -122,7 +136,7 @@ def test_reading_depends_on_rows_and_uniform_numbers_alone():
     x = training_set.read(torch.tensor([4, 0, 4]), uniform)["x"]
     torch.manual_seed(4)
     assert torch.equal(x[1:], training_set.read(torch.tensor([0, 4]), uniform[1:])["x"])
-    assert torch.equal(x[0], augment(to_pixels(images[4]), uniform[0]))
+    assert torch.equal(x[0], augment(to_pixels(images[4]), uniform[0], Augmentation()))
     assert len(training_set) == 5
 
 
@@ -131,7 +145,7 @@ def images_dir(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images"))
 
 
-def toy_vae_recipe(images_dir):
+def toy_vae_recipe(images_dir, **changes):
     return VaeRecipe.model_validate(
         {
             "data": {"path": str(images_dir)},
@@ -139,13 +153,14 @@ def toy_vae_recipe(images_dir):
             "objective": {"name": "vae"},
             "optimizer": {"new_learning_rate": 1e-2, "warmup_steps": 2},
             "loop": {"num_steps": 6, "batch_size": 4, "ema_decay": 0.5, "save_every": 2, "log_every": 1},
+            **changes,
         }
     )
 
 
-def train_toy_vae(images_dir, output):
+def train_toy_vae(images_dir, output, **changes):
     AcceleratorState._reset_state(reset_partial_state=True)
-    return train_recipe(toy_vae_recipe(images_dir), output, show_progress=False)
+    return train_recipe(toy_vae_recipe(images_dir, **changes), output, show_progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +217,22 @@ def test_a_run_learns(finished):
     assert len(log) == 1
     losses = [line["loss"] for line in read_log(finished[0] / "log.jsonl") if "loss" in line]
     assert losses[-1] < losses[0]
+
+
+def test_training_may_start_from_another_vae(finished, images_dir, tmp_path):
+    still = {"new_learning_rate": 1e-9, "warmup_steps": 2}
+    trained = train_toy_vae(images_dir, tmp_path / "from", source=str(finished[0]), optimizer=still)
+    x = to_pixels(decode_images(open_images(DataConfig(path=str(images_dir))), SIDE))
+    for vae in (trained, finished[1]):
+        vae.requires_grad_(False).eval()
+    expected, found = (vae.decode(vae.encode(x).latent_dist.mean).sample for vae in (finished[1], trained))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.01)  # their weights are rounded to 11 bits
+
+
+def test_a_vae_of_another_shape_is_refused(finished, images_dir, tmp_path):
+    other = TOY_VAE.model_dump() | {"latent_channels": 3}
+    with pytest.raises(ValueError, match=r"and 2 latent channels, or other layers\. Expected the shape that `vae` of"):
+        train_toy_vae(images_dir, tmp_path / "other", source=str(finished[0]), vae=other)
 
 
 def test_a_stopped_run_ends_with_the_weights_of_an_unstopped_one(finished, images_dir, tmp_path, monkeypatch):

@@ -16,13 +16,17 @@ from palindiff.evaluation.evaluators import reconstruction
 from palindiff.evaluation.results import Row
 from palindiff.models.vae import build_vae, normalize_latents
 from palindiff.objectives.vae import VaeObjective
+from palindiff.pretrained.bundled import load_vae
 from palindiff.training.base_trainer import Trainer, open_sets
 from palindiff.training.features.images_in_memory import ImagesInMemory, decode_images
 from palindiff.training.recipes.schema import VaeRecipe
 
 
 class VaeTrainer(Trainer[VaeRecipe]):
-    """A VAE from scratch; writes a diffusers folder in fp16, whose latents have mean 0 and variance 1."""
+    """A VAE from scratch, or from another one.
+
+    Writes a diffusers folder in fp16, whose latents have mean 0 and variance 1.
+    """
 
     recipe_class = VaeRecipe
     result_name = "vae"
@@ -37,8 +41,23 @@ class VaeTrainer(Trainer[VaeRecipe]):
         return {"vae": num_parameters, "trained": num_parameters}
 
     def build_models(self) -> None:
-        """Build the VAE with random weights."""
-        self.vae = build_vae(self.recipe.vae)
+        """Build the VAE with random weights, or load that of `source`.
+
+        Raises: as `load_vae`; ValueError if it has another shape than `vae`.
+        """
+        source, self.vae = self.recipe.source, build_vae(self.recipe.vae)
+        if source is None:
+            return
+        found = load_vae(source)
+        if found.state_dict().keys() != self.vae.state_dict().keys() or any(
+            weight.shape != found.state_dict()[name].shape for name, weight in self.vae.state_dict().items()
+        ):
+            widths, channels = tuple(found.config.block_out_channels), found.config.latent_channels
+            raise ValueError(
+                f"The VAE `{source}` has widths {widths} and {channels} latent channels, or other layers. Expected "
+                "the shape that `vae` of the recipe says. Change `vae`, or remove `source`."
+            )
+        self.vae.load_state_dict(found.state_dict())
 
     def load_features(self) -> None:
         """Decode the images of both splits into memory."""
@@ -46,7 +65,7 @@ class VaeTrainer(Trainer[VaeRecipe]):
         rows, validation = open_sets(self.recipe)
         self.images = decode_images(rows, size_px, fit)
         self.validation_images = None if validation is None else decode_images(validation, size_px, fit)
-        self.training_set = ImagesInMemory(self.images)
+        self.training_set = ImagesInMemory(self.images, self.recipe.augmentation)
         self.fingerprints = {"training set": rows.fingerprint}
 
     def make_objective(self) -> VaeObjective:
@@ -54,7 +73,7 @@ class VaeTrainer(Trainer[VaeRecipe]):
         return VaeObjective(self.vae, self.recipe.objective)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """All weights are new."""
+        """All weights have one rate."""
         return [{"params": list(self.vae.parameters()), "lr": self.recipe.optimizer.new_learning_rate}]
 
     def evaluation_rows(self, step: int) -> list[Row]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel
 from torch import Tensor
 
 from palindiff.data.images import Fit, decode_image, fit_image, to_pixels, to_tensor
@@ -17,34 +18,39 @@ MAX_SHIFT_PX = 4
 COLOUR_ORDERS = tuple(itertools.permutations(range(3)))
 
 
+class Augmentation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """What is changed of an image at random, against overfitting, besides mirroring and shifting it."""
+
+    rotate: bool = True  # by multiples of 90 degrees
+    recolour: bool = True  # the colour channels of half of the images change places
+
+
 class ImagesInMemory:
-    """Images (n, 3, H, W) uint8; each is rotated, mirrored, shifted and recoloured when it is read.
+    """Images (n, 3, H, W) uint8; each is augmented when it is read."""
 
-    The augmentation is against overfitting.
-    """
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
+    def __init__(self, images: Tensor, augmentation: Augmentation | None = None) -> None:
+        self.images, self.augmentation = images, augmentation or Augmentation()
 
     def __len__(self) -> int:
         return len(self.images)
 
     def read(self, rows: Tensor, uniform: Tensor) -> dict[str, Tensor]:
         """Read rows as x (b, 3, H, W) in [-1, 1]; the two uniform numbers (b, 2) choose the augmentation."""
-        x = [augment(to_pixels(self.images[row]), u) for row, u in zip(rows, uniform, strict=True)]
+        x = [augment(to_pixels(self.images[row]), u, self.augmentation) for row, u in zip(rows, uniform, strict=True)]
         return {"x": torch.stack(x)}
 
 
-def augment(x: Tensor, uniform: Tensor) -> Tensor:
-    """Rotate by a multiple of 90 degrees, mirror, shift on white by up to MAX_SHIFT_PX, and permute the colours.
+def augment(x: Tensor, uniform: Tensor, augmentation: Augmentation) -> Tensor:
+    """Mirror, shift on white by up to MAX_SHIFT_PX, and, if asked to, rotate and permute the colours.
 
     Shapes: x (3, H, H) in [-1, 1]; uniform (2,) in [0, 1) -> (3, H, H).
     """
-    turn, mirror, colours = _digits(float(uniform[0]), (4, 2, 12))
+    num_turns, num_colours = 4 if augmentation.rotate else 1, 2 * len(COLOUR_ORDERS) if augmentation.recolour else 1
+    turn, mirror, colours = _digits(float(uniform[0]), (num_turns, 2, num_colours))
     x = x.rot90(turn, (1, 2))
     if mirror:
         x = x.flip(2)
-    if colours < len(COLOUR_ORDERS):  # half of the images keep their colours
+    if colours < len(COLOUR_ORDERS):  # the others keep their colours, and so do those of the first order
         x = x[list(COLOUR_ORDERS[colours])]
     down, right = _digits(float(uniform[1]), (2 * MAX_SHIFT_PX + 1, 2 * MAX_SHIFT_PX + 1))
     padded = F.pad(x, (MAX_SHIFT_PX,) * 4, value=1.0)

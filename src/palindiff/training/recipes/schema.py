@@ -24,6 +24,7 @@ from palindiff.models.vae import VaeConfig
 from palindiff.objectives.contrastive import ContrastiveConfig
 from palindiff.objectives.diffdis import DiffDisConfig
 from palindiff.objectives.vae import VaeObjectiveConfig
+from palindiff.training.features.images_in_memory import Augmentation
 from palindiff.training.features.views import ViewConfig
 from palindiff.training.loop.device import MachineConfig
 from palindiff.training.loop.loop_config import LoopConfig
@@ -200,9 +201,12 @@ class ContrastiveRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False
 
 
 class VaeRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False):
-    """A VAE from scratch."""
+    """A VAE, from scratch or from another one."""
 
     vae: VaeConfig = VaeConfig()
+    source: str | None = None
+    """Whose weights training starts from: "bundled", or a folder that holds an AutoencoderKL; None: random ones"""
+    augmentation: Augmentation = Augmentation()
     objective: VaeObjectiveConfig = VaeObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig(new_learning_rate=1.5e-3)
     evaluation: VaeEvaluationConfig = VaeEvaluationConfig()
@@ -216,8 +220,8 @@ class VaeRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False):
         }
         if given := [name for name, is_given in of_others.items() if is_given]:
             raise ValueError(
-                f"`{'` and `'.join(given)}` set for a VAE, where it has no effect: all weights are new, and all "
-                "activations are kept. Expected the default. Remove it; the rate is `optimizer.new_learning_rate`."
+                f"`{'` and `'.join(given)}` set for a VAE, where it has no effect: all weights have one rate, and "
+                "all activations are kept. Expected the default. Remove it; the rate is `optimizer.new_learning_rate`."
             )
         return self
 
