@@ -106,6 +106,9 @@ def test_every_quantity_in_prose_is_compared_below():
     }  # fmt: skip
     of_machines = [f"{100 * value:.1f}%" for value in of_seed_0.values()]
     assert results("table1-emoji").machine != results("table4-emoji").machine
+    apart = 100 * abs(of_seed_0["table1-emoji"] - of_seed_0["diffusing-emoji"])
+    (p8,) = (row for row in results("claims-emoji").rows if (row["claim"], row["budget"]) == ("P8", "steps"))
+    assert 0.4 < apart / abs(p8["difference"]) < 0.6  # "about half of the difference that P8 is about"
     assert "ended in a recall@10 of {} in place of {}".format(*of_machines) in prose("is_diffusing_better.md")
     of_paper = {"14.85 %", "23.14 %"}  # compared below
     assert set(shares["is_diffusing_better.md"]) == {"95 %", *of_paper, *of_machines}
@@ -171,12 +174,18 @@ def test_what_is_said_of_diffusing_is_in_the_result_files():
     recall = {row["row"]: row["value"] for row in results("diffusing-emoji").rows if row.get("column") == "recall@10"}
     used, unit, regression = recall.values()
     assert used < unit < regression
+    ways = [f"nearest_thumbnail_{way}_retrieval_recall@10" for way in ("text", "image")]
+    nearest = [row["value"] for row in results("controls-emoji").rows
+               if row["variant"] == "both" and row["metric"] in ways]  # fmt: skip
+    assert "By recall all three are below a control without any network of this project" in text
+    assert len(nearest) == 2
+    assert regression < fmean(nearest)
     assert "The recall of the paper's own text diffusion lies between the two" in text
     steps = {row["row"]: row["value"] for row in results("table8-emoji").rows if row.get("column") == "recall@10"}
-    of_used = [value for row, value in steps.items() if row.endswith("text diffusion that is used")]
+    of_used = [value for row, value in steps.items() if row.startswith("both, ")]
     assert len(of_used) == 6
     assert max(of_used) - min(of_used) < 0.01
-    assert steps["8, text diffusion that is used"] <= steps["1, text diffusion that is used"]
+    assert steps["both, 8"] <= steps["both, 1"]
     longest = {
         name: sum(row["value"] for row in results("chain_search").rows if row["name"] == name and row["setting"] in
                   ("8 steps", None) and row["metric"] in ("text_retrieval_recall@10", "image_retrieval_recall@10")) / 2
@@ -287,9 +296,9 @@ def test_what_is_said_of_verdicts_is_in_the_result_files():
     assert "table1 --scale emoji` was run, two of its rows with one seed of three" in (
         ROOT / "docs" / "paper_map.md"
     ).read_text(encoding="utf-8")
-    assert "of the text diffusion that is used, and P6 judged: it cannot be decided" in text
+    assert "with queries of length √d, and P6 judged: it cannot be decided" in text
     assert {row["row"] for row in results("table6-emoji").rows} == {
-        "γ = 1, text diffusion that is used", "γ = 0.5, text diffusion that is used"
+        "γ = 1, length √d", "γ = 0.5, length √d"
     }  # fmt: skip
     changes = " ".join((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split())
     assert "does not hold here at equal FLOP, and cannot be decided at equal steps" in changes

@@ -101,6 +101,11 @@ def test_every_recipe_key_that_a_page_names_exists_and_takes_its_value(page, set
         with_setting(section, key, value, page)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_an_item_of_a_list_begins_a_line(page):
+    assert not re.findall(r"[.)] - [A-Z].{20}", without_code_blocks(page.read_text(encoding="utf-8")))
+
+
 def stated_defaults():
     """Settings with a value in a "Where" of decisions.md, or in the first column of data.md."""
     wheres = re.findall(r"- Where:(.+?)- Why:", TEXTS["decisions.md"], re.DOTALL)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from palindiff.models.logit_scale import MAX_LOGIT_SCALE, bounded, clamp_
+from palindiff.models.logit_scale import MAX_LOGIT_SCALE, bounded, clamp_log_logit_scale_
 
 
 def test_below_its_bound_it_stays():
@@ -16,7 +16,7 @@ def test_beyond_its_bound_a_weight_has_no_gradient_until_it_is_clamped():
     weight = torch.nn.Parameter(torch.tensor(math.log(MAX_LOGIT_SCALE) + 1))
     bounded(weight).exp().backward()
     assert weight.grad.item() == 0
-    clamp_(weight)
+    clamp_log_logit_scale_(weight)
     assert weight.item() == pytest.approx(math.log(MAX_LOGIT_SCALE))
     bounded(weight).exp().backward()
     assert weight.grad.item() == pytest.approx(MAX_LOGIT_SCALE, rel=1e-5)

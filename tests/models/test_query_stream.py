@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from palindiff.models.clip_projection import ClipProjection
 from palindiff.models.image_reading import ImageReading
-from palindiff.models.logit_scale import clamp_
+from palindiff.models.logit_scale import clamp_log_logit_scale_
 from palindiff.models.query_stream import FUSIONS, QueryStream, QueryStreamConfig
 from palindiff.models.text_diffusion import QuerySchedulerConfig, text_diffusion_scheduler
 from palindiff.models.unet_encoder import unet_encoder_parameters
@@ -381,7 +381,7 @@ def test_logit_scale_is_clamped_as_clip_s():
 def test_logit_scale_has_a_gradient_at_its_bound():
     stream = toy_stream(toy_unet())
     torch.nn.init.constant_(stream.log_logit_scale, 9.0)
-    clamp_(stream.log_logit_scale)
+    clamp_log_logit_scale_(stream.log_logit_scale)
     assert stream.log_logit_scale.item() == pytest.approx(math.log(100), rel=1e-6)
     stream.logit_scale.backward()
     assert stream.log_logit_scale.grad.item() == pytest.approx(100, rel=1e-6)  # the derivative of exp is exp

@@ -1,6 +1,7 @@
 """The VAE's trainer and its images in memory: augmentation, a run that stops and resumes, and the folder it writes."""
 
 import math
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -13,6 +14,8 @@ from safetensors.torch import load_file
 from palindiff.data.images import to_pixels
 from palindiff.data.sources import DataConfig, open_images
 from palindiff.evaluation.evaluators import reconstruction
+from palindiff.models.vae import build_vae
+from palindiff.pretrained.bundled import bundled_vae
 from palindiff.training.features.images_in_memory import (
     COLOUR_ORDERS,
     MAX_SHIFT_PX,
@@ -24,7 +27,8 @@ from palindiff.training.features.images_in_memory import (
 from palindiff.training.loop.checkpoint import saved_states
 from palindiff.training.loop.run_log import RunLog, read_log
 from palindiff.training.recipes.schema import VaeRecipe
-from palindiff.training.train_vae import latent_moments
+from palindiff.training.recipes.yaml_files import load_recipe
+from palindiff.training.train_vae import SHAPE, VaeTrainer, latent_moments
 from palindiff.training.trainer import train_recipe
 from toys.run import TOY_VAE, one_thread, write_images
 
@@ -229,10 +233,52 @@ def test_training_may_start_from_another_vae(finished, images_dir, tmp_path):
     torch.testing.assert_close(found, expected, rtol=0, atol=0.01)  # their weights are rounded to 11 bits
 
 
-def test_a_vae_of_another_shape_is_refused(finished, images_dir, tmp_path):
-    other = TOY_VAE.model_dump() | {"latent_channels": 3}
-    with pytest.raises(ValueError, match=r"and 2 latent channels, or other layers\. Expected the shape that `vae` of"):
-        train_toy_vae(images_dir, tmp_path / "other", source=str(finished[0]), vae=other)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"latent_channels": 3}, "`latent_channels` 2"), ({"norm_groups": 2}, "`norm_num_groups` 4"),
+     ({"widths": (4, 8)}, r"`block_out_channels` \[")],
+)  # fmt: skip
+def test_a_vae_of_another_shape_is_refused(finished, images_dir, tmp_path, change, said):
+    with pytest.raises(ValueError, match=f"has {said}.* Expected one shape"):
+        train_toy_vae(images_dir, tmp_path / "other", source=str(finished[0]), vae=TOY_VAE.model_dump() | change)
+
+
+def test_a_moved_source_resumes_a_run_and_other_weights_are_refused(finished, images_dir, tmp_path):
+    shutil.copytree(finished[0] / "vae", tmp_path / "one")
+    train_toy_vae(images_dir, tmp_path / "run", source=str(tmp_path / "one"))
+    shutil.rmtree(tmp_path / "run" / "vae")  # as if it was stopped before it wrote its result
+    (tmp_path / "one").rename(tmp_path / "moved")
+    train_toy_vae(images_dir, tmp_path / "run", source=str(tmp_path / "moved"))
+    shutil.rmtree(tmp_path / "run" / "vae")
+    with pytest.raises(ValueError, match="source"):
+        train_toy_vae(images_dir, tmp_path / "run", source=str(other_weights(tmp_path)))
+
+
+def other_weights(tmp_path):
+    """A VAE of the same shape with other weights."""
+    vae = AutoencoderKL.from_pretrained(tmp_path / "moved")
+    with torch.no_grad():
+        vae.decoder.conv_out.bias += 1
+    vae.save_pretrained(tmp_path / "changed")
+    return tmp_path / "changed"
+
+
+def test_images_are_augmented_as_the_recipe_says(images_dir, tmp_path):
+    trainer = VaeTrainer(
+        toy_vae_recipe(images_dir, augmentation={"rotate": False, "recolour": False}), tmp_path, accelerator=None
+    )
+    trainer.build_models()
+    trainer.load_features()
+    assert trainer.training_set.augmentation == Augmentation(rotate=False, recolour=False)
+
+
+def test_the_recipe_for_photographs_has_the_shape_of_the_bundled_vae():
+    recipe, bundled = load_recipe(VaeRecipe, "vae-photos"), bundled_vae().config
+    assert recipe.source == "bundled"
+    own = build_vae(recipe.vae).config
+    assert {key: list(own[key]) if key == "block_out_channels" else own[key] for key in SHAPE} == {
+        key: bundled[key] for key in SHAPE
+    }
 
 
 def test_a_stopped_run_ends_with_the_weights_of_an_unstopped_one(finished, images_dir, tmp_path, monkeypatch):

@@ -19,6 +19,6 @@ def bounded(log_logit_scale: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def clamp_(log_logit_scale: Tensor) -> None:
+def clamp_log_logit_scale_(log_logit_scale: Tensor) -> None:
     """Clamp the weight itself, so that it still has a gradient in `bounded`; training calls this at every use."""
     log_logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))

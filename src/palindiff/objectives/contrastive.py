@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from palindiff.data.images import to_pixels
 from palindiff.models.image_encoder import ImageEncoder
-from palindiff.models.logit_scale import MAX_LOGIT_SCALE, bounded, clamp_
+from palindiff.models.logit_scale import MAX_LOGIT_SCALE, bounded, clamp_log_logit_scale_
 from palindiff.models.text_encoder import TextEncoder
 from palindiff.objectives.alignment import global_alignment_loss
 from palindiff.objectives.gradient_cache import in_chunks
@@ -86,7 +86,7 @@ class ContrastiveObjective(nn.Module):
         Shapes: e_hat, e (b, d) unit; caption_id (b,) int64 -> () float32.
         """
         if self.training:
-            clamp_(self.log_logit_scale)
+            clamp_log_logit_scale_(self.log_logit_scale)
         return global_alignment_loss(e_hat, e, self.logit_scale, caption_id)
 
     def parameter_groups(self, learning_rate: float, new_learning_rate: float) -> list[dict[str, Any]]:

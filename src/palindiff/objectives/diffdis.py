@@ -12,7 +12,7 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from palindiff.models.logit_scale import clamp_
+from palindiff.models.logit_scale import clamp_log_logit_scale_
 from palindiff.models.query_stream import QueryStream
 from palindiff.models.text_diffusion import draw_steps, noisy_query
 from palindiff.models.text_encoder import TextEncoder
@@ -151,7 +151,7 @@ class DiffDisObjective(nn.Module):
         noisy = [] if e_t is None or t_e is None else [e_t, t_e]
         (e_0_hat,) = in_chunks(self._predict, [z, *noisy], self.grad_cache_size)
         if self.training:
-            clamp_(self.query_stream.log_logit_scale)
+            clamp_log_logit_scale_(self.query_stream.log_logit_scale)
         return global_alignment_loss(e_0_hat, e_0, self.query_stream.logit_scale, caption_id)
 
     def _predict(self, z: Tensor, e_t: Tensor | None = None, t_e: Tensor | None = None) -> tuple[Tensor]:

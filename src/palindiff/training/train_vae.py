@@ -14,12 +14,16 @@ from torch import Tensor
 from palindiff.data.images import to_pixels
 from palindiff.evaluation.evaluators import reconstruction
 from palindiff.evaluation.results import Row
+from palindiff.models.fingerprint import fingerprint
 from palindiff.models.vae import build_vae, normalize_latents
 from palindiff.objectives.vae import VaeObjective
 from palindiff.pretrained.bundled import load_vae
 from palindiff.training.base_trainer import Trainer, open_sets
 from palindiff.training.features.images_in_memory import ImagesInMemory, decode_images
 from palindiff.training.recipes.schema import VaeRecipe
+
+SHAPE = ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups", "mid_block_add_attention")
+"""What makes two VAEs one function of their weights"""
 
 
 class VaeTrainer(Trainer[VaeRecipe]):
@@ -41,23 +45,23 @@ class VaeTrainer(Trainer[VaeRecipe]):
         return {"vae": num_parameters, "trained": num_parameters}
 
     def build_models(self) -> None:
-        """Build the VAE with random weights, or load that of `source`.
+        """Build the VAE with random weights, or with those of `source`.
 
         Raises: as `load_vae`; ValueError if it has another shape than `vae`.
         """
         source, self.vae = self.recipe.source, build_vae(self.recipe.vae)
+        self.fingerprints = {}
         if source is None:
             return
         found = load_vae(source)
-        if found.state_dict().keys() != self.vae.state_dict().keys() or any(
-            weight.shape != found.state_dict()[name].shape for name, weight in self.vae.state_dict().items()
-        ):
-            widths, channels = tuple(found.config.block_out_channels), found.config.latent_channels
-            raise ValueError(
-                f"The VAE `{source}` has widths {widths} and {channels} latent channels, or other layers. Expected "
-                "the shape that `vae` of the recipe says. Change `vae`, or remove `source`."
-            )
+        for key in SHAPE:
+            if (own := _plain(self.vae.config[key])) != (other := _plain(found.config[key])):
+                raise ValueError(
+                    f"The VAE `{source}` has `{key}` {other}, and `vae` of the recipe asks for {own}. Expected one "
+                    "shape. Change `vae`, or remove `source`."
+                )
         self.vae.load_state_dict(found.state_dict())
+        self.fingerprints = {"source": fingerprint(found)}
 
     def load_features(self) -> None:
         """Decode the images of both splits into memory."""
@@ -66,7 +70,7 @@ class VaeTrainer(Trainer[VaeRecipe]):
         self.images = decode_images(rows, size_px, fit)
         self.validation_images = None if validation is None else decode_images(validation, size_px, fit)
         self.training_set = ImagesInMemory(self.images, self.recipe.augmentation)
-        self.fingerprints = {"training set": rows.fingerprint}
+        self.fingerprints = {**self.fingerprints, "training set": rows.fingerprint}
 
     def make_objective(self) -> VaeObjective:
         """Put the VAE under its loss."""
@@ -93,6 +97,10 @@ class VaeTrainer(Trainer[VaeRecipe]):
     def trained_model(self) -> AutoencoderKL:
         """The VAE as it was written, in float32."""
         return AutoencoderKL.from_pretrained(self.output / self.result_name).to(self.accelerator.device)
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 @torch.no_grad()

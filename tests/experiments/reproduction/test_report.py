@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from palindiff.experiments.reproduction import report
+from palindiff.experiments.reproduction import report, report_controls
 from palindiff.experiments.reproduction.plan import load_plan
 from toys.by_path import ROOT
 
@@ -51,11 +51,29 @@ def test_a_table_shows_the_paper_s_numbers_and_ours_with_intervals(results):
     assert "25.0 (24.0 to 26.0)" in one
     (of_one_seed,) = lines(text, "generate only |")
     assert "| 0.5000† |" in of_one_seed
-    assert "KD-EffLite0, 1,024 images |" in text
     assert "Not measured for this table, as these runs were not finished or not at hand: both-seed2." in text
     assert "In the paper: Random weights in place of Stable Diffusion's." in text
     assert "Chance: recall@10 0.55." in text
     assert "99.0" not in text
+
+
+def test_generated_images_are_counted_by_what_was_measured(results):
+    measured = {"row": "both", "seed": 0, "data": "unseen 1024", "value": 0.1}
+    rows = [
+        mean("both", "KD-EffLite0", 0.1), {**measured, "metric": "kd_efflite0", "n": 1024},
+        mean("both", "recall@10 of generated", 0.1),
+        {**measured, "metric": "caption_to_generated_recall_10", "n": 1000},
+    ]  # fmt: skip
+    (header,) = (line for line in report.page(results("table4", rows)).splitlines() if "KD-EffLite0, " in line)
+    assert "| KD-EffLite0, 1,024 images | recall@10 of generated, 1,000 images |" in header
+
+
+def test_controls_of_the_other_scales_have_the_metrics_of_their_data():
+    for scale, name, expected in [
+        ("photos", "flickr8k", ["recall@10", "recall@1"]), ("photos", "clothing", ["accuracy"]),
+        ("paper", load_plan("paper").primary, ["recall@1"]),
+    ]:  # fmt: skip
+        assert list(report_controls._metrics(load_plan(scale), name)) == expected
 
 
 JUDGED = {
@@ -97,6 +115,14 @@ def test_without_results_every_target_of_a_scale_is_named_as_not_run(tmp_path):
     assert "###" not in text
 
 
+def of_seeds(label, values, **row):
+    """Recall@10 of each seed, both ways."""
+    return [
+        {"row": label, "seed": seed, "data": "unseen", "metric": f"{way}_retrieval_recall@10", "value": value, **row}
+        for seed, value in enumerate(values) for way in ("text", "image")
+    ]  # fmt: skip
+
+
 def test_controls_are_shown_beside_the_model_and_the_best_of_all(results):
     rows = [
         {"variant": variant, "metric": metric, "value": value, "data": "unseen", "n": 500}
@@ -107,17 +133,20 @@ def test_controls_are_shown_beside_the_model_and_the_best_of_all(results):
         ]
     ]  # fmt: skip
     results("controls", rows)
-    results("table2", [mean("DiffDis", "recall@10", 0.123), mean("contrastive, equal FLOP", "recall@10", 0.321)])
-    of_five = mean("text diffusion that is used", "recall@10", 0.111, num_seeds=5)
-    text = " ".join(report.page(results("diffusing", [of_five])).split("\n"))
-    assert "| nearest training image, by thumbnail: recall@10 | 25.0 |  |" in text
-    assert "| this model: recall@10 | 11.1 |  |" in text  # of the most seeds
-    assert "R@1 |" not in text.partition("Highest")[0].rpartition("### Controls")[2]  # of one way alone
-    assert "by thumbnail: accuracy" not in text  # no class of it was in training
-    assert "Highest of all models in the tables below: recall@10 32.1 (contrastive, equal FLOP, Table 2)." in text
-    assert "on 500 images" in text
-    assert "| chain_cosine_noise_t50 |  | 0.990 |" in text
-    assert "90.0" not in text
+    results("table2", [*of_seeds("DiffDis", [0.1, 0.2]), *of_seeds("contrastive, equal FLOP", [0.3, 0.342])])
+    results("table7", of_seeds("both, w = 3", [0.9] * 5))  # with guidance
+    folder = results("diffusing", of_seeds("text diffusion, length √d, γ = 0.5", [0.111] * 3))
+    text = " ".join(report.page(folder).split("\n"))
+    section = text.partition("### Controls")[2].partition("###")[0]
+    assert "| nearest training image, by thumbnail: recall@10 | 25.0 |  |" in section
+    assert "| this model: recall@10 | 11.1 |  |" in section  # of the most seeds
+    assert "recall@1 |" not in section  # of one way alone
+    assert "| nearest training image, by thumbnail: accuracy | 0.0 |  |" in section
+    assert "from the tables Diffusing." in section
+    assert "of all models in the tables below: recall@10 32.1 (contrastive, equal FLOP, Table 2)." in section
+    assert "on 500 images" in section
+    assert "| chain_cosine_noise_t50 |  | 0.990 |" in section
+    assert "90.0" not in section
 
 
 def test_the_page_in_the_repository_is_what_the_results_say():
@@ -168,7 +197,7 @@ def test_controls_of_several_sets_are_tables_of_their_own(tmp_path, results):
     ]
     (results("controls", rows) / "controls-emoji.json").rename(tmp_path / "controls-photos.json")
     text = report.page(tmp_path)
-    assert lines(text, "control") == [f"| control on {name} | both |" for name in ("flickr8k", "clothing")]
+    assert lines(text, "control on") == ["| control on clothing | both |"]  # flickr8k has no classes
     assert lines(text, "the most frequent class") == ["| the most frequent class: accuracy | 50.0 |"]
 
 

@@ -121,9 +121,8 @@ class InterpolationPlan(BaseModel, frozen=True, extra="forbid"):
 class RowPlan(BaseModel, frozen=True, extra="forbid"):
     """A row of a table: a variant under a setting of naming, and the paper's numbers for it."""
 
-    label: str  # by which result files name it
+    label: str
     variant: str
-    shown: str | None = None  # what the page calls it; None: its label
     naming: NamingPlan = NamingPlan()
     generates: bool = False  # measure generation too
     diffusion_classifier: ClassifierPlan | None = None  # classify so, and measure nothing else

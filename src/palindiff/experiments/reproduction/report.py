@@ -17,7 +17,7 @@ from palindiff.experiments.reproduction.figures import chain_plot, table_plot, w
 from palindiff.experiments.reproduction.markdown import heading, markdown_table, wrapped
 from palindiff.experiments.reproduction.measurement import PUBLISHED_COST
 from palindiff.experiments.reproduction.plan import CONTROLS, Plan, Target, load_plan, plan_names
-from palindiff.experiments.reproduction.plan_sections import ClaimPlan, ColumnPlan, TablePlan
+from palindiff.experiments.reproduction.plan_sections import ClaimPlan, ColumnPlan
 from palindiff.experiments.reproduction.report_controls import controls_section
 from palindiff.experiments.reproduction.verdicts import POINTS, level_keys, num_planned
 
@@ -54,12 +54,12 @@ The paper's numbers are of its own data and models, so only the direction of a d
 result is fixed in [protocol.md](protocol.md): the eight claims of DiffDis, the four of UniDiff, the exploratory ones,
 and their verdicts. All else has none. In the tables:
 
-- Ours are means over seeds. In parentheses is the 95 % bootstrap interval: over seeds and images, of KD over seeds and
-  generated images. Of "recall@10 of generated" it is the lowest and the highest seed. A value with † has one seed, and
-  its interval says nothing about other seeds.
+- Ours are means over seeds. In parentheses is the 95 % bootstrap interval over seeds and images, where those of one
+  concept are drawn together; where a metric is neither a mean over images nor KD, the lowest and the highest seed. A
+  value with † has one seed, and its interval says nothing about other seeds.
 - R@1, recall@10: retrieval among all test images and captions, mean of image-to-text and text-to-image unless the
-  column names one. Accuracy: zero-shot top-1. All in percent, with 8 denoising steps and no guidance unless the row
-  says otherwise. "Without flags": without the flags of countries and regions.
+  column names one. Accuracy: zero-shot top-1. All in percent, with 8 denoising steps and no guidance unless row or
+  text say otherwise. "Without flags": without the flags of countries and regions.
 - KD-EffLite0: kernel distance (as KID) between real and generated images over EfficientNet-Lite0 features; lower is
   better.
 - Recall@10 of generated: how often the real image of the same caption is among the ten most similar thumbnails, of as
@@ -158,7 +158,9 @@ def _claims(plan: Plan, family: Target, found: Results) -> str:
 
 
 def _claim_text(claim: ClaimPlan) -> str:
-    return claim.text if claim.margin is None else f"{claim.text} (margin {claim.margin:g} point)"
+    if claim.margin is None:
+        return claim.text
+    return f"{claim.text} (margin: {claim.margin:g} point{'' if claim.margin == 1 else 's'})"
 
 
 def _is_of(row: Row | None, claim: ClaimPlan, num_claims: int) -> bool:
@@ -200,12 +202,7 @@ def _table(target: str, scale: str, plan: Plan, found: Results) -> str:
     }  # row and column of the table
     columns = [each for each in (plan.columns[name] for name in table.columns) if _is_shown(each, shown)]
     of_paper = list(dict.fromkeys(title for row in table.rows for title in row.paper))
-    header = [
-        "",
-        *(f"paper: {title}" for title in of_paper),
-        *(_title(each, plan, table) for each in columns),
-        "seeds",
-    ]
+    header = ["", *(f"paper: {title}" for title in of_paper), *(_title(each, found.rows) for each in columns), "seeds"]
     rows = []
     for row in table.rows:
         paper = [f"{row.paper[title]:g}" if title in row.paper else "" for title in of_paper]
@@ -214,8 +211,7 @@ def _table(target: str, scale: str, plan: Plan, found: Results) -> str:
         ours = [_number(each, column.is_share) for each, column in zip(own, columns, strict=True)]
         shares = [float(str(each["share"])) for each in found.rows if each["row"] == row.label and "share" in each]
         chosen = ", ".join(f"{each:g}" for each in dict.fromkeys(shares))
-        name = row.shown or row.label
-        label = f"{name} (α = {chosen})" if shares else name
+        label = f"{row.label} (α = {chosen})" if shares else row.label
         rows.append([label, *paper, *ours, str(seeds)])
     for said, key in ((NOT_MEASURED, "unfinished"), ("Diverged", "failed")):
         if names := found.settings.get(key):
@@ -234,11 +230,12 @@ def _table(target: str, scale: str, plan: Plan, found: Results) -> str:
     return "\n".join(lines)
 
 
-def _title(column: ColumnPlan, plan: Plan, table: TablePlan) -> str:
-    """The title of a column; of generated images with their number."""
-    if column.data or table.generation is None:
+def _title(column: ColumnPlan, rows: Sequence[Row]) -> str:
+    """The title of a column; of generated images with the number that it was measured on."""
+    of_metric = [row for row in rows if row["seed"] is not None and row.get("metric") in column.metrics and "n" in row]
+    if column.data or not of_metric:
         return column.title
-    return f"{column.title}, {plan.generation[table.generation].num_images:,} images"
+    return f"{column.title}, {int(str(of_metric[0]['n'])):,} images"
 
 
 def _number(row: Mapping[str, object] | None, is_share: bool) -> str:

@@ -4,6 +4,7 @@ Here: from the rows of `controls` and of the tables to Markdown. Not here: measu
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean
 
 from palindiff.evaluation.results import Results, Row
@@ -12,10 +13,13 @@ from palindiff.experiments.reproduction.plan import Plan
 from palindiff.experiments.reproduction.plan_sections import WAYS, NamingPlan
 
 ABOUT = (
-    "In percent, of one seed. `shuffled images`: each image is taken for another one. `nearest training image`: its "
-    "caption stands for the image, embedded by the model's own text encoder. `this model`: its row in a table below, "
-    "mean of its seeds. A model below the nearest training image names no better than copying that image's caption "
-    "would."
+    "In percent, of one seed. `shuffled images`: each image is taken for another one. `nearest training image`: the "
+    "embedding of its caption replaces the prediction, and its class is the answer; where no class of the test was "
+    "trained on, that is never right. Blank: not measured."
+)
+ABOUT_MODELS = (
+    "`this model`: the mean of its seeds, without guidance, from the tables {tables}. A model below the nearest "
+    "training image names no better than that image's caption."
 )
 ABOUT_CHAIN = (
     "What the noisy query changes, on {n:,} images. `chain_cosine_noise_tT`: cosine between the predictions from the "
@@ -23,14 +27,22 @@ ABOUT_CHAIN = (
     "ignored. `recall_K_from_noise`: recall with predictions from noise alone. `recall_10_own_tT`: the model is given "
     "the noisy embedding of the right caption, a leak that shows whether it is read, not a result."
 )
-CONTROLS = {
+CONTROL_NAMES = {
     "shuffled_images": "shuffled images", "zeroed_images": "an image of zeros",
     "largest_class": "the most frequent class", "nearest_thumbnail": "nearest training image, by thumbnail",
     "nearest_efflite0": "nearest training image, by EfficientNet-Lite0",
 }  # fmt: skip
 CHAIN = "chain_"
-Level = tuple[str, float]
-"""Label of a table's row, and its value"""
+
+
+@dataclass(frozen=True)
+class Level:
+    """What a row of a table reaches by a metric."""
+
+    place: str  # its label and table
+    table: str
+    num_seeds: int
+    value: float
 
 
 def controls_section(plan: Plan, found: Results, tables: Mapping[str, Results], plot: str | None) -> str:
@@ -42,20 +54,24 @@ def controls_section(plan: Plan, found: Results, tables: Mapping[str, Results], 
     lines = ["### Controls\n", f"{wrapped(ABOUT)}\n"]
     for name in plan.controlled_data:
         of_data = [row for row in found.rows if row["data"] == name]
-        rows, best = list[list[str]](), list[str]()
+        rows, best, used = list[list[str]](), list[str](), dict[str, None]()
         for title, metrics in _metrics(plan, name).items():
             levels = _levels(plan, tables, name, metrics)
-            own = {variant: value for variant, (_, value) in levels.items()}
-            rows += _control_rows(title, of_data, metrics, variants, own)
-            if levels:
-                label, value = max(levels.values(), key=lambda level: level[1])
-                best.append(f"{title} {100 * value:.1f} ({label})")
+            own = {variant: levels[variant] for variant in variants if variant in levels}
+            of_metric = _control_rows(title, of_data, metrics, variants, own)
+            rows += of_metric
+            used |= dict.fromkeys(level.table for level in own.values()) if of_metric else {}
+            if of_metric and levels:
+                highest = max(levels.values(), key=lambda level: level.value)
+                best.append(f"{title} {100 * highest.value:.1f} ({highest.place})")
+        if not rows:
+            continue
         on_data = "" if len(plan.controlled_data) == 1 else f" on {name}"
         lines.append(f"{markdown_table([f'control{on_data}', *variants], rows)}\n")
         if best:
-            lines.append(
-                f"{wrapped(f'Highest{on_data} of all models in the tables below: ' + '; '.join(best) + '.')}\n"
-            )
+            about = ABOUT_MODELS.format(tables=", ".join(used)) if used else ""
+            about += f" Highest{on_data} of all models in the tables below: {'; '.join(best)}."
+            lines.append(f"{wrapped(about)}\n")
         lines += _chain(of_data, variants, on_data)
     if plot is not None:
         lines.append(f"![Use of the noisy query]({plot})\n")
@@ -67,32 +83,28 @@ def _metrics(plan: Plan, name: str) -> dict[str, tuple[str, ...]]:
     data = plan.naming[name]
     found: dict[str, tuple[str, ...]] = {}
     if "retrieval" in data.tasks:
-        found[f"recall@{data.recall_k}"] = data.recall_metrics
-        found["R@1"] = tuple(f"{way}_retrieval_recall@1" for way in WAYS)
+        for k in sorted({1, data.recall_k}, reverse=True):
+            found[f"recall@{k}"] = tuple(f"{way}_retrieval_recall@{k}" for way in WAYS)
     if "classification" in data.tasks:
         found["accuracy"] = ("acc1",)
     return found
 
 
 def _control_rows(
-    title: str, rows: Sequence[Row], metrics: Sequence[str], variants: Sequence[str], own: Mapping[str, float]
+    title: str, rows: Sequence[Row], metrics: Sequence[str], variants: Sequence[str], own: Mapping[str, Level]
 ) -> list[list[str]]:
-    """Rows of a metric: each control, then the model itself."""
+    """Rows of a metric: each control that was measured, then the model itself."""
     found: dict[str, dict[str, float]] = {}
-    for control, name in CONTROLS.items():
-        of_variant = {
-            variant: _mean(rows, variant, [f"{control}_{metric}" for metric in metrics]) for variant in variants
-        }
-        known = {variant: value for variant, value in of_variant.items() if value is not None}
-        is_possible = not control.startswith("nearest") or any(known.values())  # no class of it was in training
-        if known and is_possible:
-            found[name] = known
-    if found:
-        found["this model"] = dict(own)
+    for control, name in CONTROL_NAMES.items():
+        prefixed = [f"{control}_{metric}" for metric in metrics]
+        of_variant = {variant: _mean(rows, variant, prefixed) for variant in variants}
+        found[name] = {variant: value for variant, value in of_variant.items() if value is not None}
+    if any(found.values()):
+        found["this model"] = {variant: level.value for variant, level in own.items()}
     return [
         [f"{name}: {title}", *(f"{100 * of[variant]:.1f}" if variant in of else "" for variant in variants)]
         for name, of in found.items()
-        if any(variant in of for variant in variants)
+        if of
     ]
 
 
@@ -103,26 +115,23 @@ def _mean(rows: Iterable[Row], variant: str, metrics: Sequence[str]) -> float | 
 
 def _levels(plan: Plan, tables: Mapping[str, Results], data: str, metrics: Sequence[str]) -> dict[str, Level]:
     """What each variant reaches in the tables, without guidance: of several rows, that of the most seeds."""
-    found: dict[str, tuple[int, Level]] = {}
+    found: dict[str, Level] = {}
     for target, results in tables.items():
-        table = plan.tables[target]
-        titles = [
-            column.title
-            for column in (plan.columns[name] for name in table.columns)
-            if column.data == (data,) and set(column.metrics) == set(metrics)
-        ]
-        plain = {
-            row.label: row
-            for row in table.rows
-            if row.naming == NamingPlan() and row.interpolation is None and row.diffusion_classifier is None
-        }
-        for row in results.rows:
-            if row["seed"] is None and row["row"] in plain and row["column"] in titles:
-                of_plan, seeds = plain[str(row["row"])], int(str(row["num_seeds"]))
-                if seeds > found.get(of_plan.variant, (0,))[0]:
-                    level = (f"{of_plan.shown or of_plan.label}, {heading(target)}", float(str(row["value"])))
-                    found[of_plan.variant] = (seeds, level)
-    return {variant: level for variant, (_, level) in found.items()}
+        for row in plan.tables[target].rows:
+            if row.naming != NamingPlan() or row.interpolation is not None or row.diffusion_classifier is not None:
+                continue
+            of_row = [
+                each for each in results.rows
+                if each["row"] == row.label and each["seed"] is not None and each.get("data") == data
+                and each["metric"] in metrics
+            ]  # fmt: skip
+            num_seeds = len({each["seed"] for each in of_row})
+            if num_seeds * len(metrics) != len(of_row) or num_seeds <= getattr(found.get(row.variant), "num_seeds", 0):
+                continue
+            value = mean(float(str(each["value"])) for each in of_row)
+            table = heading(target)
+            found[row.variant] = Level(f"{row.label}, {table}", table, num_seeds, value)
+    return found
 
 
 def _chain(rows: Sequence[Row], variants: Sequence[str], on_data: str) -> list[str]:

@@ -205,7 +205,7 @@ class VaeRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False):
 
     vae: VaeConfig = VaeConfig()
     source: str | None = None
-    """Whose weights training starts from: "bundled", or a folder that holds an AutoencoderKL; None: random ones"""
+    """Whose weights training starts from: "bundled", folder of a VAE or its run, or Hub name; None: random ones"""
     augmentation: Augmentation = Augmentation()
     objective: VaeObjectiveConfig = VaeObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig(new_learning_rate=1.5e-3)

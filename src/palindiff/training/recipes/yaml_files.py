@@ -32,7 +32,7 @@ CHOOSE_RESULT = {  # where training stops early, its result is that of one of th
     "evaluation.num_images", "evaluation.validation_split", "evaluation.where",
 }  # fmt: skip
 PATHS = {
-    "data.path", "data.captions_file", "base.source", "base.config", "text.source", "vae", "clip.source",
+    "data.path", "data.captions_file", "base.source", "base.config", "text.source", "vae", "source", "clip.source",
     "stable_diffusion.source",
 }  # fmt: skip
 RESOLVED = "resolved; config hash"  # in the first line of a run's own recipe.yaml
