@@ -296,9 +296,9 @@ def test_what_is_said_of_verdicts_is_in_the_result_files():
     assert "table1 --scale emoji` was run, two of its rows with one seed of three" in (
         ROOT / "docs" / "paper_map.md"
     ).read_text(encoding="utf-8")
-    assert "with queries of length √d, and P6 judged: it cannot be decided" in text
+    assert "with queries of unit length and of length √d, and P6 judged of the latter: it cannot be decided" in text
     assert {row["row"] for row in results("table6-emoji").rows} == {
-        "γ = 1, length √d", "γ = 0.5, length √d"
+        "γ = 1, unit length", "γ = 0.01, unit length", "γ = 1, length √d", "γ = 0.5, length √d"
     }  # fmt: skip
     changes = " ".join((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split())
     assert "does not hold here at equal FLOP, and cannot be decided at equal steps" in changes
