@@ -186,6 +186,8 @@ def test_what_is_said_of_diffusing_is_in_the_result_files():
     assert len(of_used) == 6
     assert max(of_used) - min(of_used) < 0.01
     assert steps["both, 8"] <= steps["both, 1"]
+    assert abs(steps["both, 1"] - steps["both, 1, leading"]) < 0.002  # "nearly the same recall with either spacing"
+    assert abs(steps["1"] - steps["1, leading"]) < 0.002
     longest = {
         name: sum(row["value"] for row in results("chain_search").rows if row["name"] == name and row["setting"] in
                   ("8 steps", None) and row["metric"] in ("text_retrieval_recall@10", "image_retrieval_recall@10")) / 2
