@@ -39,8 +39,8 @@ CHAIN = "chain_"
 class Level:
     """What a row of a table reaches by a metric."""
 
-    place: str  # its label and table
-    table: str
+    row: str  # its label
+    table: str  # its heading
     num_seeds: int
     value: float
 
@@ -63,7 +63,7 @@ def controls_section(plan: Plan, found: Results, tables: Mapping[str, Results], 
             used |= dict.fromkeys(level.table for level in own.values()) if of_metric else {}
             if of_metric and levels:
                 highest = max(levels.values(), key=lambda level: level.value)
-                best.append(f"{title} {100 * highest.value:.1f} ({highest.place})")
+                best.append(f"{title} {100 * highest.value:.1f} ({highest.row}, {highest.table})")
         if not rows:
             continue
         on_data = "" if len(plan.controlled_data) == 1 else f" on {name}"
@@ -126,11 +126,10 @@ def _levels(plan: Plan, tables: Mapping[str, Results], data: str, metrics: Seque
                 and each["metric"] in metrics
             ]  # fmt: skip
             num_seeds = len({each["seed"] for each in of_row})
-            if num_seeds * len(metrics) != len(of_row) or num_seeds <= getattr(found.get(row.variant), "num_seeds", 0):
+            if not of_row or len(of_row) != num_seeds * len(metrics):
                 continue
-            value = mean(float(str(each["value"])) for each in of_row)
-            table = heading(target)
-            found[row.variant] = Level(f"{row.label}, {table}", table, num_seeds, value)
+            level = Level(row.label, heading(target), num_seeds, mean(float(str(each["value"])) for each in of_row))
+            found[row.variant] = max(found.get(row.variant, level), level, key=lambda each: each.num_seeds)
     return found
 
 

@@ -22,7 +22,7 @@ class Augmentation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """What is changed of an image at random, against overfitting, besides mirroring and shifting it."""
 
     rotate: bool = True  # by multiples of 90 degrees
-    recolour: bool = True  # the colour channels of half of the images change places
+    recolour: bool = True  # the colour channels of five in twelve images change places
 
 
 class ImagesInMemory:
