@@ -313,3 +313,24 @@ def test_what_is_said_of_the_pilots_is_in_the_result_file():
     assert "At the scale `photos` two pilots stayed below five times chance" in prose("paper_map.md")
     assert "The second did not reach it either: at this scale P1 to P3 cannot be decided" in prose("protocol.md")
     assert "Both runs stay below five times chance" in prose("tables.md")
+
+
+def test_the_plan_has_the_rates_and_weights_that_validation_chose():
+    plan = load_plan("emoji").settings
+    rates, weights = (
+        {(row["row"], row["column"]): row["value"] for row in results(name).rows if row["seed"] is None}
+        for name in ("unidiff-rates-emoji", "unidiff-weights-emoji")
+    )
+    recall = "mean recall on validation"
+    for arm, setting in (("both", "unidiff"), ("contrastive", "contrastive")):
+        best = max(("5e-5", "2e-4", "8e-4"), key=lambda rate: rates[f"{arm}, {rate}", recall])
+        assert f"optimizer.learning_rate={float(best):.1e}".replace("e-0", "e-") in plan[setting]
+    for arm, setting in (("generation", "generation alone"), ("both, best by the generation loss", "by generation")):
+        best = min(("5e-5", "2e-4", "8e-4"), key=lambda rate: rates[f"{arm}, {rate}", "KD-EffLite0"])
+        assert f"optimizer.learning_rate={float(best):.1e}".replace("e-0", "e-") in plan[setting]
+    for form in ("projected", "relational"):
+        best = max(("0.1", "1", "10"), key=lambda weight: weights[f"{form}, {weight}", recall])
+        assert f"objective.consistency_weight={best}" in plan[form]
+    low, high = (weights[f"relational, {weight}", "mean cosine on validation"] for weight in ("0.1", "10"))
+    assert low < high / 4  # "nearly the same, with a far lower mean cosine"
+    assert abs(weights["relational, 0.1", recall] - weights["relational, 10", recall]) < 0.002
