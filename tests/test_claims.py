@@ -334,3 +334,11 @@ def test_the_plan_has_the_rates_and_weights_that_validation_chose():
     low, high = (weights[f"relational, {weight}", "mean cosine on validation"] for weight in ("0.1", "10"))
     assert low < high / 4  # "nearly the same, with a far lower mean cosine"
     assert abs(weights["relational, 0.1", recall] - weights["relational, 10", recall]) < 0.002
+
+
+def test_what_is_said_of_unidiff_s_claims_is_in_the_result_file():
+    found = {row["claim"]: row for row in results("unidiff-claims-emoji").rows}
+    assert [found[name]["verdict"] for name in ("U1", "U2")] == ["cannot be decided"] * 2
+    assert found["U1"]["difference"] > 0 > found["U2"]["difference"]  # "both differences favour training together"
+    assert [found[name]["verdict"] for name in ("U3", "U4")] == ["does not hold here"] * 2
+    assert min(found[name]["judged_low"] for name in ("U3", "U4")) > 0  # "both forms raise the mean cosine"
