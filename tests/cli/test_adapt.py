@@ -267,7 +267,9 @@ def test_a_damaged_image_is_found_at_once_or_left_out_and_counted(adapt, catalog
     code, out, err = adapt(catalogue, *QUICK, "--set", "data.on_bad=skip")
     assert code == 0, err
     assert "1 of 20 rows of" in out
-    assert "1 of 20 rows of" in (tmp_path / "adapted" / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "adapted" / "report.html").read_text(encoding="utf-8")
+    assert "1 of 20 rows of" in page
+    assert " --on-bad skip --output embeddings" in page
 
 
 def test_few_different_captions_are_reported_beside_what_chance_reaches(adapt, catalogue, tmp_path):
@@ -280,6 +282,7 @@ def test_few_different_captions_are_reported_beside_what_chance_reaches(adapt, c
     assert "The 6 held-out images have 3 different captions" in page
     line = page.partition("image to text: recall@1")[2].partition("</tr>")[0]
     assert '<td class="number">33.3 %</td>\n<td>higher</td>' in line  # one caption of three
+    assert "--split validation" in page
 
 
 def test_paths_may_hold_any_character(adapt, catalogue):
@@ -449,6 +452,10 @@ def test_a_run_keeps_what_was_chosen_when_it_began(adapt, catalogue, tmp_path, m
     code, again, err = adapt(catalogue, *asked)
     assert code == 0, err
     assert "counting" not in again
+    write_split(catalogue / "train", rows(21))
+    code, _, err = adapt(catalogue, *asked)
+    assert code == 2
+    assert "has other images or captions than when the run in" in err
     (tmp_path / "adapted" / "preset.json").write_text('{"settings": 3}')
     code, _, err = adapt(catalogue, *asked)
     assert code == 2

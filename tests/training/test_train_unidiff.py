@@ -17,6 +17,7 @@ from palindiff.training.base_trainer import open_sets
 from palindiff.training.loop.checkpoint import saved_states
 from palindiff.training.loop.order import rows_of_step
 from palindiff.training.loop.run_log import RunLog, read_log
+from palindiff.training.train_unidiff import UniDiffTrainer
 from palindiff.training.trainer import make_trainer
 from toys.run import one_thread
 from toys.text_encoders import write_clip
@@ -221,6 +222,51 @@ def test_what_the_best_evaluation_is_chosen_by(evaluation, weight, expected, toy
 def test_early_stopping_needs_something_to_compare(evaluation, toy_parts, stable_diffusion):
     with pytest.raises(ValidationError, match=r"`evaluation.patience` is 2, and .* finds nothing to compare"):
         unidiff_recipe(toy_parts, stable_diffusion, evaluation={"patience": 2} | evaluation)
+
+
+def test_the_unet_is_no_score_where_it_is_not_trained(toy_parts, stable_diffusion):
+    with pytest.raises(ValidationError, match="so the U-Net is not trained"):
+        unidiff_recipe(
+            toy_parts, stable_diffusion, evaluation={"keep_best": "generation"},
+            objective={"generation_weight": 0, "consistency_weight": 0},
+        )  # fmt: skip
+
+
+def test_a_run_that_may_stop_early_ends_at_once_where_nothing_can_be_compared(toy_parts, stable_diffusion, tmp_path):
+    recipe = unidiff_recipe(toy_parts, stable_diffusion, evaluation={"patience": 2})
+    trainer = make_trainer(recipe, tmp_path).prepare()
+    trainer.evaluation_rows = lambda step: []
+    with pytest.raises(ValueError, match="The evaluation of step 0 found no score"):
+        trainer.evaluate(0)
+
+
+def test_what_a_killed_run_found_best_is_no_bar_for_one_that_begins_anew(toy_parts, stable_diffusion, tmp_path):
+    """It may have had other models or images, and nothing was saved that tells."""
+    recipe = unidiff_recipe(
+        toy_parts, stable_diffusion, evaluation={"patience": 2}, loop={"num_steps": 1, "evaluate_every": 1}
+    )
+    tmp_path.joinpath("best").mkdir()
+    tmp_path.joinpath("best", "of another run").touch()
+    tmp_path.joinpath("best.json").write_text('{"step": 0, "metric": "mean_recall", "value": 2.0}')
+    train_unidiff(recipe, tmp_path)
+    assert json.loads((tmp_path / "best.json").read_text())["value"] <= 1
+    assert sorted(path.name for path in (tmp_path / "unidiff").iterdir()) == ["clip", "stable_diffusion"]
+
+
+def test_a_result_that_a_prolonged_run_did_not_come_to_write_is_written_later(
+    toy_parts, stable_diffusion, tmp_path, monkeypatch
+):
+    def recipe(num_steps):
+        return unidiff_recipe(toy_parts, stable_diffusion, loop={"num_steps": num_steps})
+
+    train_unidiff(recipe(2), tmp_path)
+    short = weights(tmp_path / "unidiff")
+    with monkeypatch.context() as patched:
+        patched.setattr(UniDiffTrainer, "_write_result", lambda self, result: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train_unidiff(recipe(4), tmp_path)
+    train_unidiff(recipe(4), tmp_path)
+    assert any(not torch.equal(weight, short[name]) for name, weight in weights(tmp_path / "unidiff").items())
 
 
 def test_a_smaller_part_of_the_data_is_validated_on_the_same_images(toy_parts, stable_diffusion):

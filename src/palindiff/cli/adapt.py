@@ -58,4 +58,4 @@ def adapt(
         typer.echo("\n".join(adaptation.preset.reasons))
         return
     typer.echo(f"written: {adaptation.run()}")
-    typer.echo(next_line(embed_command(data, output, adaptation.recipe.data.fit)))
+    typer.echo(next_line(embed_command(adaptation.recipe.data, output)))

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from pydantic import ValidationError
 
 from palindiff.atomic import atomic_folder, atomic_text
 from palindiff.data.conditions import evenly_spread
@@ -35,7 +34,7 @@ from palindiff.evaluation.run import Evaluation
 from palindiff.evaluation.tasks import Setting
 from palindiff.experiments.adaptation_checks import check_catalogue, check_output, check_settings
 from palindiff.experiments.adaptation_page import AdaptationReport, Sample, adaptation_page
-from palindiff.experiments.adaptation_preset import Device, Preset, Trial, Wishes, choose_preset
+from palindiff.experiments.adaptation_preset import Device, Preset, Trial, Wishes, choose_preset, read_preset
 from palindiff.inference.clip_model import ClipModel
 from palindiff.inference.generation import generate_images
 from palindiff.pretrained.unidiff_folders import RESULT_FOLDERS, load_unidiff, stock_pipeline
@@ -107,7 +106,8 @@ class Adaptation:
         if validation is None:
             raise ValueError(
                 "`evaluation.validation_split` is null and `data.validation_fraction` 0. Expected held-out images, on "
-                "which training stops. Set one of the two."
+                "which training stops. Put some into a sub-folder `validation`, or set "
+                "`data.validation_fraction=0.1`, which needs captions that differ."
             )
         check_catalogue(training, validation)
         return training, validation
@@ -121,11 +121,17 @@ class Adaptation:
     def preset(self) -> Preset:
         """What is trained, chosen by the catalogue and this machine, or as it was when the run began.
 
-        Raises: ValueError if what was written then was changed.
+        Raises: ValueError if what was written then was changed, or if the images are others than then.
         """
-        file = self.options.output / PRESET_FILE
+        file, images = self.options.output / PRESET_FILE, tuple(each.fingerprint for each in self.sets)
         if file.is_file() and (self.options.run / RECIPE_FILE).is_file():
-            return _read_preset(file)
+            kept = read_preset(file)
+            if kept.images not in ((), images):
+                raise ValueError(
+                    f"`{self.options.data}` has other images or captions than when the run in `{self.options.output}` "
+                    "began. Expected the same, to resume it. Bring them back, or use another --output."
+                )
+            return kept
         given = self._load(self.options.overrides)
         asked = {each.partition("=")[0].strip() for each in self.options.overrides}
         wishes = Wishes(
@@ -138,7 +144,8 @@ class Adaptation:
             given.loop.evaluate_every if "loop.evaluate_every" in asked else None,
         )
         self.report("counting the memory of a step")
-        return choose_preset(len(self.sets[0]), device(), self._count, wishes)
+        chosen = choose_preset(len(self.sets[0]), device(), self._count, wishes)
+        return chosen.model_copy(update={"images": images})
 
     def _count(self, trial: Trial) -> int:
         """Count the memory of a step, on models without weights; of several chunks, of two."""
@@ -290,13 +297,13 @@ class Adaptation:
             missing.append("Accuracy kept on other images: not measured. Pass a data set with classes as --retain.")
         return adaptation_page(
             AdaptationReport(
-                clip=self.options.clip, stable_diffusion=self.options.stable_diffusion, data=self.options.data,
+                clip=self.options.clip, stable_diffusion=self.options.stable_diffusion, data=self.recipe.data,
                 num_training=len(training), num_validation=len(validation), reasons=self.preset.reasons,
                 before=before.numbers, after=after.numbers, chance=after.chance, samples=samples,
                 steps=steps, training_s=seconds, elapsed_s=elapsed_s, missing=tuple(missing),
                 best_by=self.recipe.best_by, best_step=best,
                 folders=tuple(name for name in sorted(RESULT_FOLDERS) if (self.options.output / name).is_dir()),
-                output=self.options.output, fit=self.recipe.data.fit,
+                output=self.options.output, has_validation=_has_validation(self.options.data),
             )
         )  # fmt: skip
 
@@ -332,16 +339,6 @@ def device() -> Device:
         computes_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return Device(int(torch.cuda.get_device_properties(0).total_memory), GPU_SHARE, computes_bf16)
     return Device(int((describe_machine().memory_gib or UNKNOWN_GIB) * 2**30), CPU_SHARE)
-
-
-def _read_preset(file: Path) -> Preset:
-    try:
-        return Preset.model_validate_json(file.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        raise ValueError(
-            f"`{file}` is not what `palindiff adapt` wrote when the run began: {error.errors()[0]['msg']}. Expected "
-            "the settings that were chosen. Use another --output."
-        ) from error
 
 
 def _has_validation(path: str) -> bool:

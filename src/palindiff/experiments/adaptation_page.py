@@ -11,7 +11,7 @@ from typing import NamedTuple
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from palindiff.data.images import Fit
+from palindiff.data.sources import DataConfig
 from palindiff.experiments.demo_page import png_uri
 from palindiff.pretrained.unidiff_folders import CLIP_FOLDER, STABLE_DIFFUSION_FOLDER
 
@@ -53,7 +53,7 @@ class AdaptationReport(NamedTuple):
 
     clip: str
     stable_diffusion: str
-    data: str
+    data: DataConfig
     num_training: int
     num_validation: int
     reasons: Sequence[str]
@@ -69,7 +69,7 @@ class AdaptationReport(NamedTuple):
     best_step: int | None  # whose weights were kept; 0: those before training; None: the last ones
     folders: Sequence[str]
     output: Path
-    fit: Fit  # how images become squares
+    has_validation: bool  # whether the held-out images are a split of their own
 
     @property
     def lines(self) -> list[Line]:
@@ -93,17 +93,18 @@ class AdaptationReport(NamedTuple):
             f"P.from_pretrained({generator!r})('a caption').images[0].save('generated.png')"
         )
         return [
-            embed_command(self.data, self.output, self.fit),
+            embed_command(self.data, self.output),
             f'palindiff rank embeddings --model {clip} --caption "a caption" --by caption',
             f"python -c {shlex.quote(code)}",
         ]
 
 
-def embed_command(data: str, output: Path, fit: Fit) -> str:
+def embed_command(data: DataConfig, output: Path) -> str:
     """The command that embeds a catalogue with the adapted CLIP, in the squares that it was trained on."""
-    option = "" if fit == "crop" else f" --fit {fit}"
+    options = "" if data.fit == "crop" else f" --fit {data.fit}"
+    options += "" if data.on_bad == "refuse" else f" --on-bad {data.on_bad}"
     clip = shlex.quote(str(output / CLIP_FOLDER))
-    return f"palindiff embed {shlex.quote(data)} --model {clip}{option} --output embeddings"
+    return f"palindiff embed {shlex.quote(data.path)} --model {clip}{options} --output embeddings"
 
 
 def adaptation_page(report: AdaptationReport) -> str:

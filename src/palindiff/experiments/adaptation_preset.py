@@ -5,9 +5,10 @@ choice changes (`adapt.yaml`).
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from palindiff.training.recipes.unidiff_recipe import Trained
 
@@ -27,6 +28,7 @@ class Preset(BaseModel, frozen=True, extra="forbid"):
 
     settings: tuple[str, ...]  # KEY=VALUE
     reasons: tuple[str, ...]
+    images: tuple[str, ...] = ()  # fingerprints of those to train on and of those held out
 
 
 class Trial(NamedTuple):
@@ -135,3 +137,17 @@ def _largest(
     per_row = max((count(few._replace(rows=more)) - of_few) / (more - few.rows), 1)
     rows = max(1, min(few.rows + int((room - of_few) // per_row), micro_batch - 1))
     return few._replace(rows=rows), round(of_few + (rows - few.rows) * per_row)
+
+
+def read_preset(file: Path) -> Preset:
+    """Read what was chosen when a run began.
+
+    Raises: ValueError if the file was changed.
+    """
+    try:
+        return Preset.model_validate_json(file.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise ValueError(
+            f"`{file}` is not what `palindiff adapt` wrote when the run began: {error.errors()[0]['msg']}. Expected "
+            "the settings that were chosen. Use another --output."
+        ) from error

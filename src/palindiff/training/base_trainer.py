@@ -31,6 +31,7 @@ from palindiff.training.recipes.schema import Recipe
 R = TypeVar("R", bound=Recipe)
 
 BEST_FILE = "best.json"
+RESULT_FILE = "result.json"  # the step whose result was written, whole
 FEW_ROWS = 16  # of a micro-batch, over all processes: fewer are warned of where they are negatives
 NO_AUGMENTATION = torch.tensor([0.5, 0.0])  # the uniform numbers for an image as it is, and its first caption
 
@@ -110,10 +111,12 @@ class Trainer(ABC, Generic[R]):
         self.run_log = RunLog(self.output, show_progress)
         state = train(self.prepare(), self.accelerator)
         self.objective.eval()
-        result = self.output / self.result_name
-        if self.accelerator.is_main_process and (state.has_learned or not result.exists()):
+        result, written = self.output / self.result_name, self.output / RESULT_FILE
+        is_old = not result.exists() or not written.exists() or json.loads(written.read_text())["step"] != state.step
+        if self.accelerator.is_main_process and (state.has_learned or is_old):
             self.finish()
             self._write_result(result)
+            atomic_text(written, json.dumps({"step": state.step}) + "\n")
         self.accelerator.wait_for_everyone()
         return self.trained_model()
 
@@ -125,6 +128,12 @@ class Trainer(ABC, Generic[R]):
             self._write(self.output / "latest")
         if (found := self.score(numbers)) is not None:
             self._keep_best(step, *found, self.tie_break(numbers))
+        elif self.patience:
+            raise ValueError(
+                f"The evaluation of step {step} found no score by which training could stop, and "
+                f"`evaluation.patience` is {self.patience}. Expected one, for instance accuracy on validation images "
+                "with classes. Choose another `evaluation.keep_best`, or set `evaluation.patience: 0`."
+            )
         return numbers
 
     @property
@@ -151,9 +160,13 @@ class Trainer(ABC, Generic[R]):
         return 0.0
 
     def _keep_best(self, step: int, metric: str, value: float, tie_break: float) -> None:
-        """Write the current weights as `best/` if no evaluation before was as good; `best.json` says which it is."""
+        """Write the current weights as `best/` if no evaluation before was as good; `best.json` says which it is.
+
+        One of this step or later is of a run that was killed, perhaps with other models or images, and does not count.
+        """
         path = self.output / BEST_FILE
         before = json.loads(path.read_text()) if path.exists() else {}
+        before = before if before.get("step", step) < step else {}
         if before.get("metric") == metric and (before["value"], before.get("tie_break", 0.0)) >= (value, tie_break):
             return
         self._write(self.output / "best")

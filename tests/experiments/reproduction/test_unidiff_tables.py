@@ -136,11 +136,11 @@ def test_the_share_with_the_best_validation_recall_is_chosen_and_of_equals_the_l
     tree, parts, write_plan, tmp_path
 ):
     made, _ = make(tree, parts, write_plan, tmp_path, "unidiff")
-    recalls = {0.0: 0.2, 0.5: 0.6, 0.8: 0.6, 1.0: 0.3}
+    recalls = {0.0: (0.2, 0.2), 0.5: (0.4, 0.8), 0.8: (0.6, 0.6), 1.0: (0.1, 0.9)}  # at 1 and at 3
 
     def naming(run, setting, name, settings, share):
-        way = torch.full((4,), recalls[share])
-        return Measurement([], {"text_retrieval_recall@3": way, "image_retrieval_recall@3": way})
+        ways = dict(zip((1, 3), (torch.full((4,), recall) for recall in recalls[share]), strict=True))
+        return Measurement([], {f"{way}_retrieval_recall@{k}": ways[k] for way in ("text", "image") for k in (1, 3)})
 
     made.measured.naming = naming
     plan = InterpolationPlan(data="kinds", shares=(0.0, 1.0, 0.8, 0.5))

@@ -99,12 +99,14 @@ def test_the_two_newest_states_are_kept(tmp_path):
 def test_ema_weights_are_the_average_for_a_while(tmp_path):
     state = make_state(tmp_path, num_steps=3)
     before = [weight.clone() for weight in state.distributed.full_model.parameters()]
+    averages = [average.detach().clone() for average in state.ema.shadow_params]
     with state.ema_weights():
         assert not state.distributed.full_model.training
-        for weight, average in zip(state.distributed.full_model.parameters(), state.ema.shadow_params, strict=True):
+        for weight, average in zip(state.distributed.full_model.parameters(), averages, strict=True):
             assert torch.equal(weight, average)
             assert not any(torch.equal(weight, own) for own in before)
     assert state.distributed.full_model.training
+    assert all(torch.equal(a, b) for a, b in zip(averages, state.ema.shadow_params, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(before, state.distributed.full_model.parameters(), strict=True))
 
 

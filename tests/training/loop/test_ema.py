@@ -109,3 +109,15 @@ def test_weights_are_not_held_by_their_average():
     average.load([weight.detach()], updated_at=1)
     weight.data.fill_(7.0)
     assert torch.equal(average.shadow_params[0], torch.full((2,), 5.0))
+
+
+@pytest.mark.parametrize("device", ["same", "cpu"])
+def test_averages_and_weights_change_places_and_back_to_the_bit(device):
+    weights = [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(4))]
+    average = EMA(weights, DECAY, device=device)
+    average.load([torch.randn_like(weight) for weight in weights], updated_at=1)
+    before = [each.detach().clone() for each in (*weights, *average.shadow_params)]
+    average.exchange(weights)
+    assert all(torch.equal(a, b) for a, b in zip([*average.shadow_params, *weights], before, strict=True))
+    average.exchange(weights)
+    assert all(torch.equal(a, b) for a, b in zip([*weights, *average.shadow_params], before, strict=True))

@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState
 
 from palindiff.training.loop.device import MachineConfig, check_trackers, make_accelerator
 from palindiff.training.loop.loop_config import LoopConfig
-from palindiff.training.loop.run_log import RunLog, read_log
+from palindiff.training.loop.run_log import RunLog, read_log, training_cost
 from toys.run import cpu_accelerator
 
 LOOP = LoopConfig(num_steps=5, batch_size=4, log_every=2)
@@ -62,6 +62,15 @@ def test_elapsed_time_resumes_where_it_stopped(tmp_path):
     assert read_log(tmp_path / "log.jsonl")[-1]["elapsed_s"] >= 500.0
 
 
+def test_the_time_until_a_last_evaluation_counts(tmp_path):
+    run_log = started(tmp_path)
+    take_steps(run_log, 1, 1)  # of which no line is written yet
+    run_log._since -= 500.0
+    run_log.evaluation(1, {"recall": 0.5}, elapsed_s=0.0)
+    run_log.finish()
+    assert training_cost(read_log(tmp_path / "log.jsonl")) == (1, pytest.approx(500, abs=5))
+
+
 def test_evaluations_have_lines_of_their_own_and_cost_no_training_time(tmp_path):
     run_log = started(tmp_path)
     take_steps(run_log, 1, 2)
@@ -69,6 +78,7 @@ def test_evaluations_have_lines_of_their_own_and_cost_no_training_time(tmp_path)
     take_steps(run_log, 3, 4)
     run_log.finish()
     evaluation = read_log(tmp_path / "log.jsonl")[1]
+    assert evaluation.pop("elapsed_s") < -900
     assert evaluation == {"step": 2, "recall": 0.123457, "evaluation_s": 1000.0}
     assert read_log(tmp_path / "log.jsonl")[2]["elapsed_s"] < -900  # 1,000 s that never passed are taken off
 

@@ -550,6 +550,9 @@ def test_what_chooses_the_result_of_a_training_that_stops_early_is_part_of_the_c
     assert hashed() != hashed(override)
     assert hashed("evaluation.prompts=[a]") == hashed()
     assert hashed("clip.source=elsewhere", "stable_diffusion.source=elsewhere") == hashed()
+    classes = ("evaluation.evaluators=[classification]", "evaluation.templates=['a {}']")
+    assert hashed(classes[0]) != hashed(*classes)
+    assert hashed(classes[1]) == hashed(), "recall compares captions, not classes"
     never = "evaluation.patience=0"
     assert hashed(never) == hashed(never, "loop.evaluate_every=7")
 

@@ -81,6 +81,6 @@ class MeasuredRuns:
                 return -KernelDistance.of(self.generation(run, plan.generation, share).items).of_all()
             assert plan.data is not None, "the plan has checked it"
             found = self.naming(run, NamingPlan(), plan.data, [], share)
-            return sum(float(found.items[metric].mean()) for metric in self.plan.naming[plan.data].recall_metrics)
+            return sum(float(found.items[metric].mean()) for metric in self.plan.naming[plan.data].all_recall_metrics)
 
         return max(sorted(plan.shares, reverse=True), key=quality)

@@ -52,9 +52,14 @@ class DataPlan(BaseModel, frozen=True, extra="forbid"):
         return tuple(f"{way}_retrieval_recall@{self.recall_k}" for way in WAYS)
 
     @property
+    def all_recall_metrics(self) -> tuple[str, ...]:
+        """Recall at all numbers in both directions, by whose mean training of UniDiff is chosen too."""
+        return tuple(f"{way}_retrieval_recall@{k}" for way in WAYS for k in self.retrieval_ks)
+
+    @property
     def metrics(self) -> set[str]:
         """What is measured."""
-        of_retrieval = {f"{way}_retrieval_recall@{k}" for way in WAYS for k in self.retrieval_ks}
+        of_retrieval = set(self.all_recall_metrics)
         of_retrieval |= {f"{way}_retrieval_mrr" for way in WAYS}
         collapse = {f"{name}_{metric}" for name in WAYS for metric in COLLAPSE} | {"alignment"}
         of_tasks: dict[NamingTask, set[str]] = {
@@ -104,7 +109,7 @@ class ClassifierPlan(BaseModel, frozen=True, extra="forbid"):
 class InterpolationPlan(BaseModel, frozen=True, extra="forbid"):
     """Weights between those that training started from and its result, and where their share is chosen."""
 
-    data: str | None = None  # of `naming`: a validation split; its recall chooses
+    data: str | None = None  # of `naming`: a validation split; the mean of its recalls, at all numbers, chooses
     generation: str | None = None  # of `generation`, instead: a validation split; its KD chooses
     shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
         (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), min_length=1

@@ -75,16 +75,17 @@ class TrainState:
             return
         model = self.distributed.full_model
         was_training, device = model.training, next(model.parameters()).device
-        if not self.distributed.is_sharded:
-            self.ema.store(self._trained.values())
-        self.use_ema_weights()
+        if self.distributed.is_sharded:
+            self.use_ema_weights()  # into the full model, which is another one
+        else:
+            self.ema.exchange(self._trained.values())
         model.eval()
         try:
             yield
         finally:
             model.train(was_training).to(device)
             if not self.distributed.is_sharded:
-                self.ema.restore(self._trained.values())
+                self.ema.exchange(self._trained.values())
 
     @torch.no_grad()
     def use_ema_weights(self) -> None:

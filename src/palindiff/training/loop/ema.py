@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 
+import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
@@ -40,6 +41,14 @@ class EMA(EMAModel):
         """Resume from averages, sharded as the weights are, whose last update was after so many steps."""
         self.shadow_params = [self._on_device(each).detach().clone() for each in averages]
         self.optimization_step = self.updated_at = updated_at
+
+    @torch.no_grad()
+    def exchange(self, weights: Iterable[nn.Parameter]) -> None:
+        """Exchange the averages with the weights, one by one, so that no third copy of all is in memory."""
+        for weight, average in zip(weights, self.shadow_params, strict=True):
+            kept = weight.detach().to(average.device, copy=True)
+            weight.copy_(average)
+            average.copy_(kept)
 
     def _on_device(self, weight: Tensor) -> Tensor:
         """A weight's own shard on the EMA's device; it requires a gradient, as EMAModel copies what does not."""

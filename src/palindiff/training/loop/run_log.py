@@ -76,8 +76,9 @@ class RunLog:
     def evaluation(self, step: int, numbers: Mapping[str, float], elapsed_s: float) -> None:
         """Write an evaluation's numbers; its time does not count as training time."""
         self._since += elapsed_s
+        trained_s = self._elapsed_s + time.perf_counter() - self._since  # so that an early stop loses none of it
         rounded = {name: round(value, 6) for name, value in numbers.items()}
-        self._write(step, rounded | {"evaluation_s": round(elapsed_s, 1)})
+        self._write(step, rounded | {"evaluation_s": round(elapsed_s, 1), "elapsed_s": round(trained_s, 1)})
         if not self._bar.disable:
             shown = "  ".join(f"{name} {value:.3f}" for name, value in numbers.items())
             self._bar.write(f"step {step}: {shown}", file=sys.stderr)

@@ -73,6 +73,14 @@ class UniDiffRecipe(Recipe, frozen=True, extra="forbid", allow_inf_nan=False):
 
     @model_validator(mode="after")
     def _stops_by_what_is_evaluated(self) -> Self:
+        objective = self.objective
+        if self.evaluation.keep_best == "generation" and not (
+            objective.generation_weight or objective.consistency_weight
+        ):
+            raise ValueError(
+                "`evaluation.keep_best` is 'generation', and `generation_weight` and `consistency_weight` of "
+                "`objective` are 0, so the U-Net is not trained. Expected a score that changes. Set `keep_best: auto`."
+            )
         evaluator = {None: "", "recall": "retrieval", "classification": "classification"}.get(self.best_by)
         if self.evaluation.patience and evaluator is not None and evaluator not in self.evaluation.evaluators:
             raise ValueError(

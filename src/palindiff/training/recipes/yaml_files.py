@@ -185,6 +185,8 @@ def _numbers(recipe: BaseModel) -> Tree:
     left_out = {key for key in flat if key.startswith(ALTER_NO_NUMBERS)} | PATHS
     if flat.get("evaluation.patience"):
         left_out -= CHOOSE_RESULT
+        if "classification" in flat.get("evaluation.evaluators", ()):
+            left_out -= {"evaluation.templates"}
     return {key: value for key, value in flat.items() if key == "machine.precision" or key not in left_out}
 
 
