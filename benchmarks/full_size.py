@@ -24,6 +24,11 @@ RECIPE = "diffdis-cc3m"
 NUM_IMAGES, BATCH_SIZE = 4, 2
 CAPTION = "an image of number {}"
 GENERATION_STEPS = 2
+ADAPT_SETTINGS = (
+    "data.validation_fraction=0", "evaluation.validation_split=null", "evaluation.evaluators=[]",
+    "evaluation.patience=0", "machine.gradient_checkpointing=true", "machine.precision=bf16",
+    "optimizer.kind=adamw_8bit", f"loop.batch_size={BATCH_SIZE}", "loop.grad_cache_size=1", "loop.num_steps=1",
+)  # fmt: skip
 GIB = 2**30
 
 FULL_SIZES: dict[str, dict[str, Any]] = {
@@ -206,12 +211,10 @@ def adapt(trial: Trial, trained: str) -> dict[str, Any]:
 
     work, output = trial.work, trial.work / f"unidiff-{trained}"
     recipe = load_recipe(UniDiffRecipe, "adapt", [
-        f"clip.source={work / 'clip'}", f"stable_diffusion.source={work / 'stable-diffusion'}", f"trained={trained}",
-        f"data.path={work / 'data'}", "data.validation_fraction=0", "evaluation.validation_split=null",
-        f"machine.cache_dir={work / 'cache'}", "machine.num_workers=0", "machine.gradient_checkpointing=true",
-        f"machine.precision={'fp32' if trial.is_toy else 'bf16'}", "optimizer.kind=adamw_8bit",
-        f"loop.batch_size={BATCH_SIZE}", "loop.grad_cache_size=1", "loop.num_steps=1", "loop.log_every=1",
-        "evaluation.evaluators=[]",
+        *ADAPT_SETTINGS, *(["machine.precision=fp32"] if trial.is_toy else []), f"trained={trained}",
+        f"clip.source={work / 'clip'}", f"stable_diffusion.source={work / 'stable-diffusion'}",
+        f"data.path={work / 'data'}", f"machine.cache_dir={work / 'cache'}", "machine.num_workers=0",
+        "loop.log_every=1",
     ])  # fmt: skip
     train_recipe(recipe, output, show_progress=False)
     return {"step_s": max(line.get("elapsed_s", 0.0) for line in read_log(output / "log.jsonl"))}

@@ -11,8 +11,9 @@ import pytest
 
 from palindiff.evaluation.results import read_results
 from palindiff.training.cost.estimate import Hardware, count_memory, count_parameters
-from palindiff.training.cost.weight_free import fake_run
+from palindiff.training.cost.weight_free import fake_run, fake_unidiff
 from palindiff.training.recipes.schema import DiffDisRecipe
+from palindiff.training.recipes.unidiff_recipe import UniDiffRecipe
 from palindiff.training.recipes.yaml_files import load_recipe
 from toys.by_path import ROOT, load_by_path
 from toys.run import one_thread
@@ -58,6 +59,20 @@ def test_the_estimate_is_that_of_the_measured_full_size_run():
     parameters = {row["place"]: row["parameters"] for row in results.rows if row["kind"] == "parameters"}
     assert parameters.pop("U-Net") == estimated.parts["unet"]
     assert sum(parameters.values()) == sum(estimated.new.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "trained"), [("adapt one step, LoRA", "lora"), ("adapt one step, all weights", "all")]
+)
+def test_the_estimate_of_unidiff_is_that_of_the_measured_full_size_run(stage, trained):
+    """docs/unidiff.md gives the bounds; the sources of the recipe have the measured shapes."""
+    results = read_results(ROOT / "results" / "full_size.json")
+    (measured,) = [row["peak_gib"] for row in results.rows if row.get("stage") == stage]
+    recipe = load_recipe(UniDiffRecipe, "adapt", [*full_size.ADAPT_SETTINGS, f"trained={trained}"])
+    with fake_unidiff(recipe) as run:
+        estimated = count_memory(run, recipe, Hardware(device="cpu")).peak / 2**30
+    assert estimated == pytest.approx(measured, rel=0.15)
 
 
 @pytest.mark.full_size

@@ -131,8 +131,8 @@ class Trainer(ABC, Generic[R]):
         elif self.patience:
             raise ValueError(
                 f"The evaluation of step {step} found no score by which training could stop, and "
-                f"`evaluation.patience` is {self.patience}. Expected one, for instance accuracy on validation images "
-                "with classes. Choose another `evaluation.keep_best`, or set `evaluation.patience: 0`."
+                f"`evaluation.patience` is {self.patience}. Expected one: of validation images, for accuracy with "
+                "classes. Choose another `evaluation.keep_best`, or set `evaluation.patience: 0`."
             )
         return numbers
 
