@@ -62,14 +62,13 @@ def test_the_estimate_is_that_of_the_measured_full_size_run():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "trained"), [("adapt one step, LoRA", "lora"), ("adapt one step, all weights", "all")]
-)
-def test_the_estimate_of_unidiff_is_that_of_the_measured_full_size_run(stage, trained):
-    """docs/unidiff.md gives the bounds; the sources of the recipe have the measured shapes."""
+def test_the_estimate_of_unidiff_is_that_of_its_measured_full_size_step():
+    """The docs promise 15 %, for all weights. The peak of LoRA is that of writing its result. The recipe's own sources
+    have the measured shapes.
+    """
     results = read_results(ROOT / "results" / "full_size.json")
-    (measured,) = [row["peak_gib"] for row in results.rows if row.get("stage") == stage]
-    recipe = load_recipe(UniDiffRecipe, "adapt", [*full_size.ADAPT_SETTINGS, f"trained={trained}"])
+    (measured,) = [row["peak_gib"] for row in results.rows if row.get("stage") == "adapt one step, all weights"]
+    recipe = load_recipe(UniDiffRecipe, "adapt", [*full_size.ADAPT_SETTINGS, "trained=all"])
     with fake_unidiff(recipe) as run:
         estimated = count_memory(run, recipe, Hardware(device="cpu")).peak / 2**30
     assert estimated == pytest.approx(measured, rel=0.15)
