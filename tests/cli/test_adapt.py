@@ -398,6 +398,7 @@ def test_with_accumulation_the_micro_batch_is_in_memory_and_the_whole_batch_make
 def test_steps_that_the_user_sets_are_those_of_the_reasons():
     preset = chosen(5_000, 80, num_steps=157, evaluate_every=20)
     assert preset.reasons[-1] == "At most 157 steps, 2 times over the images; recall is measured every 20 steps."
+    assert "At most 12 steps, 0.15 times over" in chosen(5_000, 80, num_steps=12).reasons[-1]
     assert {"loop.num_steps=157", "loop.evaluate_every=20", "loop.save_every=20"} < set(preset.settings)
     assert (
         chosen(5_000, 80, evaluate_every=0)

@@ -95,7 +95,7 @@ class AdaptationReport(NamedTuple):
         return [
             embed_command(self.data, self.output),
             f'palindiff rank embeddings --model {clip} --caption "a caption" --by caption',
-            f"python -c {shlex.quote(code)}",
+            f"python -c {_quoted(code)}",
         ]
 
 
@@ -112,6 +112,11 @@ def adaptation_page(report: AdaptationReport) -> str:
     jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     jinja.filters["png"] = png_uri
     return jinja.from_string(TEMPLATE.read_text(encoding="utf-8")).render(report=report)
+
+
+def _quoted(code: str) -> str:
+    """Quote code for a shell, readably where it holds nothing that a shell replaces between double quotes."""
+    return shlex.quote(code) if set(code).intersection('"\\$`!\n') else f'"{code}"'
 
 
 def _shown(value: float, is_share: bool) -> str:

@@ -97,13 +97,14 @@ def choose_preset(num_images: int, device: Device, count: Count, wishes: Wishes 
     negatives = "all of which are" if micro_batch == batch_size else f"each {micro_batch} of which are each other's"
     cached = f", the activations of {trial.rows} in memory at once" if trial.is_chunk else ""
     passes, when = steps * batch_size / num_images, f"recall is measured every {every} steps"
+    times = f"{passes:,.0f}" if passes >= 2 else f"{passes:.2g}"
     when = when if every else "recall is measured at the end"
     size = f"A step takes about {taken / GIB:,.1f} of {device.memory_bytes / GIB:,.1f} GiB, as counted beforehand"
     reasons = (
         f"Trained: {trained}, {why}.",
         f"Batches of {batch_size} images, {negatives} negatives{cached}.",
         f"{size}." if taken <= room else f"{size}: training may run out of memory.",
-        f"At most {steps:,} steps, {passes:,.0f} times over the images; {when}.",
+        f"At most {steps:,} steps, {times} times over the images; {when}.",
     )
     return Preset(settings=settings, reasons=reasons)
 
