@@ -218,8 +218,8 @@ def test_a_killed_command_resumes_to_the_weights_of_an_unkilled_run(toy_parts, t
     assert written_weights(tmp_path / "killed") == written_weights(tmp_path / "whole")
     assert [line["step"] for line in read_log(log) if "loss" in line] == list(range(1, 25))
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {
-        "best", "best.json", "calibration.json", "checkpoint", "latest", "log.jsonl", RECIPE_FILE, "state",
-        "tensorboard",
+        "best", "best.json", "calibration.json", "checkpoint", "latest", "log.jsonl", RECIPE_FILE, "result.json",
+        "state", "tensorboard",
     }  # fmt: skip
 
 
