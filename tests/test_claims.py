@@ -331,6 +331,8 @@ def test_the_plan_has_the_rates_and_weights_that_validation_chose():
     for form in ("projected", "relational"):
         best = max(("0.1", "1", "10"), key=lambda weight: weights[f"{form}, {weight}", recall])
         assert f"objective.consistency_weight={best}" in plan[form]
+        cosines = [weights[f"{form}, {weight}", "mean cosine on validation"] for weight in ("0.1", "1", "10")]
+        assert cosines == sorted(cosines)  # unidiff.md: "smaller ones raise the cosine less"
     low, high = (weights[f"relational, {weight}", "mean cosine on validation"] for weight in ("0.1", "10"))
     assert low < high / 4  # "nearly the same, with a far lower mean cosine"
     assert abs(weights["relational, 0.1", recall] - weights["relational, 10", recall]) < 0.002

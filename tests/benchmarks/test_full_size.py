@@ -63,8 +63,9 @@ def test_the_estimate_is_that_of_the_measured_full_size_run():
 
 @pytest.mark.slow
 def test_the_estimate_of_unidiff_is_that_of_its_measured_full_size_step():
-    """The docs promise 15 %, for all weights. The peak of LoRA is that of writing its result. The recipe's own sources
-    have the measured shapes.
+    """The docs promise 15 %, for all weights; LoRA's peak also holds the writing of its result.
+
+    The recipe's own sources have the measured shapes.
     """
     results = read_results(ROOT / "results" / "full_size.json")
     (measured,) = [row["peak_gib"] for row in results.rows if row.get("stage") == "adapt one step, all weights"]
