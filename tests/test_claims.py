@@ -3,7 +3,6 @@
 import math
 import re
 from collections import Counter
-from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
@@ -12,28 +11,16 @@ from safetensors import safe_open
 from palindiff.evaluation.results import read_results
 from palindiff.evaluation.thumbnails import THUMBNAIL_SIDE
 from palindiff.experiments.adaptation import CPU_SHARE, GPU_SHARE
-from palindiff.experiments.adaptation_preset import (
-    EPOCHS,
-    FEW_IMAGES,
-    MAX_STEPS,
-    MIN_ROWS,
-    MIN_STEPS,
-    Device,
-    choose_preset,
-)
 from palindiff.experiments.emoji_protocol import METRIC_STEPS, NUM_GENERATED, NUM_GENERATION_CONCEPTS
 from palindiff.experiments.reproduction.plan import load_plan
 from palindiff.experiments.reproduction.verdicts import SAME_FLOP
 from palindiff.inference.defaults import GENERATION_GUIDANCE_SCALE, NAMING_GUIDANCE_SCALE, NAMING_STEPS
 from palindiff.models.text_diffusion import leak, text_diffusion_scheduler
 from palindiff.pretrained.bundled import CHECKPOINTS
-from palindiff.training.recipes.yaml_files import load_recipe
-from palindiff.training.trainer import recipe_classes
 from toys.by_path import load_by_path
+from toys.documents import PAGES, ROOT, prose, results
 
 cards = load_by_path("scripts/bundled_card.py")
-ROOT = Path(__file__).parents[1]
-PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
 FILES = [
     *(ROOT / "src" / "palindiff").rglob("*"), *(ROOT / "docs").glob("*"), *(ROOT / "scripts").glob("*"),
     *(ROOT / "benchmarks").glob("*"), ROOT / "README.md", ROOT / "CHANGELOG.md",
@@ -46,16 +33,6 @@ UNPROVED = re.compile(
     re.IGNORECASE,
 )
 QUANTITY = re.compile(r"(?<![\w.])[\d,.]*\d ?(?:%|dB|ms|[KMGT]i?B|seconds?|minutes?|hours?|days?|M parameters)(?!\w)")
-
-
-def prose(page):
-    """A page without code blocks, quoted tables and line breaks."""
-    text = re.sub(r"^```.*?^```", "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
-    return " ".join(re.sub(r"<!-- results/.*?<!-- end -->", "", text, flags=re.DOTALL).split())
-
-
-def results(name):
-    return read_results(ROOT / "results" / f"{name}.json")
 
 
 def num_parameters(folder):
@@ -229,19 +206,6 @@ def test_what_is_said_of_the_full_size_run_is_in_its_result_file():
     assert f"has {new / 1e6:.1f} million parameters in all" in text
 
 
-def test_what_unidiff_md_says_of_the_choice_is_the_code_s():
-    text = prose("unidiff.md")
-    recipe = load_recipe(recipe_classes(), "adapt")
-    assert f"fewer than {FEW_IMAGES:,} training images: LoRA" in text
-    assert f"{100 * GPU_SHARE:.0f} % of the GPU's memory, or {100 * CPU_SHARE:.0f} % of the machine's" in text
-    assert f"as many rows at once as fit, at least {MIN_ROWS}" in text
-    assert f"{EPOCHS} passes over the images, but at least {MIN_STEPS} and at most {MAX_STEPS:,} steps" in text
-    assert "=64" in " ".join(choose_preset(10_000, Device(2**36, 1), lambda trial: 1).settings)
-    assert f"stops after {recipe.evaluation.patience} evaluations" in text
-    assert recipe.data.validation_fraction == 0.1
-    assert "About one image in ten is held out" in text
-
-
 def test_sums_of_disk_space_are_right():
     per_image = 2 * 4 * 32 * 32 * 2
     assert f"2 x 4 x 32 x 32 x 2 = {per_image:,}" in prose("cc3m.md")
@@ -313,34 +277,3 @@ def test_what_is_said_of_the_pilots_is_in_the_result_file():
     assert "At the scale `photos` two pilots stayed below five times chance" in prose("paper_map.md")
     assert "The second did not reach it either: at this scale P1 to P3 cannot be decided" in prose("protocol.md")
     assert "Both runs stay below five times chance" in prose("tables.md")
-
-
-def test_the_plan_has_the_rates_and_weights_that_validation_chose():
-    plan = load_plan("emoji").settings
-    rates, weights = (
-        {(row["row"], row["column"]): row["value"] for row in results(name).rows if row["seed"] is None}
-        for name in ("unidiff-rates-emoji", "unidiff-weights-emoji")
-    )
-    recall = "mean recall on validation"
-    for arm, setting in (("both", "unidiff"), ("contrastive", "contrastive")):
-        best = max(("5e-5", "2e-4", "8e-4"), key=lambda rate: rates[f"{arm}, {rate}", recall])
-        assert f"optimizer.learning_rate={float(best):.1e}".replace("e-0", "e-") in plan[setting]
-    for arm, setting in (("generation", "generation alone"), ("both, best by the generation loss", "by generation")):
-        best = min(("5e-5", "2e-4", "8e-4"), key=lambda rate: rates[f"{arm}, {rate}", "KD-EffLite0"])
-        assert f"optimizer.learning_rate={float(best):.1e}".replace("e-0", "e-") in plan[setting]
-    for form in ("projected", "relational"):
-        best = max(("0.1", "1", "10"), key=lambda weight: weights[f"{form}, {weight}", recall])
-        assert f"objective.consistency_weight={best}" in plan[form]
-        cosines = [weights[f"{form}, {weight}", "mean cosine on validation"] for weight in ("0.1", "1", "10")]
-        assert cosines == sorted(cosines)  # unidiff.md: "smaller ones raise the cosine less"
-    low, high = (weights[f"relational, {weight}", "mean cosine on validation"] for weight in ("0.1", "10"))
-    assert low < high / 4  # "nearly the same, with a far lower mean cosine"
-    assert abs(weights["relational, 0.1", recall] - weights["relational, 10", recall]) < 0.002
-
-
-def test_what_is_said_of_unidiff_s_claims_is_in_the_result_file():
-    found = {row["claim"]: row for row in results("unidiff-claims-emoji").rows}
-    assert [found[name]["verdict"] for name in ("U1", "U2")] == ["cannot be decided"] * 2
-    assert found["U1"]["difference"] > 0 > found["U2"]["difference"]  # "both differences favour training together"
-    assert [found[name]["verdict"] for name in ("U3", "U4")] == ["does not hold here"] * 2
-    assert min(found[name]["judged_low"] for name in ("U3", "U4")) > 0  # "both forms raise the mean cosine"
