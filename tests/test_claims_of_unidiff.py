@@ -1,5 +1,9 @@
 """What docs/unidiff.md and the plans say of UniDiff is compared with its result files and the code."""
 
+from statistics import fmean
+
+import pytest
+
 from palindiff.experiments.adaptation import CPU_SHARE, GPU_SHARE
 from palindiff.experiments.adaptation_preset import (
     EPOCHS,
@@ -14,6 +18,8 @@ from palindiff.experiments.reproduction.plan import load_plan
 from palindiff.training.recipes.yaml_files import load_recipe
 from palindiff.training.trainer import recipe_classes
 from toys.documents import prose, results
+
+WAYS = ("image to text", "text to image")
 
 
 def test_what_unidiff_md_says_of_the_choice_is_the_code_s():
@@ -58,3 +64,54 @@ def test_what_is_said_of_unidiff_s_claims_is_in_the_result_file():
     assert found["U1"]["difference"] > 0 > found["U2"]["difference"]  # "both differences favour training together"
     assert [found[name]["verdict"] for name in ("U3", "U4")] == ["does not hold here"] * 2
     assert min(found[name]["judged_low"] for name in ("U3", "U4")) > 0  # "both forms raise the mean cosine"
+
+
+def test_what_is_said_of_unidiff_s_table_is_in_the_result_file():
+    found = results("unidiff-emoji")
+    shown = {(row["row"], row["column"]): row["value"] for row in found.rows if row["seed"] is None}
+    consistent = "the better consistency"
+    sizes = {
+        "": ("contrastive", "both", "both, consistency relational"),
+        **{size: tuple(f"{size} images: {arm}" for arm in ("contrastive", "both", f"both, {consistent}"))
+           for size in ("500", "2,000")},
+    }  # fmt: skip
+    text = prose("unidiff.md")
+    gains = {}
+    for size, (contrastive, both, consistency) in sizes.items():
+        recall = {arm: fmean(shown[arm, f"R@10 {way}"] for way in WAYS) for arm in (contrastive, both)}
+        gains[size] = 100 * (recall[both] - recall[contrastive])
+        for arm in (contrastive, both):
+            assert shown[arm, "mean cosine"] < shown["CLIP before", "mean cosine"]  # nothing collapsed
+            assert shown[arm, "effective rank"] > shown["CLIP before", "effective rank"]
+        assert shown[consistency, "mean cosine"] > 2 * shown["CLIP before", "mean cosine"]  # "far above"
+        assert shown[both, "effective rank"] > shown[consistency, "effective rank"]  # "lose few others"
+        assert shown[consistency, "effective rank"] > shown["CLIP before", "effective rank"]
+        kept = [shown[arm, "accuracy on the first styles"] for arm in ("CLIP before", contrastive, both)]
+        assert 0.1 > kept[0] > kept[1] > kept[2]
+        assert shown[consistency, "accuracy on the first styles"] < kept[1]
+    assert "by half a point and by three points" in text
+    assert abs(gains["500"] - 0.5) < 0.25
+    assert abs(gains["2,000"] - 3) < 0.5
+    projected = "both, consistency projected"
+    assert shown["CLIP before", "mean cosine"] > shown[projected, "mean cosine"] > shown["both", "mean cosine"]
+    assert shown[projected, "effective rank"] > shown["CLIP before", "effective rank"]
+    plan = load_plan("emoji").settings
+    both, contrastive = (
+        float(text.partition("=")[2])
+        for name in ("unidiff", "contrastive") for text in plan[name] if "optimizer.learning_rate=" in text
+    )  # fmt: skip
+    assert both == pytest.approx(4 * contrastive)  # "four times as large"
+    shares = {(row["row"], row["seed"]): row["share"] for row in found.rows if "share" in row}
+    assert 2 * sum(share == 1 for share in shares.values()) > len(shares)  # "in most runs"
+    assert min(shares.values()) == 0.7
+
+
+def test_the_better_consistency_is_that_with_the_higher_recall_on_validation():
+    recall = {row["row"]: row["value"] for row in results("unidiff-emoji").rows
+              if row["seed"] is None and row["column"] == "mean recall on validation"}  # fmt: skip
+    forms = ("both, consistency projected", "both, consistency relational")
+    assert max(forms, key=recall.__getitem__).endswith("relational")
+    plan = load_plan("emoji").settings
+    assert plan["better consistency"] == plan["relational"]
+    assert set(plan["relational"]) == set(load_plan("photos").variants["uni-consistency"].set)
+    assert "Validation chose `relational`" in prose("protocol.md")
