@@ -4,6 +4,7 @@ import contextlib
 import html
 import importlib.util
 import json
+import re
 import shlex
 import shutil
 
@@ -70,6 +71,8 @@ def test_a_catalogue_becomes_two_stock_folders_and_a_report(palindiff, adapt, ca
     for text in ("recall@1", "KD-EffLite0", "effective rank", "zero-shot accuracy on --retain", "Trained: lora"):
         assert text in page
     assert "not measured" not in page
+    (of_retained,) = [row for row in page.split("<tr>") if "zero-shot accuracy on --retain" in row]
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", of_retained)[-2] == "50.0 %"  # chance of two classes
     assert page.count('alt="after"') == page.count('alt="before"') >= 2
     assert "written: " in out
     embed, rank, generate = html.unescape(page).partition("<pre>")[2].partition("</pre>")[0].strip().splitlines()

@@ -242,7 +242,8 @@ class Adaptation:
         pipeline.vae.enable_slicing()
         numbers, chance = recall_and_collapse(clip, rows, self.recipe.data.fit)
         numbers |= self._generation_quality(validation, pipeline, when)
-        numbers |= self._retained(clip, when)
+        retained, chance_of_retained = self._retained(clip, when)
+        numbers, chance = numbers | retained, chance | chance_of_retained
         chosen = [rows[i] for i in evenly_spread(len(rows), NUM_SAMPLES)]
         captions = [row.captions[0] for row in chosen]
         images = generate_images(pipeline, captions, list(range(len(captions))), batch_size=GENERATED_AT_ONCE)
@@ -264,12 +265,13 @@ class Adaptation:
         assert measured is not None, "one process measures"
         return {str(row["metric"]): float(str(row["value"])) for row in measured.rows if row["value"] is not None}
 
-    def _retained(self, clip: ClipModel, when: str) -> Numbers:
+    def _retained(self, clip: ClipModel, when: str) -> tuple[Numbers, Numbers]:
         if self.retained is None:
-            return {}
+            return {}, {}
         folder = self.options.run / f"retained-{when}"
         (record,) = Evaluation(clip, when, [self.retained], ["classification"], [Setting()], folder).run()
-        return {"retained": record.metrics["acc1"]}
+        chance = record.chance["acc1"]
+        return {"retained": record.metrics["acc1"]}, {} if chance is None else {"retained": chance}
 
     def _warnings(self) -> list[str]:
         """What the numbers leave out or cannot say, in sentences."""
