@@ -115,3 +115,31 @@ def test_the_better_consistency_is_that_with_the_higher_recall_on_validation():
     assert plan["better consistency"] == plan["relational"]
     assert set(plan["relational"]) == set(load_plan("photos").variants["uni-consistency"].set)
     assert "Validation chose `relational`" in prose("protocol.md")
+
+
+def test_what_is_said_of_clothes_is_in_the_result_file():
+    rows = [row for row in results("unidiff-clothing").rows if row["seed"] is None]
+    shown = {(row["row"], row["column"]): row["value"] for row in rows}
+    before, arms = "CLIP before", ("contrastive", "both", "both, the better consistency")
+    contrastive, both, consistency = arms
+    of_kinds = {arm: shown[arm, "mean average precision by kind"] for arm in (before, *arms)}
+    accuracy = {arm: shown[arm, "kind of clothing"] for arm in (before, *arms)}
+    (chance,) = {row["chance"] for row in rows if row["column"] == "kind of clothing"}
+    assert abs(accuracy[before] - chance) < 0.01
+    assert all(of_kinds[arm] > 2 * of_kinds[before] for arm in arms)  # "more than doubles"
+    assert all(2.5 < accuracy[arm] / accuracy[before] < 3.5 for arm in arms)  # "triples"
+    assert "the most frequent class has 114 of the 523 test images" in prose("photo_sets.md")
+    assert max(accuracy.values()) < 114 / 523
+    assert max(of_kinds[arm] for arm in arms) - min(of_kinds[arm] for arm in arms) < 0.01
+    assert (
+        shown[both, "KD-EffLite0"]
+        < shown[contrastive, "KD-EffLite0"]
+        < shown["Stable Diffusion before", "KD-EffLite0"]
+    )
+    assert shown[consistency, "mean cosine"] > 0.9 > 3 * shown[before, "mean cosine"]
+    ranks = {arm: shown[arm, "effective rank"] for arm in (before, *arms)}
+    assert all(shown[arm, "mean cosine"] < shown[before, "mean cosine"] for arm in (contrastive, both))
+    assert ranks[consistency] < ranks[before] < min(ranks[contrastive], ranks[both])
+    kept = {arm: shown[arm, "recall@10 kept on Flickr8k"] for arm in (before, *arms)}
+    assert all(0.4 < kept[arm] / kept[before] < 0.6 for arm in (contrastive, both))
+    assert 0.2 < kept[consistency] / kept[before] < 0.3
