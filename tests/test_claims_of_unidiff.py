@@ -95,6 +95,17 @@ def test_what_is_said_of_unidiff_s_table_is_in_the_result_file():
     projected = "both, consistency projected"
     assert shown["CLIP before", "mean cosine"] > shown[projected, "mean cosine"] > shown["both", "mean cosine"]
     assert shown[projected, "effective rank"] > shown["CLIP before", "effective rank"]
+    kept = {row: value for (row, column), value in shown.items() if column == "accuracy on the first styles"}
+    of_start = kept.pop("CLIP before")
+    assert all(value < of_start for row, value in kept.items() if not row.startswith("generation"))
+    mixed = [row for row in kept if row.endswith(", interpolated")]
+    assert len(mixed) == 11
+    assert all(kept[row] - kept[row.removesuffix(", interpolated")] < 0.01 for row in mixed)  # "little more is kept"
+    steps = {(row["variant"], row["seed"]): row["steps"] for row in found.rows if "steps" in row}
+    stopped = [variant for (variant, _), number in steps.items() if variant.startswith("uni-") and number < 200]
+    assert len(stopped) == 3
+    assert all(variant.endswith(("-500", "-2000")) for variant in stopped)
+    assert "of the three runs with 500 and 2,000 images that stopped early" in prose("protocol.md")
     plan = load_plan("emoji").settings
     both, contrastive = (
         float(text.partition("=")[2])
@@ -140,6 +151,9 @@ def test_what_is_said_of_clothes_is_in_the_result_file():
     ranks = {arm: shown[arm, "effective rank"] for arm in (before, *arms)}
     assert all(shown[arm, "mean cosine"] < shown[before, "mean cosine"] for arm in (contrastive, both))
     assert ranks[consistency] < ranks[before] < min(ranks[contrastive], ranks[both])
+    assert ranks[consistency] / ranks[before] > 0.9  # "a little below"
+    for column, within in (("kind of clothing", 0.01), ("effective rank", 0.1), ("mean cosine", 0.01)):
+        assert abs(shown[both, column] - shown[contrastive, column]) < within  # "hardly changes what CLIP learns"
     kept = {arm: shown[arm, "recall@10 kept on Flickr8k"] for arm in (before, *arms)}
     assert all(0.4 < kept[arm] / kept[before] < 0.6 for arm in (contrastive, both))
     assert 0.2 < kept[consistency] / kept[before] < 0.3
